@@ -1,0 +1,276 @@
+"""From a config to objects: the only place where this happens.
+
+Every check that needs more than the config itself (the task, the world size, the device) is here, and all faults are
+reported together with those of the config.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from fds_dist.config import Config, Draft
+from fds_dist.config.hyperparameters import HyperparameterConfig
+from fds_dist.distributed.environment import LaunchEnvironment
+from fds_dist.distributed.mesh import MeshShape, choose_device, mesh_shape
+from fds_dist.engine.estimators import ESTIMATORS, Estimator
+from fds_dist.engine.inner_run import initial_state
+from fds_dist.engine.outer_loop import OuterSettings
+from fds_dist.engine.problem import Problem, TangentOptions
+from fds_dist.faults import Fault, UserError
+from fds_dist.hyperparameters import (
+    NATURAL_DOMAIN,
+    Hyperparameter,
+    HyperparameterSpace,
+    domain_faults,
+    interval,
+)
+from fds_dist.inner import INNER_OPTIMIZERS, InnerOptimizer
+from fds_dist.models import build_model
+from fds_dist.outer import SignRule
+from fds_dist.randomness import seeded
+from fds_dist.registry import nearest
+from fds_dist.schedule import Segment
+from fds_dist.tangents.pruning import Pruning
+from fds_dist.tangents.support import choose_method, default_method
+from fds_dist.tasks import build_task
+from fds_dist.tasks.base import Task, loss_takes_hyperparameters, task_faults
+from fds_dist.tasks.datasets import reinitialized
+
+Made = TypeVar("Made")
+ModelBuilder = Callable[[int], nn.Module]
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+UNBOUNDED = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class Build:
+    """A run, ready to start."""
+
+    config: Config
+    problem: Problem
+    settings: OuterSettings
+    rule: SignRule
+    estimator: Estimator
+    shape: MeshShape
+    remarks: tuple[str, ...] = ()
+    """What a person should know before the run."""
+
+
+def build(
+    draft: Draft,
+    environment: LaunchEnvironment,
+    task: Task | None = None,
+    model: nn.Module | ModelBuilder | None = None,
+) -> Build:
+    """The objects that `draft` describes, on the ranks of `environment`.
+
+    Args:
+        task: used in place of the config's `task`.
+        model: used in place of the config's `model`: a module, which gets fresh weights by `reset_parameters` of its
+            parts, or a function from a seed to a module.
+
+    Raises:
+        UserError: with every fault there is.
+    """
+    config = draft.config
+    if config is None:
+        raise UserError(draft.faults)
+    faults = [fault for fault in draft.faults if task is None or not fault.key.startswith("task")]
+
+    def attempt(key: str, make: Callable[[], Made]) -> Made | None:
+        if draft.is_broken(key) and not (key == "task" and task is not None):
+            return None
+        try:
+            return make()
+        except UserError as error:
+            faults.extend(error.faults)
+            return None
+
+    found_task = attempt("task", lambda: _task(config, task))
+    builder = None if found_task is None else attempt("model", lambda: _model_builder(config, found_task, model))
+    optimizer = INNER_OPTIMIZERS[config.inner.optimizer](config.inner.nesterov)
+    space, space_faults = _space(config, optimizer, found_task)
+    faults += [fault for fault in space_faults if not draft.is_broken(fault.key)]
+    faults += [fault for fault in _option_faults(config) if not draft.is_broken(fault.key)]
+    mesh = config.mesh
+    shape, mesh_faults = mesh_shape(mesh.tangent, mesh.data, mesh.replica, environment.world_size)
+    faults += [] if draft.is_broken("mesh") else mesh_faults
+    device, device_faults = choose_device(config.device, environment)
+    faults += device_faults
+    epochs = _epochs(config)
+    if found_task is not None and not draft.is_broken("inner.epochs"):
+        faults += [
+            fault
+            for fault in _bucket_faults(space, epochs, found_task.steps_per_epoch)
+            if not draft.is_broken(fault.key)
+        ]
+    if faults or found_task is None or builder is None or shape is None:
+        raise UserError(faults)
+    options = TangentOptions(
+        method=default_method(device),
+        clip_hvp=config.tangents.clip_hvp,
+        pruning=Pruning(config.tangents.prune.mode, config.tangents.prune.ratio),
+        chunk_size=None if config.tangents.chunk_size == "auto" else config.tangents.chunk_size,
+    )
+    problem = Problem(
+        task=found_task,
+        build_model=builder,
+        optimizer=optimizer,
+        space=space,
+        tangents=options,
+        device=device,
+        dtype=DTYPES[config.dtype],
+        clip_gradient=config.inner.clip_gradient,
+        val_batch_norm=config.outer.val_batch_norm,
+        seed=config.seed,
+    )
+    problem, remark = _with_working_method(problem, config.tangents.method)
+    return Build(
+        config=config,
+        problem=problem,
+        settings=OuterSettings(epochs, config.outer.nonfinite_patience),
+        rule=SignRule(config.outer.step_decay, config.outer.tolerance),
+        estimator=ESTIMATORS[config.estimator],
+        shape=shape,
+        remarks=(remark,) if remark else (),
+    )
+
+
+def _task(config: Config, given: Task | None) -> Task:
+    if given is None:
+        return build_task(config.task.name, config.task.options, seed=config.seed)
+    if faults := task_faults(given):
+        raise UserError(faults)
+    return given
+
+
+def _model_builder(config: Config, task: Task, given: nn.Module | ModelBuilder | None) -> ModelBuilder:
+    """seed → network, tried once so that faults show before any training."""
+    if isinstance(given, nn.Module):
+        module = given
+        builder: ModelBuilder = lambda seed: reinitialized(module, seed)  # noqa: E731
+    elif given is not None:
+        builder = _seeded(given)
+    elif config.model is not None:
+        name, options = config.model.name, config.model.options
+        shape, classes = getattr(task, "input_shape", None), getattr(task, "classes", None)
+        builder = lambda seed: build_model(name, options, input_shape=shape, classes=classes, seed=seed)  # noqa: E731
+    elif (own := getattr(task, "build_model", None)) is not None:
+        builder = _seeded(own)
+    else:
+        raise UserError(Fault("model", "is missing, and this task builds none", "a model, such as {name: lenet}"))
+    module = builder(0)
+    if not isinstance(module, nn.Module):
+        raise UserError(Fault("model", f"build_model returned {type(module).__name__}", "a torch.nn.Module"))
+    return builder
+
+
+def _seeded(function: ModelBuilder) -> ModelBuilder:
+    """`function` under the seed as torch's global one too, so that a function that ignores it agrees on all ranks."""
+
+    def build_seeded(seed: int) -> nn.Module:
+        with seeded(seed):
+            return function(seed)
+
+    return build_seeded
+
+
+def _space(config: Config, optimizer: InnerOptimizer, task: Task | None) -> tuple[HyperparameterSpace, list[Fault]]:
+    """The hyperparameter space, and what is wrong with it."""
+    learned: list[Hyperparameter] = []
+    fixed = {name: value for name, value in optimizer.defaults.items() if name not in config.hyperparameters}
+    faults: list[Fault] = []
+    for name, entry in config.hyperparameters.items():
+        key = f"hyperparameters.{name}"
+        if name not in optimizer.defaults and (task is None or not loss_takes_hyperparameters(task)):
+            near = nearest(name, optimizer.defaults)
+            expected = (
+                f"{', '.join(optimizer.defaults)} (of {optimizer.name}), or a task whose loss takes a third argument"
+            )
+            faults.append(Fault(key, "unknown hyperparameter", expected, f"hyperparameters.{near}" if near else ""))
+        elif isinstance(entry, HyperparameterConfig):
+            hyperparameter = Hyperparameter(
+                name, entry.init, entry.step, entry.buckets, _bounds(name, entry), entry.scale
+            )
+            faults += domain_faults(hyperparameter, key)
+            learned.append(hyperparameter)
+        else:
+            low, high = NATURAL_DOMAIN.get(name, UNBOUNDED)
+            if not low <= entry <= high:
+                faults.append(Fault(key, f"{entry:g} is out of range", interval(low, high)))
+            fixed[name] = entry
+    if not learned and not faults:
+        expected = "at least one like lr: {init: 0.1, step: 0.1, buckets: 5}"
+        faults.append(Fault("hyperparameters", "nothing is learned, all are fixed numbers", expected))
+    return HyperparameterSpace(tuple(learned), fixed), faults
+
+
+def _bounds(name: str, entry: HyperparameterConfig) -> tuple[float, float]:
+    """A bound left out is the natural one, null is none."""
+    low, high = NATURAL_DOMAIN.get(name, UNBOUNDED)
+    if "min" in entry.model_fields_set:
+        low = -math.inf if entry.min is None else entry.min
+    if "max" in entry.model_fields_set:
+        high = math.inf if entry.max is None else entry.max
+    return low, high
+
+
+def _option_faults(config: Config) -> list[Fault]:
+    """Options that exclude each other, and those that are part of the contract but not available yet."""
+    faults = []
+    if config.estimator not in ESTIMATORS:
+        faults.append(Fault("estimator", f"{config.estimator} is not available yet", f"one of {', '.join(ESTIMATORS)}"))
+    if config.inner.groups is not None:
+        faults.append(Fault("inner.groups", "parameter groups are not available yet", "null"))
+    faults += [
+        Fault(f"hyperparameters.{name}.per_group", "parameter groups are not available yet", "false")
+        for name, entry in config.hyperparameters.items()
+        if isinstance(entry, HyperparameterConfig) and entry.per_group
+    ]
+    if config.tangents.dtype not in (None, config.dtype):
+        problem = f"{config.tangents.dtype} differs from dtype {config.dtype}"
+        faults.append(Fault("tangents.dtype", problem, f"{config.dtype}, or leave it out"))
+    if config.estimator == "reverse":
+        inexact = {"tangents.clip_hvp": config.tangents.clip_hvp, "tangents.prune.ratio": config.tangents.prune.ratio}
+        faults += [
+            Fault(key, f"{value:g} has no meaning with estimator reverse, which has no tangents", "leave it out")
+            for key, value in inexact.items()
+            if value
+        ]
+    return faults
+
+
+def _epochs(config: Config) -> tuple[float, ...]:
+    epochs = config.inner.epochs
+    return tuple(epochs) if isinstance(epochs, list) else (epochs,) * config.outer.steps
+
+
+def _bucket_faults(space: HyperparameterSpace, epochs: tuple[float, ...], steps_per_epoch: int) -> list[Fault]:
+    """Hyperparameters with more buckets than the shortest horizon has steps."""
+    horizon = max(1, round(min(epochs) * steps_per_epoch))
+    problem = f"more buckets than inner steps: the shortest horizon has {horizon}"
+    return [
+        Fault(f"hyperparameters.{owner.name}.buckets", f"{owner.buckets} is {problem}", f"at most {horizon}")
+        for owner in space.learned
+        if owner.buckets > horizon
+    ]
+
+
+def _with_working_method(problem: Problem, requested: str) -> tuple[Problem, str]:
+    """The problem with a method of Hessian-vector products that works on its network, tried on its first batch."""
+    network = problem.network(0)
+    state = initial_state(problem, network)
+    batch = network.cast(next(problem.batches(0)))
+    first = Segment(0, 1, dict.fromkeys(problem.space.bucket_counts, 0))
+    theta = problem.theta(problem.values_in(first, problem.space.initial()))
+    with seeded(problem.step_seed(0, 0)):
+        method, remark = choose_method(
+            requested, problem.training_loss(network), state.weights, theta, batch, problem.chunk_size > 1
+        )
+    return replace(problem, tangents=replace(problem.tangents, method=method)), remark

@@ -1,0 +1,41 @@
+"""The config: its schema, reading it with every fault at once, and writing it resolved."""
+
+from __future__ import annotations
+
+from fds_dist.config.hyperparameters import GroupOverride, HyperparameterConfig
+from fds_dist.config.load import Draft, dump_config, load_config, read_draft
+from fds_dist.config.schema import (
+    CheckpointConfig,
+    Config,
+    ConsistencyConfig,
+    InnerConfig,
+    MeshConfig,
+    ModelConfig,
+    OuterConfig,
+    PruneConfig,
+    TangentsConfig,
+    TaskConfig,
+    TrackingConfig,
+    WandbConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "ConsistencyConfig",
+    "Draft",
+    "GroupOverride",
+    "HyperparameterConfig",
+    "InnerConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OuterConfig",
+    "PruneConfig",
+    "TangentsConfig",
+    "TaskConfig",
+    "TrackingConfig",
+    "WandbConfig",
+    "dump_config",
+    "load_config",
+    "read_draft",
+]

@@ -1,0 +1,131 @@
+"""From pydantic's errors to faults in our words, with the nearest valid key for an unknown one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from fds_dist.config.hyperparameters import Section
+from fds_dist.config.kinds import FAULT, problem_of, show
+from fds_dist.config.schema import Config
+from fds_dist.faults import Fault
+from fds_dist.registry import nearest
+
+Path = tuple[str | int, ...]
+
+ANY_NAME = "NAME"
+"""Stands for a name of the user's choice in a valid key."""
+
+KNOWN_ELSEWHERE = {
+    **{name: f"hyperparameters.{name}" for name in ("lr", "momentum", "weight_decay", "beta1", "beta2", "eps")},
+    "learning_rate": "hyperparameters.lr",
+    "batch_size": "task.batch_size",
+}
+"""Keys that the schema leaves open, but that are easily looked for in the wrong place."""
+
+EXPECTED_HERE = {
+    "task": "a mapping with the task's name, such as {name: digits}",
+    "task.name": "the name of a task, or package.module:function",
+    "model": "a mapping with the network's name, such as {name: lenet}",
+    "model.name": "the name of a network, or package.module:function",
+    "hyperparameters": "a mapping such as {lr: {init: 0.1, step: 0.1}}",
+    "hyperparameters.NAME.init": "a number",
+    "hyperparameters.NAME.step": "a number above 0",
+}
+EXPECTED_TYPE = {"model_type": "a mapping", "dict_type": "a mapping", "list_type": "a list"}
+
+
+class Finding(NamedTuple):
+    """One fault with where it is."""
+
+    fault: Fault
+    path: Path
+    """Where the value at fault is, or would be if it is missing."""
+
+    missing: bool = False
+    related: tuple[str, ...] = ()
+    """Dotted keys that the fault comes from: once one of them was changed, it says nothing about the user's input."""
+
+    meant: str = ""
+    """The valid key that an unknown one probably stands for."""
+
+
+def dotted(path: Path) -> str:
+    """`("inner", "epochs", 2)` as the user would type it: `inner.epochs[2]`."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".")
+
+
+def findings(error: ValidationError) -> list[Finding]:
+    """What pydantic found, in our words: unknown keys first, since one may explain why another key is missing."""
+    found = [_finding(detail) for detail in error.errors(include_url=False)]
+    return sorted(found, key=lambda finding: finding.missing)
+
+
+def _finding(detail: ErrorDetails) -> Finding:
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    path = detail["loc"]
+    if kind == FAULT and path[-2:] == (value, "[key]"):  # how pydantic says that a name is at fault, not its value
+        path = path[:-1]
+    key = dotted(path)
+    if kind == "extra_forbidden":
+        meant = suggested_key(path)
+        return Finding(Fault(key, "unknown key", suggestion=meant), path, meant=meant)
+    if kind == "missing":
+        return Finding(Fault(key, "is missing", EXPECTED_HERE.get(_general(path), "")), path, missing=True)
+    if kind == FAULT:
+        return Finding(Fault(key, context["problem"], context["expected"]), path, related=context["related"])
+    if kind == "literal_error":
+        choices = context["expected"].replace("'", "")
+        near = nearest(value, choices.replace(" or ", ", ").split(", ")) if isinstance(value, str) else ""
+        problem = f"{show(value)} is not valid" if isinstance(value, str) else problem_of(value, ())
+        return Finding(Fault(key, problem, choices, near), path)
+    if kind == "too_short":
+        return Finding(Fault(key, f"{show(value)} is empty", "at least one entry"), path, related=(key,))
+    expected = EXPECTED_HERE.get(_general(path)) or EXPECTED_TYPE.get(kind, "another value")
+    return Finding(Fault(key, problem_of(value, (kind,)), expected), path)
+
+
+def suggested_key(path: Path) -> str:
+    """The valid dotted key nearest to an unknown one: at the same level first, else anywhere; "" if none is near."""
+    parent, name = _general(path[:-1]), str(path[-1])
+    keys = list(_valid_keys(Config))
+    siblings = [key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == parent]
+    near = nearest(name, siblings)
+    if near:
+        return dotted((*path[:-1], near))
+    elsewhere = dict(KNOWN_ELSEWHERE)
+    for key in keys:
+        elsewhere.setdefault(key.rpartition(".")[2], key)
+    return elsewhere.get(name) or elsewhere.get(nearest(name, elsewhere), "")
+
+
+def _general(path: Path) -> str:
+    """The dotted key with the names of the user's choice replaced by NAME."""
+    parts = [str(part) for part in path]
+    if parts[:1] == ["hyperparameters"]:
+        parts[1:2] = [ANY_NAME] * len(parts[1:2])
+        if parts[2:3] == ["per_group"]:
+            parts[3:4] = [ANY_NAME] * len(parts[3:4])
+    return ".".join(parts)
+
+
+def _valid_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        for below, inner in _sections(field.annotation):
+            yield from _valid_keys(inner, f"{prefix}{name}.{below}")
+
+
+def _sections(annotation: Any) -> Iterator[tuple[str, type[Section]]]:
+    """The sections that a field may hold, each with what stands between the field's name and the section's keys."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield "", annotation
+        return
+    between = f"{ANY_NAME}." if get_origin(annotation) is dict else ""
+    for argument in get_args(annotation):
+        for below, section in _sections(argument):
+            yield between + below, section

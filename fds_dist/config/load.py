@@ -1,0 +1,203 @@
+"""Reading configs: a file or a mapping, overrides on top, and every fault at once."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from pydantic import ValidationError
+
+from fds_dist.config.explain import Finding, dotted, findings
+from fds_dist.config.explain import Path as KeyPath
+from fds_dist.config.hyperparameters import Section
+from fds_dist.config.kinds import show
+from fds_dist.config.schema import Config
+from fds_dist.config.yaml_text import dump_yaml, parse_yaml
+from fds_dist.faults import Fault, UserError
+from fds_dist.registry import nearest
+
+Source = str | Path | Mapping[str, Any] | Config
+
+STAND_INS: dict[str, dict[str, Any]] = {"task": {"name": "digits"}, "hyperparameters": {}}
+"""What takes the place of required sections at fault, so that the other sections can still be checked further."""
+
+
+LEFT_OUT = object()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A config as far as it could be read, for further checks whose faults are to be reported with these."""
+
+    config: Config | None
+    """The config with whatever is at fault removed; None where nothing could be read."""
+
+    faults: list[Fault]
+    """Everything that is wrong."""
+
+    broken: frozenset[str]
+    """Dotted keys whose value in `config` is not the user's, because of a fault."""
+
+    def is_broken(self, prefix: str) -> bool:
+        """Whether this key, one above it or one below it is broken: then a check of it would mislead."""
+        return any(_same_branch(prefix, key) for key in self.broken)
+
+
+def read_draft(source: Source, overrides: Sequence[str] = ()) -> Draft:
+    """Read a config, collecting all faults instead of stopping at the first.
+
+    Args:
+        source: path of a YAML file, or the config as a mapping.
+        overrides: `key.sub=value`, with YAML values, applied in their order.
+    """
+    data, faults = _read(source)
+    for override in overrides:
+        faults += _apply({} if data is None else data, override)
+    broken = {fault.key for fault in faults if fault.key}
+    config = None if data is None else _repaired(data, faults, broken)
+    return Draft(config, faults, frozenset(broken))
+
+
+def load_config(source: Source, overrides: Sequence[str] = ()) -> Config:
+    """Read and check a config; see `read_draft`.
+
+    Raises:
+        UserError: with every fault.
+    """
+    draft = read_draft(source, overrides)
+    if draft.faults or draft.config is None:
+        raise UserError(draft.faults)
+    return draft.config
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML: every default explicit, so that reading it gives an equal config."""
+    return dump_yaml(config.resolved())
+
+
+def _read(source: Source) -> tuple[dict[str, Any] | None, list[Fault]]:
+    """The source as plain values in fresh containers, or None where there is no mapping."""
+    faults: list[Fault] = []
+    if isinstance(source, (Config, Mapping)):
+        content = source
+    else:
+        content, faults = _read_file(Path(source))
+        if content is None and faults:
+            return None, faults
+    content = _plain(content, (), faults)
+    if isinstance(content, dict):
+        return content, faults
+    problem = "the file is empty" if content is None else f"the file holds {show(content)}"
+    return None, [*faults, Fault("", f"{source}: {problem}", "a mapping from keys to values")]
+
+
+def _read_file(path: Path) -> tuple[object, list[Fault]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        folder = path.parent
+        if not folder.is_dir():
+            return None, [Fault("", f"{path}: there is no folder {folder}", "the path of a YAML file")]
+        near = nearest(path.name, (entry.name for entry in folder.iterdir() if entry.is_file()))
+        return None, [Fault("", f"{path}: no such file", suggestion=str(folder / near) if near else "")]
+    except UnicodeDecodeError:
+        return None, [Fault("", f"{path}: not a text file in UTF-8", "the path of a YAML file")]
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = getattr(error, "strerror", None) or error
+        return None, [Fault("", f"{path}: {reason}", "the path of a YAML file")]
+    return parse_yaml(text, source=str(path))
+
+
+def _plain(value: Any, path: KeyPath, faults: list[Fault]) -> Any:
+    """Dicts, lists and plain scalars in place of their relatives (tuples, paths, NumPy's floats); a deep copy."""
+    if isinstance(value, Section):
+        return value.resolved()
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                faults.append(Fault(dotted((*path, str(key))), "the key is not text", "a name (in quotes)"))
+        return {key: _plain(item, (*path, key), faults) for key, item in value.items() if isinstance(key, str)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, (*path, index), faults) for index, item in enumerate(value)]
+    for kind in (bool, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return str(value) if isinstance(value, PurePath) else value
+
+
+def _apply(data: dict[str, Any], override: str) -> list[Fault]:
+    """Set one `key.sub=value` in `data`, creating the sections above it."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    path = tuple(key.split("."))
+    if not equals or not all(path):
+        return [Fault(override, "is not an override", "key=value, such as outer.steps=3")]
+    value, faults = parse_yaml(text, prefix=key)
+    if value is None and faults:
+        return faults
+    section = data
+    for depth, part in enumerate(path[:-1], start=1):
+        if section.get(part) is None:
+            section[part] = {}
+        section = section[part]
+        if not isinstance(section, dict):
+            above = dotted(path[:depth])
+            return [*faults, Fault(key, f"{above} is {show(section)}, which has no keys", f"{above}={{...}}")]
+    section[path[-1]] = _plain(value, path, faults)
+    return faults
+
+
+def _repaired(data: dict[str, Any], faults: list[Fault], broken: set[str]) -> Config | None:
+    """The config in `data` after removing, pass by pass, what is at fault; adds to `faults` and `broken`."""
+    while True:
+        try:
+            return Config.model_validate(data)
+        except ValidationError as error:
+            found = findings(error)
+        # The key that an unknown one was meant to be has not the user's value either.
+        broken |= {finding.meant for finding in found if finding.meant and not _holds(data, finding.meant)}
+        faults += [finding.fault for finding in found if not _is_consequence(finding, broken)]
+        broken |= {finding.fault.key for finding in found}
+        removed = {_remove(data, finding) for finding in found} - {""}
+        if not removed:  # no way on; every other pass shrinks the data
+            return None
+        broken |= removed
+
+
+def _is_consequence(finding: Finding, broken: set[str]) -> bool:
+    """Whether a fault is only there because of what was removed before."""
+    if not finding.missing and not finding.related:
+        return False
+    return any(_same_branch(key, other) for key in (finding.fault.key, *finding.related) for other in broken)
+
+
+def _remove(data: dict[str, Any], finding: Finding) -> str:
+    """Remove the value at fault (the section around a missing one, the list around an entry), and say its key."""
+    path = finding.path[:-1] if finding.missing else finding.path
+    names = tuple(itertools.takewhile(lambda part: isinstance(part, str), path))
+    if not names:
+        required = str(finding.path[0])
+        data[required] = copy.deepcopy(STAND_INS[required])
+        return required
+    section: Any = data
+    for name in names[:-1]:
+        section = section.get(name, {})
+    return dotted(names) if section.pop(names[-1], LEFT_OUT) is not LEFT_OUT else ""
+
+
+def _holds(data: Any, key: str) -> bool:
+    for name in key.split("."):
+        if not isinstance(data, dict) or name not in data:
+            return False
+        data = data[name]
+    return True
+
+
+def _same_branch(key: str, other: str) -> bool:
+    """Whether the keys are the same, or one is above the other."""
+    short, long = sorted((key, other), key=len)
+    return long == short or long.startswith((f"{short}.", f"{short}["))

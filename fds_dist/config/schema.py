@@ -1,0 +1,253 @@
+"""The config: every key with its type, default and meaning.
+
+The order of the fields is the order in the resolved `config.yaml`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from fds_dist.config.contradictions import config_contradictions, option_contradictions, refuse
+from fds_dist.config.hyperparameters import Hyperparameters, Section
+from fds_dist.config.kinds import (
+    AutoCount,
+    Clip,
+    Count,
+    Epochs,
+    FolderName,
+    Name,
+    NonNegative,
+    OpenFraction,
+    Pattern,
+    Positive,
+    Ratio,
+    Seed,
+    Switch,
+    Text,
+)
+
+
+class NamedFunction(Section):
+    """A function by name, with its keyword arguments as further keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Text
+    """A name of ours, or `package.module:function`."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The other keys: the function's keyword arguments."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _options_are_plain(self) -> NamedFunction:
+        refuse(option_contradictions((), self.options))
+        return self
+
+
+class TaskConfig(NamedFunction):
+    """What is learned from which data."""
+
+
+class ModelConfig(NamedFunction):
+    """The network that is trained."""
+
+
+class InnerConfig(Section):
+    """The training run whose hyperparameters are learned."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """The inner optimizer: sgd, adam or adamw."""
+
+    nesterov: Switch = False
+    """Nesterov momentum; sgd only."""
+
+    epochs: Epochs = 1.0
+    """The horizon in passes over the training data: a number, or a list with one per outer step."""
+
+    clip_gradient: Clip = None
+    """Elementwise bound on the gradient; null: none."""
+
+    groups: Annotated[dict[Name, Pattern], Field(min_length=1)] | None = None
+    """Parameter groups: name to regular expression, searched in the parameters' names; the first match wins."""
+
+
+class OuterConfig(Section):
+    """How hypergradients move the hyperparameters."""
+
+    optimizer: Literal["sign"] = "sign"
+    """The outer optimizer: sign (a step against the sign of each hypergradient)."""
+
+    steps: Count = 3
+    """Outer steps, i.e. inner runs from fresh weights."""
+
+    step_decay: OpenFraction = 0.5
+    """Factor on an element's step whenever its hypergradient changes sign."""
+
+    tolerance: NonNegative = 0.05
+    """Stop once every step is below this fraction of its value."""
+
+    nonfinite_patience: Count = 3
+    """Outer steps in a row with a non-finite hypergradient after which the run ends with an error."""
+
+    val_batch_norm: Literal["batch", "running"] = "batch"
+    """Batch-norm statistics in the validation gradient: those of the batch, or the running averages."""
+
+
+class PruneConfig(Section):
+    """Steps on which a tangent is left as it is, counted within the window of its own bucket."""
+
+    mode: Literal["alternate", "truncate"] = "alternate"
+    """alternate keeps the first of each period, truncate skips the first part of each window."""
+
+    ratio: Ratio = 0.0
+    """The fraction of steps that is skipped."""
+
+
+class TangentsConfig(Section):
+    """How forward-mode tangents are computed."""
+
+    method: Literal["auto", "jvp", "double_backward"] = "auto"
+    """How Hessian-vector products are computed; auto chooses what works and is cheap here."""
+
+    clip_hvp: Clip = None
+    """Elementwise bound on Hessian-vector products; null: none."""
+
+    prune: PruneConfig = PruneConfig()
+    """Tangent updates that are skipped."""
+
+    chunk_size: AutoCount = "auto"
+    """Tangents per batched Hessian-vector product."""
+
+    dtype: Literal["float32", "float64"] | None = None
+    """Precision of the tangents; null: that of the weights."""
+
+
+class MeshConfig(Section):
+    """Ranks along each parallel axis."""
+
+    tangent: AutoCount = "auto"
+    """Ranks that share out the tangents; auto: all that the other axes leave."""
+
+    data: Count = 1
+    """Ranks that share out each batch."""
+
+    replica: Count = 1
+    """Independent inner runs whose hypergradients are averaged."""
+
+
+class ConsistencyConfig(Section):
+    """Ranks that replay the same inner run must hold the same bits."""
+
+    mode: Literal["verify", "broadcast", "off"] = "verify"
+    """Compare fingerprints of the weights, copy them from the first rank, or neither."""
+
+    every: Count = 100
+    """Inner steps between two comparisons or copies."""
+
+
+class CheckpointConfig(Section):
+    """When to save the state of a run."""
+
+    every_seconds: Positive = 600.0
+    """Seconds between two checkpoints."""
+
+    keep: Count = 2
+    """How many of the latest checkpoints stay."""
+
+
+class WandbConfig(Section):
+    """Weights & Biases."""
+
+    mode: Literal["online", "offline", "disabled"] = "disabled"
+    """online sends, offline writes into the run's folder, disabled does neither."""
+
+    project: Text = "fds-dist"
+    """The project that the run belongs to."""
+
+    entity: Text | None = None
+    """The user or team that owns the project."""
+
+    name: Text | None = None
+    """The run's name there; null: that of the run's folder."""
+
+    group: Text | None = None
+    """The group that the run belongs to."""
+
+    job_type: Text | None = None
+    """The kind of run within its group."""
+
+    tags: list[Text] = Field(default_factory=list)
+    """Labels of the run."""
+
+
+class TrackingConfig(Section):
+    """Where figures go besides `history.jsonl`."""
+
+    wandb: WandbConfig = WandbConfig()
+    """Weights & Biases."""
+
+    tensorboard: Switch = False
+    """Write TensorBoard event files into the run's folder."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    task: TaskConfig
+    """The task, and its options."""
+
+    model: ModelConfig | None = None
+    """The network, and its options; null: the task's own."""
+
+    inner: InnerConfig = InnerConfig()
+    """The training run whose hyperparameters are learned."""
+
+    hyperparameters: Hyperparameters
+    """Name to a number (fixed) or a mapping (learned); names that are not the inner optimizer's are the loss's."""
+
+    outer: OuterConfig = OuterConfig()
+    """How hypergradients move the hyperparameters."""
+
+    estimator: Literal["forward", "reverse", "greedy"] = "forward"
+    """How hypergradients are computed: forward mode with sharing (FDS), reverse mode, or greedily step by step."""
+
+    tangents: TangentsConfig = TangentsConfig()
+    """How forward-mode tangents are computed."""
+
+    mesh: MeshConfig = MeshConfig()
+    """Ranks along each parallel axis."""
+
+    consistency: ConsistencyConfig = ConsistencyConfig()
+    """The check that ranks hold the same bits."""
+
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When to save the state of a run."""
+
+    tracking: TrackingConfig = TrackingConfig()
+    """Where figures go besides `history.jsonl`."""
+
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of weights, data and tangents."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: a GPU where there is one."""
+
+    output_dir: Text = "runs"
+    """The folder that holds the runs' folders."""
+
+    name: FolderName | None = None
+    """The name of the run's folder; null: one is made up."""
+
+    seed: Seed = 0
+    """What every random number of the run is derived from."""
+
+    REQUIRED: ClassVar[tuple[str, ...]] = ("task", "hyperparameters")
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> Config:
+        refuse(config_contradictions(self))
+        return self

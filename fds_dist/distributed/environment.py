@@ -1,0 +1,91 @@
+"""What the launcher says about this process: torchrun, deepspeed, srun, or nobody (one process)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fds_dist.faults import Fault, UserError
+
+
+@dataclass(frozen=True)
+class LaunchEnvironment:
+    """This process among all processes of the run."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    master_address: str = ""
+    master_port: int = 0
+
+    @property
+    def distributed(self) -> bool:
+        """Whether there is a process group to join."""
+        return self.world_size > 1
+
+
+_DEFAULT_SLURM_PORT = 29400
+
+
+def read_environment(env: Mapping[str, str] | None = None) -> LaunchEnvironment:
+    """Reads `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT`, or else srun's variables.
+
+    Raises:
+        UserError: a variable is missing or no number; every fault is named.
+    """
+    env = os.environ if env is None else env
+    if "RANK" in env or "WORLD_SIZE" in env:
+        return _from_variables(env)
+    if "SLURM_PROCID" in env and int(env.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
+        return _from_variables(_slurm_variables(env))
+    return LaunchEnvironment()
+
+
+def _from_variables(env: Mapping[str, str]) -> LaunchEnvironment:
+    faults: list[Fault] = []
+
+    def whole(name: str, default: int | None, low: int) -> int:
+        text = env.get(name, "" if default is None else str(default))
+        if re.fullmatch(r"\d+", text) and int(text) >= low:
+            return int(text)
+        expected = f"a whole number of at least {low}, set by torchrun, deepspeed or srun"
+        faults.append(
+            Fault(f"environment variable {name}", f"{text!r} is not valid" if text else "is not set", expected)
+        )
+        return low
+
+    rank, world_size = whole("RANK", None, 0), whole("WORLD_SIZE", None, 1)
+    if not faults and rank >= world_size:
+        faults.append(Fault("environment variable RANK", f"{rank} is out of range", f"below WORLD_SIZE={world_size}"))
+    several = world_size > 1
+    address, port = env.get("MASTER_ADDR", ""), whole("MASTER_PORT", None if several else 0, 1 if several else 0)
+    if several and not address:
+        faults.append(Fault("environment variable MASTER_ADDR", "is not set", "the host name of rank 0"))
+    local_rank = whole("LOCAL_RANK", rank, 0)
+    local_size = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in env else "LOCAL_SIZE"  # the second is deepspeed's
+    local_world_size = whole(local_size, local_rank + 1, 1)
+    if faults:
+        raise UserError(faults)
+    return LaunchEnvironment(rank, world_size, local_rank, local_world_size, address, port)
+
+
+def _slurm_variables(env: Mapping[str, str]) -> dict[str, str]:
+    """The same names from srun's step variables."""
+    return {
+        "RANK": env["SLURM_PROCID"],
+        "WORLD_SIZE": env.get("SLURM_STEP_NUM_TASKS", ""),
+        "LOCAL_RANK": env.get("SLURM_LOCALID", ""),
+        "LOCAL_WORLD_SIZE": re.sub(r"\D.*", "", env.get("SLURM_STEP_TASKS_PER_NODE", "")),
+        "MASTER_ADDR": env.get("MASTER_ADDR") or first_host(env.get("SLURM_STEP_NODELIST", "")),
+        "MASTER_PORT": env.get("MASTER_PORT") or str(_DEFAULT_SLURM_PORT + int(env.get("SLURM_JOB_ID", "0")) % 10_000),
+    }
+
+
+def first_host(node_list: str) -> str:
+    """The first host of a SLURM list: `gpu[003-005,9],login` → `gpu003`."""
+    found = re.match(r"([^,\[]*)(?:\[([^\],-]+)[^\]]*\])?([^,]*)", node_list)
+    assert found is not None  # the pattern matches the empty string
+    return "".join(part or "" for part in found.groups())

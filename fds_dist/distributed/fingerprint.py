@@ -1,0 +1,44 @@
+"""Fingerprints of tensors: equal bits give equal fingerprints, whatever the device or the number of threads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_MULTIPLIER = 6364136223846793005  # odd, so that multiplication modulo 2^64 loses nothing
+
+
+def fingerprint(tensor: Tensor) -> Tensor:
+    """A 0-d int64 tensor on `tensor`'s device, a hash of its bits by position.
+
+    Integer sums modulo 2^64 do not depend on their order, so threads and devices cannot change it.
+    """
+    flat = tensor.detach().reshape(-1)
+    bits = flat.view(_INTEGER_OF_SIZE[flat.element_size()]).to(torch.int64)
+    positions = torch.arange(1, len(flat) + 1, device=flat.device)
+    mixed = (bits ^ (positions * _MULTIPLIER)) * (2 * positions + 1)
+    return (mixed ^ (mixed >> 29)).sum()
+
+
+class RunsDiverged(RuntimeError):
+    """Ranks that must replay one primal run bit for bit do not."""
+
+    def __init__(self, step: int, ranks: Sequence[int], last_agreed: int | None) -> None:
+        self.step, self.ranks = step, tuple(ranks)
+        since = "" if last_agreed is None else f"; they were still the same at step {last_agreed}"
+        super().__init__(
+            f"the weights of rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} differ from the other "
+            f"ranks' at inner step {step}{since}. Every rank must see the same batches and random numbers "
+            "(a task may depend on its arguments and the seed alone); consistency.mode=broadcast heals from rank 0"
+        )
+
+
+def deviating_ranks(fingerprints: Sequence[int]) -> list[int]:
+    """The ranks whose fingerprint is not the most common one (rank 0's, where several are as common)."""
+    counts = Counter(fingerprints)
+    common = max(counts, key=lambda value: (counts[value], value == fingerprints[0]))
+    return [rank for rank, value in enumerate(fingerprints) if value != common]

@@ -1,0 +1,12 @@
+"""Estimators of the hypergradient, one file each behind one signature."""
+
+from __future__ import annotations
+
+from fds_dist.engine.estimators.base import Estimate, Estimator
+from fds_dist.engine.estimators.forward import estimate_forward
+from fds_dist.engine.estimators.reverse import estimate_reverse
+
+ESTIMATORS: dict[str, Estimator] = {"forward": estimate_forward, "reverse": estimate_reverse}
+"""By name in the config, `estimator`."""
+
+__all__ = ["ESTIMATORS", "Estimate", "Estimator", "estimate_forward", "estimate_reverse"]

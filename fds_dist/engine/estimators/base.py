@@ -1,0 +1,38 @@
+"""The signature that all estimators share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fds_dist.distributed.mesh import Ranks
+from fds_dist.engine.inner_run import OnStep
+from fds_dist.engine.problem import Problem
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one inner run tells about λ; the same on every rank."""
+
+    hypergradients: list[float]
+    """[K] dL_val(w_T)/dλ_k, not averaged over the bucket's window."""
+    val_loss: float
+    val_accuracy: float | None
+
+
+class Estimator(Protocol):
+    """One inner run of `horizon` steps with λ = `values` [K], and its hypergradients.
+
+    Called on all ranks with the same arguments; every rank returns the same estimate.
+    """
+
+    def __call__(
+        self,
+        problem: Problem,
+        values: Sequence[float],
+        outer_step: int,
+        horizon: int,
+        ranks: Ranks,
+        on_step: OnStep,
+    ) -> Estimate: ...

@@ -1,0 +1,32 @@
+"""Forward-mode differentiation with sharing (FDS): exact, in memory that does not grow with the horizon.
+
+    hypergradient_k = ∇L_val(w_T) · Z_k
+
+Each rank of the `tangent` axis carries the tangents Z_k that it owns through the same primal run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fds_dist.distributed.mesh import Ranks
+from fds_dist.distributed.plan import make_plan
+from fds_dist.engine.estimators.base import Estimate
+from fds_dist.engine.inner_run import OnStep, run_horizon
+from fds_dist.engine.problem import Problem
+from fds_dist.engine.validation import validate
+
+
+def estimate_forward(
+    problem: Problem, values: Sequence[float], outer_step: int, horizon: int, ranks: Ranks, on_step: OnStep
+) -> Estimate:
+    """See `Estimator`."""
+    plan = make_plan(problem.space.starts(horizon), horizon, ranks.shape.tangent)
+    owned = plan.owned[ranks.tangent_rank]
+    network = problem.network(outer_step)
+    state, tangents = run_horizon(problem, network, values, outer_step, horizon, owned, on_step)
+    validation = validate(problem, network, state.weights, outer_step)
+    # One row at a time in float64: a matrix product's last bits would depend on how many rows this rank owns.
+    gradient = validation.gradient.double()
+    local = [(row.double() * gradient).sum().item() for row in tangents.weights]
+    return Estimate(ranks.gather_elements(local, plan.owned), validation.loss, validation.accuracy)

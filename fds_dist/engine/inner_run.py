@@ -1,0 +1,148 @@
+"""One horizon: the primal training run and the tangents that this rank owns, side by side.
+
+Shapes: D = weights, K = learned numbers, H = hyperparameters in use, R = tangents that this rank owns, in order of
+their first steps, so that the live ones are a prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from fds_dist.engine.problem import Problem
+from fds_dist.schedule import Segment, bucket_of, bucket_window, segments
+from fds_dist.tangents import Network, Point, tangent_step
+
+
+@dataclass
+class InnerState:
+    """Where a run stands after `step` steps."""
+
+    step: int
+    weights: Tensor  # [D]
+    optimizer: Any  # NamedTuple of tensors
+
+
+@dataclass
+class Tangents:
+    """Derivatives of the inner state by the elements of λ that this rank owns."""
+
+    elements: tuple[int, ...]  # [R] positions in λ, by first step
+    weights: Tensor  # [R, D] Z
+    optimizer: Any  # tensors [R, ...], one per tensor of the optimizer's state
+
+
+OnStep = Callable[[InnerState, Tensor], bool]
+"""(state after a step, its training loss [] on the device) → whether to go on. Called on every rank alike."""
+
+
+def zero_tangents(state: InnerState, elements: Sequence[int]) -> Tangents:
+    """Tangents of an initial state, which does not depend on λ."""
+    rows = len(elements)
+
+    def zeros(tensor: Tensor) -> Tensor:
+        return tensor.new_zeros((rows, *tensor.shape))
+
+    return Tangents(tuple(elements), zeros(state.weights), tree_map(zeros, state.optimizer))
+
+
+def initial_state(problem: Problem, network: Network) -> InnerState:
+    """The state before the first step."""
+    weights = network.initial_weights
+    return InnerState(0, weights, problem.optimizer.init(weights))
+
+
+def run_horizon(
+    problem: Problem,
+    network: Network,
+    values: Sequence[float],
+    outer_step: int,
+    horizon: int,
+    elements: Sequence[int],
+    on_step: OnStep,
+) -> tuple[InnerState, Tangents]:
+    """Trains for `horizon` steps with λ = `values` [K], pushing the tangents of `elements` along.
+
+    `elements` must be in order of their first steps. Ends early where `on_step` says so.
+    """
+    state = initial_state(problem, network)
+    tangents = zero_tangents(state, elements)
+    loss, batches = problem.training_loss(network), problem.batches(outer_step)
+    starts = problem.space.starts(horizon)
+    vectorize = problem.chunk_size > 1
+    for segment in segments(problem.space.bucket_counts, horizon):
+        h = problem.values_in(segment, values)
+        live = sum(starts[element] <= segment.start for element in elements)
+        directions = one_hot_directions(problem, segment, elements[:live])
+        for step in range(segment.start, segment.stop):
+            batch = network.cast(next(batches))
+            seed = problem.step_seed(outer_step, step)
+            point = problem.make_point(loss, state.weights, problem.theta(h), batch, seed, vectorize)
+            rows = updated_rows(problem, elements[:live], step, horizon)
+            advance_tangents(problem, point, state, h, tangents, directions, rows)
+            weights, optimizer = problem.update(state.weights, state.optimizer, point.gradient, h)
+            network.update_statistics(point.statistics)
+            state = InnerState(step + 1, weights, optimizer)
+            if not on_step(state, point.loss):
+                return state, tangents
+    return state, tangents
+
+
+def one_hot_directions(problem: Problem, segment: Segment, elements: Sequence[int]) -> Tensor:
+    """dh [R, H] on `segment`: 1 where an element of λ is the bucket in use of its hyperparameter."""
+    names = problem.space.names
+    directions = torch.zeros(len(elements), len(names), dtype=problem.dtype)
+    for row, element in enumerate(elements):
+        owner, bucket = problem.space.elements[element]
+        if segment.buckets[owner.name] == bucket:
+            directions[row, names.index(owner.name)] = 1.0
+    return directions.to(problem.device)
+
+
+def updated_rows(problem: Problem, elements: Sequence[int], step: int, horizon: int) -> list[int]:
+    """The rows whose tangents take part in `step`: all, but for those that pruning skips."""
+    pruning = problem.tangents.pruning
+    if not pruning.ratio:
+        return list(range(len(elements)))
+    keeps = {}
+    for owner in problem.space.learned:
+        window = bucket_window(bucket_of(step, owner.buckets, horizon), owner.buckets, horizon)
+        keeps[owner.name] = pruning.keeps(step - window.start, len(window))
+    return [row for row, element in enumerate(elements) if keeps[problem.space.elements[element][0].name]]
+
+
+def advance_tangents(
+    problem: Problem,
+    point: Point,
+    state: InnerState,
+    h: Tensor,
+    tangents: Tangents,
+    directions: Tensor,
+    rows: Sequence[int],
+) -> None:
+    """One tangent step of `rows`, in place and chunk by chunk, so that only one chunk's temporaries exist at a time."""
+    clip = problem.tangents.clip_hvp
+    vectorize = problem.chunk_size > 1
+    for chunk in chunks(rows, problem.chunk_size):
+        dw, dh = tangents.weights[chunk], directions[chunk]
+        ds = tree_map(lambda tensor, chunk=chunk: tensor[chunk], tangents.optimizer)
+        dg = point.products(dw, problem.theta(dh))
+        if clip is not None:
+            dg.clamp_(-clip, clip)
+        primals = (state.weights, state.optimizer, point.gradient, h)
+        new_dw, new_ds = tangent_step(problem.update, primals, (dw, ds, dg, dh), vectorize)
+        tangents.weights[chunk] = new_dw
+        tree_map(lambda tensor, new, chunk=chunk: tensor.__setitem__(chunk, new), tangents.optimizer, new_ds)
+
+
+def chunks(rows: Sequence[int], size: int) -> Iterator[slice | list[int]]:
+    """`rows` in groups of at most `size`; contiguous groups as slices, which are views and copy nothing."""
+    for first in range(0, len(rows), size):
+        group = list(rows[first : first + size])
+        contiguous = group[-1] - group[0] + 1 == len(group)
+        yield slice(group[0], group[-1] + 1) if contiguous else group

@@ -1,0 +1,97 @@
+"""What happens after each inner step, alike on every rank: losses, consistency of the ranks, the end of a lost run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from fds_dist.distributed.fingerprint import RunsDiverged, deviating_ranks, fingerprint
+from fds_dist.distributed.mesh import Ranks
+from fds_dist.distributed.plan import Plan
+from fds_dist.engine.inner_run import InnerState
+from fds_dist.schedule import Schedule
+from fds_dist.tracking import InnerBlock, Trackers
+
+BLOCKS_PER_HORIZON = 100
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """What is done about ranks that do not replay the same run: `verify`, `broadcast` or `off`, each `every` steps."""
+
+    mode: str = "verify"
+    every: int = 100
+
+
+class StepMonitor:
+    """The `OnStep` of one horizon.
+
+    Losses stay on the device and are read in blocks: one synchronisation per hundredth of the horizon.
+    """
+
+    def __init__(
+        self,
+        outer_step: int,
+        schedule: Schedule,
+        plan: Plan,
+        ranks: Ranks,
+        trackers: Trackers,
+        consistency: Consistency,
+    ) -> None:
+        self._outer_step, self._schedule, self._plan = outer_step, schedule, plan
+        self._ranks, self._trackers, self._consistency = ranks, trackers, consistency
+        self._block_size = -(-schedule.horizon // BLOCKS_PER_HORIZON)
+        self._losses: list[Tensor] = []
+        self._agreed: int | None = None
+
+    def __call__(self, state: InnerState, loss: Tensor) -> bool:
+        """Returns False where the run has diverged beyond return (weights that are not finite)."""
+        self._losses.append(loss)
+        last = state.step == self._schedule.horizon
+        if last or state.step % self._consistency.every == 0:
+            self._compare(state)
+        if last or len(self._losses) == self._block_size:
+            return self._report(state)
+        return True
+
+    def _report(self, state: InnerState) -> bool:
+        mean = torch.stack(self._losses).double().mean()
+        healthy = bool(torch.isfinite(mean)) or bool(torch.isfinite(state.weights).all())
+        first, last = state.step - len(self._losses), state.step - 1
+        self._losses = []
+        self._trackers.inner(
+            InnerBlock(
+                outer_step=self._outer_step,
+                steps=range(first, state.step),
+                horizon=self._schedule.horizon,
+                live_tangents=self._plan.live(last),
+                train_loss=mean.item(),
+                hyperparameters=self._schedule.at(last),
+            )
+        )
+        return healthy
+
+    def _compare(self, state: InnerState) -> None:
+        """Compares the ranks' weights, or overwrites them with those of the first.
+
+        Raises:
+            RunsDiverged: they differ; names the step and the ranks.
+        """
+        if self._consistency.mode == "off" or self._ranks.shape.tangent == 1:
+            return
+        if self._consistency.mode == "broadcast":
+            for tensor in (state.weights, *tree_flatten(state.optimizer)[0]):
+                self._ranks.broadcast_tangent_axis(tensor)
+            return
+        prints = [int(part) for part in self._ranks.gather_tangent_axis(fingerprint(state.weights))]
+        if deviating := deviating_ranks(prints):
+            raise RunsDiverged(state.step, deviating, self._agreed)
+        self._agreed = state.step
+
+
+MonitorMaker = Callable[[int, Schedule, Plan], StepMonitor]
+"""(outer step, schedule of this horizon, plan) → its monitor."""

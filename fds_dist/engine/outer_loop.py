@@ -1,0 +1,161 @@
+"""The outer loop: an inner run, its hypergradients, a step of the hyperparameters; until done."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from fds_dist.distributed.mesh import Ranks
+from fds_dist.distributed.plan import make_plan
+from fds_dist.engine.estimators import Estimate, Estimator
+from fds_dist.engine.monitor import MonitorMaker
+from fds_dist.engine.problem import Problem
+from fds_dist.outer import OuterState, OuterStep, SignRule
+from fds_dist.schedule import Schedule
+from fds_dist.tracking import OuterRecord, Trackers
+
+
+class HypergradientsNotFinite(RuntimeError):
+    """Too many outer steps in a row gave a hypergradient that is not finite."""
+
+
+@dataclass(frozen=True)
+class OuterSettings:
+    """How long the outer loop goes on."""
+
+    epochs: tuple[float, ...]
+    """Epochs of the inner run, one per outer step."""
+    nonfinite_patience: int = 3
+    """This many outer steps in a row with a hypergradient that is not finite end the run with an error."""
+
+
+@dataclass(frozen=True)
+class OuterProgress:
+    """Where the outer loop stands between two outer steps: all that is needed to go on."""
+
+    outer_step: int
+    """Outer steps done."""
+    values: list[float]
+    """[K] λ for the next outer step."""
+    state: OuterState
+    horizon: int
+    """Of the last outer step; the schedule's."""
+    converged: bool = False
+    best: tuple[int, list[float], float, float | None] | None = None
+    """(outer step, its λ, validation loss, accuracy) of the lowest validation loss so far."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> OuterProgress:
+        """The inverse of `to_dict`."""
+        state = content["state"]
+        outer = OuterState(tuple(state["steps"]), tuple(state["signs"]), state["failures"])
+        best = content["best"]
+        return cls(**{**content, "state": outer, "best": None if best is None else tuple(best)})
+
+
+def initial_progress(problem: Problem, rule: SignRule, settings: OuterSettings) -> OuterProgress:
+    """Before the first outer step."""
+    values = problem.space.initial()
+    return OuterProgress(0, values, rule.init(problem.space), problem.horizon(settings.epochs[0]))
+
+
+@dataclass(frozen=True)
+class OuterLoop:
+    """The outer loop with all that it works with; `run` may be called on any progress."""
+
+    problem: Problem
+    estimator: Estimator
+    rule: SignRule
+    settings: OuterSettings
+    ranks: Ranks
+    trackers: Trackers
+    make_monitor: MonitorMaker
+    save: Callable[[OuterProgress], None] = field(default=lambda progress: None)
+    """Called after each outer step, on every rank."""
+
+    def run(self, progress: OuterProgress) -> OuterProgress:
+        """Outer steps until all are done or the step sizes are below the tolerance.
+
+        Raises:
+            HypergradientsNotFinite: after `nonfinite_patience` outer steps in a row; `save` was called before.
+        """
+        while progress.outer_step < len(self.settings.epochs) and not progress.converged:
+            progress = self.outer_step(progress)
+            if progress.state.failures >= self.settings.nonfinite_patience:
+                raise HypergradientsNotFinite(
+                    f"{progress.state.failures} outer steps in a row had hypergradients that are not finite. "
+                    "The inner run diverges: lower the learning rate (hyperparameters.lr.init, .step or .max), "
+                    "clip the gradient (inner.clip_gradient) or use dtype=float64"
+                )
+        return progress
+
+    def outer_step(self, progress: OuterProgress) -> OuterProgress:
+        """One outer step: inner run, hypergradients, update, record."""
+        began = time.perf_counter()
+        number, values = progress.outer_step, progress.values
+        horizon = self.problem.horizon(self.settings.epochs[number])
+        plan = make_plan(self.problem.space.starts(horizon), horizon, self.ranks.shape.tangent)
+        monitor = self.make_monitor(number, self.schedule(values, horizon), plan)
+        estimate = self.estimator(self.problem, values, number, horizon, self.ranks, monitor)
+        step = self.rule.update(self.problem.space, values, estimate.hypergradients, progress.state)
+        best = progress.best
+        if math.isfinite(estimate.val_loss) and (best is None or estimate.val_loss < best[2]):
+            best = (number, list(values), estimate.val_loss, estimate.val_accuracy)
+        after = replace(
+            progress,
+            outer_step=number + 1,
+            values=step.values,
+            state=step.state,
+            horizon=horizon,
+            converged=step.converged,
+            best=best,
+        )
+        events = self._events(values, step)
+        self._record(progress, estimate, after, events, time.perf_counter() - began)
+        self.save(after)
+        return after
+
+    def schedule(self, values: Sequence[float], horizon: int) -> Schedule:
+        """λ as a schedule that says which optimizer it is for."""
+        optimizer = self.problem.optimizer
+        return self.problem.space.schedule(values, horizon, {"name": optimizer.name, **optimizer.switches})
+
+    def _events(self, values: Sequence[float], step: OuterStep) -> list[str]:
+        events = []
+        if step.non_finite:
+            elements = self.problem.space.elements
+            kept = ", ".join(
+                f"{elements[index][0].name}[{elements[index][1]}] stays {values[index]:.4g}"
+                for index in step.non_finite
+            )
+            events.append(f"hypergradients that are not finite: {kept}; their steps are halved")
+        if step.converged:
+            events.append("every step is below the tolerance: the search ends here")
+        return events
+
+    def _record(
+        self, before: OuterProgress, estimate: Estimate, after: OuterProgress, events: list[str], seconds: float
+    ) -> None:
+        unpack = self.problem.space.unpack
+        record = OuterRecord(
+            outer_step=before.outer_step,
+            horizon=after.horizon,
+            hyperparameters=unpack(before.values),
+            hypergradients=unpack(estimate.hypergradients),
+            val_loss=estimate.val_loss,
+            val_accuracy=estimate.val_accuracy,
+            seconds=seconds,
+            world_size=self.ranks.world_size,
+            step_sizes=unpack(after.state.steps),
+            events=events,
+        )
+        self.trackers.outer(record)
+        for event in events:
+            self.trackers.note(f"outer step {before.outer_step}: {event}")

@@ -1,0 +1,133 @@
+"""The inner problem: everything that defines a training run but the values of its hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count, islice
+
+import torch
+from torch import Tensor, nn
+
+from fds_dist.faults import Fault, UserError
+from fds_dist.hyperparameters import HyperparameterSpace
+from fds_dist.inner import InnerOptimizer
+from fds_dist.randomness import derive_seed
+from fds_dist.schedule import Segment
+from fds_dist.tangents import METHODS, Batch, Network, PointMaker, TrainingLoss, Update, inner_update
+from fds_dist.tangents.pruning import Pruning
+from fds_dist.tasks.base import Task
+
+GPU_CHUNK = 16
+"""Tangents that a GPU takes at once where `chunk_size` is auto."""
+
+
+@dataclass(frozen=True)
+class TangentOptions:
+    """How tangents are computed."""
+
+    method: str
+    clip_hvp: float | None = None
+    pruning: Pruning = field(default_factory=Pruning)
+    chunk_size: int | None = None
+    """Tangents per Hessian-vector product; None means auto."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One inner problem. Fresh weights, batches and random numbers are functions of (seed, outer step, step)."""
+
+    task: Task
+    build_model: Callable[[int], nn.Module]
+    """seed → network"""
+    optimizer: InnerOptimizer
+    space: HyperparameterSpace
+    tangents: TangentOptions
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    clip_gradient: float | None = None
+    val_batch_norm: str = "batch"
+    seed: int = 0
+
+    def network(self, outer_step: int) -> Network:
+        """A network with fresh weights for `outer_step`, in training mode."""
+        module = self.build_model(derive_seed(self.seed, outer_step, "weights"))
+        network = Network(module, self.dtype, self.device)
+        network.train()
+        return network
+
+    @property
+    def loss_hyperparameters(self) -> tuple[str, ...]:
+        """Names of the hyperparameters that are the loss's own."""
+        return tuple(name for name in self.space.names if name not in self.optimizer.defaults)
+
+    def training_loss(self, network: Network) -> TrainingLoss:
+        """The task's loss as a function of the network's flat weights."""
+        return TrainingLoss(network, self.task.loss, self.loss_hyperparameters)
+
+    def theta(self, h: Tensor) -> Tensor:
+        """The part of the H values `h` [H] (or of rows [..., H]) that belongs to the loss [..., P]."""
+        return h[..., [self.space.names.index(name) for name in self.loss_hyperparameters]]
+
+    @property
+    def update(self) -> Update:
+        """The inner step as a pure function of tensors."""
+        return inner_update(self.optimizer, self.space.names, self.clip_gradient)
+
+    @property
+    def make_point(self) -> PointMaker:
+        """The method of Hessian-vector products."""
+        return METHODS[self.tangents.method]
+
+    @property
+    def chunk_size(self) -> int:
+        """Tangents per Hessian-vector product.
+
+        On a CPU one at a time by default: a batched product's last bits depend on the number of tangents in the
+        batch, and so on the number of ranks.
+        """
+        return self.tangents.chunk_size or (1 if self.device.type == "cpu" else GPU_CHUNK)
+
+    def values_in(self, segment: Segment, values: Sequence[float]) -> Tensor:
+        """h [H]: what each hyperparameter is on `segment`, given λ = `values` [K]."""
+        named = self.space.unpack(values)
+        learned = [named[name][bucket] for name, bucket in segment.buckets.items()]
+        return torch.tensor([*learned, *self.space.fixed.values()], dtype=self.dtype, device=self.device)
+
+    def step_seed(self, outer_step: int, step: int) -> int:
+        """The seed of the random numbers (dropout) of one inner step: the same on every rank."""
+        return derive_seed(self.seed, outer_step, step, "step")
+
+    def batches(self, outer_step: int, first_step: int = 0) -> Iterator[Batch]:
+        """Training batches from inner step `first_step` on without end, epoch after epoch, as the task gives them.
+
+        Raises:
+            UserError: an epoch has fewer batches than `steps_per_epoch`, or a batch is no pair of tensors.
+        """
+        per_epoch = self.task.steps_per_epoch
+        first_epoch, skip = divmod(first_step, per_epoch)
+        for epoch in count(first_epoch):
+            given = 0
+            for batch in islice(self.task.train_batches(outer_step, epoch), per_epoch):
+                given += 1
+                if given > skip:
+                    yield checked_batch(batch, "train_batches")
+            if given < per_epoch:
+                problem = f"train_batches(outer_step={outer_step}, epoch={epoch}) gave {given} batches"
+                raise UserError(Fault("task", problem, f"steps_per_epoch = {per_epoch}"))
+            skip = 0
+
+    def horizon(self, epochs: float) -> int:
+        """Inner steps in `epochs`, at least 1."""
+        return max(1, round(epochs * self.task.steps_per_epoch))
+
+
+def checked_batch(batch: object, source: str) -> Batch:
+    """`batch`, if it is a pair of tensors.
+
+    Raises:
+        UserError: it is not.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+        return batch[0], batch[1]
+    raise UserError(Fault("task", f"{source} gave {type(batch).__name__}", "pairs (x, y) of tensors"))

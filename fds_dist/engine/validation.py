@@ -1,0 +1,67 @@
+"""Validation loss, its gradient with respect to the weights, and accuracy.
+
+Shapes: D = weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fds_dist.engine.problem import Problem, checked_batch
+from fds_dist.faults import Fault, UserError
+from fds_dist.tangents import Network
+from fds_dist.tasks.base import validation_loss
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The mean over all validation samples."""
+
+    loss: float
+    accuracy: float | None
+    """Share of right answers where targets are class indices, else None."""
+    gradient: Tensor  # [D] ∇L_val
+
+
+def validate(problem: Problem, network: Network, weights: Tensor, outer_step: int) -> Validation:
+    """L_val and ∇L_val at `weights` [D], over `val_batches(outer_step)`; batches weigh by their samples.
+
+    Batch-norm uses the statistics of each validation batch, as in the paper, unless `val_batch_norm` is "running".
+    Leaves the network in evaluation mode.
+
+    Raises:
+        UserError: there are no validation samples.
+    """
+    network.evaluate(problem.val_batch_norm)
+    loss_of = validation_loss(problem.task)
+    gradient = torch.zeros_like(weights)
+    total_loss = torch.zeros((), dtype=torch.float64, device=weights.device)
+    right: Tensor | None = torch.zeros((), dtype=torch.int64, device=weights.device)
+    samples = answers = 0
+    for batch in problem.task.val_batches(outer_step):
+        inputs, targets = network.cast(checked_batch(batch, "val_batches"))
+        leaf = weights.detach().requires_grad_()
+        output, _ = network(leaf, inputs)
+        loss = loss_of(output, targets)
+        (part,) = torch.autograd.grad(loss, leaf)
+        count = len(targets)
+        gradient += part * count
+        total_loss += loss.detach() * count
+        samples += count
+        hits = right_answers(output, targets)
+        right = None if hits is None or right is None else right + hits
+        answers += targets.numel()
+    if not samples:
+        raise UserError(Fault("task", f"val_batches(outer_step={outer_step}) gave no batch", "at least one"))
+    accuracy = None if right is None else right.item() / answers
+    return Validation(total_loss.item() / samples, accuracy, gradient / samples)
+
+
+def right_answers(output: Tensor, targets: Tensor) -> Tensor | None:
+    """How many class indices `targets` [...] are the largest of `output` [..., classes]; None if they are none."""
+    if targets.is_floating_point() or output.shape[:-1] != targets.shape:
+        return None
+    return (output.detach().argmax(-1) == targets).sum()

@@ -1,0 +1,88 @@
+"""Networks by name: ``mlp``, ``lenet``, ``wrn-D-K``, or a ``package.module:function`` of the user's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+from torch import nn
+
+from fds_dist.faults import Fault, UserError
+from fds_dist.models.initialization import INITIALIZATIONS, initialize
+from fds_dist.models.lenet import lenet
+from fds_dist.models.mlp import mlp
+from fds_dist.models.wide_resnet import wide_resnet
+from fds_dist.randomness import seeded
+from fds_dist.registry import call_faults, load_object, nearest
+from fds_dist.tasks.base import call_user_function, is_count, with_offers
+
+Builder = Callable[..., nn.Module]
+MODELS: dict[str, Builder] = {"mlp": mlp, "lenet": lenet}  # and wrn-D-K, any depth D = 6n + 4 and width K
+
+
+def build_model(
+    name: str,
+    options: Mapping[str, object],
+    *,
+    input_shape: Sequence[int] | None,
+    classes: int | None,
+    seed: int,
+    key: str = "model",
+) -> nn.Module:
+    """The network called ``name``, its weights drawn from ``seed`` alone; torch's global generators stay as they were.
+
+    ``input_shape`` (of one sample), ``classes`` and ``seed`` are passed where the function has parameters of those
+    names, unless ``options`` has them; None means unknown, and a function that needs it makes a fault. Networks of this
+    package take the option ``init`` too: a name in `INITIALIZATIONS`.
+
+    Raises `UserError` for an unknown name, for unknown, missing or wrong options, for an exception in a user's own
+    function, and where that returns something else than a module.
+    """
+    is_own = ":" in name
+    builder = cast(Builder, load_object(name, f"{key}.name")) if is_own else _find(name, f"{key}.name")
+    remaining = dict(options)
+    init = "default" if is_own else remaining.pop("init", "default")
+    arguments = with_offers(builder, remaining, {"input_shape": input_shape, "classes": classes, "seed": seed})
+    faults = call_faults(builder, arguments, key)
+    if not is_own:
+        faults += _value_faults({"init": init, **arguments}, key)
+    if faults:
+        raise UserError(faults)
+    with seeded(seed):
+        model = call_user_function(builder, arguments, f"{key}.name") if is_own else builder(**arguments)
+        if not isinstance(model, nn.Module):
+            raise UserError(Fault(f"{key}.name", f"{name} returned a {type(model).__name__}", "a torch.nn.Module"))
+        initialize(model, str(init))
+    return model
+
+
+def _value_faults(arguments: Mapping[str, object], key: str) -> list[Fault]:
+    """Faults in the values of what all networks of this package take."""
+    faults = []
+    init, shape, classes = arguments["init"], arguments.get("input_shape", ()), arguments.get("classes", 1)
+    if init not in list(INITIALIZATIONS):
+        expected, near = f"one of {', '.join(INITIALIZATIONS)}", nearest(str(init), INITIALIZATIONS)
+        faults.append(Fault(f"{key}.init", f"{init!r} is unknown", expected, near))
+    if not (isinstance(shape, (list, tuple)) and all(map(is_count, shape))):
+        faults.append(Fault(f"{key}.input_shape", f"{shape!r} is not valid", "a list of whole numbers of at least 1"))
+    if not is_count(classes):
+        faults.append(Fault(f"{key}.classes", f"{classes!r} is not valid", "a whole number of at least 1"))
+    return faults
+
+
+def _find(name: str, key: str) -> Builder:
+    if name in MODELS:
+        return MODELS[name]
+    wide = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
+    if wide is None:
+        known = [*MODELS, "wrn-16-1", "wrn-28-10"]
+        expected = f"{', '.join(MODELS)}, wrn-DEPTH-WIDTH or package.module:function"
+        raise UserError(Fault(key, f"{name!r} is unknown", expected, nearest(name, known)))
+    depth, width = map(int, wide.groups())
+
+    # Not functools.partial: that would let the options override what the name says.
+    def named(input_shape: Sequence[int], classes: int, *, dropout: float = 0.0) -> nn.Module:
+        return wide_resnet(input_shape, classes, depth=depth, width=width, dropout=dropout)
+
+    return named

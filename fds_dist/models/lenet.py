@@ -1,0 +1,39 @@
+"""LeNet-5 in its present-day form (LeCun et al., 1998, with ReLU and max-pooling)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from fds_dist.models.images import image_shape
+
+
+def lenet(input_shape: Sequence[int], classes: int) -> nn.Module:
+    """Two 5×5 convolutions of 6 and 16 channels, then 120, 84 and ``classes`` units; N×C×H×W -> N×classes.
+
+    62,006 weights on 3×32×32 images with 10 classes. Where a side is under 28, the convolutions pad by 2 and so keep
+    the size. Raises `UserError` where the shape is no image or a side is under 4.
+    """
+    channels, height, width = image_shape(input_shape, smallest_side=4)  # the two poolings leave one pixel of 4
+    padding = 2 if min(height, width) < 28 else 0
+
+    def after_convolutions(side: int) -> int:
+        for _ in range(2):
+            side = (side + 2 * padding - 4) // 2
+        return side
+
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 5, padding=padding),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5, padding=padding),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * after_convolutions(height) * after_convolutions(width), 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, classes),
+    )

@@ -1,0 +1,42 @@
+"""Random numbers keyed by what they are for, never by rank or by how many were drawn before.
+
+Every rank that asks for the same keys gets the same numbers, so data order, splits and initial weights agree without a
+word on the network, and a resumed run draws what the uninterrupted one would have drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def derive_seed(*keys: int | str) -> int:
+    """A 63-bit seed from a list of keys, e.g. ``derive_seed(seed, "split", outer_step)``.
+
+    It is the head of the SHA-256 of the keys, hence the same over platforms, Python versions and ranks; ``1`` and
+    ``"1"`` are different keys, and so are ``("ab", "c")`` and ``("a", "bc")``.
+    """
+    digest = hashlib.sha256(json.dumps(keys).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(*keys: int | str) -> torch.Generator:
+    """A CPU generator seeded with ``derive_seed(*keys)``."""
+    return torch.Generator().manual_seed(derive_seed(*keys))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within the block torch's global generators start from ``seed``; afterwards they are as if nothing happened.
+
+    For code that draws from the global generator, such as the constructors of ``torch.nn``.
+    """
+    # Listed by hand, as fork_rng warns where it has to find several GPUs; those not yet in use have no state to keep.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,193 @@
+"""A schedule: which value each hyperparameter has at each inner step. Needs no torch.
+
+Hyperparameter `i` holds `n_i` buckets over a horizon of `T` steps; step `t` reads bucket `⌊n_i·t/T⌋`
+(design of FDS, arXiv 2007.07869, section 4: hyperparameters are shared over contiguous steps).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from fds_dist.faults import Fault, UserError
+
+FORMAT = "fds-dist schedule"
+VERSION = 1
+
+
+def bucket_of(step: int, buckets: int, horizon: int) -> int:
+    """The bucket that `step` (0 ≤ step < horizon) reads."""
+    return buckets * step // horizon
+
+
+def bucket_start(bucket: int, buckets: int, horizon: int) -> int:
+    """The first step that reads `bucket`: the smallest t with ⌊buckets·t/horizon⌋ ≥ bucket."""
+    return -(-bucket * horizon // buckets)
+
+
+def bucket_window(bucket: int, buckets: int, horizon: int) -> range:
+    """The steps that read `bucket`. Windows differ by at most one step where `buckets` does not divide `horizon`."""
+    return range(bucket_start(bucket, buckets, horizon), bucket_start(bucket + 1, buckets, horizon))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Contiguous steps `[start, stop)` on which no hyperparameter changes its bucket."""
+
+    start: int
+    stop: int
+    buckets: dict[str, int]
+    """The bucket in use, by hyperparameter."""
+
+
+def segments(buckets: Mapping[str, int], horizon: int) -> Iterator[Segment]:
+    """The horizon cut where any hyperparameter changes its bucket; `buckets` maps names to bucket counts."""
+    cuts = {bucket_start(bucket, count, horizon) for count in buckets.values() for bucket in range(count)}
+    edges = sorted(cuts | {0, horizon})
+    for start, stop in pairwise(edges):
+        yield Segment(start, stop, {name: bucket_of(start, count, horizon) for name, count in buckets.items()})
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Values by hyperparameter and bucket over `horizon` steps.
+
+    ```python
+    schedule = Schedule.load("runs/digits/schedule.json")
+    schedule.at(0)                      # {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+    schedule.stretch(20_000).at(19_999)
+    ```
+    """
+
+    horizon: int
+    values: dict[str, tuple[float, ...]]
+    """Learned values, one per bucket."""
+    fixed: dict[str, float] = field(default_factory=dict)
+    """Hyperparameters that were not learned."""
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    """What the values were learned for, e.g. `{"name": "sgd", "nesterov": False}`."""
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise ValueError(f"horizon is {self.horizon}; a schedule covers at least 1 step")
+        empty = [name for name, values in self.values.items() if not values]
+        if empty:
+            raise ValueError(f"hyperparameters without a value: {', '.join(empty)}")
+
+    def at(self, step: int) -> dict[str, float]:
+        """All hyperparameters at `step`, the fixed ones included. Steps past the horizon keep the last bucket.
+
+        Raises:
+            ValueError: a negative step.
+        """
+        if step < 0:
+            raise ValueError(f"step is {step}; steps count from 0")
+        step = min(step, self.horizon - 1)
+        learned = {name: values[bucket_of(step, len(values), self.horizon)] for name, values in self.values.items()}
+        return {**learned, **self.fixed}
+
+    def stretch(self, horizon: int) -> Schedule:
+        """The same values over another number of steps."""
+        return Schedule(horizon, self.values, self.fixed, self.optimizer)
+
+    def attach(self, optimizer: Any, horizon: int | None = None) -> Any:
+        """A driver that sets these values on a `torch.optim` optimizer step by step.
+
+        See `fds_dist.schedule_driver.ScheduleDriver`; `horizon` (steps) defaults to the schedule's own.
+        """
+        from fds_dist.schedule_driver import ScheduleDriver
+
+        return ScheduleDriver(optimizer, self if horizon is None else self.stretch(horizon))
+
+    def to_json(self) -> str:
+        """JSON text; floats are written so that they read back to the same bits."""
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "horizon": self.horizon,
+            "hyperparameters": {name: list(values) for name, values in self.values.items()},
+            "fixed": self.fixed,
+            "optimizer": self.optimizer,
+        }
+        return json.dumps(content, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "schedule") -> Schedule:
+        """The schedule that `to_json` wrote.
+
+        Raises:
+            UserError: not JSON, or not a schedule; the message names `source` and the key.
+        """
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(Fault(source, f"is not JSON ({error})", "a file written by `fds-dist optimize`")) from None
+        faults = _content_faults(content, source)
+        if faults:
+            raise UserError(faults)
+        values = {name: tuple(float(value) for value in row) for name, row in content["hyperparameters"].items()}
+        fixed = {name: float(value) for name, value in content.get("fixed", {}).items()}
+        return cls(content["horizon"], values, fixed, content.get("optimizer", {}))
+
+    def save(self, path: str | Path) -> None:
+        """Writes `to_json()` to `path`."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Schedule:
+        """Reads a schedule from `path`, or from `path/schedule.json` where `path` is a run's folder.
+
+        Raises:
+            UserError: no such file, or not a schedule.
+        """
+        file = Path(path)
+        file = file / "schedule.json" if file.is_dir() else file
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(Fault(str(file), f"cannot be read ({error})", "a schedule.json")) from None
+        return cls.from_json(text, str(file))
+
+
+def _content_faults(content: object, source: str) -> list[Fault]:
+    """What keeps `content` from being a schedule."""
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return [Fault(source, "is not a schedule", f'an object with "format": "{FORMAT}"')]
+    if content.get("version") != VERSION:
+        found = content.get("version")
+        return [Fault(f"{source}: version", f"{found!r} is not known", f"{VERSION}; a newer fds-dist may read it")]
+    faults = []
+    horizon = content.get("horizon")
+    if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
+        faults.append(Fault(f"{source}: horizon", f"{horizon!r} is not valid", "a whole number of at least 1"))
+    for section, valid, expected in (
+        ("hyperparameters", _is_row, "a list of numbers per name"),
+        ("fixed", _is_number, "a number per name"),
+    ):
+        mapping = content.get(section, {})
+        if not isinstance(mapping, dict):
+            faults.append(Fault(f"{source}: {section}", f"{mapping!r} is not valid", f"an object: {expected}"))
+            continue
+        faults += [
+            Fault(f"{source}: {section}.{name}", f"{value!r} is not valid", expected)
+            for name, value in mapping.items()
+            if not valid(value)
+        ]
+    return faults
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_row(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and bool(value) and all(map(_is_number, value))
+
+
+def load_schedule(path: str | Path) -> Schedule:
+    """`Schedule.load`: the learned schedule of a `schedule.json` or of a run's folder."""
+    return Schedule.load(path)

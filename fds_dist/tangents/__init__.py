@@ -1,0 +1,19 @@
+"""Tangents of the inner run: Hessian-vector products and the tangent of the optimizer's update."""
+
+from __future__ import annotations
+
+from fds_dist.tangents.network import Network, TrainingLoss
+from fds_dist.tangents.products import METHODS, Batch, Point, PointMaker
+from fds_dist.tangents.step import Update, inner_update, tangent_step
+
+__all__ = [
+    "METHODS",
+    "Batch",
+    "Network",
+    "Point",
+    "PointMaker",
+    "TrainingLoss",
+    "Update",
+    "inner_update",
+    "tangent_step",
+]

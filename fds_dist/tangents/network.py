@@ -1,0 +1,160 @@
+"""A network as a function of its flat weights, and its training loss as a function that can be differentiated twice.
+
+Shapes: D = number of weights, B = batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fds_dist.faults import Fault, UserError
+from fds_dist.flat import FlatLayout, trainable_parameters
+
+Statistics = tuple[tuple[Tensor, Tensor], ...]
+"""Mean and unbiased variance [channels] of the batch, per batch-norm call of one forward pass."""
+
+
+class RunningStatistics:
+    """Batch-norm whose running statistics follow the primal run alone.
+
+    `torch.func` cannot trace an update in place, and a second forward pass must not update twice. So layers are run
+    with `track_running_stats` off, what they saw is recorded, and `update` applies it once, afterwards.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.layers = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self._seen: list[tuple[int, Tensor, Tensor]] = []
+        for index, layer in enumerate(self.layers):
+            layer.register_forward_pre_hook(self._recorder(index))
+
+    def _recorder(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if layer.training:
+                x = inputs[0].detach()
+                variance, mean = torch.var_mean(x, [axis for axis in range(x.dim()) if axis != 1])
+                self._seen.append((index, mean, variance))
+
+        return record
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[tuple[int, Tensor, Tensor]]]:
+        """Inside, layers use the batch's statistics and leave the running ones alone; yields what they saw."""
+        self._seen = []
+        for layer in self.layers:
+            layer.track_running_stats = False
+        try:
+            yield self._seen
+        finally:
+            for layer in self.layers:
+                layer.track_running_stats = True
+
+    @torch.no_grad()
+    def update(self, order: Sequence[int], statistics: Statistics) -> None:
+        """Moves the running statistics as `nn.BatchNorm` does; `order` names the layer of each entry."""
+        for index, (mean, variance) in zip(order, statistics, strict=True):
+            layer = self.layers[index]
+            if layer.running_mean is None or layer.running_var is None or layer.num_batches_tracked is None:
+                continue
+            layer.num_batches_tracked.add_(1)
+            share = 1.0 / layer.num_batches_tracked if layer.momentum is None else layer.momentum
+            layer.running_mean += share * (mean.to(layer.running_mean) - layer.running_mean)
+            layer.running_var += share * (variance.to(layer.running_var) - layer.running_var)
+
+
+class Network:
+    """A module called with flat weights [D]. It owns the module, whose parameters become views of the last weights.
+
+    The views stay in place after a call, unlike with `torch.func.functional_call`: activation checkpointing runs
+    parts of the forward pass again during the backward pass, and would silently do so with other weights.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+        self.module = module.to(device=device, dtype=dtype)
+        self.dtype, self.device = dtype, device
+        parameters = trainable_parameters(module)
+        self.layout = FlatLayout.of(parameters)
+        self.initial_weights = self.layout.flatten(parameters, dtype, device)
+        self.statistics = RunningStatistics(module)
+        self.statistics_order: list[int] = []
+        names = {id(parameter): name for name, parameter in parameters.items()}
+        self._slots = [
+            (owner, local_name, names[id(parameter)])
+            for owner in module.modules()
+            for local_name, parameter in owner._parameters.items()
+            if id(parameter) in names
+        ]
+        self._recurrent = [owner for owner in module.modules() if isinstance(owner, nn.RNNBase)]
+
+    def _install(self, weights: Tensor) -> None:
+        views = self.layout.views(weights)
+        for owner, local_name, name in self._slots:
+            owner._parameters[local_name] = views[name]  # type: ignore[assignment]
+        for owner in self._recurrent:  # these keep a second list of their weights
+            owner._flat_weights = [getattr(owner, name) for name in owner._flat_weights_names]
+
+    def train(self) -> None:
+        """Training mode: dropout on, batch-norm on batch statistics."""
+        self.module.train()
+
+    def evaluate(self, batch_norm: str = "running") -> None:
+        """Evaluation mode; with `batch_norm="batch"` batch-norm still uses the statistics of its batch."""
+        self.module.eval()
+        if batch_norm == "batch":
+            for layer in self.module.modules():
+                if isinstance(layer, _BatchNorm):
+                    layer.training = True
+
+    def __call__(self, weights: Tensor, inputs: Tensor) -> tuple[Tensor, Statistics]:
+        """The output for `inputs` [B, ...] at `weights` [D], and what batch-norm saw.
+
+        Attention runs on the math kernel: the fused ones have no second derivative.
+        """
+        self._install(weights)
+        with self.statistics.recorded() as seen, sdpa_kernel(SDPBackend.MATH):
+            output = self.module(inputs)
+        self.statistics_order = [index for index, _, _ in seen]
+        return output, tuple((mean, variance) for _, mean, variance in seen)
+
+    def update_statistics(self, statistics: Statistics) -> None:
+        """Applies what the last call saw to the running statistics."""
+        self.statistics.update(self.statistics_order, statistics)
+
+    def cast(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The batch on this network's device, floating-point parts in its dtype."""
+        inputs, targets = (self._cast(part) for part in batch)
+        return inputs, targets
+
+    def _cast(self, part: Tensor) -> Tensor:
+        dtype = self.dtype if part.is_floating_point() else part.dtype
+        return part.to(device=self.device, dtype=dtype, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class TrainingLoss:
+    """L(w, θ; batch), with θ [P] the hyperparameters that live inside the loss, named by `names`."""
+
+    network: Network
+    loss: Callable[..., Tensor]
+    names: tuple[str, ...] = ()
+
+    def __call__(self, weights: Tensor, theta: Tensor, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Statistics]:
+        """The scalar mean loss of `batch`, and what batch-norm saw.
+
+        Raises:
+            UserError: the task's loss did not return one number.
+        """
+        inputs, targets = batch
+        output, statistics = self.network(weights, inputs)
+        extra = (dict(zip(self.names, theta.unbind(), strict=True)),) if self.names else ()
+        loss = self.loss(output, targets, *extra)
+        if loss.shape != ():
+            problem = f"loss(output, target) returned shape {list(loss.shape)}"
+            raise UserError(Fault("task", problem, "a scalar tensor, the mean over the batch"))
+        return loss, statistics

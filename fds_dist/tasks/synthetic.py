@@ -1,0 +1,86 @@
+"""A linear least-squares problem whose inner run and hypergradients are known in closed form: an oracle for tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import repeat
+
+import torch
+from torch import Tensor, nn
+
+from fds_dist.faults import Fault, UserError
+from fds_dist.randomness import generator, seeded
+from fds_dist.tasks.base import Batch, is_count
+
+
+class LeastSquares:
+    """Both losses are exact quadratics of the weight vector ``w`` (length d), with one curvature and two optima:
+
+        train       ½ mean((Xw − y)²) = ½ (w − a)ᵀ A (w − a)        A = XᵀX / n,  y = Xa
+        validation  ½ (w − b)ᵀ A (w − b)
+
+    so that t steps of gradient descent with rate α give ``w_t = a + (I − αA)ᵗ (w₀ − a)``. Every train batch is the same
+    full batch, the validation batch serves as test batch too, and every model starts from ``w0``: batches and
+    ``build_model`` ignore their arguments. All tensors are float64.
+
+    Attributes: ``curvature`` A (d×d, eigenvalues log-spaced from 1 down to 1/condition), ``optimum`` a, ``val_optimum``
+    b and ``w0`` (d each).
+    """
+
+    def __init__(self, dimension: int, samples: int, steps_per_epoch: int, condition: float, seed: int) -> None:
+        random = generator(seed, "synthetic")
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=random, dtype=torch.float64)
+
+        eigenvalues = torch.logspace(0, -math.log10(condition), dimension, dtype=torch.float64)
+        basis = torch.linalg.qr(normal(dimension, dimension)).Q
+        orthonormal = torch.linalg.qr(normal(samples, dimension)).Q  # n×d
+        inputs = math.sqrt(samples) * orthonormal @ (eigenvalues.sqrt()[:, None] * basis.T)
+
+        self.curvature = basis @ (eigenvalues[:, None] * basis.T)
+        self.optimum = normal(dimension)
+        self.val_optimum = normal(dimension)
+        self.w0 = torch.ones(dimension, dtype=torch.float64)
+        self.steps_per_epoch = steps_per_epoch
+        self.input_shape = (dimension,)
+        self._train = inputs, (inputs @ self.optimum)[:, None]
+        self._val = inputs, (inputs @ self.val_optimum)[:, None]
+
+    def train_batches(self, outer_step: int, epoch: int) -> Iterator[Batch]:
+        return repeat(self._train, self.steps_per_epoch)
+
+    def val_batches(self, outer_step: int) -> Iterator[Batch]:
+        return iter([self._val])
+
+    def test_batches(self) -> Iterator[Batch]:
+        return iter([self._val])
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return 0.5 * (output - target).square().mean()
+
+    def build_model(self, seed: int) -> nn.Linear:
+        with seeded(seed):  # what the constructor draws is thrown away, and must not move the global generator
+            model = nn.Linear(len(self.w0), 1, bias=False)
+        model.weight = nn.Parameter(self.w0.clone()[None])
+        return model
+
+
+def synthetic(
+    *, dimension: int = 10, samples: int = 64, steps_per_epoch: int = 20, condition: float = 10.0, seed: int = 0
+) -> LeastSquares:
+    """A `LeastSquares` problem drawn from ``seed``. Raises `UserError` naming each option out of range."""
+    counts = {"dimension": dimension, "samples": samples, "steps_per_epoch": steps_per_epoch}
+    faults = [
+        Fault(f"task.{name}", f"{value!r} is not valid", "a whole number of at least 1")
+        for name, value in counts.items()
+        if not is_count(value)
+    ]
+    if not (isinstance(condition, (int, float)) and 1 <= condition < math.inf):
+        faults.append(Fault("task.condition", f"{condition!r} is not valid", "a number of at least 1"))
+    if not faults and samples < dimension:
+        faults.append(Fault("task.samples", f"{samples} is too few", f"at least dimension, {dimension}"))
+    if faults:
+        raise UserError(faults)
+    return LeastSquares(dimension, samples, steps_per_epoch, condition, seed)

@@ -1,0 +1,257 @@
+"""What a person sees: a live line and a growing table in a terminal, plain lines in a log file."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
+
+PLAIN_INTERVAL = 10.0
+"""Least seconds between two progress lines where there is no terminal."""
+PLAIN_WIDTH = 60
+"""Characters for the buckets of one hyperparameter there."""
+
+_COLUMNS = (("step", 4), ("horizon", 7), ("val loss", 9), ("acc", 6), ("time", 6))
+_COLORS = {"finished": "green", "failed": "red", "interrupted": "yellow"}
+
+
+class ConsoleTracker:
+    """In a terminal: a header, a live line, a row per outer step and a closing panel. Elsewhere: plain ASCII lines.
+
+    Outer steps carry the numbers of ``history.jsonl``, from 0. All texts are printed as they are: what looks like
+    markup in a path or a message stays what it is.
+
+    Args:
+        console: where to print; standard output by default.
+        clock: seconds, monotonic.
+    """
+
+    required = False
+
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console or Console()
+        self._clock = clock
+        self._terminal = self._console.is_interactive and not self._console.options.ascii_only
+        self._live: Live | None = None
+        self._pace = _Pace(clock())
+        self._next_line = -math.inf
+
+    def start(self, run: RunStart) -> None:
+        self._run = run
+        self._outer_step = run.first_outer_step
+        self._block: InnerBlock | None = None
+        self._pace = _Pace(self._clock())
+        facts = {
+            "run folder": str(run.run_dir),
+            "device": f"{run.device}, {run.world_size} " + ("rank" if run.world_size == 1 else "ranks"),
+            "tangents": str(run.tangents),
+            "outer steps": f"{run.outer_steps}" + (f", resumed at {run.first_outer_step}" if run.resumed else ""),
+        }
+        if not self._terminal:
+            self._line("fds-dist: " + "; ".join(f"{name} {fact}" for name, fact in facts.items()))
+            return
+        self._console.print(Text("fds-dist", "bold"), _facts(facts), "")
+        self._console.print(_row(*(name for name, _ in _COLUMNS), "hyperparameters", style="dim"))
+        self._live = Live(get_renderable=self._progress, console=self._console, refresh_per_second=2, transient=True)
+        self._live.start()
+
+    def inner(self, block: InnerBlock) -> None:
+        now = self._clock()
+        self._pace.add(now, block)
+        self._block = block
+        if not self._terminal and now >= self._next_line:
+            self._next_line = now + PLAIN_INTERVAL
+            place = f"outer step {block.outer_step}, inner step {block.steps.stop}/{block.horizon}"
+            self._line(f"{place}: {', '.join(self._pace_facts(block))}")
+
+    def outer(self, record: OuterRecord) -> None:
+        self._pace = _Pace(self._clock())
+        self._block, self._outer_step = None, record.outer_step + 1
+        loss, accuracy, seconds = f"{record.val_loss:.4g}", _percent(record.val_accuracy), _duration(record.seconds)
+        if self._live is None:
+            values = (
+                _named(name, buckets, PLAIN_WIDTH, "x", "...") for name, buckets in record.hyperparameters.items()
+            )
+            results = f"horizon {record.horizon}, val loss {loss}, val accuracy {accuracy}, {seconds}"
+            self._line(f"outer step {record.outer_step} done: {'; '.join([results, *values])}")
+            return
+        room = max(20, self._console.width - sum(width + 2 for _, width in _COLUMNS))
+        values = "\n".join(_pack(record.hyperparameters, room))
+        self._above_live(_row(str(record.outer_step), str(record.horizon), loss, accuracy, seconds, values))
+
+    def note(self, message: str) -> None:
+        """Prints the message at once, above the live line."""
+        if self._terminal:
+            self._above_live(Padding(Text.assemble(("note: ", "yellow"), message, overflow="fold"), (0, 1)))
+        else:
+            self._line(f"note: {message}")
+
+    def finish(self, end: RunEnd) -> None:
+        if self._live is not None:
+            self._live.stop()
+        best = _best(end)
+        facts = {"message": end.message} if end.message else {}
+        if best:
+            facts["best"] = best
+        if not self._terminal:
+            facts["results"] = f"{end.run_dir} (schedule.json, history.jsonl)"
+            self._line("; ".join([end.status, *(f"{name}: {fact}" for name, fact in facts.items())]))
+            return
+        if end.schedule:
+            facts["learned"] = "\n".join(_pack(end.schedule, max(20, self._console.width - 18)))
+        facts["results"] = f"{end.run_dir}\nschedule.json   the learned values\nhistory.jsonl   every outer step"
+        color = _COLORS.get(end.status, "none")
+        title = Text(end.status, f"bold {color}")
+        self._console.print("", Panel(_facts(facts), title=title, title_align="left", border_style=color))
+
+    def _line(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
+
+    def _above_live(self, renderable: RenderableType) -> None:
+        if self._live is not None:
+            self._live.refresh()  # or the print would show the last refresh's live line again
+        self._console.print(renderable)
+
+    def _progress(self) -> RenderableType:
+        """The live lines; called from rich's refresh thread too, hence one look at the state."""
+        block, outer_step = self._block, self._outer_step
+        if outer_step >= self._run.outer_steps:
+            return Text()
+        label = f" outer step {outer_step} ({outer_step + 1} of {self._run.outer_steps})"
+        if block is None:
+            return Text(label)
+        line = Table.grid(padding=(0, 1), expand=True)
+        line.add_column(no_wrap=True)
+        line.add_column(ratio=1)
+        line.add_column(no_wrap=True)
+        bar = ProgressBar(total=block.horizon, completed=block.steps.stop, complete_style="cyan")
+        line.add_row(label, bar, f"{block.steps.stop}/{block.horizon} ")
+        facts = " · ".join(self._pace_facts(block))
+        return Group("", line, Text(f" {facts}", style="dim", no_wrap=True, overflow="ellipsis"))
+
+    def _pace_facts(self, block: InnerBlock) -> list[str]:
+        facts = [f"{block.live_tangents}/{self._run.tangents} tangents live", f"loss {block.train_loss:.3g}"]
+        rate = self._pace.rate
+        if rate is None:
+            return facts
+        since = self._clock() - self._pace.last
+        left = max(0.0, (block.horizon - block.steps.stop) / rate - since)
+        facts += [f"{rate:.3g} steps/s", f"{_duration(left)} left"]
+        if later := range(block.outer_step + 1, self._run.outer_steps):
+            weights = [_epochs(self._run.config, outer_step) for outer_step in (block.outer_step, *later)]
+            facts.append(f"run about {_duration(left + sum(weights[1:]) / weights[0] * block.horizon / rate)}")
+        return facts
+
+
+class _Pace:
+    """Inner steps per second over the last blocks of one horizon (later steps are slower: more tangents live)."""
+
+    def __init__(self, now: float) -> None:
+        self._marks: deque[tuple[float, int]] = deque(maxlen=10)
+        self.last = now
+
+    def add(self, now: float, block: InnerBlock) -> None:
+        if not self._marks:
+            self._marks.append((self.last, block.steps.start))
+        self._marks.append((now, block.steps.stop))
+        self.last = now
+
+    @property
+    def rate(self) -> float | None:
+        """None before anything was measured."""
+        if not self._marks:
+            return None
+        (start, first), (end, last) = self._marks[0], self._marks[-1]
+        return (last - first) / (end - start) if end > start and last > first else None
+
+
+def _pack(values: Mapping[str, Sequence[float]], width: int) -> list[str]:
+    """Lines of at most `width` characters with the buckets of each hyperparameter, several to a line where they fit."""
+    lines: list[str] = []
+    for name, buckets in values.items():
+        text = _named(name, buckets, width)
+        if lines and len(lines[-1]) + len(text) + 3 <= width:
+            lines[-1] += f" · {text}"
+        else:
+            lines.append(text)
+    return lines
+
+
+def _named(name: str, buckets: Sequence[float], width: int, times: str = "×", gap: str = "…") -> str:
+    """'lr 0.1 0.05 … 0.001': three significant digits, the middle left out where `width` is too small."""
+    if len(buckets) > 1 and len(set(buckets)) == 1:
+        return f"{name} {buckets[0]:.3g} {times}{len(buckets)}"
+    numbers = [f"{value:.3g}" for value in buckets]
+    text = " ".join([name, *numbers])
+    kept = len(numbers)
+    while len(text) > width and kept > 2:
+        kept -= 1
+        text = " ".join([name, *numbers[: kept - kept // 2], gap, *numbers[-(kept // 2) :]])
+    return text
+
+
+def _row(*cells: str, style: str = "none") -> Table:
+    """One line of the table: fixed widths, so that rows which are printed one by one stand in columns."""
+    row = Table.grid(padding=(0, 2, 0, 0))
+    for _, width in _COLUMNS:
+        row.add_column(width=width, justify="right", no_wrap=True)
+    row.add_column(overflow="fold")
+    row.add_row(*(Text(cell, style) for cell in cells))
+    return row
+
+
+def _facts(facts: Mapping[str, str]) -> Padding:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="dim")
+    grid.add_column(overflow="fold")
+    for name, fact in facts.items():
+        grid.add_row(Text(name), Text(fact))
+    return Padding(grid, (0, 1))
+
+
+def _best(end: RunEnd) -> str:
+    facts = []
+    if end.best_val_accuracy is not None:
+        facts.append(f"val accuracy {_percent(end.best_val_accuracy)}")
+    if end.best_val_loss is not None:
+        facts.append(f"val loss {end.best_val_loss:.4g}")
+    if end.best_outer_step is not None:
+        facts.append(f"at outer step {end.best_outer_step}")
+    return ", ".join(facts)
+
+
+def _epochs(config: Mapping[str, Any], outer_step: int) -> float:
+    """The config's budget of an outer step, to weigh horizons against each other."""
+    epochs = config.get("inner", {}).get("epochs", 1)
+    return epochs[min(outer_step, len(epochs) - 1)] if isinstance(epochs, list) else epochs
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f}%"
+
+
+def _duration(seconds: float) -> str:
+    """'4.2s', '1m02s', '3h05m' or '2d04h'."""
+    if not math.isfinite(seconds):
+        return "-"
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if not hours:
+        return f"{minutes}m{whole % 60:02d}s"
+    return f"{days}d{hours % 24:02d}h" if days else f"{hours}h{minutes % 60:02d}m"

@@ -1,0 +1,90 @@
+"""``history.jsonl``: the record of a run, one line per outer step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from fds_dist.faults import Fault, UserError
+from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
+
+
+def read_history(path: Path | str) -> list[OuterRecord]:
+    """The records of a history file, in its order. A torn last line (one without its newline) is left out.
+
+    Raises:
+        UserError: the file cannot be read, or a line is not a record; the line's number is named.
+    """
+    return [record for record, _ in _complete_lines(Path(path))]
+
+
+def steps_before(run_dir: Path, outer_step: int) -> int:
+    """Inner steps that the run in this folder took before this outer step: the sum of the earlier horizons."""
+    path = run_dir / "history.jsonl"
+    if outer_step == 0 or not path.exists():
+        return 0
+    return sum(record.horizon for record in read_history(path) if record.outer_step < outer_step)
+
+
+class HistoryFile:
+    """Appends a line per outer step, on disk before the run goes on.
+
+    A resumed run continues the file: a torn last line goes, and so do the outer steps which are about to be
+    done again. Starting a new run on an existing file raises FileExistsError.
+    """
+
+    required = True
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = Path(path)
+        self._file: TextIO | None = None
+
+    def start(self, run: RunStart) -> None:
+        if run.resumed and self._path.exists():
+            os.truncate(self._path, _bytes_before(self._path, run.first_outer_step))
+        self._file = self._path.open("a" if run.resumed else "x", encoding="utf-8", newline="\n")
+
+    def inner(self, block: InnerBlock) -> None:
+        """Inner steps are not part of the record."""
+
+    def outer(self, record: OuterRecord) -> None:
+        if self._file is None:
+            raise RuntimeError("HistoryFile.start comes before HistoryFile.outer")
+        self._file.write(record.to_json() + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def note(self, message: str) -> None:
+        """Events are part of the outer step's record."""
+
+    def finish(self, end: RunEnd) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _complete_lines(path: Path) -> Iterator[tuple[OuterRecord, int]]:
+    """Each record with the offset in bytes of its line's end."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(Fault("", f"cannot read {path}: {error.strerror}", "a run's history.jsonl")) from None
+    *lines, _torn = content.split(b"\n")  # what follows the last newline is nothing, or a write that a crash cut short
+    end = 0
+    for number, line in enumerate(lines, start=1):
+        end += len(line) + 1
+        try:
+            yield OuterRecord.from_json(line.decode()), end
+        except ValueError as error:
+            raise UserError(Fault("", f"{path}, line {number} is not a record: {error}")) from None
+
+
+def _bytes_before(path: Path, outer_step: int) -> int:
+    """How many bytes hold the records before this outer step."""
+    keep = 0
+    for record, end in _complete_lines(path):
+        if record.outer_step >= outer_step:
+            break
+        keep = end
+    return keep

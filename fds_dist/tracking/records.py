@@ -1,0 +1,161 @@
+"""What a run tells its trackers: four plain records, and the line of ``history.jsonl``."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """A run begins, or goes on after an interruption."""
+
+    run_dir: Path
+    config: dict[str, Any]
+    """The resolved config as plain dicts, lists, numbers and strings."""
+    outer_steps: int
+    first_outer_step: int
+    tangents: int
+    """K, the number of learned numbers."""
+    world_size: int
+    device: str
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class InnerBlock:
+    """Some consecutive inner steps of one horizon."""
+
+    outer_step: int
+    steps: range
+    """The inner steps covered, numbered from 0 at the start of the horizon."""
+    horizon: int
+    live_tangents: int
+    """Tangents that are not zero any more, over all ranks, at the last of the steps."""
+    train_loss: float
+    """Mean over the steps."""
+    hyperparameters: dict[str, float]
+    """Values at the last of the steps."""
+
+
+@dataclass(frozen=True)
+class OuterRecord:
+    """One outer step: a line of ``history.jsonl``. Each hyperparameter has one number per bucket."""
+
+    outer_step: int
+    horizon: int
+    hyperparameters: dict[str, list[float]]
+    """The values this step trained with."""
+    hypergradients: dict[str, list[float]]
+    """d val_loss / d value, a sum over the bucket's window."""
+    val_loss: float
+    val_accuracy: float | None
+    """A fraction between 0 and 1; None where the task has no such thing."""
+    seconds: float
+    world_size: int
+    step_sizes: dict[str, list[float]]
+    """The outer optimizer's step sizes after its update."""
+    events: list[str] = field(default_factory=list)
+    """What a person should know about this step, e.g. a non-finite hypergradient."""
+
+    def to_json(self) -> str:
+        """One line of strict JSON. Finite floats are exact; NaN and infinities become null."""
+        return json.dumps(_without_nonfinite(asdict(self)), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> OuterRecord:
+        """Reads `to_json`'s line. null becomes NaN where a float belongs; unknown keys are ignored.
+
+        Raises:
+            ValueError: the line is not JSON, or a key is missing or has the wrong type.
+        """
+        data = json.loads(line)
+        if not isinstance(data, dict):
+            raise ValueError("not a JSON object")
+        try:
+            accuracy = data["val_accuracy"]
+            return cls(
+                outer_step=_whole_number(data["outer_step"]),
+                horizon=_whole_number(data["horizon"]),
+                hyperparameters=_buckets(data["hyperparameters"]),
+                hypergradients=_buckets(data["hypergradients"]),
+                val_loss=_float(data["val_loss"]),
+                val_accuracy=None if accuracy is None else _float(accuracy),
+                seconds=_float(data["seconds"]),
+                world_size=_whole_number(data["world_size"]),
+                step_sizes=_buckets(data.get("step_sizes", {})),
+                events=[str(event) for event in data.get("events", [])],
+            )
+        except KeyError as error:
+            raise ValueError(f"no key {error}") from None
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"a value has the wrong type ({error})") from None
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """A run ends, well or not."""
+
+    status: str
+    """'finished', 'failed' or 'interrupted'."""
+    message: str
+    schedule: dict[str, list[float]] | None
+    """The learned values after the last update; None where there are none yet."""
+    best_outer_step: int | None
+    best_val_loss: float | None
+    best_val_accuracy: float | None
+    run_dir: Path
+
+
+def inner_metrics(block: InnerBlock) -> dict[str, float]:
+    """The finite numbers of a block under flat names, as dashboards want them."""
+    metrics = {"inner/train_loss": block.train_loss, "inner/live_tangents": float(block.live_tangents)}
+    metrics |= {f"inner/{name}": value for name, value in block.hyperparameters.items()}
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def outer_metrics(record: OuterRecord) -> dict[str, float]:
+    """The finite numbers of an outer step under flat names, e.g. ``hypergradient/lr/0`` for the first bucket."""
+    metrics = {
+        "outer/val_loss": record.val_loss,
+        "outer/seconds": record.seconds,
+        "outer/horizon": float(record.horizon),
+    }
+    if record.val_accuracy is not None:
+        metrics["outer/val_accuracy"] = record.val_accuracy
+    for kind, values in (("hyperparameter", record.hyperparameters), ("hypergradient", record.hypergradients)):
+        for name, buckets in values.items():
+            metrics |= {f"{kind}/{name}/{bucket}": value for bucket, value in enumerate(buckets)}
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _without_nonfinite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _without_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nonfinite(item) for item in value]
+    return value
+
+
+def _float(value: Any) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)
+
+
+def _whole_number(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
+
+
+def _buckets(value: Mapping[str, list[Any]]) -> dict[str, list[float]]:
+    return {str(name): [_float(item) for item in values] for name, values in value.items()}

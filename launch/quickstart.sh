@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Learns a learning-rate, momentum and weight-decay schedule on the digits task, from nothing but a Python 3.10 to 3.13.
+#
+#   launch/quickstart.sh [key=value ...]     e.g. seed=1 outer.steps=5; the keys are those of configs/digits.yaml
+#
+# Environment: NPROC    processes to share the tangents among (2)
+#              PYTHON   the interpreter to make .venv with; without it, the first that fits
+set -euo pipefail
+
+root=$(cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
+case ${1:-} in
+-h | --help)
+    sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "$0"
+    exit
+    ;;
+esac
+
+"$root/launch/setup.sh"
+cd "$root"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+.venv/bin/torchrun --standalone --nproc-per-node "${NPROC:-2}" -m fds_dist optimize configs/digits.yaml "$@"
+
+runs=runs newest=""
+for argument in "$@"; do
+    [[ $argument != output_dir=* ]] || runs=${argument#output_dir=}
+done
+for schedule in "$runs"/*/schedule.json; do
+    [[ ! -f $schedule || $schedule -ot $newest ]] || newest=$schedule
+done
+[[ $newest ]] || exit 0
+run=${newest%/schedule.json}
+cat <<END
+
+The learned schedule: $run/schedule.json; every outer step: $run/history.jsonl
+  look at it:          .venv/bin/fds-dist report $run
+  check its gradients: .venv/bin/fds-dist verify configs/digits.yaml
+  your own task:       README.md, then .venv/bin/fds-dist check YOUR_CONFIG
+END

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Installs what the tests need into .venv and runs them.
+#
+#   launch/test.sh [PYTEST_ARGUMENTS ...]     e.g. -m slow, -m "" (all), -k schedule, tests/test_layers.py
+#
+# Environment: PYTHON   the interpreter to make .venv with; without it, the first that fits
+set -euo pipefail
+
+root=$(cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
+case ${1:-} in
+-h | --help)
+    sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "$0"
+    exit
+    ;;
+esac
+
+"$root/launch/setup.sh" dev,search,tensorboard
+cd "$root"
+exec .venv/bin/python -m pytest "$@"

@@ -1,0 +1,21 @@
+"""What all tests share: one thread per process, plots without a window, skips where the machine cannot run a test."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; ranks share the cores
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, when asked for by name on a machine that cannot run them, the tests marked `gpu` and `root`."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        pytest.skip("not the superuser")
