@@ -10,8 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fds_dist.api import RunResult, check, optimize, verify
+    from fds_dist.api import check, optimize, verify
     from fds_dist.faults import Fault, UserError
+    from fds_dist.run import RunResult
     from fds_dist.schedule import Schedule, load_schedule
     from fds_dist.schedule_driver import ScheduleDriver
     from fds_dist.tasks.base import Task
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "RunResult": "fds_dist.api",
+    "RunResult": "fds_dist.run",
     "check": "fds_dist.api",
     "optimize": "fds_dist.api",
     "verify": "fds_dist.api",

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from fds_dist.config import Config, Draft
+from fds_dist.config import Config, Draft, OuterConfig
 from fds_dist.config.hyperparameters import HyperparameterConfig
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, choose_device, mesh_shape
 from fds_dist.engine.estimators import ESTIMATORS, Estimator
-from fds_dist.engine.inner_run import initial_state
+from fds_dist.engine.estimators.greedy import greedy_estimator
 from fds_dist.engine.outer_loop import OuterSettings
 from fds_dist.engine.problem import Problem, TangentOptions
+from fds_dist.engine.trial import blamed, tried
 from fds_dist.faults import Fault, UserError
 from fds_dist.hyperparameters import (
     NATURAL_DOMAIN,
@@ -32,19 +33,21 @@ from fds_dist.hyperparameters import (
 )
 from fds_dist.inner import INNER_OPTIMIZERS, InnerOptimizer
 from fds_dist.models import build_model
-from fds_dist.outer import SignRule
+from fds_dist.outer import AdamRule, GradientRule, OuterRule, SignRule
 from fds_dist.randomness import seeded
 from fds_dist.registry import nearest
-from fds_dist.schedule import Segment
 from fds_dist.tangents.pruning import Pruning
-from fds_dist.tangents.support import choose_method, default_method
+from fds_dist.tangents.support import default_method
 from fds_dist.tasks import build_task
 from fds_dist.tasks.base import Task, loss_takes_hyperparameters, task_faults
 from fds_dist.tasks.datasets import reinitialized
+from fds_dist.tracking.wandb_run import effective_mode
 
 Made = TypeVar("Made")
 ModelBuilder = Callable[[int], nn.Module]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+STAND_IN: dict[str, Any] = {"input_shape": (3, 32, 32), "classes": 10}
+"""A sample that every network of this package takes."""
 UNBOUNDED = (-math.inf, math.inf)
 
 
@@ -55,7 +58,7 @@ class Build:
     config: Config
     problem: Problem
     settings: OuterSettings
-    rule: SignRule
+    rule: OuterRule
     estimator: Estimator
     shape: MeshShape
     remarks: tuple[str, ...] = ()
@@ -93,7 +96,7 @@ def build(
             return None
 
     found_task = attempt("task", lambda: _task(config, task))
-    builder = None if found_task is None else attempt("model", lambda: _model_builder(config, found_task, model))
+    builder = attempt("model", lambda: _model_builder(config, found_task, model))
     optimizer = INNER_OPTIMIZERS[config.inner.optimizer](config.inner.nesterov)
     space, space_faults = _space(config, optimizer, found_task)
     faults += [fault for fault in space_faults if not draft.is_broken(fault.key)]
@@ -103,6 +106,7 @@ def build(
     faults += [] if draft.is_broken("mesh") else mesh_faults
     device, device_faults = choose_device(config.device, environment)
     faults += device_faults
+    attempt("tracking.wandb.mode", lambda: effective_mode(config.tracking.wandb.mode))
     epochs = _epochs(config)
     if found_task is not None and not draft.is_broken("inner.epochs"):
         faults += [
@@ -130,13 +134,13 @@ def build(
         val_batch_norm=config.outer.val_batch_norm,
         seed=config.seed,
     )
-    problem, remark = _with_working_method(problem, config.tangents.method)
+    problem, remark = tried(problem, config.tangents.method)
     return Build(
         config=config,
         problem=problem,
-        settings=OuterSettings(epochs, config.outer.nonfinite_patience),
-        rule=SignRule(config.outer.step_decay, config.outer.tolerance),
-        estimator=ESTIMATORS[config.estimator],
+        settings=OuterSettings(epochs, config.outer.nonfinite_patience, config.outer.retreat),
+        rule=outer_rule(config.outer),
+        estimator=_estimator(config),
         shape=shape,
         remarks=(remark,) if remark else (),
     )
@@ -150,8 +154,12 @@ def _task(config: Config, given: Task | None) -> Task:
     return given
 
 
-def _model_builder(config: Config, task: Task, given: nn.Module | ModelBuilder | None) -> ModelBuilder:
+def _model_builder(config: Config, task: Task | None, given: nn.Module | ModelBuilder | None) -> ModelBuilder | None:
     """seed → network, tried once so that faults show before any training."""
+    if task is None:  # at fault itself; what does not depend on it can still be found
+        if given is None and config.model is not None and ":" not in config.model.name:
+            build_model(config.model.name, config.model.options, **STAND_IN, seed=0)
+        return None
     if isinstance(given, nn.Module):
         module = given
         builder: ModelBuilder = lambda seed: reinitialized(module, seed)  # noqa: E731
@@ -165,9 +173,10 @@ def _model_builder(config: Config, task: Task, given: nn.Module | ModelBuilder |
         builder = _seeded(own)
     else:
         raise UserError(Fault("model", "is missing, and this task builds none", "a model, such as {name: lenet}"))
-    module = builder(0)
+    with blamed("model", "building the network"):
+        module = builder(0)
     if not isinstance(module, nn.Module):
-        raise UserError(Fault("model", f"build_model returned {type(module).__name__}", "a torch.nn.Module"))
+        raise UserError(Fault("model", f"build_model returned a {type(module).__name__}", "a torch.nn.Module"))
     return builder
 
 
@@ -224,8 +233,6 @@ def _bounds(name: str, entry: HyperparameterConfig) -> tuple[float, float]:
 def _option_faults(config: Config) -> list[Fault]:
     """Options that exclude each other, and those that are part of the contract but not available yet."""
     faults = []
-    if config.estimator not in ESTIMATORS:
-        faults.append(Fault("estimator", f"{config.estimator} is not available yet", f"one of {', '.join(ESTIMATORS)}"))
     if config.inner.groups is not None:
         faults.append(Fault("inner.groups", "parameter groups are not available yet", "null"))
     faults += [
@@ -246,6 +253,24 @@ def _option_faults(config: Config) -> list[Fault]:
     return faults
 
 
+def _estimator(config: Config) -> Estimator:
+    return greedy_estimator(config.greedy.discount) if config.estimator == "greedy" else ESTIMATORS[config.estimator]
+
+
+RPROP_GROWTH = 1.2
+
+
+def outer_rule(config: OuterConfig) -> OuterRule:
+    """The outer optimizer that the config names."""
+    by_sign = config.optimizer in ("sign", "rprop")
+    decay = config.step_decay or (0.5 if by_sign else 0.8)
+    if by_sign:
+        return SignRule(decay, config.tolerance, RPROP_GROWTH if config.optimizer == "rprop" else 1.0)
+    if config.optimizer == "sgd":
+        return GradientRule(decay, config.tolerance, config.momentum)
+    return AdamRule(decay, config.tolerance, config.beta1, config.beta2)
+
+
 def _epochs(config: Config) -> tuple[float, ...]:
     epochs = config.inner.epochs
     return tuple(epochs) if isinstance(epochs, list) else (epochs,) * config.outer.steps
@@ -260,17 +285,3 @@ def _bucket_faults(space: HyperparameterSpace, epochs: tuple[float, ...], steps_
         for owner in space.learned
         if owner.buckets > horizon
     ]
-
-
-def _with_working_method(problem: Problem, requested: str) -> tuple[Problem, str]:
-    """The problem with a method of Hessian-vector products that works on its network, tried on its first batch."""
-    network = problem.network(0)
-    state = initial_state(problem, network)
-    batch = network.cast(next(problem.batches(0)))
-    first = Segment(0, 1, dict.fromkeys(problem.space.bucket_counts, 0))
-    theta = problem.theta(problem.values_in(first, problem.space.initial()))
-    with seeded(problem.step_seed(0, 0)):
-        method, remark = choose_method(
-            requested, problem.training_loss(network), state.weights, theta, batch, problem.chunk_size > 1
-        )
-    return replace(problem, tangents=replace(problem.tangents, method=method)), remark

@@ -35,7 +35,7 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
             content = json.loads(path.read_text(encoding="utf-8"))
             if _digest(content["state"]) == content["sha256"]:
                 return json.loads(content["state"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
         warn(f"{path} is damaged; going back to the checkpoint before it")
     return None

@@ -7,58 +7,66 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from types import FrameType
+from typing import NoReturn
 
-from fds_dist.faults import UserError
+from fds_dist.faults import Fault, UserError
+from fds_dist.registry import nearest
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 FIRST_WORD_SECONDS = 3.0
-"""How long other ranks of a node wait before they exit over wrong input.
+"""How long other ranks of a node wait before they exit.
 
-The launcher ends all ranks when one exits; the node's first rank, which prints the faults, must come to it.
+The launcher ends all ranks when one exits; the node's first rank, which prints why, must come to it.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
-    options = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
-    command: Callable[[argparse.Namespace], int] = options.command
     try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupt)
+        command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
     except UserError as error:
-        return _report_faults(error)
+        return _explain(error.faults, WRONG_INPUT)
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        from fds_dist.engine.outer_loop import HypergradientsNotFinite
+        from fds_dist.run import EXPLAINED
 
-        if isinstance(error, HypergradientsNotFinite):  # an end of the run that needs no traceback
-            print(f"fds-dist: {error}", file=sys.stderr)
-            return FAILED
+        if isinstance(error, EXPLAINED):
+            return _explain([error], FAILED)
         raise
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are faults like all others, and told once, not by every rank."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(Fault("", f"{message}; see {self.prog} --help"))
 
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their arguments."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="fds-dist",
         description="Learn learning-rate, momentum and weight-decay schedules by exact forward-mode hypergradients.",
         epilog="Exit status: 0 done, 2 wrong input, 1 anything else.",
     )
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for name, function, text in (
-        ("optimize", _optimize, "learn the schedules: the main job"),
-        ("check", _check, "no training: the resolved config, who owns which tangent, memory and time per rank"),
-        ("verify", _verify, "this task's hypergradients against reverse mode and finite differences, in float64"),
-    ):
+    for name, (function, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(command=function)
-        command.add_argument("config", nargs="?" if name == "optimize" else None, metavar="CONFIG", help="a YAML file")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="override a key, e.g. outer.steps=5")
-        # The deepspeed launcher adds this; LOCAL_RANK says the same.
-        command.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+        command.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file")
+        overrides = "override a key, e.g. outer.steps=5"
+        command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=overrides)
         if name == "optimize":
             command.add_argument("--resume", metavar="RUN_DIR", help="go on with the run in this folder")
         if name == "check":
@@ -68,13 +76,39 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The parsed command line; overrides may stand before and after options.
+
+    Raises:
+        UserError: it does not parse.
+    """
+    # The deepspeed launcher adds this in front of all arguments; LOCAL_RANK says the same.
+    arguments = [argument for argument in arguments if not re.fullmatch(r"--local[-_]rank=\d+", argument)]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        names = ", ".join(COMMANDS)
+        raise UserError(Fault(arguments[0], "unknown command", f"one of {names}", nearest(arguments[0], COMMANDS)))
+    options, rest = parser().parse_known_args(arguments)
+    unknown = [argument for argument in rest if argument.startswith("-")]
+    if unknown:
+        raise UserError([Fault(name, "unknown option", suggestion=nearest(name, OPTIONS)) for name in unknown])
+    # `rest` stands behind an option, where argparse expects no more of the list.
+    options.overrides = [*options.overrides, *rest]
+    if options.config and "=" in options.config and not os.path.exists(options.config):
+        options.config, options.overrides = None, [options.config, *options.overrides]
+    return options
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """Ends the run in order. A launcher passes the signal on that its ranks got already: the second one is ignored."""
+    for again in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(again, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def _optimize(options: argparse.Namespace) -> int:
     from fds_dist.api import optimize
 
-    config, overrides = options.config, options.overrides
-    if options.resume is not None and config is not None and "=" in config:
-        config, overrides = None, [config, *overrides]
-    optimize(config, overrides, resume=options.resume)
+    optimize(options.config, options.overrides, resume=options.resume)
     return DONE
 
 
@@ -83,7 +117,7 @@ def _check(options: argparse.Namespace) -> int:
     from fds_dist.tables import print_check
 
     built, report = check(options.config, options.overrides, world_size=options.world_size)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if _is_first():
         print_check(built.config, built.problem, report, built.remarks)
     return DONE
 
@@ -93,16 +127,29 @@ def _verify(options: argparse.Namespace) -> int:
     from fds_dist.tables import print_verification
 
     built, verification = verify(options.config, options.overrides, steps=options.steps)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if _is_first():
         print_verification(built.problem, verification)
     return DONE if verification.passed else FAILED
 
 
-def _report_faults(error: UserError) -> int:
-    """One line per fault, once per node."""
-    if int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0) == 0:
-        for fault in error.faults:
-            print(f"fds-dist: {fault}", file=sys.stderr, flush=True)
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
+    "optimize": (_optimize, "learn the schedules: the main job"),
+    "check": (_check, "no training: who owns which tangent, memory and time per rank, the resolved config"),
+    "verify": (_verify, "this task's hypergradients against reverse mode and finite differences, in float64"),
+}
+OPTIONS = ("--help", "--resume", "--steps", "--world-size")
+
+
+def _is_first() -> bool:
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
+
+
+def _explain(lines: Iterable[object], status: int) -> int:
+    """Prints the lines once per node; returns `status`."""
+    local_rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
+    if local_rank == "0":
+        for line in lines:
+            print(f"fds-dist: {line}", file=sys.stderr, flush=True)
     else:
         time.sleep(FIRST_WORD_SECONDS)
-    return WRONG_INPUT
+    return status

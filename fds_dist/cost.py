@@ -19,6 +19,7 @@ from fds_dist.engine.inner_run import initial_state
 from fds_dist.engine.outer_loop import OuterSettings
 from fds_dist.engine.problem import Problem
 from fds_dist.schedule import Segment
+from fds_dist.tangents import differentiate
 
 REVERSE_COST = 4.0
 """Plain steps per step of a reverse sweep, whatever K is: forward twice, and a pull-back that costs two."""
@@ -112,7 +113,7 @@ def measure_step(problem: Problem) -> tuple[float, float]:
 
     def plain() -> None:
         leaf = state.weights.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(leaf, theta, batch)[0], leaf)
+        (gradient,) = differentiate(loss(leaf, theta, batch)[0], leaf)
         problem.update(state.weights, state.optimizer, gradient, h)
 
     def with_tangents(count: int) -> Callable[[], None]:

@@ -18,7 +18,11 @@ from fds_dist.schedule import Schedule, bucket_start
 UNIT_INTERVAL = ("momentum", "beta1", "beta2")
 """Hyperparameters in [0, 1): on the log scale the outer optimizer moves log(1 − x) instead of log(x)."""
 
-BELOW_ONE = math.nextafter(1.0, 0.0)
+BELOW_ONE = 1 - 2.0**-24
+"""The largest float32 below 1: anything between would train as 1 in float32, with Adam's bias correction 0."""
+
+LARGEST_LOGARITHM = 700.0
+"""exp of little more overflows, and exp of little less than its negative is 0, which has no logarithm."""
 
 NATURAL_DOMAIN: dict[str, tuple[float, float]] = {
     "lr": (0.0, math.inf),
@@ -53,10 +57,11 @@ class Hyperparameter:
         return math.log1p(-value) if self.name in UNIT_INTERVAL else math.log(value)
 
     def from_scale(self, coordinate: float) -> float:
-        """The inverse of `to_scale`."""
+        """The inverse of `to_scale`; on the log scale always a number that has a coordinate again."""
         if self.scale == "linear":
             return coordinate
-        return -math.expm1(coordinate) if self.name in UNIT_INTERVAL else math.exp(coordinate)
+        coordinate = max(-LARGEST_LOGARITHM, min(coordinate, LARGEST_LOGARITHM))
+        return min(-math.expm1(coordinate), BELOW_ONE) if self.name in UNIT_INTERVAL else math.exp(coordinate)
 
     def scale_slope(self, value: float) -> float:
         """d value / d coordinate, which turns a derivative by the value into one by the coordinate."""

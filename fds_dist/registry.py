@@ -1,4 +1,4 @@
-"""Names that stand for functions: nearest names, checked keyword arguments, and `package.module:function`."""
+"""Names that stand for functions: nearest names, checked arguments, `package.module:function`, and calling it."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def call_faults(
     Returns:
         A fault for each name that the function does not take and for each required one that is absent.
     """
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
+    signature = _signature(function)
+    if signature is None:
         return []
+    parameters = signature.parameters.values()
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     open_names = [name for name in named if name not in provided]
@@ -63,6 +63,44 @@ def call_faults(
         elif p.name in named and p.name not in options:
             faults.append(Fault(f"{key}.{p.name}", "is missing", "a value"))
     return faults
+
+
+def is_count(value: object) -> bool:
+    """Whether `value` is a whole number of at least 1 (`True` is not one)."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def with_offers(
+    function: Callable[..., object], options: Mapping[str, object], offers: Mapping[str, object]
+) -> dict[str, object]:
+    """`options`, and of `offers` what `function` has a parameter for and `options` does not set; None is no offer."""
+    signature = _signature(function)
+    names = () if signature is None else signature.parameters
+    taken = {name: offers[name] for name in names if offers.get(name) is not None and name not in options}
+    return {**taken, **options}
+
+
+def call_user_function(function: Callable[..., object], arguments: Mapping[str, object], key: str) -> object:
+    """`function(**arguments)`; an exception inside becomes a `UserError` that tells what was raised and where."""
+    try:
+        return function(**arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        name = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__qualname__)}"
+        frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is this function's
+        # Of what it calls, the deepest line in the user's own file tells most.
+        own = [frame for frame in frames if frame.filename == frames[0].filename]
+        where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+        raise UserError(Fault(key, f"{name} raised {type(error).__name__}: {error}{where}")) from error
+
+
+def _signature(function: Callable[..., object]) -> inspect.Signature | None:
+    """None for the few built-in functions that do not tell."""
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
 
 
 def load_object(path: str, key: str) -> Callable[..., Any]:

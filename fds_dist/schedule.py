@@ -7,7 +7,8 @@ Hyperparameter `i` holds `n_i` buckets over a horizon of `T` steps; step `t` rea
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -164,11 +165,12 @@ def _content_faults(content: object, source: str) -> list[Fault]:
     horizon = content.get("horizon")
     if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
         faults.append(Fault(f"{source}: horizon", f"{horizon!r} is not valid", "a whole number of at least 1"))
-    for section, valid, expected in (
-        ("hyperparameters", _is_row, "a list of numbers per name"),
-        ("fixed", _is_number, "a number per name"),
+    for section, absent, valid, expected in (
+        ("hyperparameters", None, _is_row, "a list of finite numbers per name"),
+        ("fixed", {}, _is_number, "a finite number per name"),
+        ("optimizer", {}, lambda value: True, "what the values were learned for"),
     ):
-        mapping = content.get(section, {})
+        mapping = content.get(section, absent)
         if not isinstance(mapping, dict):
             faults.append(Fault(f"{source}: {section}", f"{mapping!r} is not valid", f"an object: {expected}"))
             continue
@@ -181,11 +183,11 @@ def _content_faults(content: object, source: str) -> list[Fault]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_row(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and bool(value) and all(map(_is_number, value))
+    return isinstance(value, list) and bool(value) and all(map(_is_number, value))
 
 
 def load_schedule(path: str | Path) -> Schedule:

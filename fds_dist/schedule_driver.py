@@ -12,6 +12,10 @@ from fds_dist.schedule import Schedule
 
 Setter = Callable[[dict[str, Any], float], None]
 
+ALMOST_ZERO = 1e-300
+"""Stands for momentum 0 in a schedule that has other momenta too. At exactly 0 `torch.optim.SGD` keeps no velocity, and
+later steps would start from none or from an old one; the formula that the schedule was learned with keeps it at g."""
+
 
 def _set(key: str) -> Setter:
     def set_value(group: dict[str, Any], value: float) -> None:
@@ -52,32 +56,36 @@ class ScheduleDriver:
         driver.step()       # after optimizer.step(), like an LR scheduler
     ```
 
-    Hyperparameters of the loss are left alone: read them from `driver.values`.
+    Hyperparameters of the loss are left alone: read them from `driver.values`. Where momentum is 0 on some buckets and
+    not on others, the optimizer gets 1e-300 for 0, so that it keeps its velocity.
 
     Raises:
         UserError: the optimizer has no such hyperparameter.
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:
-        self.optimizer, self.schedule = optimizer, schedule
-        self.last_epoch = 0
-        self._names = [name for name in schedule.at(0) if name in _SETTERS]
+        self.optimizer = optimizer
+        self._use(schedule, 0)
+
+    def _use(self, schedule: Schedule, last_epoch: int) -> None:
+        """Goes on with `schedule` at step `last_epoch`, if the optimizer has all that it sets."""
+        wanted = schedule.optimizer.get("name", "the one it was learned for")
         faults = [
-            Fault(name, f"{type(optimizer).__name__} has no {_SETTERS[name][0]}", f"an optimizer like {self._wanted()}")
-            for name in self._names
-            if any(_SETTERS[name][0] not in group for group in optimizer.param_groups)
+            Fault(name, f"{type(self.optimizer).__name__} has no {_SETTERS[name][0]}", f"an optimizer like {wanted}")
+            for name in schedule.at(0)
+            if name in _SETTERS and any(_SETTERS[name][0] not in group for group in self.optimizer.param_groups)
         ]
         if faults:
             raise UserError(faults)
+        self.schedule, self.last_epoch = schedule, last_epoch
         self._apply()
-
-    def _wanted(self) -> str:
-        return str(self.schedule.optimizer.get("name", "the one it was learned for"))
 
     def _apply(self) -> None:
         values = self.values
+        if any(self.schedule.values.get("momentum", ())):
+            values["momentum"] = values["momentum"] or ALMOST_ZERO
         for group in self.optimizer.param_groups:
-            for name in self._names:
+            for name in values.keys() & _SETTERS.keys():
                 _SETTERS[name][1](group, values[name])
 
     @property
@@ -99,7 +107,9 @@ class ScheduleDriver:
         return {"last_epoch": self.last_epoch, "schedule": self.schedule.to_json()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state_dict` stood, with the schedule that it held."""
-        self.schedule = Schedule.from_json(state["schedule"])
-        self.last_epoch = state["last_epoch"]
-        self._apply()
+        """Goes on where `state_dict` stood, with the schedule that it held.
+
+        Raises:
+            UserError: the optimizer has not all of that schedule's hyperparameters.
+        """
+        self._use(Schedule.from_json(state["schedule"]), state["last_epoch"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -16,46 +17,59 @@ from fds_dist.hyperparameters import HyperparameterSpace
 from fds_dist.verification import Verification
 
 PIPE_WIDTH = 140
+"""Columns of a table where there is no terminal; running text is not broken there."""
 
 
 def default_console() -> Console:
     """Standard output; wide enough for the tables where it is a file or a pipe."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PIPE_WIDTH)
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(width=PIPE_WIDTH, highlight=False)
 
 
 def print_check(
     config: Config, problem: Problem, report: CostReport, remarks: Sequence[str] = (), console: Console | None = None
 ) -> None:
-    """The resolved config, then who owns which tangent and what it costs."""
+    """Who owns which tangent, what it costs, and the resolved config."""
     console = console or default_console()
-    console.print("[bold]Config[/bold]")
-    console.print(dump_config(config).rstrip(), markup=False, highlight=False, soft_wrap=True)
-    console.print()
-    horizons = (
-        f"{min(report.horizons)} to {max(report.horizons)}" if len(set(report.horizons)) > 1 else max(report.horizons)
-    )
-    console.print(
-        f"[bold]Cost[/bold] {report.weights:,} weights, {problem.space.size} tangents, {len(report.horizons)} outer "
-        f"steps of {horizons} inner steps, method {problem.tangents.method} on {problem.device}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    _paragraph(console, f"[bold]Plan[/bold]  {_summary(problem, report)}")
     for remark in remarks:
-        console.print(f"note: {escape(remark)}", highlight=False, soft_wrap=True)
+        _paragraph(console, f"note: {escape(remark)}")
+    console.print()
     console.print(_plan_table(problem.space, report))
-    _print_prediction(report, console)
+    console.print()
+    for line in _predictions(report):
+        _paragraph(console, line)
+    console.print()
+    _paragraph(console, "[bold]Config[/bold]  with every default:")
+    console.print()
+    width = console.width - 25  # YAML breaks a line only behind the item that passes the width
+    console.print(dump_config(config, min(110, width)).rstrip(), markup=False, soft_wrap=True)
+
+
+def _paragraph(console: Console, text: str) -> None:
+    """Running text, broken between words in a terminal and not at all elsewhere."""
+    console.print(text, soft_wrap=not console.is_terminal)
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
+def _summary(problem: Problem, report: CostReport) -> str:
+    """The size of the problem in a sentence."""
+    shortest, longest = min(report.horizons), max(report.horizons)
+    horizons = f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
+    return (
+        f"{_counted(len(report.horizons), 'outer step')} of {horizons} inner steps on "
+        f"{_counted(len(report.ranks), 'rank')} ({problem.device}); {_counted(report.weights, 'weight')}, "
+        f"{_counted(problem.space.size, 'tangent')} by {problem.tangents.method}"
+    )
 
 
 def _plan_table(space: HyperparameterSpace, report: CostReport) -> Table:
     """Ownership, cost and memory per rank for the longest outer step."""
-    table = Table(caption="memory: weights, optimizer state, gradient and tangents, without activations", box=None)
-    table.add_column("rank", justify="right")
-    table.add_column("owns")
-    table.add_column("plain steps", justify="right")
-    table.add_column("of costliest", justify="right")
-    table.add_column("memory", justify="right")
-    table.add_column("time", justify="right")
+    table = _table("rank", "owns", "plain steps", "of costliest", "memory", "time")
+    table.columns[1].justify = "left"
     for rank in report.ranks:
         table.add_row(
             str(rank.rank),
@@ -68,72 +82,83 @@ def _plan_table(space: HyperparameterSpace, report: CostReport) -> Table:
     return table
 
 
-def _print_prediction(report: CostReport, console: Console) -> None:
-    """Total time, speed-up, and whether reverse mode would be cheaper."""
+def _table(*headings: str) -> Table:
+    """Columns of numbers without lines; texts in the first two columns are folded where they must, never cut."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for index, heading in enumerate(headings):
+        text = index < 2
+        table.add_column(heading, justify="right", no_wrap=not text, overflow="fold")
+    return table
+
+
+def _predictions(report: CostReport) -> list[str]:
+    """What the table counts, total time, speed-up, idle ranks, and whether reverse mode would be cheaper."""
     ranks, costliest = len(report.ranks), report.costliest.plain_steps
-    idle = sum(not rank.elements for rank in report.ranks)
     lines = [
-        f"A plain step takes {seconds_text(report.plain_seconds)} here, each tangent adds "
-        f"{seconds_text(report.tangent_seconds)}; all outer steps together about {seconds_text(report.total_seconds)}.",
+        "Per rank, for the longest outer step. A plain step is one training step without tangents. Memory is that of "
+        "weights, optimizer state, gradient and tangents, without activations.",
+        f"Here a plain step takes {seconds_text(report.plain_seconds)} and each tangent adds "
+        f"{seconds_text(report.tangent_seconds)}: all outer steps together take about "
+        f"{seconds_text(report.total_seconds)}.",
     ]
     if ranks > 1:
-        lines.append(f"{ranks} ranks are {report.one_rank_plain_steps / costliest:.2f}× as fast as one.")
-    if idle:
-        lines.append(f"{idle} of {ranks} ranks own no tangent: they only repeat the training run. Use fewer ranks.")
+        lines.append(f"{ranks} ranks are {report.one_rank_plain_steps / costliest:.2f} times as fast as one.")
+    if idle := [rank.rank for rank in report.ranks if not rank.elements]:
+        own = f"Rank {idle[0]} owns" if len(idle) == 1 else f"Ranks {_runs(idle)} own"
+        lines.append(f"{own} no tangent and would only repeat the training run: use at most {ranks - len(idle)} ranks.")
     reverse, horizon = report.reverse_plain_steps, report.plan.horizon
     cheaper = "reverse" if reverse < costliest else "forward"
     lines.append(
-        f"Per inner step: forward mode {costliest / horizon:.1f} plain steps in memory flat in the horizon, reverse "
-        f"mode {reverse / horizon:.0f} in memory that grows with its root: {cheaper} mode is cheaper here "
-        f"(estimator={cheaper})."
+        f"An inner step costs {costliest / horizon:.1f} plain steps by forward mode, in memory that is flat in the "
+        f"horizon, and {reverse / horizon:.0f} by reverse mode, in memory that grows with its root: "
+        f"estimator={cheaper} is cheaper here."
     )
-    for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+    return lines
 
 
 def owned_text(space: HyperparameterSpace, elements: Sequence[int]) -> str:
-    """Elements of λ in words: `lr[0-2,5] momentum[0]`."""
-    owned = sorted(elements)
+    """Elements of λ in words: `lr[0-2, 5] momentum[0]`."""
     parts = []
-    for name, group in groupby(owned, key=lambda element: space.elements[element][0].name):
-        buckets = [space.elements[element][1] for element in group]
-        runs = [list(run) for _, run in groupby(enumerate(buckets), key=lambda pair: pair[1] - pair[0])]
-        spans = [f"{run[0][1]}-{run[-1][1]}" if len(run) > 1 else str(run[0][1]) for run in runs]
-        parts.append(f"{name}[{','.join(spans)}]")
+    for name, group in groupby(sorted(elements), key=lambda element: space.elements[element][0].name):
+        parts.append(f"{name}[{_runs([space.elements[element][1] for element in group])}]")
     return " ".join(parts)
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """Ascending numbers with neighbors drawn together: `0-2, 5`."""
+    runs = [list(run) for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{run[0][1]}-{run[-1][1]}" if len(run) > 1 else str(run[0][1]) for run in runs)
 
 
 def print_verification(problem: Problem, verification: Verification, console: Console | None = None) -> None:
     """Every hypergradient by every method, and the verdict."""
     console = console or default_console()
-    console.print(
-        f"Hypergradients over {verification.horizon} inner steps in float64; the reference is reverse mode through the "
-        "whole unrolled run.",
-        highlight=False,
-        soft_wrap=True,
+    comparisons = verification.comparisons
+    _paragraph(
+        console,
+        f"Hypergradients over {_counted(verification.horizon, 'inner step')} in float64, by reverse mode through the "
+        "whole unrolled run and by independent ways:",
     )
-    table = Table(box=None)
-    table.add_column("hyperparameter")
-    table.add_column("value", justify="right")
-    table.add_column("reverse", justify="right")
-    for comparison in verification.comparisons:
-        table.add_column(comparison.name, justify="right")
+    console.print()
+    # The words of a heading stand one below the other: numbers are narrow.
+    headings = [re.sub(r",? |(?<=_)", "\n", comparison.name) for comparison in comparisons]
+    table = _table("hyperparameter", "value", "reverse", *headings)
+    table.columns[0].justify = "left"
     for index, (owner, bucket) in enumerate(problem.space.elements):
-        found = [f"{comparison.hypergradients[index]:.6g}" for comparison in verification.comparisons]
-        reference = f"{verification.reference[index]:.6g}"
-        table.add_row(f"{owner.name}[{bucket}]", f"{verification.values[index]:g}", reference, *found)
+        found = [f"{comparison.hypergradients[index]:.5g}" for comparison in comparisons]
+        reference = f"{verification.reference[index]:.5g}"
+        table.add_row(f"{owner.name}[{bucket}]", f"{verification.values[index]:.4g}", reference, *found)
     table.add_section()
-    errors = [f"{comparison.error:.1e}" for comparison in verification.comparisons]
-    allowed = [f"{comparison.tolerance:.0e}" for comparison in verification.comparisons]
-    verdicts = ["[green]agrees[/green]" if found.agrees else "[red]differs[/red]" for found in verification.comparisons]
-    table.add_row("relative error", "", "", *errors)
-    table.add_row("allowed", "", "", *allowed)
+    table.add_row()
+    table.add_row("relative error", "", "", *(f"{comparison.error:.1e}" for comparison in comparisons))
+    table.add_row("allowed", "", "", *(f"{comparison.tolerance:.0e}" for comparison in comparisons))
+    verdicts = ["[green]agrees[/green]" if found.agrees else "[red]differs[/red]" for found in comparisons]
     table.add_row("", "", "", *verdicts)
     console.print(table)
+    console.print()
     for reason in verification.left_out:
-        console.print(f"left out: {escape(reason)}", highlight=False, soft_wrap=True)
-    verdict = "[green]verified[/green]" if verification.passed else "[red]not verified[/red]"
-    console.print(f"[bold]{verdict}[/bold]")
+        _paragraph(console, f"left out: {escape(reason)}")
+    console.print("[bold green]verified[/]" if verification.passed else "[bold red]not verified[/]")
 
 
 def bytes_text(count: float) -> str:

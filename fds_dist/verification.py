@@ -18,6 +18,7 @@ from fds_dist.engine.inner_run import InnerState, run_horizon
 from fds_dist.engine.problem import Problem
 from fds_dist.engine.validation import validate
 from fds_dist.faults import UserError
+from fds_dist.hyperparameters import HyperparameterSpace
 from fds_dist.tangents import METHODS
 from fds_dist.tangents.support import choose_method
 
@@ -30,6 +31,10 @@ DIFFERENCE_TOLERANCE = 1e-5
 DIFFERENCE_STEPS = (1e-6, 1e-5, 1e-7)
 """h relative to the value, tried until one agrees: kinks spoil large steps and rounding small ones."""
 
+SMALLEST_SHARE = 1e-4
+"""Of all hypergradients together: one hyperparameter's below that are compared with this share instead of their own
+size, which may be nothing but rounding."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -38,7 +43,7 @@ class Comparison:
     name: str
     hypergradients: list[float]  # [K]
     error: float
-    """|this − reverse mode| / |reverse mode|, Euclidean over K."""
+    """|this − reverse mode| / |reverse mode|, Euclidean over buckets, the largest over hyperparameters."""
     tolerance: float
 
     @property
@@ -83,10 +88,10 @@ def compare_derivatives(problem: Problem, horizon: int, ranks: Ranks) -> Verific
             continue
         forward = replace(problem, tangents=replace(problem.tangents, method=method))
         found = estimate_forward(forward, values, 0, horizon, ranks, _go_on).hypergradients
-        error = relative_error(found, reference)
+        error = worst_error(problem.space, found, reference)
         comparisons.append(Comparison(f"forward, {method}", found, error, EXACT_TOLERANCE))
     differences = finite_differences(problem, values, horizon, reference)
-    error = relative_error(differences, reference)
+    error = worst_error(problem.space, differences, reference)
     comparisons.append(Comparison("finite differences", differences, error, DIFFERENCE_TOLERANCE))
     return Verification(horizon, values, reference, tuple(comparisons), tuple(left_out))
 
@@ -94,14 +99,19 @@ def compare_derivatives(problem: Problem, horizon: int, ranks: Ranks) -> Verific
 def finite_differences(
     problem: Problem, values: Sequence[float], horizon: int, reference: Sequence[float]
 ) -> list[float]:
-    """Central differences of the validation loss [K]; per element the step size that agrees best with `reference`."""
+    """Central differences of the validation loss [K]; per element the step size that agrees best with `reference`.
+
+    The validation loss reads the running statistics (where it does) of the run at `values`: ∇L_val takes them as
+    constants, by definition.
+    """
+    validated = problem.network(0)
+    run_horizon(problem, validated, values, 0, horizon, (), _go_on)
 
     def loss_at(element: int, value: float) -> float:
         moved = list(values)
         moved[element] = value
-        network = problem.network(0)
-        state, _ = run_horizon(problem, network, moved, 0, horizon, (), _go_on)
-        return validate(problem, network, state.weights, 0).loss
+        state, _ = run_horizon(problem, problem.network(0), moved, 0, horizon, (), _go_on)
+        return validate(problem, validated, state.weights, 0).loss
 
     def difference(element: int) -> float:
         value, candidates = values[element], []
@@ -115,18 +125,27 @@ def finite_differences(
     return [difference(element) for element in range(len(values))]
 
 
-def relative_error(found: Sequence[float], reference: Sequence[float]) -> float:
-    """|found − reference| / |reference|; 0 where both are zero."""
-    difference = math.dist(found, reference)
-    return difference / math.hypot(*reference) if difference else 0.0
+def relative_error(found: Sequence[float], reference: Sequence[float], floor: float = 0.0) -> float:
+    """|found − reference| / max(|reference|, floor); infinite where that means nothing."""
+    difference, norm = math.dist(found, reference), max(math.hypot(*reference), floor)
+    if difference == 0:
+        return 0.0
+    return difference / norm if norm and math.isfinite(difference) else math.inf
+
+
+def worst_error(space: HyperparameterSpace, found: Sequence[float], reference: Sequence[float]) -> float:
+    """The largest relative error of a hyperparameter's buckets: no large derivative hides the error of a small one."""
+    floor = SMALLEST_SHARE * math.hypot(*reference)
+    rows = zip(space.unpack(found).values(), space.unpack(reference).values(), strict=True)
+    return max(relative_error(*pair, floor) for pair in rows)
 
 
 def _unusable(problem: Problem, method: str) -> str:
     network = problem.network(0)
     batch = network.cast(next(problem.batches(0)))
-    theta = network.initial_weights.new_zeros(len(problem.loss_hyperparameters))
+    loss, theta = problem.training_loss(network), network.initial_weights.new_zeros(len(problem.loss_hyperparameters))
     try:
-        choose_method(method, problem.training_loss(network), network.initial_weights, theta, batch, False)
+        choose_method(method, loss, network.initial_weights, theta, batch, problem.chunk_size > 1)
     except UserError as error:
         return error.faults[0].problem
     return ""

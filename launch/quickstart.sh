@@ -18,21 +18,12 @@ esac
 "$root/launch/setup.sh"
 cd "$root"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+if (($#)); then # a mistake in an argument is one clear line here; torchrun would add a page of its own
+    .venv/bin/fds-dist check configs/digits.yaml --world-size "${NPROC:-2}" "$@" >/dev/null
+fi
 .venv/bin/torchrun --standalone --nproc-per-node "${NPROC:-2}" -m fds_dist optimize configs/digits.yaml "$@"
-
-runs=runs newest=""
-for argument in "$@"; do
-    [[ $argument != output_dir=* ]] || runs=${argument#output_dir=}
-done
-for schedule in "$runs"/*/schedule.json; do
-    [[ ! -f $schedule || $schedule -ot $newest ]] || newest=$schedule
-done
-[[ $newest ]] || exit 0
-run=${newest%/schedule.json}
 cat <<END
 
-The learned schedule: $run/schedule.json; every outer step: $run/history.jsonl
-  look at it:          .venv/bin/fds-dist report $run
-  check its gradients: .venv/bin/fds-dist verify configs/digits.yaml
-  your own task:       README.md, then .venv/bin/fds-dist check YOUR_CONFIG
+The learned schedule and the record of every outer step are in the folder above. Now your own task: see README.md, then
+  .venv/bin/fds-dist check YOUR_CONFIG
 END

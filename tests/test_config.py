@@ -95,7 +95,7 @@ def test_what_is_left_out_has_the_defaults():
     config = load_config(MINIMAL)
     assert config.model is None
     assert (config.inner.optimizer, config.inner.nesterov, config.inner.clip_gradient) == ("sgd", False, None)
-    assert (config.outer.optimizer, config.outer.step_decay, config.outer.tolerance) == ("sign", 0.5, 0.05)
+    assert (config.outer.optimizer, config.outer.step_decay, config.outer.tolerance) == ("sign", None, 0.05)
     assert (config.outer.nonfinite_patience, config.outer.val_batch_norm) == (3, "batch")
     assert (config.tangents.method, config.tangents.clip_hvp, config.tangents.dtype) == ("auto", None, None)
     assert (config.mesh.tangent, config.mesh.data, config.mesh.replica) == ("auto", 1, 1)
@@ -125,7 +125,7 @@ def test_a_resolved_config_lists_every_section_in_the_contracts_order():
     keys = list(yaml.safe_load(dump_config(load_config(MINIMAL))))
     contract = list(yaml.safe_load(CONTRACT))
     assert [key for key in keys if key in contract] == contract
-    assert set(keys) - set(contract) == {"consistency", "device", "name"}
+    assert set(keys) - set(contract) == {"compare", "consistency", "device", "greedy", "name"}
 
 
 def test_floats_keep_every_bit_through_the_resolved_config():

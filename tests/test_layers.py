@@ -18,8 +18,8 @@ LAYERS = {
     1: "hyperparameters schedule schedule_driver inner outer tangents tasks models",
     2: "distributed checkpoint tracking run_folder",
     3: "engine",
-    4: "verification cost tables compare report bench noise",
-    5: "build api cli __init__ __main__",
+    4: "verification cost tables compare report bench noise retrain",
+    5: "build run api cli __init__ __main__",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 

@@ -96,6 +96,7 @@ Clip = Annotated[_AboveZero | None, expects("a number above 0, or null for no cl
 NonNegative = Annotated[_Finite, Field(ge=0), expects("a number of at least 0")]
 OpenFraction = Annotated[_AboveZero, Field(lt=1), expects("a number above 0 and below 1")]
 Ratio = Annotated[_Finite, Field(ge=0, lt=1), expects("a number of at least 0 and below 1")]
+UnitInterval = Annotated[_Finite, Field(ge=0, le=1), expects("a number of at least 0 and at most 1")]
 Count = Annotated[_FromOne, expects("a whole number of at least 1")]
 AutoCount = Annotated[_FromOne | Literal["auto"], expects("auto, or a whole number of at least 1")]
 Seed = Annotated[int, Field(strict=True, ge=0), expects("a whole number of at least 0")]

@@ -74,9 +74,13 @@ def load_config(source: Source, overrides: Sequence[str] = ()) -> Config:
     return draft.config
 
 
-def dump_config(config: Config) -> str:
-    """The resolved config as YAML: every default explicit, so that reading it gives an equal config."""
-    return dump_yaml(config.resolved())
+def dump_config(config: Config, width: int = 110) -> str:
+    """The resolved config as YAML: every default explicit, so that reading it gives an equal config.
+
+    Args:
+        width: columns after which lines are broken, where YAML allows it.
+    """
+    return dump_yaml(config.resolved(), width)
 
 
 def _read(source: Source) -> tuple[dict[str, Any] | None, list[Fault]]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from fds_dist.config.compare import CompareConfig
 from fds_dist.config.contradictions import config_contradictions, option_contradictions, refuse
 from fds_dist.config.hyperparameters import Hyperparameters, Section
 from fds_dist.config.kinds import (
@@ -26,6 +27,7 @@ from fds_dist.config.kinds import (
     Seed,
     Switch,
     Text,
+    UnitInterval,
 )
 
 
@@ -78,14 +80,29 @@ class InnerConfig(Section):
 class OuterConfig(Section):
     """How hypergradients move the hyperparameters."""
 
-    optimizer: Literal["sign"] = "sign"
-    """The outer optimizer: sign (a step against the sign of each hypergradient)."""
+    optimizer: Literal["sign", "rprop", "sgd", "adam"] = "sign"
+    """The outer optimizer: sign (the paper's: fixed steps against the sign of each hypergradient), rprop, sgd, adam."""
 
     steps: Count = 3
     """Outer steps, i.e. inner runs from fresh weights."""
 
-    step_decay: OpenFraction = 0.5
-    """Factor on an element's step whenever its hypergradient changes sign."""
+    step_decay: OpenFraction | None = None
+    """Factor on an element's step: at each change of sign (sign, rprop), after each outer step (sgd, adam).
+
+    null: 0.5 for sign and rprop, 0.8 for sgd and adam.
+    """
+
+    momentum: Ratio = 0.0
+    """Of the outer optimizer sgd."""
+
+    beta1: Ratio = 0.0
+    """Of the outer optimizer adam."""
+
+    beta2: Ratio = 0.9
+    """Of the outer optimizer adam."""
+
+    retreat: Switch = False
+    """Go back to the best values, with half the steps, when an inner run ends worse than the first one did."""
 
     tolerance: NonNegative = 0.05
     """Stop once every step is below this fraction of its value."""
@@ -124,6 +141,13 @@ class TangentsConfig(Section):
 
     dtype: Literal["float32", "float64"] | None = None
     """Precision of the tangents; null: that of the weights."""
+
+
+class GreedyConfig(Section):
+    """The estimator greedy."""
+
+    discount: UnitInterval = 0.0
+    """What tangents remember from step to step: 0 hypergradient descent, 1 RTHO, between them MARTHE."""
 
 
 class MeshConfig(Section):
@@ -215,6 +239,9 @@ class Config(Section):
     estimator: Literal["forward", "reverse", "greedy"] = "forward"
     """How hypergradients are computed: forward mode with sharing (FDS), reverse mode, or greedily step by step."""
 
+    greedy: GreedyConfig = GreedyConfig()
+    """How far greedy hypergradients look."""
+
     tangents: TangentsConfig = TangentsConfig()
     """How forward-mode tangents are computed."""
 
@@ -229,6 +256,9 @@ class Config(Section):
 
     tracking: TrackingConfig = TrackingConfig()
     """Where figures go besides `history.jsonl`."""
+
+    compare: CompareConfig = CompareConfig()
+    """FDS beside its rivals."""
 
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of weights, data and tangents."""

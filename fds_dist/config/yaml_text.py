@@ -62,9 +62,9 @@ for _tag, _regex, _first in NUMBERS:
     _Dumper.add_implicit_resolver(_tag, _regex, _first)
 
 
-def dump_yaml(content: object) -> str:
-    """Plain values as YAML, mappings in their own order; floats keep every bit."""
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+def dump_yaml(content: object, width: int) -> str:
+    """Plain values as YAML, mappings in their own order, lines of about `width`; floats keep every bit."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=width, allow_unicode=True)
 
 
 def parse_yaml(text: str, source: str = "", prefix: str = "") -> tuple[object, list[Fault]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ def read_environment(env: Mapping[str, str] | None = None) -> LaunchEnvironment:
     env = os.environ if env is None else env
     if "RANK" in env or "WORLD_SIZE" in env:
         return _from_variables(env)
-    if "SLURM_PROCID" in env and int(env.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
+    if "SLURM_PROCID" in env and env.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         return _from_variables(_slurm_variables(env))
     return LaunchEnvironment()
 
@@ -47,11 +48,12 @@ def read_environment(env: Mapping[str, str] | None = None) -> LaunchEnvironment:
 def _from_variables(env: Mapping[str, str]) -> LaunchEnvironment:
     faults: list[Fault] = []
 
-    def whole(name: str, default: int | None, low: int) -> int:
+    def whole(name: str, default: int | None, low: int, high: float = math.inf) -> int:
         text = env.get(name, "" if default is None else str(default))
-        if re.fullmatch(r"\d+", text) and int(text) >= low:
+        if re.fullmatch(r"[0-9]{1,18}", text) and low <= int(text) <= high:
             return int(text)
-        expected = f"a whole number of at least {low}, set by torchrun, deepspeed or srun"
+        upper = "" if math.isinf(high) else f" and at most {high}"
+        expected = f"a whole number of at least {low}{upper}, set by torchrun, deepspeed or srun"
         faults.append(
             Fault(f"environment variable {name}", f"{text!r} is not valid" if text else "is not set", expected)
         )
@@ -61,7 +63,8 @@ def _from_variables(env: Mapping[str, str]) -> LaunchEnvironment:
     if not faults and rank >= world_size:
         faults.append(Fault("environment variable RANK", f"{rank} is out of range", f"below WORLD_SIZE={world_size}"))
     several = world_size > 1
-    address, port = env.get("MASTER_ADDR", ""), whole("MASTER_PORT", None if several else 0, 1 if several else 0)
+    address = env.get("MASTER_ADDR", "")
+    port = whole("MASTER_PORT", None if several else 0, 1 if several else 0, 65535)
     if several and not address:
         faults.append(Fault("environment variable MASTER_ADDR", "is not set", "the host name of rank 0"))
     local_rank = whole("LOCAL_RANK", rank, 0)
@@ -78,14 +81,24 @@ def _slurm_variables(env: Mapping[str, str]) -> dict[str, str]:
         "RANK": env["SLURM_PROCID"],
         "WORLD_SIZE": env.get("SLURM_STEP_NUM_TASKS", ""),
         "LOCAL_RANK": env.get("SLURM_LOCALID", ""),
-        "LOCAL_WORLD_SIZE": re.sub(r"\D.*", "", env.get("SLURM_STEP_TASKS_PER_NODE", "")),
+        "LOCAL_WORLD_SIZE": tasks_on_node(env.get("SLURM_STEP_TASKS_PER_NODE", ""), env.get("SLURM_NODEID", "")),
         "MASTER_ADDR": env.get("MASTER_ADDR") or first_host(env.get("SLURM_STEP_NODELIST", "")),
-        "MASTER_PORT": env.get("MASTER_PORT") or str(_DEFAULT_SLURM_PORT + int(env.get("SLURM_JOB_ID", "0")) % 10_000),
+        "MASTER_PORT": env.get("MASTER_PORT") or str(_DEFAULT_SLURM_PORT + _whole(env.get("SLURM_JOB_ID")) % 10_000),
     }
 
 
+def _whole(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else 0
+
+
+def tasks_on_node(tasks_per_node: str, node: str) -> str:
+    """The entry of a SLURM list for the node with number `node`: `4(x2),3` says 4 on nodes 0 and 1, 3 on node 2."""
+    runs = re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks_per_node)
+    counts = [count for count, times in runs for _ in range(int(times or 1))]
+    return counts[min(_whole(node), len(counts) - 1)] if counts else ""
+
+
 def first_host(node_list: str) -> str:
-    """The first host of a SLURM list: `gpu[003-005,9],login` → `gpu003`."""
-    found = re.match(r"([^,\[]*)(?:\[([^\],-]+)[^\]]*\])?([^,]*)", node_list)
-    assert found is not None  # the pattern matches the empty string
-    return "".join(part or "" for part in found.groups())
+    """The first host of a SLURM list: `gpu[003-005,9],login` → `gpu003`, `rack[1-2]-node[7,9]` → `rack1-node7`."""
+    smallest = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", node_list)  # every bracket to its first entry
+    return smallest.split(",")[0]

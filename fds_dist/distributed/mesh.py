@@ -8,21 +8,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from fds_dist.distributed.agreement import TIMEOUT, meeting_store, with_the_others
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.faults import Fault
 
 AXES = ("replica", "tangent", "data")
-TIMEOUT = timedelta(minutes=10)
-"""After this long without an answer from another rank a run ends with an error instead of waiting for ever."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,15 @@ def mesh_shape(tangent: int | str, data: int, replica: int, world_size: int) -> 
             )
         tangent = max(1, world_size // others)
     elif int(tangent) * others != world_size:
-        product = f"replica {replica} × tangent {tangent} × data {data} = {replica * int(tangent) * data}"
-        fit = f"; tangent=auto or {world_size // others}" if world_size % others == 0 else ""
-        faults.append(Fault("mesh", f"{product} does not fit {world_size} rank(s)", f"a product of {world_size}{fit}"))
+        product = f"replica {replica} × tangent {tangent} × data {data}" if others > 1 else f"{tangent}"
+        fitting = f"auto or {world_size // others}" if world_size % others == 0 else "auto"
+        expected = f"{fitting}, or a launch with {int(tangent) * others} ranks"
+        faults.append(Fault("mesh.tangent", f"{product} does not fit {_counted(world_size, 'rank')}", expected))
     return (None, faults) if faults else (MeshShape(replica, int(tangent), data), [])
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def choose_device(requested: str, environment: LaunchEnvironment) -> tuple[torch.device, list[Fault]]:
@@ -61,21 +65,27 @@ def choose_device(requested: str, environment: LaunchEnvironment) -> tuple[torch
     if gpus > environment.local_rank and gpus >= environment.local_world_size:
         return torch.device("cuda", environment.local_rank), []
     if requested == "cuda":
-        need = environment.local_world_size
-        return torch.device("cpu"), [
-            Fault("device", f"cuda: {gpus} GPU(s) for {need} rank(s) here", "cpu, or fewer ranks")
-        ]
+        if not gpus:
+            return torch.device("cpu"), [Fault("device", "cuda: PyTorch finds no GPU here", "auto or cpu")]
+        problem = f"cuda: {environment.local_world_size} ranks for {_counted(gpus, 'GPU')} here"
+        return torch.device("cpu"), [Fault("device", problem, "a GPU for each rank, or cpu")]
     return torch.device("cpu"), []
 
 
-def use_reproducible_threads(device: torch.device) -> None:
-    """One thread per rank on a CPU, unless `OMP_NUM_THREADS` says otherwise.
+@contextmanager
+def reproducible_threads(device: torch.device) -> Iterator[None]:
+    """Inside, one thread per rank on a CPU, unless `OMP_NUM_THREADS` says otherwise.
 
     A sum over several threads depends on their number, so that one rank with many threads and many ranks with one
     would differ in their last bits.
     """
+    before = torch.get_num_threads()
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Ranks:
@@ -89,25 +99,33 @@ class Ranks:
         self.mesh: DeviceMesh | None = None
 
     def __enter__(self) -> Ranks:
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-        if self.environment.distributed:
-            backend = "nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(
-                backend,
-                rank=self.environment.rank,
-                world_size=self.environment.world_size,
-                timeout=TIMEOUT,
-                device_id=self.device if self.device.type == "cuda" else None,
-            )
-            sizes = (self.shape.replica, self.shape.tangent, self.shape.data)
-            self.mesh = init_device_mesh(self.device.type, sizes, mesh_dim_names=AXES)
+        with ExitStack() as stack:
+            stack.enter_context(reproducible_threads(self.device))
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)
+            if self.environment.distributed:
+                self._join()
+                stack.callback(dist.destroy_process_group)
+            self._leave = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.mesh is not None:
-            dist.destroy_process_group()
-            self.mesh = None
+        self._leave.close()
+        self.mesh = None
+
+    def _join(self) -> None:
+        on_gpu = self.device.type == "cuda"
+        sizes = (self.shape.replica, self.shape.tangent, self.shape.data)
+        with with_the_others():
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo",
+                store=meeting_store(self.environment),
+                rank=self.environment.rank,
+                world_size=self.environment.world_size,
+                timeout=TIMEOUT,
+                device_id=self.device if on_gpu else None,
+            )
+            self.mesh = init_device_mesh(self.device.type, sizes, mesh_dim_names=AXES)
 
     @property
     def rank(self) -> int:
@@ -134,7 +152,8 @@ class Ranks:
         if self.mesh is None:
             return [values]
         parts = [torch.empty_like(values) for _ in range(self.shape.tangent)]
-        dist.all_gather(parts, values.contiguous(), group=self.mesh.get_group("tangent"))
+        with with_the_others():
+            dist.all_gather(parts, values.contiguous(), group=self.mesh.get_group("tangent"))
         return parts
 
     def gather_elements(self, local: Sequence[float], owned: Sequence[Sequence[int]]) -> list[float]:
@@ -153,7 +172,9 @@ class Ranks:
 
     def broadcast_tangent_axis(self, tensor: Tensor) -> None:
         """Overwrites `tensor` with the one of the axis's first rank."""
-        if self.mesh is not None:
+        if self.mesh is None:
+            return
+        with with_the_others():
             dist.broadcast(tensor, group=self.mesh.get_group("tangent"), group_src=0)
 
     def broadcast_object(self, value: object) -> object:
@@ -161,5 +182,6 @@ class Ranks:
         if self.mesh is None:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        with with_the_others():
+            dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]

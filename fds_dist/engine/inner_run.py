@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fds_dist.engine.problem import Problem
+from fds_dist.hyperparameters import Hyperparameter
 from fds_dist.schedule import Segment, bucket_of, bucket_window, segments
 from fds_dist.tangents import Network, Point, tangent_step
+from fds_dist.tangents.pruning import Pruning
 
 
 @dataclass
@@ -75,20 +77,23 @@ def run_horizon(
     loss, batches = problem.training_loss(network), problem.batches(outer_step)
     starts = problem.space.starts(horizon)
     vectorize = problem.chunk_size > 1
+    owners = [problem.space.elements[element][0] for element in elements]
     for segment in segments(problem.space.bucket_counts, horizon):
         h = problem.values_in(segment, values)
+        theta = problem.theta(h)
         live = sum(starts[element] <= segment.start for element in elements)
         directions = one_hot_directions(problem, segment, elements[:live])
         for step in range(segment.start, segment.stop):
             batch = network.cast(next(batches))
             seed = problem.step_seed(outer_step, step)
-            point = problem.make_point(loss, state.weights, problem.theta(h), batch, seed, vectorize)
-            rows = updated_rows(problem, elements[:live], step, horizon)
+            point = problem.make_point(loss, state.weights, theta, batch, seed, vectorize)
+            rows = updated_rows(problem.tangents.pruning, owners[:live], step, horizon)
             advance_tangents(problem, point, state, h, tangents, directions, rows)
             weights, optimizer = problem.update(state.weights, state.optimizer, point.gradient, h)
             network.update_statistics(point.statistics)
-            state = InnerState(step + 1, weights, optimizer)
-            if not on_step(state, point.loss):
+            state, step_loss = InnerState(step + 1, weights, optimizer), point.loss
+            del point  # and its graph, before the next one is made
+            if not on_step(state, step_loss):
                 return state, tangents
     return state, tangents
 
@@ -104,16 +109,18 @@ def one_hot_directions(problem: Problem, segment: Segment, elements: Sequence[in
     return directions.to(problem.device)
 
 
-def updated_rows(problem: Problem, elements: Sequence[int], step: int, horizon: int) -> list[int]:
-    """The rows whose tangents take part in `step`: all, but for those that pruning skips."""
-    pruning = problem.tangents.pruning
+def updated_rows(pruning: Pruning, owners: Sequence[Hyperparameter], step: int, horizon: int) -> Sequence[int]:
+    """The rows whose tangents take part in `step`: all, but for those that pruning skips.
+
+    `owners` are the hyperparameters that the rows' elements of λ belong to.
+    """
     if not pruning.ratio:
-        return list(range(len(elements)))
+        return range(len(owners))
     keeps = {}
-    for owner in problem.space.learned:
+    for owner in set(owners):
         window = bucket_window(bucket_of(step, owner.buckets, horizon), owner.buckets, horizon)
-        keeps[owner.name] = pruning.keeps(step - window.start, len(window))
-    return [row for row, element in enumerate(elements) if keeps[problem.space.elements[element][0].name]]
+        keeps[owner] = pruning.keeps(step - window.start, len(window))
+    return [row for row, owner in enumerate(owners) if keeps[owner]]
 
 
 def advance_tangents(
@@ -133,7 +140,7 @@ def advance_tangents(
         ds = tree_map(lambda tensor, chunk=chunk: tensor[chunk], tangents.optimizer)
         dg = point.products(dw, problem.theta(dh))
         if clip is not None:
-            dg.clamp_(-clip, clip)
+            dg = dg.clamp(-clip, clip)
         primals = (state.weights, state.optimizer, point.gradient, h)
         new_dw, new_ds = tangent_step(problem.update, primals, (dw, ds, dg, dh), vectorize)
         tangents.weights[chunk] = new_dw

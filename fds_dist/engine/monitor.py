@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -59,8 +60,8 @@ class StepMonitor:
         return True
 
     def _report(self, state: InnerState) -> bool:
-        mean = torch.stack(self._losses).double().mean()
-        healthy = bool(torch.isfinite(mean)) or bool(torch.isfinite(state.weights).all())
+        mean = torch.stack(self._losses).double().mean().item()
+        healthy = math.isfinite(mean) or bool(torch.isfinite(state.weights).all())
         first, last = state.step - len(self._losses), state.step - 1
         self._losses = []
         self._trackers.inner(
@@ -69,7 +70,7 @@ class StepMonitor:
                 steps=range(first, state.step),
                 horizon=self._schedule.horizon,
                 live_tangents=self._plan.live(last),
-                train_loss=mean.item(),
+                train_loss=mean,
                 hyperparameters=self._schedule.at(last),
             )
         )

@@ -13,7 +13,7 @@ from fds_dist.distributed.plan import make_plan
 from fds_dist.engine.estimators import Estimate, Estimator
 from fds_dist.engine.monitor import MonitorMaker
 from fds_dist.engine.problem import Problem
-from fds_dist.outer import OuterState, OuterStep, SignRule
+from fds_dist.outer import OuterRule, OuterState, OuterStep
 from fds_dist.schedule import Schedule
 from fds_dist.tracking import OuterRecord, Trackers
 
@@ -30,6 +30,8 @@ class OuterSettings:
     """Epochs of the inner run, one per outer step."""
     nonfinite_patience: int = 3
     """This many outer steps in a row with a hypergradient that is not finite end the run with an error."""
+    retreat: bool = False
+    """Whether to go back to the best λ, with half the steps, when an inner run ends worse than the very first."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class OuterProgress:
     converged: bool = False
     best: tuple[int, list[float], float, float | None] | None = None
     """(outer step, its λ, validation loss, accuracy) of the lowest validation loss so far."""
+    first_val_loss: float = math.inf
+    """Of the first outer step."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -54,13 +58,11 @@ class OuterProgress:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> OuterProgress:
         """The inverse of `to_dict`."""
-        state = content["state"]
-        outer = OuterState(tuple(state["steps"]), tuple(state["signs"]), state["failures"])
-        best = content["best"]
-        return cls(**{**content, "state": outer, "best": None if best is None else tuple(best)})
+        state, best = OuterState.from_dict(content["state"]), content["best"]
+        return cls(**{**content, "state": state, "best": None if best is None else tuple(best)})
 
 
-def initial_progress(problem: Problem, rule: SignRule, settings: OuterSettings) -> OuterProgress:
+def initial_progress(problem: Problem, rule: OuterRule, settings: OuterSettings) -> OuterProgress:
     """Before the first outer step."""
     values = problem.space.initial()
     return OuterProgress(0, values, rule.init(problem.space), problem.horizon(settings.epochs[0]))
@@ -72,7 +74,7 @@ class OuterLoop:
 
     problem: Problem
     estimator: Estimator
-    rule: SignRule
+    rule: OuterRule
     settings: OuterSettings
     ranks: Ranks
     trackers: Trackers
@@ -104,7 +106,7 @@ class OuterLoop:
         plan = make_plan(self.problem.space.starts(horizon), horizon, self.ranks.shape.tangent)
         monitor = self.make_monitor(number, self.schedule(values, horizon), plan)
         estimate = self.estimator(self.problem, values, number, horizon, self.ranks, monitor)
-        step = self.rule.update(self.problem.space, values, estimate.hypergradients, progress.state)
+        step, retreated = self.next_values(progress, estimate)
         best = progress.best
         if math.isfinite(estimate.val_loss) and (best is None or estimate.val_loss < best[2]):
             best = (number, list(values), estimate.val_loss, estimate.val_accuracy)
@@ -116,19 +118,27 @@ class OuterLoop:
             horizon=horizon,
             converged=step.converged,
             best=best,
+            first_val_loss=estimate.val_loss if number == 0 else progress.first_val_loss,
         )
-        events = self._events(values, step)
+        events = self._events(values, step, retreated)
         self._record(progress, estimate, after, events, time.perf_counter() - began)
         self.save(after)
         return after
+
+    def next_values(self, progress: OuterProgress, estimate: Estimate) -> tuple[OuterStep, bool]:
+        """The rule's step along the hypergradients, or a retreat to the best λ where the inner run diverged."""
+        diverged = not estimate.val_loss <= progress.first_val_loss  # a NaN has diverged too
+        if self.settings.retreat and diverged and progress.best is not None:
+            return self.rule.retreat(progress.best[1], progress.state), True
+        return self.rule.update(self.problem.space, progress.values, estimate.hypergradients, progress.state), False
 
     def schedule(self, values: Sequence[float], horizon: int) -> Schedule:
         """λ as a schedule that says which optimizer it is for."""
         optimizer = self.problem.optimizer
         return self.problem.space.schedule(values, horizon, {"name": optimizer.name, **optimizer.switches})
 
-    def _events(self, values: Sequence[float], step: OuterStep) -> list[str]:
-        events = []
+    def _events(self, values: Sequence[float], step: OuterStep, retreated: bool) -> list[str]:
+        events = ["the inner run diverged: back to the best values, with half the steps"] if retreated else []
         if step.non_finite:
             elements = self.problem.space.elements
             kept = ", ".join(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count, islice
 
 import torch
@@ -67,9 +68,13 @@ class Problem:
 
     def theta(self, h: Tensor) -> Tensor:
         """The part of the H values `h` [H] (or of rows [..., H]) that belongs to the loss [..., P]."""
-        return h[..., [self.space.names.index(name) for name in self.loss_hyperparameters]]
+        return h[..., self._theta_columns]
 
-    @property
+    @cached_property
+    def _theta_columns(self) -> list[int]:
+        return [self.space.names.index(name) for name in self.loss_hyperparameters]
+
+    @cached_property
     def update(self) -> Update:
         """The inner step as a pure function of tensors."""
         return inner_update(self.optimizer, self.space.names, self.clip_gradient)
@@ -114,7 +119,7 @@ class Problem:
                     yield checked_batch(batch, "train_batches")
             if given < per_epoch:
                 problem = f"train_batches(outer_step={outer_step}, epoch={epoch}) gave {given} batches"
-                raise UserError(Fault("task", problem, f"steps_per_epoch = {per_epoch}"))
+                raise UserError(Fault("task.train_batches", problem, f"at least steps_per_epoch = {per_epoch}"))
             skip = 0
 
     def horizon(self, epochs: float) -> int:
@@ -130,4 +135,7 @@ def checked_batch(batch: object, source: str) -> Batch:
     """
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
         return batch[0], batch[1]
-    raise UserError(Fault("task", f"{source} gave {type(batch).__name__}", "pairs (x, y) of tensors"))
+    kind = type(batch).__name__
+    if isinstance(batch, (tuple, list)):
+        kind += f" of {', '.join(type(part).__name__ for part in batch)}" if batch else " without parts"
+    raise UserError(Fault(f"task.{source}", f"gave a {kind}", "pairs (x, y) of tensors"))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fds_dist.engine.problem import Problem, checked_batch
 from fds_dist.faults import Fault, UserError
-from fds_dist.tangents import Network
+from fds_dist.tangents import Network, differentiate
 from fds_dist.tasks.base import validation_loss
 
 
@@ -46,7 +46,7 @@ def validate(problem: Problem, network: Network, weights: Tensor, outer_step: in
         leaf = weights.detach().requires_grad_()
         output, _ = network(leaf, inputs)
         loss = loss_of(output, targets)
-        (part,) = torch.autograd.grad(loss, leaf)
+        (part,) = differentiate(loss, leaf)
         count = len(targets)
         gradient += part * count
         total_loss += loss.detach() * count

@@ -57,9 +57,9 @@ class Adam:
         if self.decoupled:
             weights = weights * (1 - h["lr"] * h["weight_decay"])
         else:
-            gradient = gradient + h["weight_decay"] * weights
-        first = h["beta1"] * state.first_moment + (1 - h["beta1"]) * gradient
-        second = h["beta2"] * state.second_moment + (1 - h["beta2"]) * gradient * gradient
+            gradient = torch.addcmul(gradient, h["weight_decay"], weights)
+        first = torch.lerp(state.first_moment, gradient, 1 - h["beta1"])
+        second = torch.addcmul(h["beta2"] * state.second_moment, (1 - h["beta2"]) * gradient, gradient)
         scale = safe_sqrt(second) / (1 - h["beta2"] ** steps).sqrt() + h["eps"]
         step_size = h["lr"] / (1 - h["beta1"] ** steps)
         return weights - step_size * first / scale, AdamState(first, second, steps)

@@ -50,7 +50,8 @@ class SGD:
         self, weights: Tensor, state: SGDState, gradient: Tensor, h: Mapping[str, Tensor]
     ) -> tuple[Tensor, SGDState]:
         """One step: new weights [D] and state; `h` holds 0-d tensors (or [D], one value per weight)."""
-        gradient = gradient + h["weight_decay"] * weights
+        # addcmul rounds once where the processor can, as torch.optim's add(alpha=...) does: equal to the last bit.
+        gradient = torch.addcmul(gradient, h["weight_decay"], weights)
         velocity = h["momentum"] * state.velocity + gradient
-        direction = gradient + h["momentum"] * velocity if self.nesterov else velocity
-        return weights - h["lr"] * direction, SGDState(velocity)
+        direction = torch.addcmul(gradient, h["momentum"], velocity) if self.nesterov else velocity
+        return torch.addcmul(weights, h["lr"], direction, value=-1), SGDState(velocity)

@@ -1,4 +1,4 @@
-"""Networks by name: ``mlp``, ``lenet``, ``wrn-D-K``, or a ``package.module:function`` of the user's own."""
+"""Networks by name: ``mlp``, ``lenet``, ``wrn-D-K``, torchvision's, or a ``package.module:function`` of one's own."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fds_dist.faults import Fault, UserError
 from fds_dist.models.initialization import INITIALIZATIONS, initialize
 from fds_dist.models.lenet import lenet
 from fds_dist.models.mlp import mlp
+from fds_dist.models.torchvision_models import torchvision_builder, torchvision_names
 from fds_dist.models.wide_resnet import wide_resnet
 from fds_dist.randomness import seeded
-from fds_dist.registry import call_faults, load_object, nearest
-from fds_dist.tasks.base import call_user_function, is_count, with_offers
+from fds_dist.registry import call_faults, call_user_function, is_count, load_object, nearest, with_offers
 
 Builder = Callable[..., nn.Module]
-MODELS: dict[str, Builder] = {"mlp": mlp, "lenet": lenet}  # and wrn-D-K, any depth D = 6n + 4 and width K
+MODELS: dict[str, Builder] = {"mlp": mlp, "lenet": lenet}  # and wrn-D-K, and torchvision's
 
 
 def build_model(
@@ -34,7 +34,7 @@ def build_model(
 
     ``input_shape`` (of one sample), ``classes`` and ``seed`` are passed where the function has parameters of those
     names, unless ``options`` has them; None means unknown, and a function that needs it makes a fault. Networks of this
-    package take the option ``init`` too: a name in `INITIALIZATIONS`.
+    package and of torchvision take the option ``init`` too: a name in `INITIALIZATIONS`.
 
     Raises `UserError` for an unknown name, for unknown, missing or wrong options, for an exception in a user's own
     function, and where that returns something else than a module.
@@ -74,13 +74,21 @@ def _value_faults(arguments: Mapping[str, object], key: str) -> list[Fault]:
 def _find(name: str, key: str) -> Builder:
     if name in MODELS:
         return MODELS[name]
-    wide = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
-    if wide is None:
-        known = [*MODELS, "wrn-16-1", "wrn-28-10"]
-        expected = f"{', '.join(MODELS)}, wrn-DEPTH-WIDTH or package.module:function"
-        raise UserError(Fault(key, f"{name!r} is unknown", expected, nearest(name, known)))
-    depth, width = map(int, wide.groups())
+    if wide := re.fullmatch(r"wrn-(\d+)-(\d+)", name):
+        depth, width = map(int, wide.groups())
+        return _wide_resnet(depth, width)
+    names = torchvision_names()
+    if name in names:
+        return torchvision_builder(name)
+    expected = (
+        f"{', '.join(MODELS)}, wrn-DEPTH-WIDTH, a classification network of torchvision or package.module:function"
+    )
+    raise UserError(
+        Fault(key, f"{name!r} is unknown", expected, nearest(name, [*MODELS, "wrn-16-1", "wrn-28-10", *names]))
+    )
 
+
+def _wide_resnet(depth: int, width: int) -> Builder:
     # Not functools.partial: that would let the options override what the name says.
     def named(input_shape: Sequence[int], classes: int, *, dropout: float = 0.0) -> nn.Module:
         return wide_resnet(input_shape, classes, depth=depth, width=width, dropout=dropout)

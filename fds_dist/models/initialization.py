@@ -20,16 +20,19 @@ INITIALIZATIONS: Mapping[str, Callable[[Tensor], object] | None] = {
 
 
 def initialize(model: nn.Module, name: str) -> None:
-    """Redraw, in place, the weights of every layer whose weight has two dimensions or more and zero its bias.
+    """Redraw, in place, every weight of two dimensions or more and zero its bias.
 
-    Normalization layers (one-dimensional weights) keep their values; ``default`` keeps everything.
+    Normalization layers (one-dimensional weights) and what is not called a weight, such as embeddings of positions,
+    keep their values; ``default`` keeps everything.
     """
     redraw = INITIALIZATIONS[name]
     if redraw is None:
         return
     for module in model.modules():
-        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        if isinstance(weight, Tensor) and weight.dim() >= 2:
-            redraw(weight)
-            if isinstance(bias, Tensor):
-                nn.init.zeros_(bias)
+        parameters = dict(module.named_parameters(recurse=False))
+        for key, parameter in parameters.items():
+            if key.endswith("weight") and parameter.dim() >= 2:  # attention has an in_proj_weight too
+                redraw(parameter)
+                bias = parameters.get(f"{key.removesuffix('weight')}bias")
+                if bias is not None:
+                    nn.init.zeros_(bias)

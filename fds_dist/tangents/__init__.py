@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fds_dist.tangents.network import Network, TrainingLoss
+from fds_dist.tangents.network import Network, TrainingLoss, differentiate
 from fds_dist.tangents.products import METHODS, Batch, Point, PointMaker
 from fds_dist.tangents.step import Update, inner_update, tangent_step
 
@@ -14,6 +14,7 @@ __all__ = [
     "PointMaker",
     "TrainingLoss",
     "Update",
+    "differentiate",
     "inner_update",
     "tangent_step",
 ]

@@ -21,9 +21,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.func import grad, jvp, vmap
 
-from fds_dist.tangents.network import Statistics, TrainingLoss
+from fds_dist.tangents.network import Statistics, TrainingLoss, differentiate
 
 Batch = tuple[Tensor, Tensor]
 
@@ -62,7 +63,7 @@ class JvpPoint:
         self, loss: TrainingLoss, weights: Tensor, theta: Tensor, batch: Batch, seed: int, vectorize: bool
     ) -> None:
         inputs, targets = batch
-        self._seed, self._vectorize = seed, vectorize
+        self._network, self._seed, self._vectorize = loss.network, seed, vectorize
         # Floating-point targets get an explicit zero tangent: PyTorch's implicit zeros defeat e.g. `mse_loss`.
         constants = (targets,) if targets.is_floating_point() else ()
         self._primals = (weights, theta, *constants)
@@ -83,7 +84,7 @@ class JvpPoint:
         return torch.stack([self._keep(self._push(*pair)) for pair in zip(tangents, theta_tangents, strict=True)])
 
     def _push(self, tangent: Tensor, theta_tangent: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Statistics]]:
-        torch.manual_seed(self._seed)  # every tangent sees the same dropout masks
+        self._network.seed(self._seed)  # every tangent sees the same dropout masks
         pushed: Any = jvp(self._gradient, self._primals, (tangent, theta_tangent, *self._zeros), has_aux=True)
         return pushed
 
@@ -124,16 +125,20 @@ class DoubleBackwardPoint:
         self, loss: TrainingLoss, weights: Tensor, theta: Tensor, batch: Batch, seed: int, vectorize: bool
     ) -> None:
         self._inputs = (weights.detach().requires_grad_(), theta.detach().requires_grad_())
-        torch.manual_seed(seed)
+        loss.network.seed(seed)
         value, self.statistics = loss(*self._inputs, batch)
         # The graph is made even where no tangent will follow: some backward formulas differ in their last bits.
-        self._gradients = torch.autograd.grad(value, self._inputs, create_graph=True, materialize_grads=True)
+        self._gradients = differentiate(value, self._inputs, create_graph=True, materialize_grads=True)
         self.loss = value.detach()
 
     @property
     def gradient(self) -> Tensor:
         """See `Point`."""
         return self._gradients[0].detach()
+
+    def graph_roots(self) -> list[Node]:
+        """Where the graph of the gradients begins."""
+        return [gradient.grad_fn for gradient in self._gradients if gradient.grad_fn is not None]
 
     def products(self, tangents: Tensor, theta_tangents: Tensor) -> Tensor:
         """See `Point`."""
@@ -149,7 +154,7 @@ class DoubleBackwardPoint:
             return torch.zeros_like(tangent)
         outputs, directions = zip(*pairs, strict=True)
         weights = self._inputs[0]
-        (product,) = torch.autograd.grad(outputs, weights, directions, retain_graph=True, materialize_grads=True)
+        (product,) = differentiate(outputs, weights, directions, retain_graph=True, materialize_grads=True)
         return product
 
 

@@ -13,18 +13,22 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import Node
 
 from fds_dist.faults import Fault, UserError
 from fds_dist.tangents.network import TrainingLoss
-from fds_dist.tangents.products import METHODS, Batch
+from fds_dist.tangents.products import METHODS, Batch, DoubleBackwardPoint
 
 _NAMED_IN_MESSAGE = (
     r"derivative for '?(?:aten::)?_?([\w.]+?)'? is not implemented",
     r"forward AD with _?([\w.]+?) that does not support it",
     r"Batching rule not implemented for (?:aten::)?([\w.]+)",
     r"vmap: (?:aten::)?([\w.]+)\(",
+    r"vmap over (\w+), but",
     r"don't yet support (saved tensor hooks)",
 )
+_FAILURES = (RuntimeError, NotImplementedError, ValueError, TypeError)
 _KNOWN_CAUSES = {"saved tensor hooks": "activation checkpointing (saved tensor hooks)"}
 
 
@@ -49,14 +53,22 @@ def choose_method(
         UserError: the requested method (or, for `auto`, every method) fails on this network and loss; the message
             names the operator at fault and the method that works.
     """
+    check_forward(loss, weights, theta, batch)
+    custom, cut = custom_functions(loss, weights, theta, batch)
+    if cut:
+        problem = f"neither method can differentiate {', '.join(custom)} (marked @once_differentiable) twice"
+        raise UserError(Fault("tangents.method", problem, "a network without it"))
+    remark = f"{', '.join(custom)}: run `fds-dist verify`, which shows whether its second derivative is right"
+    remark = remark if custom else ""
     first = default_method(weights.device) if requested == "auto" else requested
     failure = probe(first, loss, weights, theta, batch, vectorize)
     if not failure:
-        return first, ""
+        return first, remark
     other = next(name for name in METHODS if name != first)
     other_failure = probe(other, loss, weights, theta, batch, vectorize)
     if not other_failure and requested == "auto":
-        return other, f"tangents by {other}: {first} cannot differentiate {failure} twice"
+        switch = f"tangents by {other}: {first} cannot differentiate {failure} twice"
+        return other, f"{switch}; {remark}" if remark else switch
     problem = f"{first} cannot differentiate {failure} twice"
     if not other_failure:
         raise UserError(Fault("tangents.method", problem, f"tangents.method={other}, which can"))
@@ -67,13 +79,7 @@ def choose_method(
 
 
 def probe(method: str, loss: TrainingLoss, weights: Tensor, theta: Tensor, batch: Batch, vectorize: bool) -> str:
-    """The operator that defeats `method` on one product of this loss, or "" where it works.
-
-    Raises:
-        Exception: whatever the network or the loss raises by itself, without any derivative.
-    """
-    with torch.no_grad():
-        loss(weights, theta, batch)
+    """The operator that defeats `method` on one product of this loss, or "" where it works."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -82,9 +88,46 @@ def probe(method: str, loss: TrainingLoss, weights: Tensor, theta: Tensor, batch
                 point.products(torch.zeros_like(weights)[None], torch.zeros_like(theta)[None])
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        except _FAILURES as error:
             return operator_at_fault(error, [str(warning.message) for warning in caught])
     return ""
+
+
+def check_forward(loss: TrainingLoss, weights: Tensor, theta: Tensor, batch: Batch) -> None:
+    """One forward pass.
+
+    Raises:
+        UserError: the network or the loss fails by itself, without any derivative.
+    """
+    try:
+        with torch.no_grad():
+            loss(weights, theta, batch)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the user's code does
+        kind = f"{type(error).__name__}: {error}".splitlines()[0]
+        problem = f"the network and its loss fail on the first training batch{_user_line(error)}: {kind}"
+        raise UserError(Fault("model", problem, "a network that takes what the task gives")) from error
+
+
+def custom_functions(loss: TrainingLoss, weights: Tensor, theta: Tensor, batch: Batch) -> tuple[list[str], bool]:
+    """Names of the custom `autograd.Function`s behind the gradient, and whether one is marked `@once_differentiable`.
+
+    PyTorch leaves the second derivative of such a function out without a word: the mark raises an error on a branch
+    that it adds to the graph, and `autograd.grad` never visits that branch.
+    """
+    try:
+        pending = list(DoubleBackwardPoint(loss, weights, theta, batch, 0, False).graph_roots())
+    except _FAILURES:  # `probe` will tell
+        return [], False
+    nodes: set[Node] = set()
+    while pending:
+        node = pending.pop()
+        if node not in nodes:
+            nodes.add(node)
+            pending += [parent for parent, _ in node.next_functions if parent is not None]
+    names = {type(node).__name__.removesuffix("Backward") for node in nodes if isinstance(node, BackwardCFunction)}
+    return sorted(names), any(node.name() == "torch::autograd::Error" for node in nodes)
 
 
 def operator_at_fault(error: BaseException, anomalies: list[str]) -> str:
@@ -94,6 +137,8 @@ def operator_at_fault(error: BaseException, anomalies: list[str]) -> str:
     function, else the line of the user's code.
     """
     message = str(error)
+    if "autograd.Function" in message:
+        return f"a custom autograd.Function{_user_line(error)}"
     for pattern in _NAMED_IN_MESSAGE:
         if found := re.search(pattern, message):
             name = found.group(1)
@@ -101,10 +146,15 @@ def operator_at_fault(error: BaseException, anomalies: list[str]) -> str:
     for anomaly in anomalies:
         if found := re.search(r"Error detected in (\w+?)(?:Backward)+\d*\.", anomaly):
             return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", found.group(1)).lower()
-    frames = traceback.extract_tb(error.__traceback__)
-    for frame in reversed(frames):
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename.endswith(("torch/nn/functional.py", "torch/functional.py")):
             return frame.name
+    kind = message.splitlines()[0] if message else type(error).__name__
+    return f"an operator{_user_line(error)} (PyTorch says: {kind})"
+
+
+def _user_line(error: BaseException) -> str:
+    """The innermost line that is neither PyTorch's nor this package's, as " at file:line"; "" if there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
     outside = [frame for frame in frames if "/torch/" not in frame.filename and "fds_dist" not in frame.filename]
-    where = f" at {Path(outside[-1].filename).name}:{outside[-1].lineno}" if outside else ""
-    return f"an operator{where} (PyTorch says: {message.splitlines()[0]})"
+    return f" at {Path(outside[-1].filename).name}:{outside[-1].lineno}" if outside else ""

@@ -6,12 +6,19 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 from fds_dist.faults import Fault, UserError
-from fds_dist.registry import call_faults, load_object, nearest
-from fds_dist.tasks.base import Task, call_user_function, task_faults, with_offers
+from fds_dist.registry import call_faults, call_user_function, load_object, nearest, with_offers
+from fds_dist.tasks.base import Task, task_faults
 from fds_dist.tasks.digits import digits
+from fds_dist.tasks.image_folder import imagefolder
+from fds_dist.tasks.images import IMAGE_SETS, image_task
 from fds_dist.tasks.synthetic import synthetic
 
-TASKS: dict[str, Callable[..., Task]] = {"digits": digits, "synthetic": synthetic}
+TASKS: dict[str, Callable[..., Task]] = {
+    "digits": digits,
+    **{images.name: image_task(images) for images in IMAGE_SETS},
+    "imagefolder": imagefolder,
+    "synthetic": synthetic,
+}
 
 
 def build_task(name: str, options: Mapping[str, object], *, seed: int, key: str = "task") -> Task:

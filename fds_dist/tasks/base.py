@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import reprlib
-import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from torch import Tensor, nn
 
-from fds_dist.faults import Fault, UserError
+from fds_dist.faults import Fault
+from fds_dist.registry import is_count
 
 Batch = tuple[Tensor, Tensor]  # (inputs, targets), samples along dimension 0 of both
 Loss = Callable[..., Tensor]
@@ -27,6 +27,11 @@ class Task(Protocol):
     - ``build_model(seed: int) -> nn.Module``: used where the config has no ``model:``.
     - ``input_shape: tuple[int, ...]``: shape of one sample, without the batch dimension.
     - ``classes: int``: number of outputs of a classifier.
+    - ``retrain_batches(epoch: int) -> Iterable[Batch]`` and ``retrain_steps_per_epoch: int``: an epoch over all data
+      for training and validation, and its number of batches, for training with a schedule that is already learned;
+      without them that takes ``train_batches``.
+    - ``to(device: torch.device) -> object``: moves data that are in memory to the device, once, before the first batch;
+      without it every batch is moved.
     """
 
     @property
@@ -57,11 +62,6 @@ def loss_takes_hyperparameters(task: Task) -> bool:
     return len(_required_parameters(task.loss)) == 3
 
 
-def is_count(value: object) -> bool:
-    """Whether ``value`` is a whole number of at least 1 (``True`` is not one)."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def task_faults(task: object, key: str = "task") -> list[Fault]:
     """Everything that is missing from ``task`` or of the wrong kind, one fault per member; none if it is a `Task`."""
     checks = [
@@ -72,36 +72,13 @@ def task_faults(task: object, key: str = "task") -> list[Fault]:
         _loss_fault(task),
         _val_loss_fault(task),
         _function_fault(task, "build_model", ("seed",), optional=True),
+        _function_fault(task, "retrain_batches", ("epoch",), optional=True),
+        _retrain_steps_fault(task),
+        _function_fault(task, "to", ("device",), optional=True),
         _value_fault(task, "input_shape", _is_shape, "a tuple of whole numbers of at least 1", optional=True),
         _value_fault(task, "classes", is_count, "a whole number of at least 1", optional=True),
     ]
     return [Fault(f"{key}.{fault.key}", fault.problem, fault.expected) for fault in checks if fault is not None]
-
-
-def with_offers(
-    function: Callable[..., object], options: Mapping[str, object], offers: Mapping[str, object]
-) -> dict[str, object]:
-    """``options``, and of ``offers`` what ``function`` has a parameter for and ``options`` does not set; None offers
-    nothing."""
-    taken = {
-        name: offers[name] for name in _parameters(function) if offers.get(name) is not None and name not in options
-    }
-    return {**taken, **options}
-
-
-def call_user_function(function: Callable[..., object], arguments: Mapping[str, object], key: str) -> object:
-    """``function(**arguments)``; an exception inside becomes a `UserError` that tells what was raised and where."""
-    try:
-        return function(**arguments)
-    except UserError:
-        raise
-    except Exception as error:
-        name = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__qualname__)}"
-        frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is this function's
-        # Of what it calls, the deepest line in the user's own file tells most.
-        own = [frame for frame in frames if frame.filename == frames[0].filename]
-        where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
-        raise UserError(Fault(key, f"{name} raised {type(error).__name__}: {error}{where}")) from error
 
 
 def _value_fault(
@@ -144,6 +121,13 @@ def _val_loss_fault(task: object) -> Fault | None:
     return _function_fault(task, "val_loss", ("output", "target"), optional=True)
 
 
+def _retrain_steps_fault(task: object) -> Fault | None:
+    alone = getattr(task, "retrain_batches", None) is None
+    return _value_fault(
+        task, "retrain_steps_per_epoch", is_count, "a whole number of at least 1, the batches of retrain_batches", alone
+    )
+
+
 def _is_shape(value: object) -> bool:
     return isinstance(value, tuple) and all(is_count(side) for side in value)
 
@@ -158,16 +142,12 @@ def _signature(function: Callable[..., object]) -> inspect.Signature | None:
         return None
 
 
-def _parameters(function: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
-    signature = _signature(function)
-    return {} if signature is None else signature.parameters
-
-
 def _required_parameters(function: Callable[..., object]) -> list[str]:
+    signature = _signature(function)
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [
         name
-        for name, parameter in _parameters(function).items()
+        for name, parameter in ({} if signature is None else signature.parameters).items()
         if parameter.kind in positional and parameter.default is inspect.Parameter.empty
     ]
 

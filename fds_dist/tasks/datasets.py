@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol, cast
 
@@ -13,34 +13,26 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fds_dist.faults import Fault, UserError
-from fds_dist.randomness import generator, seeded
-from fds_dist.tasks.base import Batch, Loss, is_count
+from fds_dist.randomness import seeded
+from fds_dist.tasks.base import Batch, Loss
+from fds_dist.tasks.sampled import EVALUATION_BATCH, Augment, Prepare, SampledTask, sampling_faults
+from fds_dist.tasks.sources import TensorSource
 
-EVALUATION_BATCH = 500  # samples per validation and test batch, at most
 Model = nn.Module | Callable[[int], nn.Module]
 
 
-class TensorTask:
+class TensorTask(SampledTask):
     """A task over tensors in memory: ``inputs`` (N×input shape) and ``targets`` (N×target shape).
 
-    Without validation data of its own, each outer step draws another validation split from the N samples, a share of
-    ``val_fraction``; the rest is for training. A training epoch is a permutation of that rest, keyed by (seed, outer
-    step, epoch), whose last partial batch is dropped. Validation and test yield every sample once. Without test data
-    ``test_batches`` yields nothing. Whole numbers as one-dimensional targets are class labels: they become int64 and
-    the task has ``classes``.
+    Splits, batches, ``prepare`` and ``augment`` are those of `SampledTask`; with ``val_inputs`` and ``val_targets``,
+    no split is drawn. Whole numbers as one-dimensional targets are class labels: they become int64 and the task has
+    ``classes``.
 
     ``model`` becomes ``build_model``: a function of a seed is called with torch's global generator seeded too; of a
     plain module a copy is drawn afresh (see `reinitialized`).
 
     Raises `UserError` with every fault in the arguments.
     """
-
-    steps_per_epoch: int
-    input_shape: tuple[int, ...]
-    classes: int  # only where the targets are class labels
-    loss: Loss
-    val_loss: Loss  # only where given
-    build_model: Callable[[int], nn.Module]  # only where a model was given
 
     def __init__(
         self,
@@ -51,9 +43,13 @@ class TensorTask:
         *,
         batch_size: int,
         val_fraction: float = 0.1,
+        val_overlap: bool = False,
+        val_batch_size: int = EVALUATION_BATCH,
         val_inputs: Tensor | None = None,
         val_targets: Tensor | None = None,
         seed: int = 0,
+        prepare: Prepare | None = None,
+        augment: Augment | None = None,
         loss: Loss = F.cross_entropy,
         val_loss: Loss | None = None,
         model: Model | None = None,
@@ -62,48 +58,32 @@ class TensorTask:
             *_pair_faults("", inputs, targets),
             *_pair_faults("val_", val_inputs, val_targets),
             *_pair_faults("test_", test_inputs, test_targets),
-            *_option_faults(batch_size, val_fraction),
+            *sampling_faults(batch_size, val_fraction, val_overlap, val_batch_size),
         ]
         if faults:
             raise UserError(faults)
-        self._train = _labels_as_int64(inputs, targets)
-        self._val = _labels_as_int64(val_inputs, val_targets)
-        self._test = _labels_as_int64(test_inputs, test_targets)
-        self._seed = seed
-        self._batch_size = batch_size
-        self._val_samples = max(1, round(val_fraction * len(inputs))) if val_inputs is None else 0
-        train_samples = len(inputs) - self._val_samples
-        if batch_size > train_samples:
-            expected = f"at most {train_samples}, the samples left for training"
-            raise UserError(Fault("task.batch_size", f"{batch_size} is too large", expected))
-
-        self.steps_per_epoch = train_samples // batch_size
+        train = _source(inputs, targets)
+        val = None if val_inputs is None or val_targets is None else _source(val_inputs, val_targets)
+        test = None if test_inputs is None or test_targets is None else _source(test_inputs, test_targets)
+        super().__init__(
+            train,
+            val,
+            test,
+            batch_size=batch_size,
+            val_fraction=val_fraction,
+            val_overlap=val_overlap,
+            val_batch_size=val_batch_size,
+            seed=seed,
+            prepare=prepare,
+            augment=augment,
+            loss=loss,
+            val_loss=val_loss,
+        )
         self.input_shape = tuple(inputs.shape[1:])
         if _are_labels(targets):
-            self.classes = 1 + max(int(y.max()) for _, y in (self._train, self._val, self._test) if len(y))
-        self.loss = loss
-        if val_loss is not None:
-            self.val_loss = val_loss
+            self.classes = 1 + max(int(source.targets.max()) for source in (train, val, test) if source is not None)
         if model is not None:
             self.build_model = partial(reinitialized if isinstance(model, nn.Module) else _build_seeded, model)
-
-    def train_batches(self, outer_step: int, epoch: int) -> Iterator[Batch]:
-        train = self._split(outer_step)[self._val_samples :]
-        order = torch.randperm(len(train), generator=generator(self._seed, "train batches", outer_step, epoch))
-        used = self.steps_per_epoch * self._batch_size
-        return _batches(self._train, train[order[:used]], self._batch_size)
-
-    def val_batches(self, outer_step: int) -> Iterator[Batch]:
-        if self._val_samples:
-            return _batches(self._train, self._split(outer_step)[: self._val_samples], EVALUATION_BATCH)
-        return _batches(self._val, torch.arange(len(self._val[0])), EVALUATION_BATCH)
-
-    def test_batches(self) -> Iterator[Batch]:
-        return _batches(self._test, torch.arange(len(self._test[0])), EVALUATION_BATCH)
-
-    def _split(self, outer_step: int) -> Tensor:
-        """Indices of all samples, those for validation first."""
-        return torch.randperm(len(self._train[0]), generator=generator(self._seed, "validation split", outer_step))
 
 
 def task_from_datasets(
@@ -163,20 +143,13 @@ def _build_seeded(function: Callable[[int], nn.Module], seed: int) -> nn.Module:
         return function(seed)
 
 
-def _batches(data: Batch, indices: Tensor, size: int) -> Iterator[Batch]:
-    inputs, targets = data
-    return ((inputs[chunk], targets[chunk]) for chunk in indices.split(size) if len(chunk))
-
-
 def _are_labels(targets: Tensor) -> bool:
     whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
     return whole and targets.dim() == 1
 
 
-def _labels_as_int64(inputs: Tensor | None, targets: Tensor | None) -> Batch:
-    if inputs is None or targets is None:
-        return torch.empty(0), torch.empty(0)
-    return inputs, targets.long() if _are_labels(targets) else targets
+def _source(inputs: Tensor, targets: Tensor) -> TensorSource:
+    return TensorSource(inputs, targets.long() if _are_labels(targets) else targets)
 
 
 def _pair_faults(part: str, inputs: Tensor | None, targets: Tensor | None) -> list[Fault]:
@@ -193,15 +166,6 @@ def _pair_faults(part: str, inputs: Tensor | None, targets: Tensor | None) -> li
         shapes = f"shapes {tuple(inputs.shape)} and {tuple(targets.shape)} of {' and '.join(names)} do not match"
         return [Fault(f"task.{names[1]}", shapes, "the same number of samples, at least 1, along dimension 0")]
     return []
-
-
-def _option_faults(batch_size: object, val_fraction: object) -> list[Fault]:
-    faults = []
-    if not is_count(batch_size):
-        faults.append(Fault("task.batch_size", f"{batch_size!r} is not valid", "a whole number of at least 1"))
-    if not (isinstance(val_fraction, float) and 0 < val_fraction < 1):
-        faults.append(Fault("task.val_fraction", f"{val_fraction!r} is not valid", "a number between 0 and 1"))
-    return faults
 
 
 class _Pairs(Protocol):

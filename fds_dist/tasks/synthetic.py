@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fds_dist.faults import Fault, UserError
 from fds_dist.randomness import generator, seeded
-from fds_dist.tasks.base import Batch, is_count
+from fds_dist.registry import is_count
+from fds_dist.tasks.base import Batch
 
 
 class LeastSquares:

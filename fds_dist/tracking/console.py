@@ -106,15 +106,20 @@ class ConsoleTracker:
         if best:
             facts["best"] = best
         if not self._terminal:
-            facts["results"] = f"{end.run_dir} (schedule.json, history.jsonl)"
+            facts["results"] = f"{end.run_dir} (schedule.json, history.jsonl)" if end.schedule else str(end.run_dir)
             self._line("; ".join([end.status, *(f"{name}: {fact}" for name, fact in facts.items())]))
+            for name, line in end.next_steps.items():
+                self._line(f"to {name}: {line}")
             return
         if end.schedule:
             facts["learned"] = "\n".join(_pack(end.schedule, max(20, self._console.width - 18)))
-        facts["results"] = f"{end.run_dir}\nschedule.json   the learned values\nhistory.jsonl   every outer step"
+            facts["results"] = f"{end.run_dir}\nschedule.json   the learned values\nhistory.jsonl   every outer step"
         color = _COLORS.get(end.status, "none")
         title = Text(end.status, f"bold {color}")
         self._console.print("", Panel(_facts(facts), title=title, title_align="left", border_style=color))
+        width = max(map(len, end.next_steps), default=0)
+        for name, line in end.next_steps.items():  # below the panel, whole, so that they can be copied
+            self._console.print(Text.assemble((f"   {name:<{width}}  ", "dim"), line), soft_wrap=True)
 
     def _line(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)

@@ -109,6 +109,8 @@ class RunEnd:
     best_val_loss: float | None
     best_val_accuracy: float | None
     run_dir: Path
+    next_steps: dict[str, str] = field(default_factory=dict)
+    """What a person may want to do now, and the line that does it."""
 
 
 def inner_metrics(block: InnerBlock) -> dict[str, float]:

@@ -52,7 +52,7 @@ class WandbTracker:
         tags: Sequence[str] = (),
         run_id: str | None = None,
     ) -> None:
-        self._mode = _mode(mode)
+        self._mode = effective_mode(mode)
         self._project = os.environ.get("WANDB_PROJECT", project) if project == DEFAULT_PROJECT else project
         self._name = name or os.environ.get("WANDB_NAME")
         self._run_id = run_id or os.environ.get("WANDB_RUN_ID")
@@ -180,7 +180,12 @@ def hide_secrets(config: Any) -> Any:
     return config
 
 
-def _mode(mode: str) -> str:
+def effective_mode(mode: str) -> str:
+    """'online', 'offline' or 'disabled': `mode`, or WANDB_MODE where that is left at its default.
+
+    Raises:
+        UserError: it is none of these.
+    """
     environment = os.environ.get("WANDB_MODE", "") if mode == DEFAULT_MODE else ""
     if (environment or mode) not in _MODES:
         key = "WANDB_MODE" if environment else "tracking.wandb.mode"

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from fds_dist.engine.estimators.base import Estimate, Estimator
 from fds_dist.engine.estimators.forward import estimate_forward
+from fds_dist.engine.estimators.greedy import estimate_greedy
 from fds_dist.engine.estimators.reverse import estimate_reverse
 
-ESTIMATORS: dict[str, Estimator] = {"forward": estimate_forward, "reverse": estimate_reverse}
+ESTIMATORS: dict[str, Estimator] = {
+    "forward": estimate_forward,
+    "reverse": estimate_reverse,
+    "greedy": estimate_greedy,
+}
 """By name in the config, `estimator`."""
 
-__all__ = ["ESTIMATORS", "Estimate", "Estimator", "estimate_forward", "estimate_reverse"]
+__all__ = ["ESTIMATORS", "Estimate", "Estimator", "estimate_forward", "estimate_greedy", "estimate_reverse"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,6 +10,7 @@ from typing import Protocol
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.engine.inner_run import OnStep
 from fds_dist.engine.problem import Problem
+from fds_dist.engine.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,11 @@ class Estimate:
     """[K] dL_val(w_T)/dλ_k, not averaged over the bucket's window."""
     val_loss: float
     val_accuracy: float | None
+
+
+def lost_run(problem: Problem, validation: Validation) -> Estimate:
+    """The estimate of a run that ended before its horizon: the derivatives of a part of it would mislead."""
+    return Estimate([math.nan] * problem.space.size, validation.loss, validation.accuracy)
 
 
 class Estimator(Protocol):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.distributed.plan import make_plan
-from fds_dist.engine.estimators.base import Estimate
+from fds_dist.engine.estimators.base import Estimate, lost_run
 from fds_dist.engine.inner_run import OnStep, run_horizon
 from fds_dist.engine.problem import Problem
 from fds_dist.engine.validation import validate
@@ -26,6 +26,8 @@ def estimate_forward(
     network = problem.network(outer_step)
     state, tangents = run_horizon(problem, network, values, outer_step, horizon, owned, on_step)
     validation = validate(problem, network, state.weights, outer_step)
+    if state.step < horizon:
+        return lost_run(problem, validation)
     # One row at a time in float64: a matrix product's last bits would depend on how many rows this rank owns.
     gradient = validation.gradient.double()
     local = [(row.double() * gradient).sum().item() for row in tangents.weights]

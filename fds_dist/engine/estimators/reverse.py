@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fds_dist.distributed.mesh import Ranks
-from fds_dist.engine.estimators.base import Estimate
+from fds_dist.engine.estimators.base import Estimate, lost_run
 from fds_dist.engine.inner_run import InnerState, OnStep, initial_state
 from fds_dist.engine.problem import Problem
 from fds_dist.engine.validation import validate
 from fds_dist.schedule import Segment, bucket_of
-from fds_dist.tangents import Batch, Network, TrainingLoss
+from fds_dist.tangents import Batch, Network, TrainingLoss, differentiate
 
 
 class ReverseSweep:
@@ -53,10 +53,10 @@ class ReverseSweep:
         self, state: InnerState, h: Tensor, batch: Batch, create_graph: bool
     ) -> tuple[InnerState, Tensor]:
         """One inner step, differentiable by state and `h` where `create_graph`; and its loss, detached."""
-        torch.manual_seed(self.problem.step_seed(self.outer_step, state.step))
+        self.network.seed(self.problem.step_seed(self.outer_step, state.step))
         weights = state.weights if state.weights.requires_grad else state.weights.detach().requires_grad_()
         loss, statistics = self.loss(weights, self.problem.theta(h), batch)
-        (gradient,) = torch.autograd.grad(loss, weights, create_graph=create_graph)
+        (gradient,) = differentiate(loss, weights, create_graph=create_graph)
         new_weights, optimizer = self.problem.update(weights, state.optimizer, gradient, h)
         if not create_graph:
             new_weights = new_weights.detach()
@@ -83,7 +83,7 @@ class ReverseSweep:
         after, _ = self.differentiable_step(InnerState(state.step, weights, optimizer), h, batch, create_graph=True)
         outputs = tree_flatten((after.weights, after.optimizer))[0]
         pairs = [(out, bar) for out, bar in zip(outputs, adjoints, strict=True) if out.requires_grad]
-        pulled = torch.autograd.grad(
+        pulled = differentiate(
             [out for out, _ in pairs], [*leaves, h], [bar for _, bar in pairs], materialize_grads=True
         )
         return list(pulled[:-1]), pulled[-1]
@@ -103,11 +103,13 @@ def estimate_reverse(
         if not on_step(state, loss):
             break
     validation = validate(problem, sweep.network, state.weights, outer_step)
+    if state.step < horizon:
+        return lost_run(problem, validation)
     sweep.network.train()
     total = torch.zeros(problem.space.size, dtype=torch.float64, device=problem.device)
     final = tree_flatten(state.optimizer)[0]
     adjoints = [validation.gradient, *map(torch.zeros_like, final)]
-    stop, learned = state.step, len(problem.space.learned)
+    stop, learned = horizon, len(problem.space.learned)
     for start in reversed(checkpoints):
         steps = [(before, batch) for before, batch, _, _ in sweep.replay(start, stop)]
         for before, batch in reversed(steps):

@@ -1,0 +1,109 @@
+"""The space that the black boxes search: the learned elements of λ, each in a finite range and on a scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fds_dist.config.compare import CompareConfig
+from fds_dist.faults import Fault, UserError
+from fds_dist.hyperparameters import NATURAL_DOMAIN, UNIT_INTERVAL, Hyperparameter, HyperparameterSpace, interval
+from fds_dist.registry import nearest
+
+CUSTOMARY: dict[str, tuple[float, float]] = {
+    "lr": (1e-4, 1.0),
+    "momentum": (0.0, 0.99),
+    "weight_decay": (1e-6, 1e-2),
+    "beta1": (0.0, 0.99),
+    "beta2": (0.9, 0.9999),
+    "eps": (1e-10, 1e-4),
+}
+"""Where a hyperparameter has no bound of its own, only that of its natural domain."""
+
+UNBOUNDED = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class SearchRange:
+    """Where one hyperparameter is searched; all of its buckets alike."""
+
+    owner: Hyperparameter
+    """With the scale of the search, which may differ from the outer optimizer's."""
+    low: float
+    high: float
+
+    @property
+    def coordinates(self) -> tuple[float, float]:
+        """The range on the scale, ascending: the black box draws from it evenly."""
+        ends = self.owner.to_scale(self.low), self.owner.to_scale(self.high)
+        return min(ends), max(ends)  # log(1 - x) falls
+
+    def value(self, coordinate: float) -> float:
+        """The value at a coordinate; within the range whatever the rounding."""
+        return min(max(self.owner.from_scale(coordinate), self.low), self.high)
+
+
+def search_ranges(space: HyperparameterSpace, options: CompareConfig) -> tuple[SearchRange, ...]:
+    """One range per learned hyperparameter: `compare.ranges`, else its bounds, else the customary range.
+
+    The scale is logarithmic if the options ask for it and both ends have a logarithm.
+
+    Raises:
+        UserError: a range for what is not learned, beyond the bounds, or none where one is needed.
+    """
+    known = [name for owner in space.learned for name in (owner.name, base_name(owner))]
+    faults = []
+    for name in options.ranges:
+        if name not in known:
+            near = nearest(name, known)
+            suggestion = f"compare.ranges.{near}" if near else ""
+            learned = ", ".join(owner.name for owner in space.learned)
+            faults.append(Fault(f"compare.ranges.{name}", "is not learned", f"one of {learned}", suggestion))
+    found = []
+    for owner in space.learned:
+        low, high = _range(owner, options.ranges, options.scale)
+        key = f"compare.ranges.{owner.name}"
+        if not low < high:
+            faults.append(Fault(key, "is missing, and the bounds are not finite", "two numbers, [low, high]"))
+        elif (owner.clamp(low), owner.clamp(high)) != (low, high):
+            faults.append(Fault(key, f"[{low:g}, {high:g}] goes beyond the bounds", interval(*owner.bounds)))
+        else:
+            logarithmic = options.scale == "log" and _has_logarithm(owner, low) and _has_logarithm(owner, high)
+            found.append(SearchRange(replace(owner, scale="log" if logarithmic else "linear"), low, high))
+    if faults:
+        raise UserError(faults)
+    return tuple(found)
+
+
+def values_at(ranges: Sequence[SearchRange], coordinates: Sequence[float]) -> list[float]:
+    """λ [K] at `coordinates` [K]."""
+    owners = [found for found in ranges for _ in range(found.owner.buckets)]
+    return [found.value(coordinate) for found, coordinate in zip(owners, coordinates, strict=True)]
+
+
+def base_name(owner: Hyperparameter) -> str:
+    """The name without the parameter group: `lr.norm_and_bias` → "lr"."""
+    return owner.name.partition(".")[0]
+
+
+def _range(owner: Hyperparameter, given: Mapping[str, Sequence[float]], scale: str) -> tuple[float, float]:
+    """(low, high), NaN where there is none."""
+    chosen = given.get(owner.name) or given.get(base_name(owner))
+    if chosen:
+        return chosen[0], chosen[1]
+    natural = NATURAL_DOMAIN.get(base_name(owner), UNBOUNDED)
+    customary = CUSTOMARY.get(base_name(owner))
+    ends = []
+    for side in (0, 1):
+        bound = owner.bounds[side]
+        own = math.isfinite(bound) and bound != natural[side]
+        if customary and not (own and (scale == "linear" or _has_logarithm(owner, bound))):
+            ends.append(owner.clamp(customary[side]))
+        else:
+            ends.append(bound if math.isfinite(bound) else math.nan)
+    return ends[0], ends[1]
+
+
+def _has_logarithm(owner: Hyperparameter, value: float) -> bool:
+    return value < 1 if base_name(owner) in UNIT_INTERVAL else value > 0

@@ -1,0 +1,56 @@
+"""The `compare:` section: which methods compete, over which ranges, on which budget."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from fds_dist.config.hyperparameters import Section
+from fds_dist.config.kinds import Count, Name, Number, Positive, fault, read_by, show, wrong_kind
+
+MethodName = Literal["fds", "greedy", "random", "tpe", "hyperband", "bohb"]
+
+
+def _distinct(methods: list[str]) -> list[str]:
+    if len(set(methods)) < len(methods):
+        raise fault(f"{show(methods)} names a method twice", "each method once")
+    return methods
+
+
+def _search_range(value: Any) -> list[float]:
+    expected = "two numbers, [low, high]"
+    if not isinstance(value, list):
+        raise fault(wrong_kind(value), expected)
+    numbers = all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in value)
+    if len(value) != 2 or not numbers or not float("-inf") < value[0] < value[1] < float("inf"):
+        raise fault(f"{show(value)} is not valid", f"{expected}, with low below high")
+    return [float(end) for end in value]
+
+
+SearchRange = Annotated[list[Number], read_by(_search_range)]
+
+
+class CompareConfig(Section):
+    """FDS beside its rivals at equal compute, for `fds-dist compare`."""
+
+    methods: Annotated[list[MethodName], Field(min_length=1), AfterValidator(_distinct)] = Field(
+        default_factory=lambda: ["fds", "greedy", "random", "tpe", "hyperband"]
+    )
+    """fds and greedy follow hypergradients; random, tpe, hyperband and bohb (tpe with hyperband) only see losses."""
+
+    budget: Positive | None = None
+    """Compute of each method in plain training steps; null: what fds spends on its outer steps."""
+
+    seeds: Count = 3
+    """Repetitions of the whole comparison, with other weights, splits, batches and suggestions."""
+
+    judge_seeds: Count = 3
+    """Fresh training runs by which each method's best values so far are judged."""
+
+    ranges: dict[Name, SearchRange] = Field(default_factory=dict)
+    """Name to [low, high], where the black boxes search; left out: the hyperparameter's bounds, or customary ones."""
+
+    scale: Literal["log", "linear"] = "log"
+    """How they search: evenly in the logarithm (in log(1 - x) for momentum and betas) where the range has one, or in
+    the value itself."""

@@ -1,0 +1,107 @@
+"""Per-step hypergradients of runs with other weights, validation splits and batches, at one fixed schedule.
+
+Shapes: E = estimators (non-greedy, greedy), N = analyzed hyperparameters, T = steps of the horizon.
+
+Run r is outer step r without sharing: every step has hyperparameters h_t of its own, so that
+
+    non-greedy_t = dL_val(w_T)/dh_t                    by one reverse sweep, about 4 plain runs whatever N·T is
+    greedy_t     = ∇L_val(w_{t+1}) · ∂w_{t+1}/∂h_t     the state before step t held fixed; L_val on one batch
+
+The validation batch of a greedy hypergradient is the next one in the task's order, the first again after the last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from fds_dist.distributed.environment import LaunchEnvironment
+from fds_dist.distributed.mesh import MeshShape, Ranks
+from fds_dist.engine.estimators import Estimator, estimate_reverse
+from fds_dist.engine.estimators.greedy import greedy_estimator
+from fds_dist.engine.inner_run import InnerState
+from fds_dist.engine.problem import Problem
+from fds_dist.faults import Fault, UserError
+from fds_dist.hyperparameters import Hyperparameter, HyperparameterSpace
+from fds_dist.noise.theorem import Floats
+from fds_dist.registry import nearest
+from fds_dist.schedule import Schedule
+
+ESTIMATORS: dict[str, Estimator] = {"non-greedy": estimate_reverse, "greedy": greedy_estimator(0.0)}
+
+
+@dataclass(frozen=True)
+class Unshared:
+    """A problem whose N learned hyperparameters have a bucket for every step, and their values."""
+
+    problem: Problem
+    values: list[float]  # [N·T] λ
+    horizon: int
+
+
+def cosine_schedule(problem: Problem, horizon: int, lr: float = 0.01, momentum: float = 0.9) -> Schedule:
+    """The paper's: a cosine from `lr` down to 0, and `momentum` where the problem's optimizer has one."""
+    rates = tuple(lr * (1 + math.cos(math.pi * step / horizon)) / 2 for step in range(horizon))
+    fixed = {"momentum": momentum} if "momentum" in problem.optimizer.defaults else {}
+    return Schedule(horizon, {"lr": rates}, fixed)
+
+
+def without_sharing(problem: Problem, schedule: Schedule, horizon: int) -> Unshared:
+    """`problem` with a bucket for each of `horizon` steps of every analyzed hyperparameter.
+
+    Analyzed are those that the problem learns and those that the schedule changes over time. What the schedule leaves
+    out has its initial or fixed value of the problem.
+
+    Raises:
+        UserError: the schedule has a hyperparameter that the problem has not.
+    """
+    names = problem.space.names
+    steps = [schedule.stretch(horizon).at(step) for step in range(horizon)]
+    if unknown := [name for name in steps[0] if name not in names]:
+        expected = f"of {', '.join(names)}"
+        raise UserError(Fault(f"schedule: {name}", "unknown", expected, nearest(name, names)) for name in unknown)
+    learned = {owner.name: owner.init for owner in problem.space.learned}
+    constants = learned | problem.space.fixed
+    rows = {name: [step.get(name, constants[name]) for step in steps] for name in names}
+    analyzed = [name for name in names if name in learned or len(set(rows[name])) > 1]
+    space = HyperparameterSpace(
+        tuple(Hyperparameter(name, init=rows[name][0], step=0.0, buckets=horizon) for name in analyzed),
+        {name: row[0] for name, row in rows.items() if name not in analyzed},
+    )
+    return Unshared(replace(problem, space=space), [value for name in analyzed for value in rows[name]], horizon)
+
+
+def run_hypergradients(unshared: Unshared, run: int) -> Floats:
+    """[E, N, T] of one run; not finite where the run diverges."""
+    alone = Ranks(LaunchEnvironment(), MeshShape(1, 1, 1), unshared.problem.device)  # other ranks are at other runs
+    estimates = [
+        estimate(unshared.problem, unshared.values, run, unshared.horizon, alone, _go_on).hypergradients
+        for estimate in ESTIMATORS.values()
+    ]
+    return np.array(estimates).reshape(len(estimates), -1, unshared.horizon)
+
+
+def settings_key(unshared: Unshared) -> str:
+    """A short hash of what the hypergradients of a run depend on: settings, initial weights and first batches."""
+    problem = unshared.problem
+    settings = (
+        problem.space.bucket_counts,
+        problem.space.fixed,
+        unshared.values,
+        problem.optimizer.name,
+        dict(problem.optimizer.switches),
+        (problem.clip_gradient, problem.val_batch_norm, str(problem.dtype), problem.seed),
+    )
+    digest = hashlib.sha256(repr(settings).encode())
+    val_batch = next(iter(problem.task.val_batches(0)), ())
+    for part in (problem.network(0).initial_weights, *next(problem.batches(0)), *val_batch):
+        digest.update(part.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _go_on(state: InnerState, loss: Tensor) -> bool:
+    return True

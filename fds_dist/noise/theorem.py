@@ -1,0 +1,65 @@
+"""Theorem 4.1 of FDS (arXiv 2007.07869): the error of hypergradients averaged over windows of W steps.
+
+Per-step hypergradients g_t [T] have means μ_t, which drift by at most ε per step, a mean variance MSE_1, and pairwise
+correlation of at most c ≥ 0. The average over the window of t estimates μ_t with a mean squared error of
+
+    MSE_W ≤ (1 + c(W − 1))/W · MSE_1 + ε²(W² − 1)/12 = (c + (1 − c)/W) · MSE_1 + ε²(W² − 1)/12
+
+The first term is the variance of the average; the second is the squared bias of a ramp, on which every step drifts by
+ε in the same direction. For c < 0 it is no bound.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Window = TypeVar("Window", float, Floats)
+
+
+def mse_bound(window: Window, variance: float, drift: float = 0.0, correlation: float = 0.0) -> Window:
+    """The theorem's bound of MSE_W.
+
+    Args:
+        window: W in steps, a number or an array.
+        variance: MSE_1, of one hyperparameter's per-step hypergradients.
+        drift: ε, in units of the hypergradient per step.
+        correlation: c, at least 0.
+    """
+    return (1 + correlation * (window - 1)) / window * variance + drift**2 * (window**2 - 1) / 12
+
+
+def best_window(variance: float, drift: float, correlation: float = 0.0) -> float:
+    """W* = (6(1 − c)·MSE_1/ε²)^(1/3), where the bound is least, and at least 1; infinite without drift.
+
+    For c = 0 it is the paper's (6σ²/ε²)^(1/3): the part of the variance that all steps share is not averaged out.
+    """
+    own = 6 * (1 - correlation) * variance
+    return max(1.0, (own / drift**2) ** (1 / 3)) if drift**2 > 0 else math.inf
+
+
+def sample_hypergradients(
+    means: Floats, variances: Floats, correlation: float, samples: int, random: np.random.Generator
+) -> Floats:
+    """Gaussian per-step hypergradients [samples, T], every two steps correlated by `correlation` (from 0 to 1).
+
+    A share c of each step's variance comes from one number that all steps of a sample have in common.
+    """
+    common = random.standard_normal((samples, 1))
+    own = random.standard_normal((samples, len(means)))
+    return means + np.sqrt(variances) * (math.sqrt(correlation) * common + math.sqrt(1 - correlation) * own)
+
+
+def true_mse(hypergradients: Floats, means: Floats, window: int) -> tuple[float, float]:
+    """MSE_W of `hypergradients` [samples, T] whose means [T] are known, and its standard error over the samples.
+
+    `window` must divide T.
+    """
+    windows = hypergradients.reshape(len(hypergradients), -1, window)
+    errors = (windows.mean(-1, keepdims=True) - means.reshape(-1, window)) ** 2
+    per_sample = errors.mean((1, 2))
+    return per_sample.mean().item(), per_sample.std(ddof=1).item() / math.sqrt(len(per_sample))

@@ -1,0 +1,116 @@
+"""What a user can say about a retraining: `key=value`, with defaults from the run's config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from pydantic import ValidationError, model_validator
+
+from fds_dist.config import Config
+from fds_dist.config.contradictions import Contradiction, refuse
+from fds_dist.config.explain import findings
+from fds_dist.config.hyperparameters import Section
+from fds_dist.config.kinds import Clip, Count, Positive, Seed, Switch
+from fds_dist.config.yaml_text import parse_yaml
+from fds_dist.faults import Fault, UserError
+from fds_dist.registry import nearest
+
+
+class RetrainSettings(Section):
+    """A retraining."""
+
+    engine: Literal["ddp"] = "ddp"
+    """What spreads it over ranks: ddp (`torch.nn.parallel.DistributedDataParallel`; plain PyTorch for one rank)."""
+
+    epochs: Positive = 1.0
+    """Passes over the training data that the schedule is stretched to. From a run: its longest inner run's."""
+
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of weights, data and optimizer state."""
+
+    mixed_precision: Literal["none", "bf16"] = "none"
+    """bf16 runs the network under `torch.autocast`; weights, optimizer state and loss keep `dtype`."""
+
+    clip_gradient: Clip = None
+    """Elementwise bound on the gradient, as `inner.clip_gradient`; null: none."""
+
+    clip_norm: Clip = None
+    """Bound on the Euclidean norm of the whole gradient; null: none. Takes the place of the run's clip_gradient."""
+
+    seed: Seed = 0
+    """What weights, batches and dropout of the first retraining are derived from."""
+
+    seeds: Count = 1
+    """How many retrainings, one after the other, with seeds counting up from `seed`."""
+
+    restart: Switch = False
+    """Begin anew, over whatever an earlier retraining left in the folder, instead of going on with it."""
+
+    @property
+    def all_seeds(self) -> range:
+        """The seed of each retraining."""
+        return range(self.seed, self.seed + self.seeds)
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> RetrainSettings:
+        refuse(self._contradictions())
+        return self
+
+    def _contradictions(self) -> Iterator[Contradiction]:
+        if self.clip_gradient is not None and self.clip_norm is not None:
+            problem = f"{self.clip_norm:g} and clip_gradient={self.clip_gradient:g} exclude each other"
+            yield Contradiction(("clip_norm",), problem, "one of the two, null for the other")
+        if self.mixed_precision != "none" and self.dtype != "float32":
+            problem = f"{self.mixed_precision} has no effect on {self.dtype}"
+            yield Contradiction(("mixed_precision",), problem, "none, or dtype=float32")
+
+
+def read_settings(overrides: Sequence[str], config: Config | None = None) -> RetrainSettings:
+    """The settings that `key=value` strings ask for, on top of what `config`, the run's, implies.
+
+    Raises:
+        UserError: with every fault: an unknown key (and the nearest valid one), a value that is none.
+    """
+    given: dict[str, Any] = {}
+    faults: list[Fault] = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            faults.append(Fault(override, "is not an override", "key=value, such as epochs=100"))
+            continue
+        given[key], of_yaml = parse_yaml(text, prefix=key)
+        faults += of_yaml
+    values = {**_defaults(config, given), **given}
+    try:
+        settings = RetrainSettings.model_validate(values)
+    except ValidationError as error:
+        broken = {fault.key for fault in faults}
+        faults += [_own(finding.fault) for finding in findings(error) if finding.fault.key not in broken]
+        raise UserError(faults) from None
+    if faults:
+        raise UserError(faults)
+    return settings
+
+
+def _defaults(config: Config | None, given: dict[str, Any]) -> dict[str, Any]:
+    """What the run's config says where the user does not."""
+    if config is None:
+        return {}
+    epochs = config.inner.epochs
+    return {
+        "epochs": max(epochs) if isinstance(epochs, list) else epochs,
+        "dtype": config.dtype,
+        "clip_gradient": None if given.get("clip_norm") is not None else config.inner.clip_gradient,
+        "seed": config.seed,
+    }
+
+
+def _own(fault: Fault) -> Fault:
+    """For an unknown key the nearest of these settings, not of the config's."""
+    known = RetrainSettings.model_fields
+    if fault.key in known:
+        return fault
+    near = nearest(fault.key, known)
+    return Fault(fault.key, "unknown key", "" if near else f"one of {', '.join(known)}", near)

@@ -1,0 +1,251 @@
+"""One search from its folder to its result: what goes into the folder, who is told, how it resumes and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fds_dist.build import Build
+from fds_dist.checkpoint import load_checkpoint, save_checkpoint
+from fds_dist.config import dump_config, load_config
+from fds_dist.distributed.agreement import RankLost
+from fds_dist.distributed.fingerprint import RunsDiverged
+from fds_dist.distributed.mesh import Ranks
+from fds_dist.engine.monitor import Consistency, StepMonitor
+from fds_dist.engine.outer_loop import HypergradientsNotFinite, OuterLoop, OuterProgress, initial_progress
+from fds_dist.faults import Fault, UserError
+from fds_dist.run_folder import RunFolder, create_run_folder, environment_info, write_text_atomic
+from fds_dist.schedule import Schedule
+from fds_dist.tracking import OuterRecord, RunEnd, RunStart, Tracker, Trackers
+from fds_dist.tracking.console import ConsoleTracker
+from fds_dist.tracking.history import HistoryFile, read_history
+from fds_dist.tracking.tensorboard import TensorBoardTracker
+from fds_dist.tracking.wandb_run import WandbTracker
+
+EXPLAINED = (UserError, HypergradientsNotFinite, RunsDiverged, RankLost)
+"""Ends of a run whose message says all; nobody needs a traceback for them."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `optimize` did; the same on every rank."""
+
+    run_dir: Path
+    schedule: Schedule
+    """The values after the last update."""
+    best_schedule: Schedule | None
+    """The values that trained to the lowest validation loss; None where no inner run ended well."""
+    history: list[OuterRecord]
+    """One record per outer step."""
+    converged: bool
+    """Whether the step sizes fell below the tolerance before the outer steps were used up."""
+
+
+class Search:
+    """The outer loop of `built`, wired to its folder, trackers and checkpoints.
+
+    Args:
+        resume: the folder of the run to go on with; None for a new one.
+        show: whether rank 0 prints how it goes.
+        from_python: whether task or model are objects that no command line could name.
+
+    Raises:
+        UserError: the folder cannot be made; the checkpoint does not fit the config.
+    """
+
+    def __init__(self, built: Build, ranks: Ranks, resume: Path | None, show: bool, from_python: bool) -> None:
+        self.built, self.ranks, self.resumed = built, ranks, resume is not None
+        self.show, self.from_python = show and ranks.is_first, from_python
+        self.folder = RunFolder(on_first_rank(ranks, lambda: resume or _new_folder(built)))
+        self.trackers = Trackers(self._own_trackers() if ranks.is_first else [])
+        consistency = Consistency(built.config.consistency.mode, built.config.consistency.every)
+        self.loop = OuterLoop(
+            problem=built.problem,
+            estimator=built.estimator,
+            rule=built.rule,
+            settings=built.settings,
+            ranks=ranks,
+            trackers=self.trackers,
+            make_monitor=lambda outer_step, schedule, plan: StepMonitor(
+                outer_step, schedule, plan, ranks, self.trackers, consistency
+            ),
+            save=self._save,
+        )
+        self.notes = list(built.remarks)
+        self.progress = self._resumed() if self.resumed else self._fresh()
+
+    def run(self) -> RunResult:
+        """Runs what is left of the outer loop, and tells the trackers how it ended, however it ended."""
+        if self.resumed and (reason := self._nothing_left()):
+            if self.show:
+                ConsoleTracker().note(reason)
+            return self._result()
+        if self.ranks.is_first:
+            write_text_atomic(self.folder.config, dump_config(self.built.config))
+            info = environment_info(self.ranks.world_size, str(self.built.problem.device))
+            write_text_atomic(self.folder.environment, json.dumps(info, indent=2) + "\n")
+        self.trackers.start(self._start())
+        for note in self.notes:
+            self.trackers.note(note)
+        try:
+            self.progress = self.loop.run(self.progress)
+        except KeyboardInterrupt:
+            stopped = f"stopped in outer step {self.progress.outer_step}, which starts anew when the run goes on"
+            self._finish("interrupted", stopped)
+            raise
+        except EXPLAINED as error:
+            self._finish("failed", str(error))
+            raise
+        except Exception as error:
+            self._finish("failed", f"{type(error).__name__}: {error}")
+            raise
+        self._finish("finished", "every step is below the tolerance" if self.progress.converged else "")
+        return self._result()
+
+    def _own_trackers(self) -> list[Tracker]:
+        """Rank 0's; the record itself comes first."""
+        trackers: list[Tracker] = [HistoryFile(self.folder.history)]
+        if self.show:
+            trackers.append(ConsoleTracker())
+        if self.built.config.tracking.tensorboard:
+            trackers.append(TensorBoardTracker())
+        wandb = self.built.config.tracking.wandb
+        trackers.append(
+            WandbTracker(wandb.mode, wandb.project, wandb.entity, wandb.name, wandb.group, wandb.job_type, wandb.tags)
+        )
+        return trackers
+
+    def _fresh(self) -> OuterProgress:
+        return initial_progress(self.built.problem, self.built.rule, self.built.settings)
+
+    def _resumed(self) -> OuterProgress:
+        """Where the newest whole checkpoint stands; before the first outer step where there is none."""
+        config = load_config(self.folder.config)  # as it was
+        state = on_first_rank(self.ranks, lambda: load_checkpoint(self.folder.checkpoints, self.notes.append))
+        if state is None:
+            return self._fresh()
+        progress = OuterProgress.from_dict(state)
+        if len(progress.values) != self.built.problem.space.size:
+            problem = f"the checkpoint holds {len(progress.values)} learned numbers"
+            expected = f"{self.built.problem.space.size}, as in this config; buckets cannot change on resuming"
+            raise UserError(Fault("hyperparameters", problem, expected))
+        stricter = self.built.config.outer.tolerance < config.outer.tolerance
+        return replace(progress, converged=progress.converged and not stricter)
+
+    def _nothing_left(self) -> str:
+        """Why there is nothing to resume, or ""."""
+        done, asked = self.progress.outer_step, len(self.built.settings.epochs)
+        if self.progress.converged:
+            tolerance = self.built.config.outer.tolerance
+            return f"nothing left to do: after outer step {done - 1} every step was below outer.tolerance={tolerance:g}"
+        if done >= asked:
+            also = ", and as many inner.epochs" if self._epochs_differ() else ""
+            return f"nothing left to do: all {done} outer steps are done (for more: outer.steps={2 * done}{also})"
+        return ""
+
+    def _epochs_differ(self) -> bool:
+        return isinstance(self.built.config.inner.epochs, list)
+
+    def _start(self) -> RunStart:
+        return RunStart(
+            run_dir=self.folder.path,
+            config=self.built.config.resolved(),
+            outer_steps=len(self.built.settings.epochs),
+            first_outer_step=self.progress.outer_step,
+            tangents=self.built.problem.space.size,
+            world_size=self.ranks.world_size,
+            device=str(self.built.problem.device),
+            resumed=self.resumed,
+        )
+
+    def _save(self, progress: OuterProgress) -> None:
+        """After an outer step: the schedules, and a checkpoint to go on from. Rank 0 writes."""
+        self.progress = progress
+        if not self.ranks.is_first:
+            return
+        write_text_atomic(self.folder.schedule, self.loop.schedule(progress.values, progress.horizon).to_json())
+        if progress.best is not None:
+            best = self.loop.schedule(progress.best[1], progress.horizon)
+            write_text_atomic(self.folder.path / "schedule_best.json", best.to_json())
+        keep = self.built.config.checkpoint.keep
+        save_checkpoint(self.folder.checkpoints, progress.outer_step, progress.to_dict(), keep)
+
+    def _finish(self, status: str, message: str) -> None:
+        progress = self.progress
+        outer_step, _, val_loss, val_accuracy = progress.best or (None, None, None, None)
+        end = RunEnd(
+            status=status,
+            message=message,
+            schedule=self.built.problem.space.unpack(progress.values) if progress.outer_step else None,
+            best_outer_step=outer_step,
+            best_val_loss=val_loss,
+            best_val_accuracy=val_accuracy,
+            run_dir=self.folder.path,
+            next_steps=self._next_steps(status),
+        )
+        self.trackers.finish(end)
+
+    def _next_steps(self, status: str) -> dict[str, str]:
+        """What a person may want to do now, and the line that does it."""
+        folder, config = shlex.quote(str(self.folder.path)), shlex.quote(str(self.folder.config))
+        done = status == "finished"
+        if self.from_python:
+            resume = f"fds_dist.optimize(resume={str(self.folder.path)!r}, task=..., model=...)"
+        else:
+            resume = f"{program()} optimize --resume {folder}"
+        if not done:
+            return {"go on": resume}
+        steps = {"train with it": f"fds_dist.load_schedule({str(self.folder.path)!r}).attach(optimizer)"}
+        if not self.from_python:
+            steps["check its gradients"] = f"{program()} verify {config}"
+            if not self.progress.converged and not self._epochs_differ():
+                steps["search further"] = f"{resume} outer.steps={2 * len(self.built.settings.epochs)}"
+        return steps
+
+    def _result(self) -> RunResult:
+        """The same on every rank."""
+        progress, best = self.progress, self.progress.best
+        return RunResult(
+            run_dir=self.folder.path,
+            schedule=self.loop.schedule(progress.values, progress.horizon),
+            best_schedule=None if best is None else self.loop.schedule(best[1], progress.horizon),
+            history=on_first_rank(self.ranks, lambda: read_history(self.folder.history)),
+            converged=progress.converged,
+        )
+
+
+def _new_folder(built: Build) -> Path:
+    config = built.config
+    model = config.model.name if config.model else None
+    return create_run_folder(config.output_dir, config.name, config.task.name, model, datetime.now())
+
+
+def program() -> str:
+    """How to call this program from here."""
+    found, beside = shutil.which("fds-dist"), Path(sys.executable).with_name("fds-dist")
+    if found is not None or not beside.is_file():
+        return "fds-dist" if found else "python -m fds_dist"
+    path = os.path.relpath(beside)
+    return shlex.quote(str(beside) if path.startswith("..") else path)
+
+
+def on_first_rank(ranks: Ranks, make: Callable[[], Any]) -> Any:
+    """`make()` of rank 0 on every rank; its `UserError` is raised on every rank too."""
+    outcome: tuple[Any, UserError | None] = (None, None)
+    if ranks.is_first:
+        try:
+            outcome = make(), None
+        except UserError as error:
+            outcome = None, error
+    value, error = ranks.broadcast_object(outcome)  # type: ignore[misc]
+    if error is not None:
+        raise error
+    return value

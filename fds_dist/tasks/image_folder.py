@@ -1,0 +1,124 @@
+"""Folders of image files, one folder per class, streamed through worker processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fds_dist.faults import Fault, UserError
+from fds_dist.registry import is_count
+from fds_dist.tasks.augmentation import Augmentation
+from fds_dist.tasks.checks import COUNT, is_whole, option_faults
+from fds_dist.tasks.images import Normalize, evenly_spaced
+from fds_dist.tasks.sampled import SampledTask, sampling_faults
+from fds_dist.tasks.sources import StreamSource, UnreadableSample
+from fds_dist.vision import import_torchvision
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def imagefolder(
+    *,
+    root: str,
+    seed: int = 0,
+    size: int = 224,
+    batch_size: int = 128,
+    val_fraction: float = 0.1,
+    val_overlap: bool = False,
+    val_batch_size: int = 500,
+    crop: int = 0,
+    flip: bool = True,
+    cutout: int = 0,
+    train_size: int | None = None,
+    workers: int = 4,
+) -> SampledTask:
+    """Color images below ``root``: ``train/CLASS/…``, and ``val/CLASS/…`` and ``test/CLASS/…`` where there are such.
+
+    Without ``val`` the validation part is drawn from ``train``, see `SampledTask`. The others are ``train`` again in
+    their class folders. Images are scaled and cut around their centers to ``size``×``size`` pixels by ``workers``
+    processes, and normalized with ImageNet's statistics; ``crop``, ``flip``, ``cutout`` and ``train_size`` are as in
+    the other image tasks (`fds_dist.tasks.images.image_task`).
+
+    Raises `UserError` naming each option out of range and each folder that is missing or has other classes.
+    """
+    augmentation = Augmentation(crop, flip, cutout)
+    checks = [
+        ("root", root, isinstance(root, str), "the path of a folder"),
+        ("size", size, is_count(size), f"{COUNT}, in pixels"),
+        ("train_size", train_size, train_size is None or is_count(train_size), f"{COUNT}, or null for all"),
+        ("workers", workers, is_whole(workers), "a whole number of at least 0"),
+    ]
+    faults = [
+        *sampling_faults(batch_size, val_fraction, val_overlap, val_batch_size),
+        *augmentation.faults(),
+        *option_faults(checks),
+    ]
+    if faults:
+        raise UserError(faults)
+    folder = Path(root).expanduser()
+    names = ["train", *(name for name in ("val", "test") if (folder / name).is_dir())]
+    listed = {name: _listed(folder / name) for name in names}
+    classes = listed["train"].classes
+    if faults := [
+        _class_fault(part.root, classes, part.classes) for part in listed.values() if part.classes != classes
+    ]:
+        raise UserError(faults)
+    samples = {name: part.samples for name, part in listed.items()}
+    samples["train"] = [samples["train"][index] for index in evenly_spaced(len(samples["train"]), train_size)]
+    sources = {name: StreamSource(_Files(part, size), workers) for name, part in samples.items()}
+    task = SampledTask(
+        sources["train"],
+        sources.get("val"),
+        sources.get("test"),
+        batch_size=batch_size,
+        val_fraction=val_fraction,
+        val_overlap=val_overlap,
+        val_batch_size=val_batch_size,
+        seed=seed,
+        prepare=Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        augment=augmentation,
+    )
+    task.input_shape, task.classes = (3, size, size), len(classes)
+    return task
+
+
+@dataclass(frozen=True)
+class _Files(Dataset[tuple[Tensor, int]]):
+    """Images as uint8 [3, size, size], read when they are asked for."""
+
+    samples: list[tuple[str, int]]
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        from PIL import Image, ImageOps
+
+        path, label = self.samples[index]
+        try:
+            with Image.open(path) as image:
+                fitted = ImageOps.fit(image.convert("RGB"), (self.size, self.size), Image.Resampling.BILINEAR)
+        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for a damaged file
+            raise UnreadableSample(f"{path} cannot be read: {error}") from None
+        return torch.from_numpy(np.array(fitted)).permute(2, 0, 1), label
+
+
+def _listed(folder: Path) -> Any:
+    """torchvision's listing of the images in ``folder``, by class."""
+    try:
+        return import_torchvision().datasets.ImageFolder(str(folder))
+    except FileNotFoundError as error:
+        expected = "a folder train/ with a folder of images for each class"
+        raise UserError(Fault("task.root", " ".join(str(error).split()), expected)) from error
+
+
+def _class_fault(folder: str, expected: list[str], found: list[str]) -> Fault:
+    odd = sorted(set(expected) ^ set(found))
+    return Fault("task.root", f"{folder} has other classes than train: {', '.join(odd[:5])}", "the same class folders")

@@ -1,0 +1,238 @@
+"""The image data sets of the literature, through torchvision: MNIST, Fashion-MNIST, SVHN, CIFAR-10, CIFAR-100."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fds_dist.faults import Fault, UserError
+from fds_dist.registry import is_count
+from fds_dist.tasks.augmentation import Augmentation
+from fds_dist.tasks.base import Batch
+from fds_dist.tasks.checks import COUNT, SWITCH, option_faults
+from fds_dist.tasks.datasets import TensorTask
+from fds_dist.tasks.download import download_once
+from fds_dist.tasks.sampled import sampling_faults
+from fds_dist.vision import import_torchvision
+
+DATA_VARIABLE = "FDS_DIST_DATA"
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One data set of torchvision: what is known of it, and how it is usually augmented."""
+
+    name: str
+    dataset: str
+    """The class in ``torchvision.datasets``."""
+    files: str
+    """Where it lies below the root, for people."""
+    side: int
+    classes: int
+    mean: tuple[float, ...]
+    """Of each channel of the training images, with pixels in [0, 1]."""
+    std: tuple[float, ...]
+    crop: int = 0
+    flip: bool = False
+
+    def read(self, root: Path) -> tuple[Batch, Batch] | None:
+        """The training and the test part: images uint8 [N, C, H, W] and labels int64 [N]; None where files are missing.
+
+        Raises `UserError` for files that cannot be read.
+        """
+        try:
+            return self._part(root, train=True), self._part(root, train=False)
+        except RuntimeError:  # "Dataset not found or corrupted"
+            return None
+        except UserError:
+            raise
+        except Exception as error:  # whatever a damaged file leads to
+            problem = f"{self.name} in {root} cannot be read: {type(error).__name__}: {error}"
+            raise UserError(Fault("task.root", problem, "complete files; remove the damaged ones")) from error
+
+    def fetch(self, folder: Path) -> None:
+        """Downloads it into ``folder``."""
+        for train in (True, False):
+            self._dataset(folder, train, download=True)
+
+    def _dataset(self, root: Path, train: bool, download: bool = False) -> Any:
+        part = {"split": "train" if train else "test"} if self.dataset == "SVHN" else {"train": train}
+        return getattr(import_torchvision().datasets, self.dataset)(str(root), **part, download=download)
+
+    def _part(self, root: Path, train: bool) -> Batch:
+        dataset = self._dataset(root, train)
+        images = torch.as_tensor(dataset.data)
+        if images.dim() == 3:
+            images = images[:, None]
+        elif images.shape[-1] == len(self.mean):
+            images = images.permute(0, 3, 1, 2)
+        labels = dataset.labels if self.dataset == "SVHN" else dataset.targets
+        return images.contiguous(), torch.as_tensor(np.asarray(labels)).long()
+
+
+IMAGE_SETS = (
+    ImageSet("mnist", "MNIST", "MNIST/raw/", 28, 10, (0.1307,), (0.3081,)),
+    ImageSet("fashion_mnist", "FashionMNIST", "FashionMNIST/raw/", 28, 10, (0.2860,), (0.3530,)),
+    ImageSet(
+        "svhn",
+        "SVHN",
+        "{train,test}_32x32.mat",
+        32,
+        10,
+        (0.4377, 0.4438, 0.4728),
+        (0.1980, 0.2010, 0.1970),
+        crop=4,
+    ),
+    ImageSet(
+        "cifar10",
+        "CIFAR10",
+        "cifar-10-batches-py/",
+        32,
+        10,
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+        crop=4,
+        flip=True,
+    ),
+    ImageSet(
+        "cifar100",
+        "CIFAR100",
+        "cifar-100-python/",
+        32,
+        100,
+        (0.5071, 0.4865, 0.4409),
+        (0.2673, 0.2564, 0.2762),
+        crop=4,
+        flip=True,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Images in 0..255, [B, C, H, W], to float32 images with mean 0 and deviation 1 per channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        scale = 1 / (255 * torch.tensor(self.std))
+        shift = torch.tensor(self.mean) / torch.tensor(self.std)
+        per_channel = (tensor[:, None, None].to(images.device) for tensor in (scale, shift))
+        return images.float() * next(per_channel) - next(per_channel)
+
+
+def image_task(images: ImageSet) -> Callable[..., TensorTask]:
+    """The function behind the name of a data set."""
+
+    def task(
+        *,
+        seed: int = 0,
+        root: str | None = None,
+        download: bool = False,
+        batch_size: int = 128,
+        val_fraction: float = 0.1,
+        val_overlap: bool = False,
+        val_batch_size: int = 500,
+        crop: int = images.crop,
+        flip: bool = images.flip,
+        cutout: int = 0,
+        train_size: int | None = None,
+        downsample: int = 1,
+    ) -> TensorTask:
+        """Normalized images in memory with the data set's own test part; see `TensorTask` for splits and batches.
+
+        Args:
+            root: the folder that has the files as torchvision lays them out; default: the environment variable
+                FDS_DIST_DATA, else ``data``.
+            download: whether to get the files where they are missing.
+            crop: pixels of padding for a random crop; 0 for none.
+            flip: whether training images are mirrored at random.
+            cutout: side of the square blanked in each training image, in pixels; 0 for none.
+            train_size: samples for training and validation, spread evenly over the training part; default: all.
+            downsample: side of the squares of pixels that are averaged into one.
+
+        Raises `UserError` naming each option out of range, and where the files are missing or damaged.
+        """
+        augmentation = Augmentation(crop, flip, cutout)
+        faults = [
+            *sampling_faults(batch_size, val_fraction, val_overlap, val_batch_size),
+            *augmentation.faults(),
+            *_image_faults(images, root, download, train_size, downsample),
+        ]
+        if faults:
+            raise UserError(faults)
+        folder = Path(root or os.environ.get(DATA_VARIABLE) or "data").expanduser()
+        (inputs, targets), (test_inputs, test_targets) = _parts(images, folder, download)
+        chosen = evenly_spaced(len(inputs), train_size)
+        made = TensorTask(
+            _averaged(inputs[chosen], downsample),
+            targets[chosen],
+            _averaged(test_inputs, downsample),
+            test_targets,
+            batch_size=batch_size,
+            val_fraction=val_fraction,
+            val_overlap=val_overlap,
+            val_batch_size=val_batch_size,
+            seed=seed,
+            prepare=Normalize(images.mean, images.std),
+            augment=augmentation,
+        )
+        made.classes = images.classes  # whatever labels a small training part has
+        return made
+
+    return task
+
+
+def evenly_spaced(samples: int, size: int | None) -> Tensor:
+    """``size`` of the indices below ``samples``; None: all. Raises `UserError` where that is more than there are."""
+    if size is None:
+        return torch.arange(samples)
+    if size > samples:
+        raise UserError(Fault("task.train_size", f"{size} is too large", f"at most {samples}, the training samples"))
+    return torch.arange(size) * samples // size
+
+
+def _parts(images: ImageSet, folder: Path, download: bool) -> tuple[Batch, Batch]:
+    parts = images.read(folder)
+    if parts is None and download:
+        download_once(folder, images.name, lambda: images.read(folder) is not None, images.fetch)
+        parts = images.read(folder)
+    if parts is None:
+        problem = f"{images.name} is not in {folder}, or not complete"
+        expected = (
+            f"task.download=true to get it, or task.root or the environment variable {DATA_VARIABLE} naming a folder "
+            f"that has {images.files}"
+        )
+        raise UserError(Fault("task.root", problem, expected))
+    return parts
+
+
+def _averaged(images: Tensor, factor: int) -> Tensor:
+    """Images [N, C, H, W] as they are, or the means of squares of ``factor`` pixels, float32 [N, C, H/f, W/f]."""
+    if factor == 1:
+        return images
+    return torch.cat([F.avg_pool2d(part.float(), factor) for part in images.split(1000)])  # bounds the float copy
+
+
+def _image_faults(
+    images: ImageSet, root: object, download: object, train_size: object, downsample: object
+) -> list[Fault]:
+    divisors = [factor for factor in range(1, images.side + 1) if images.side % factor == 0]
+    divides = is_count(downsample) and downsample in divisors
+    return option_faults(
+        [
+            ("root", root, root is None or isinstance(root, str), "the path of a folder"),
+            ("download", download, isinstance(download, bool), SWITCH),
+            ("train_size", train_size, train_size is None or is_count(train_size), f"{COUNT}, or null for all"),
+            ("downsample", downsample, divides, f"one of {', '.join(map(str, divisors))}"),
+        ]
+    )

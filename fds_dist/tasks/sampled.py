@@ -1,0 +1,134 @@
+"""A task that draws its batches from sources of samples: splits, order and augmentation, keyed by the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fds_dist.faults import Fault, UserError
+from fds_dist.randomness import generator
+from fds_dist.registry import is_count
+from fds_dist.tasks.base import Batch, Loss
+from fds_dist.tasks.checks import COUNT, SWITCH, option_faults
+from fds_dist.tasks.sources import Source
+
+EVALUATION_BATCH = 500  # samples per validation and test batch, at most
+Prepare = Callable[[Tensor], Tensor]
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class SampledTask:
+    """Batches from the N samples of ``train``, and from ``val`` and ``test`` where there are such sources.
+
+    Without ``val`` each outer step draws another validation split from the N samples, a share of ``val_fraction``; the
+    rest is for training, or with ``val_overlap`` all N are. A training epoch is a permutation of its samples, keyed by
+    (seed, outer step, epoch), whose last partial batch is dropped; one of `retrain_batches` is a permutation of all N,
+    keyed by (seed, epoch). Validation and test yield every sample once; without ``test`` there is nothing to test on.
+
+    Inputs go through ``prepare``, those for training then through ``augment(inputs, generator)``, whose generator is
+    keyed by the epoch's keys and the step within it. So a batch depends on no rank and on no batch before it.
+
+    Raises `UserError` with every fault in the options.
+    """
+
+    steps_per_epoch: int
+    retrain_steps_per_epoch: int
+    input_shape: tuple[int, ...]  # set by whoever knows
+    classes: int  # likewise, where the targets are class labels
+    loss: Loss
+    val_loss: Loss  # only where given
+    build_model: Callable[[int], nn.Module]  # only where a model was given
+
+    def __init__(
+        self,
+        train: Source,
+        val: Source | None = None,
+        test: Source | None = None,
+        *,
+        batch_size: int,
+        val_fraction: float = 0.1,
+        val_overlap: bool = False,
+        val_batch_size: int = EVALUATION_BATCH,
+        seed: int = 0,
+        prepare: Prepare | None = None,
+        augment: Augment | None = None,
+        loss: Loss = F.cross_entropy,
+        val_loss: Loss | None = None,
+    ) -> None:
+        if faults := sampling_faults(batch_size, val_fraction, val_overlap, val_batch_size):
+            raise UserError(faults)
+        self._train, self._val, self._test = train, val, test
+        self._seed, self._batch_size, self._val_batch_size = seed, batch_size, val_batch_size
+        self._val_samples = max(1, round(val_fraction * len(train))) if val is None else 0
+        self._first_train_sample = 0 if val_overlap else self._val_samples
+        self._prepare, self._augment = prepare or _unchanged, augment
+        train_samples = len(train) - self._first_train_sample
+        if batch_size > train_samples:
+            expected = f"at most {train_samples}, the samples left for training"
+            raise UserError(Fault("task.batch_size", f"{batch_size} is too large", expected))
+        self.steps_per_epoch = train_samples // batch_size
+        self.retrain_steps_per_epoch = len(train) // batch_size
+        self.loss = loss
+        if val_loss is not None:
+            self.val_loss = val_loss
+
+    def to(self, device: torch.device) -> None:
+        """Later batches are prepared on ``device``; samples in memory move there now."""
+        for source in (self._train, self._val, self._test):
+            if source is not None:
+                source.to(device)
+
+    def train_batches(self, outer_step: int, epoch: int) -> Iterator[Batch]:
+        return self._training(self._split(outer_step)[self._first_train_sample :], "train", outer_step, epoch)
+
+    def retrain_batches(self, epoch: int) -> Iterator[Batch]:
+        return self._training(torch.arange(len(self._train)), "retrain", epoch)
+
+    def val_batches(self, outer_step: int) -> Iterator[Batch]:
+        if self._val is not None:
+            return self._evaluation(self._val, torch.arange(len(self._val)))
+        return self._evaluation(self._train, self._split(outer_step)[: self._val_samples])
+
+    def test_batches(self) -> Iterator[Batch]:
+        return iter(()) if self._test is None else self._evaluation(self._test, torch.arange(len(self._test)))
+
+    def _split(self, outer_step: int) -> Tensor:
+        """Indices of all training samples, those for validation first."""
+        return torch.randperm(len(self._train), generator=generator(self._seed, "validation split", outer_step))
+
+    def _training(self, samples: Tensor, purpose: str, *keys: int) -> Iterator[Batch]:
+        """One epoch over ``samples``, keyed by (seed, purpose, keys)."""
+        order = torch.randperm(len(samples), generator=generator(self._seed, f"{purpose} batches", *keys))
+        used = len(samples) - len(samples) % self._batch_size
+        chunks = samples[order[:used]].split(self._batch_size)
+        for step, (inputs, targets) in enumerate(self._train.batches(chunks)):
+            prepared = self._prepare(inputs)
+            if self._augment is not None:
+                prepared = self._augment(prepared, generator(self._seed, f"{purpose} augmentation", *keys, step))
+            yield prepared, targets
+
+    def _evaluation(self, source: Source, samples: Tensor) -> Iterator[Batch]:
+        for inputs, targets in source.batches(samples.split(self._val_batch_size)):
+            yield self._prepare(inputs), targets
+
+
+def sampling_faults(
+    batch_size: object, val_fraction: object, val_overlap: object = False, val_batch_size: object = EVALUATION_BATCH
+) -> list[Fault]:
+    """What is wrong with these options of a `SampledTask`."""
+    is_share = isinstance(val_fraction, float) and 0 < val_fraction < 1
+    return option_faults(
+        [
+            ("batch_size", batch_size, is_count(batch_size), COUNT),
+            ("val_fraction", val_fraction, is_share, "a number between 0 and 1"),
+            ("val_overlap", val_overlap, isinstance(val_overlap, bool), SWITCH),
+            ("val_batch_size", val_batch_size, is_count(val_batch_size), COUNT),
+        ]
+    )
+
+
+def _unchanged(inputs: Tensor) -> Tensor:
+    return inputs

@@ -1,0 +1,57 @@
+"""A comparison on two ranks. As a program, this file is what each rank runs: `test_compare_ranks.py FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from launching import start_ranks
+from problems import CPU, image_task, make_problem, mlp
+
+from fds_dist.compare import Comparison, compare
+from fds_dist.compare.records import Record
+from fds_dist.config.compare import CompareConfig
+from fds_dist.distributed.environment import read_environment
+from fds_dist.distributed.mesh import MeshShape, Ranks
+from fds_dist.engine.outer_loop import OuterSettings
+from fds_dist.outer import SignRule
+
+HORIZON, TRIALS = 10, 11
+
+
+def compare_here(folder: Path) -> Comparison:
+    """The comparison on whatever ranks this process is one of."""
+    environment = read_environment()
+    options = CompareConfig.model_validate(
+        {"methods": ["fds", "random", "bohb"], "seeds": 1, "judge_seeds": 3, "budget": TRIALS * HORIZON}
+    )
+    problem = make_problem(image_task(mlp), {"lr": [0.01, 0.01], "momentum": [0.1]})
+    with Ranks(environment, MeshShape(1, environment.world_size, 1), CPU) as ranks:
+        return compare(problem, SignRule(), OuterSettings((2.0, 2.0)), "forward", options, ranks, folder)
+
+
+def test_two_ranks_share_trials_and_agree_and_one_rank_reads_what_they_did(tmp_path: Path) -> None:
+    ended = start_ranks([__file__, str(tmp_path / "two")], 2, [tmp_path])
+    assert [(rank.status, rank.err) for rank in ended] == [(0, "")] * 2
+    assert ended[0].out == ended[1].out  # every rank knows everything
+    two, one = Comparison.load(tmp_path / "two"), compare_here(tmp_path / "one")
+    assert json.loads(ended[0].out) == json.loads(two.to_json())
+
+    fds, random, bohb = two.runs
+    # The outer loop gives the same bits on any number of ranks; judges train each run on one rank.
+    assert [(best.own_loss, best.judgements) for best in fds.incumbents] == [
+        (best.own_loss, best.judgements) for best in one.runs[0].incumbents
+    ]
+    assert (random.trials, random.cost) == (TRIALS, TRIALS * HORIZON)
+    assert bohb.trials > TRIALS and (TRIALS - 2) * HORIZON < bohb.cost <= TRIALS * HORIZON
+    trials = Record(tmp_path / "two" / "bohb" / "trials-0.jsonl").read()
+    assert [trial["number"] for trial in trials] == list(range(bohb.trials))
+    assert {trial["steps"] for trial in trials} == {1, 3, HORIZON}
+
+    finished = compare_here(tmp_path / "two")  # nothing is left to search or to judge
+    assert finished.runs == two.runs
+
+
+if __name__ == "__main__":
+    sys.stdout.write(compare_here(Path(sys.argv[1])).to_json())

@@ -1,0 +1,145 @@
+"""The console: legible in a terminal, plain lines in a file."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from events import inner_block, outer_record, run_end, run_start
+from rich.console import Console
+
+from fds_dist.tracking.console import PLAIN_INTERVAL, ConsoleTracker
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def printed(terminal: bool, width: int = 80) -> tuple[Console, io.StringIO]:
+    file = io.StringIO()
+    return Console(file=file, force_terminal=terminal, force_interactive=terminal, width=width, color_system=None), file
+
+
+def screen(text: str) -> list[str]:
+    """What stays on a terminal's screen: understands newlines, returns, cursor up and erased lines."""
+    rows, row, column = [""], 0, 0
+    for count, command, character in re.findall(r"\x1b\[\??(\d*)(?:;\d+)*([A-Za-z])|([^\x1b])", text):
+        if command == "A":
+            row -= int(count or 1)
+        elif command == "K":
+            rows[row] = ""
+        elif character == "\r":
+            column = 0
+        elif character == "\n":
+            row, column = row + 1, 0
+            rows += [""] * (row + 1 - len(rows))
+        elif character:
+            rows[row] = rows[row].ljust(column)[:column] + character + rows[row][column + 1 :]
+            column += 1
+    return [line.rstrip() for line in rows]
+
+
+def test_plain_output_has_a_line_per_outer_step_and_few_progress_lines(tmp_path: Path) -> None:
+    console, file = printed(terminal=False)
+    clock = Clock()
+    tracker = ConsoleTracker(console, clock)
+    tracker.start(run_start(tmp_path))
+    for block in range(1, 21):
+        clock.now += PLAIN_INTERVAL / 4
+        tracker.inner(inner_block(0, 10 * block))
+    tracker.outer(outer_record(0))
+    tracker.finish(run_end(tmp_path, message="all step sizes are small"))
+    start, *progress, outer, end = file.getvalue().splitlines()
+    assert all(fact in start for fact in (str(tmp_path), "cpu, 2 ranks", "tangents 9", "outer steps 3"))
+    assert len(progress) == 5  # 20 blocks, a quarter of the interval apart
+    assert all(line.startswith("outer step 0, inner step ") for line in progress)
+    assert outer == (
+        "outer step 0 done: horizon 200, val loss 2.3, val accuracy 11.0%, 4.2s; lr 0.3 1e-300; momentum 0.5"
+    )
+    for fact in ("finished", "all step sizes are small", "62.5%", "0.75", "outer step 1", str(tmp_path)):
+        assert fact in end
+    assert file.getvalue().isascii()
+    assert "\x1b" not in file.getvalue()
+
+
+def test_progress_says_how_long_it_takes(tmp_path: Path) -> None:
+    console, file = printed(terminal=False)
+    clock = Clock()
+    tracker = ConsoleTracker(console, clock)
+    tracker.start(run_start(tmp_path, inner={"epochs": [1, 10, 10]}))
+    clock.now += 20  # 10 of 200 steps in 20 s: 380 s for the rest, then two horizons of ten times 400 s each
+    tracker.inner(inner_block(0, 10))
+    assert "0.5 steps/s, 6m20s left, run about 2h19m" in file.getvalue()
+
+
+def test_the_last_horizon_is_the_rest_of_the_run(tmp_path: Path) -> None:
+    console, file = printed(terminal=False)
+    clock = Clock()
+    tracker = ConsoleTracker(console, clock)
+    tracker.start(run_start(tmp_path, first_outer_step=2, resumed=True))
+    clock.now += 1
+    tracker.inner(inner_block(2, 110))
+    assert "resumed at 2" in file.getvalue()
+    assert "10 steps/s, 9.0s left\n" in file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_texts_are_not_taken_for_markup(tmp_path: Path, terminal: bool) -> None:
+    console, file = printed(terminal, width=200)
+    tracker = ConsoleTracker(console)
+    folder = tmp_path / "[red]run[/blue]"
+    tracker.start(run_start(folder))
+    tracker.note("bad [bold]bucket[/nothing]")
+    tracker.finish(run_end(folder, message="stopped [/]"))
+    text = "".join(screen(file.getvalue()))
+    assert "bad [bold]bucket[/nothing]" in text
+    assert "stopped [/]" in text
+    assert text.count("[red]run[/blue]") == 2
+
+
+def test_a_terminal_shows_a_table_and_no_leftovers(tmp_path: Path) -> None:
+    console, file = printed(terminal=True)
+    tracker = ConsoleTracker(console)
+    run_dir = Path("runs/digits-lenet-20260102-030405")
+    tracker.start(run_start(run_dir))
+    many = {"lr": [0.1 / (bucket + 1) for bucket in range(40)], "momentum": [0.5] * 7, "weight_decay": [3e-4]}
+    for step in range(3):
+        tracker.inner(inner_block(step, 100))
+        tracker.outer(outer_record(step, hyperparameters=many, val_accuracy=None if step else 0.5))
+    tracker.finish(run_end(run_dir))
+    lines = screen(file.getvalue())
+    assert max(map(len, lines)) <= 80
+    assert "inner" not in "".join(lines)
+    assert not any(re.search(r"tangents live|\(\d of 3\)", line) for line in lines)  # the live line is gone
+    rows = [line for line in lines if re.match(r"\s+\d\s+200 ", line)]
+    assert [row.split()[:4] for row in rows] == [
+        ["0", "200", "2.3", "50.0%"],
+        *(["1", "200", "2.3", "-"], ["2", "200", "2.3", "-"]),
+    ]
+    assert all(re.search(r"lr 0\.1 0\.05 .*… .*0\.0025$", row) for row in rows)
+    assert sum("momentum 0.5 ×7 · weight_decay 0.0003" in line for line in lines) == 3
+    assert any("val accuracy 62.5%, val loss 0.75, at outer step 1" in line for line in lines)
+    assert any("schedule.json" in line for line in lines)
+
+
+def test_the_live_line_says_where_the_run_is(tmp_path: Path) -> None:
+    console, file = printed(terminal=True)
+    clock = Clock()
+    tracker = ConsoleTracker(console, clock)
+    tracker.start(run_start(tmp_path))
+    clock.now += 10
+    tracker.inner(inner_block(0, 100))
+    tracker.note("look here")  # a print shows the live line again below it
+    lines = screen(file.getvalue())
+    tracker.finish(run_end(tmp_path, "interrupted"))
+    assert " note: look here" in lines
+    bar = next(line for line in lines if line.startswith(" outer step 0 (1 of 3)"))
+    assert bar.endswith("100/200")
+    assert any("4/9 tangents live · loss 1.5 · 1 steps/s · 1m40s left · run about 8m20s" in line for line in lines)
+    assert any("interrupted" in line for line in screen(file.getvalue()))

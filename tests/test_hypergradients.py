@@ -1,0 +1,311 @@
+"""Hypergradients of whole inner runs against independent derivatives, all in float64.
+
+The references share no code with the engine: `unrolled_loss` trains the plain module in a written-out loop that
+`torch.autograd` goes back through as a whole, and `least_squares_hypergradients` is a linear recursion in numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from problems import (
+    ONE_RANK,
+    Buckets,
+    TensorTask,
+    flat,
+    go_on,
+    image_task,
+    make_problem,
+    mlp,
+    regression_task,
+    relative_error,
+    smoothed_task,
+)
+from torch import Tensor
+from torch.func import functional_call
+
+from fds_dist.engine.estimators import ESTIMATORS, Estimate
+from fds_dist.engine.inner_run import InnerState, run_horizon
+from fds_dist.inner import SGD, Adam, InnerOptimizer
+from fds_dist.tasks.synthetic import LeastSquares, synthetic
+
+EXACT = 1e-12
+"""Between exact methods: float64 rounding (1e-16), amplified some ten times in a hundred steps, and room for processors
+that sum in another order."""
+
+DIFFERENCES = 1e-6
+"""Central differences of a smooth loss: with h = 1e-5 of the value, truncation is about 1e-10 of the derivative, and
+rounding 1e-16·L/h at most 1e-7 of it. (A ReLU that switches within ±h would be off by 1e-3.)"""
+
+
+# ---- references --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the reference run does besides plain SGD."""
+
+    optimizer: str = "sgd"
+    nesterov: bool = False
+    clip: float = math.inf
+
+
+def unrolled_loss(
+    task: TensorTask, values: Mapping[str, Tensor], horizon: int, rules: Rules = Rules(), graph: bool = False
+) -> Tensor:
+    """The validation loss after `horizon` steps with `values` (name → [buckets]), differentiable where `graph`."""
+    module = task.build_model(0).double().train()
+    weights: dict[str, Tensor] = {name: p.detach().requires_grad_() for name, p in module.named_parameters()}
+    buffers = dict(module.named_buffers())
+    state = {name: (torch.zeros_like(w), torch.zeros_like(w)) for name, w in weights.items()}
+    batches = list(task.train_batches(0, 0))
+    for step in range(horizon):
+        h = {name: row[len(row) * step // horizon] for name, row in values.items()}
+        inputs, targets = batches[step % len(batches)]
+        inside = ({"smoothing": h["smoothing"]},) if "smoothing" in h else ()
+        loss = task.loss(functional_call(module, {**weights, **buffers}, (inputs,)), targets, *inside)
+        gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=graph)
+        for (name, w), g in zip(weights.items(), gradients, strict=True):
+            g = torch.where(g.abs() <= rules.clip, g, rules.clip * g.sign())
+            weights[name], state[name] = UPDATES[rules.optimizer](w, state[name], g, h, step + 1, rules.nesterov)
+            if not graph:
+                weights[name] = weights[name].detach().requires_grad_()
+    inputs, targets = task.val  # batch-norm is still in training mode: it uses the statistics of this batch
+    return (task.val_loss or task.loss)(functional_call(module, {**weights, **buffers}, (inputs,)), targets)
+
+
+def sgd(w: Tensor, state: Any, g: Tensor, h: Mapping[str, Tensor], step: int, nesterov: bool) -> tuple[Tensor, Any]:
+    g = g + h.get("weight_decay", 0.0) * w
+    velocity = h.get("momentum", 0.0) * state[0] + g
+    return w - h["lr"] * (g + h["momentum"] * velocity if nesterov else velocity), (velocity, state[1])
+
+
+def adamw(w: Tensor, state: Any, g: Tensor, h: Mapping[str, Tensor], step: int, nesterov: bool) -> tuple[Tensor, Any]:
+    first, second = h["beta1"] * state[0] + (1 - h["beta1"]) * g, h["beta2"] * state[1] + (1 - h["beta2"]) * g**2
+    corrected = (second / (1 - h["beta2"] ** step)).sqrt()
+    w = w - h["lr"] * h["weight_decay"] * w
+    return w - h["lr"] * first / (1 - h["beta1"] ** step) / (corrected + 1e-8), (first, second)
+
+
+UPDATES = {"sgd": sgd, "adamw": adamw}
+
+
+def unrolled_hypergradients(task: TensorTask, buckets: Buckets, horizon: int, rules: Rules = Rules()) -> list[float]:
+    """Reverse mode through the whole unrolled run [K]."""
+    values = {name: torch.tensor(row, dtype=torch.float64, requires_grad=True) for name, row in buckets.items()}
+    gradients = torch.autograd.grad(unrolled_loss(task, values, horizon, rules, graph=True), list(values.values()))
+    return torch.cat(gradients).tolist()
+
+
+def central_differences(task: TensorTask, buckets: Buckets, horizon: int, rules: Rules = Rules()) -> list[float]:
+    """dL_val/dλ [K] without any derivative but the gradient of training."""
+
+    def loss_at(name: str, bucket: int, shift: float) -> float:
+        values = {key: torch.tensor(row, dtype=torch.float64) for key, row in buckets.items()}
+        values[name][bucket] += shift
+        return unrolled_loss(task, values, horizon, rules).item()
+
+    def difference(name: str, bucket: int) -> float:
+        value = buckets[name][bucket]
+        h = 1e-5 * min(value, 1 - value)  # what acts is 1 − beta
+        return (loss_at(name, bucket, h) - loss_at(name, bucket, -h)) / (2 * h)
+
+    return [difference(name, bucket) for name, row in buckets.items() for bucket in range(len(row))]
+
+
+# ---- acceptance --------------------------------------------------------------------------------------------------
+
+
+def estimate(task: TensorTask, buckets: Buckets, horizon: int, estimator: str = "forward", **options: Any) -> Estimate:
+    return ESTIMATORS[estimator](make_problem(task, buckets, **options), flat(buckets), 0, horizon, ONE_RANK, go_on)
+
+
+def errors(found: list[float], reference: list[float], buckets: Buckets) -> dict[str, float]:
+    """The relative error of each hyperparameter's buckets: none hides behind a larger one."""
+    sizes = [len(row) for row in buckets.values()]
+    rows = zip(*(torch.tensor(part, dtype=torch.float64).split(sizes) for part in (found, reference)), strict=True)
+    return {name: relative_error(*row) for name, row in zip(buckets, rows, strict=True)}
+
+
+SGD_BUCKETS = {"lr": [0.1, 0.05, 0.08], "momentum": [0.5, 0.7], "weight_decay": [0.01, 0.02]}
+UNEVEN_BUCKETS = {"lr": [0.1, 0.05, 0.08, 0.06, 0.04], "momentum": [0.5, 0.7, 0.4], "weight_decay": [0.01, 0.02]}
+ADAM_BUCKETS = {"lr": [0.01, 0.02], "beta1": [0.9], "beta2": [0.95, 0.99], "weight_decay": [0.1]}
+CLIP = 0.02
+
+
+@dataclass(frozen=True)
+class Run:
+    buckets: Buckets
+    rules: Rules = Rules()
+    optimizer: InnerOptimizer = field(default_factory=SGD)
+    tolerance: float = EXACT
+    horizon: int = 84
+
+    @property
+    def options(self) -> dict[str, Any]:
+        clip = None if math.isinf(self.rules.clip) else self.rules.clip
+        return {"optimizer": self.optimizer, "clip_gradient": clip}
+
+
+RUNS = {
+    "sgd": Run(SGD_BUCKETS),
+    "nesterov": Run(SGD_BUCKETS, Rules(nesterov=True), SGD(nesterov=True)),
+    "clipped": Run(SGD_BUCKETS, Rules(clip=CLIP)),
+    "uneven_buckets": Run(UNEVEN_BUCKETS, horizon=83),
+    # Adam divides by the root of a second moment that can be tiny, which amplifies rounding.
+    "adamw": Run(ADAM_BUCKETS, Rules("adamw"), Adam(decoupled=True), 100 * EXACT),
+}
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def reference(request: pytest.FixtureRequest) -> tuple[Run, list[float]]:
+    run = RUNS[request.param]
+    return run, unrolled_hypergradients(image_task(), run.buckets, run.horizon, run.rules)
+
+
+METHODS = {
+    "double_backward": {},
+    "jvp_vectorized": {"method": "jvp", "chunk_size": 4},
+    "reverse": {"estimator": "reverse"},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_hypergradients_equal_reverse_mode_through_the_unrolled_run(
+    reference: tuple[Run, list[float]], method: str
+) -> None:
+    run, expected = reference
+    found = estimate(image_task(), run.buckets, run.horizon, **METHODS[method], **run.options).hypergradients
+    worst = errors(found, expected, run.buckets)
+    assert max(worst.values()) < run.tolerance, worst
+
+
+def test_reference_equals_central_differences(reference: tuple[Run, list[float]]) -> None:
+    # Clipping has kinks, but no entry of a gradient crosses one within ±h here.
+    run, expected = reference
+    found = central_differences(image_task(), run.buckets, run.horizon, run.rules)
+    worst = errors(found, expected, run.buckets)
+    assert max(worst.values()) < DIFFERENCES, worst
+
+
+def test_a_good_share_of_the_gradient_is_clipped_in_the_clipped_run() -> None:
+    run = RUNS["clipped"]
+    problem = make_problem(image_task(), run.buckets, **run.options)
+    network, shares = problem.network(0), []
+    loss = problem.training_loss(network)
+
+    def note_share(state: InnerState, _: Tensor) -> bool:
+        leaf = state.weights.clone().requires_grad_()
+        batch = next(problem.batches(0, state.step))
+        (gradient,) = torch.autograd.grad(loss(leaf, leaf.new_zeros(0), batch)[0], leaf)
+        shares.append((gradient.abs() > CLIP).double().mean().item())
+        return True
+
+    run_horizon(problem, network, flat(run.buckets), 0, run.horizon, (), note_share)
+    assert 0.1 < sum(shares) / len(shares) < 0.9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_mean_squared_error(method: str) -> None:
+    buckets = {"lr": [0.2, 0.1], "momentum": [0.5], "weight_decay": [0.01]}
+    expected = unrolled_hypergradients(regression_task(), buckets, 20)
+    found = estimate(regression_task(), buckets, 20, **METHODS[method]).hypergradients
+    assert max(errors(found, expected, buckets).values()) < EXACT
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_hyperparameters_inside_the_loss(method: str) -> None:
+    buckets = {"lr": [0.2, 0.1], "smoothing": [0.1, 0.3, 0.2], "momentum": [0.5]}
+    expected = unrolled_hypergradients(smoothed_task(), buckets, 20)
+    found = estimate(smoothed_task(), buckets, 20, **METHODS[method]).hypergradients
+    assert max(errors(found, expected, buckets).values()) < EXACT
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 16, 17, 300])
+def test_reverse_estimator_equals_forward_over_any_horizon(horizon: int) -> None:
+    """Its checkpoints lie ⌈√T⌉ apart: one step, perfect squares, others, and a long run."""
+    buckets = {"lr": [0.2, 0.1][:horizon], "momentum": [0.5], "weight_decay": [0.01]}
+    forward, reverse = (estimate(image_task(mlp), buckets, horizon, name) for name in ("forward", "reverse"))
+    assert relative_error(reverse.hypergradients, forward.hypergradients) < EXACT
+    assert reverse.val_loss == pytest.approx(forward.val_loss, rel=EXACT)
+    assert reverse.val_accuracy == forward.val_accuracy
+    if horizon == 1:
+        assert forward.hypergradients[1] == reverse.hypergradients[1] == 0  # the first velocity is zero
+
+
+# ---- closed form -------------------------------------------------------------------------------------------------
+
+
+def least_squares_hypergradients(
+    task: LeastSquares, buckets: Buckets, horizon: int
+) -> tuple[np.ndarray, list[float], float]:
+    """w_T, hypergradients [K] and L_val of SGD with momentum on two quadratics, where g = A(w − a) is linear."""
+    curvature, optimum, val_optimum, w = (
+        tensor.numpy() for tensor in (task.curvature, task.optimum, task.val_optimum, task.w0)
+    )
+    elements = [(name, bucket) for name, row in buckets.items() for bucket in range(len(row))]
+    v, z, c = np.zeros_like(w), np.zeros((len(elements), len(w))), np.zeros((len(elements), len(w)))
+    for step in range(horizon):
+        active = {name: len(row) * step // horizon for name, row in buckets.items()}
+        lr, momentum, decay = (buckets[name][active[name]] for name in ("lr", "momentum", "weight_decay"))
+        now = {name: np.array([key == name and active[key] == bucket for key, bucket in elements]) for name in buckets}
+        c = momentum * c + z @ curvature + decay * z
+        c += np.outer(now["momentum"], v) + np.outer(now["weight_decay"], w)
+        v = momentum * v + curvature @ (w - optimum) + decay * w
+        z = z - lr * c - np.outer(now["lr"], v)
+        w = w - lr * v
+    residual = curvature @ (w - val_optimum)
+    return w, (z @ residual).tolist(), 0.5 * float(residual @ (w - val_optimum))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_closed_form_of_least_squares(method: str) -> None:
+    task = synthetic(dimension=6, samples=16, steps_per_epoch=7)
+    buckets = {"lr": [0.2, 0.5, 0.3], "momentum": [0.3, 0.6], "weight_decay": [0.05, 0.01]}
+    weights, expected, val_loss = least_squares_hypergradients(task, buckets, 40)
+    problem = make_problem(task, buckets)
+    state, _ = run_horizon(problem, problem.network(0), flat(buckets), 0, 40, (), go_on)
+    assert relative_error(state.weights, torch.from_numpy(weights)) < EXACT
+    found = estimate(task, buckets, 40, **METHODS[method])  # type: ignore[arg-type]
+    assert max(errors(found.hypergradients, expected, buckets).values()) < EXACT
+    assert found.val_loss == pytest.approx(val_loss, rel=EXACT)
+
+
+# ---- edges -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_momentum_and_weight_decay_have_exactly_zero_hypergradients_at_zero_learning_rate(method: str) -> None:
+    buckets = {"lr": [0.0, 0.0], "momentum": [0.5, 0.9], "weight_decay": [0.01]}
+    found = estimate(image_task(), buckets, 12, **METHODS[method]).hypergradients
+    assert found[2:] == [0.0, 0.0, 0.0]
+    assert all(found[:2])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_diverging_run_has_no_finite_hypergradient(method: str) -> None:
+    buckets = {"lr": [1e6, 1e6], "momentum": [0.9], "weight_decay": [10.0]}
+    found = estimate(regression_task(), buckets, 60, **METHODS[method]).hypergradients
+    assert not any(map(math.isfinite, found))
+
+
+@pytest.mark.parametrize("estimator", ["forward", "reverse"])
+def test_a_run_that_is_ended_early_has_no_finite_hypergradient(estimator: str) -> None:
+    """Also where its last weights are finite: the derivatives of a part of the run are not those of the run."""
+    buckets = {"lr": [0.1, 0.1]}
+    problem, steps = make_problem(image_task(mlp), buckets), []
+
+    def end_at_step_3(state: InnerState, loss: Tensor) -> bool:
+        steps.append(state.step)
+        return state.step < 3
+
+    found = ESTIMATORS[estimator](problem, flat(buckets), 0, 10, ONE_RANK, end_at_step_3)
+    assert steps == [1, 2, 3]
+    assert not any(map(math.isfinite, found.hypergradients))
+    assert math.isfinite(found.val_loss)

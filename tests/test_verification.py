@@ -1,0 +1,145 @@
+"""`verify` passes on right derivatives and fails on wrong ones, also small ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from problems import ONE_RANK, TensorTask, conv_bn, image_task, make_problem, mlp, regression_task
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fds_dist.hyperparameters import Hyperparameter, HyperparameterSpace
+from fds_dist.tangents import METHODS, Point
+from fds_dist.verification import Verification, compare_derivatives, relative_error, verification_point, worst_error
+
+BUCKETS = {"lr": [0.2, 0.2], "momentum": [0.5], "weight_decay": [0.01]}
+HORIZON = 12
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inner, x, use_reentrant=False)  # type: ignore[return-value]
+
+
+class HalfTanh(torch.autograd.Function):
+    """tanh with a right first derivative that says nothing of its own dependence on x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.slope = (1 - x.tanh() ** 2).detach()
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * ctx.slope
+
+
+class SilentlyWrong(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(36, 5), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(HalfTanh.apply(self.first(x.flatten(1))))
+
+
+def verified(task: TensorTask, **options: Any) -> Verification:
+    return compare_derivatives(make_problem(task, BUCKETS, **options), HORIZON, ONE_RANK)
+
+
+def failed(verification: Verification) -> list[str]:
+    return [comparison.name for comparison in verification.comparisons if not comparison.agrees]
+
+
+@pytest.mark.parametrize("options", [{}, {"val_batch_norm": "running"}, {"clip_gradient": 0.05}])
+def test_right_derivatives_pass(options: dict[str, Any]) -> None:
+    verification = verified(image_task(conv_bn), **options)
+    assert [comparison.name for comparison in verification.comparisons] == [
+        "forward, jvp",
+        "forward, double_backward",
+        "finite differences",
+    ]
+    assert verification.passed, verification
+    assert verification.left_out == ()
+    assert len(verification.reference) == 4
+    assert all(verification.reference)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_method_that_is_off_by_a_millionth_fails(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_point = METHODS[method]
+
+    def make_wrong_point(*arguments: Any) -> Point:
+        point = make_point(*arguments)
+        products = point.products
+        point.products = lambda dw, dtheta: products(dw, dtheta) * (1 + 1e-6)  # type: ignore[method-assign]
+        return point
+
+    monkeypatch.setitem(METHODS, method, make_wrong_point)
+    verification = verified(image_task(mlp))
+    assert failed(verification) == [f"forward, {method}"]
+    assert not verification.passed
+
+
+def test_a_second_derivative_that_is_silently_wrong_fails_by_finite_differences() -> None:
+    """All exact methods share PyTorch's derivative rules, and agree in the error."""
+    verification = verified(image_task(SilentlyWrong))
+    assert failed(verification) == ["finite differences"]
+    assert not verification.passed
+    assert verification.left_out[0].startswith("forward mode by jvp: jvp cannot differentiate a custom")
+
+
+def test_what_cannot_be_compared_is_named() -> None:
+    verification = verified(image_task(lambda: Checkpointed(mlp())))
+    assert verification.passed
+    assert len(verification.left_out) == 1
+    assert "jvp cannot differentiate activation checkpointing" in verification.left_out[0]
+
+
+def test_a_diverging_run_is_not_verified() -> None:
+    problem = make_problem(regression_task(), {"lr": [1e30]})
+    assert not compare_derivatives(problem, HORIZON, ONE_RANK).passed
+
+
+def test_nothing_compared_is_not_passed() -> None:
+    assert not Verification(1, [], [], (), ()).passed
+
+
+def test_point_is_the_initial_values_or_one_step_away_from_zero() -> None:
+    learned = (
+        Hyperparameter("lr", init=0.0, step=0.1, buckets=2),
+        Hyperparameter("momentum", init=0.9, step=0.1),
+        Hyperparameter("weight_decay", init=0.0, step=0.5, bounds=(0.0, 0.1)),
+    )
+    problem = make_problem(image_task(mlp), BUCKETS)
+    object.__setattr__(problem, "space", HyperparameterSpace(learned))
+    assert verification_point(problem) == [0.1, 0.1, 0.9, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("found", "reference", "expected"),
+    [
+        ([3.0, 4.5], [3.0, 4.0], 0.1),
+        ([0.0], [0.0], 0.0),
+        ([1e-9], [0.0], math.inf),
+        ([math.nan], [1.0], math.inf),
+        ([1.0], [math.nan], math.inf),
+        ([math.inf], [math.inf], math.inf),
+    ],
+)
+def test_relative_error(found: list[float], reference: list[float], expected: float) -> None:
+    assert relative_error(found, reference) == pytest.approx(expected)
+
+
+def test_a_large_hyperparameter_does_not_hide_the_error_of_a_small_one() -> None:
+    space = make_problem(image_task(mlp), {"lr": [0.1, 0.1], "momentum": [0.5]}).space
+    assert worst_error(space, [300.0, 400.0, 1.1], [300.0, 400.0, 1.0]) == pytest.approx(0.1)
+    # What is zero but for rounding is compared with a ten-thousandth of the whole.
+    assert worst_error(space, [300.0, 400.0, 1e-13], [300.0, 400.0, 0.0]) == pytest.approx(1e-13 / 0.05)

@@ -1,0 +1,231 @@
+"""Weights & Biases as a mirror: what its file holds, and that nothing it lacks stops a run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from events import Recorder, inner_block, outer_record, run_end, run_start, whole_run, write_history
+
+from fds_dist.faults import UserError
+from fds_dist.tracking import Trackers
+from fds_dist.tracking.wandb_run import WandbTracker
+
+
+@pytest.fixture
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No WANDB_* variables, an empty home; returns a run folder."""
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(sys, "argv", ["fds-dist", "task.api_key=hidden-value"])
+    run_dir = tmp_path / "runs" / "digits-1"
+    run_dir.mkdir(parents=True)
+    return run_dir
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """The protobuf records of a .wandb file: a 7-byte header, then a LevelDB log.
+
+    The log is cut into blocks of 32 KiB. A chunk is a header (checksum, length, kind) and data; a record is one
+    chunk of kind 1, or a first (2), middle (3) and last (4) ones. Fewer than 7 bytes at a block's end are padding.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
+
+    content = path.read_bytes()
+    assert content[:4] == b":W&B"
+    position, data = 7, b""
+    while position + 7 <= len(content):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, position)
+        data += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            record = Record()
+            record.ParseFromString(data)
+            yield record
+            data = b""
+
+
+def logged(run_dir: Path) -> tuple[list[Any], list[dict[str, Any]]]:
+    """All records of the run's only .wandb file, and the rows that were logged."""
+    (path,) = run_dir.glob("wandb/offline-run-*/*.wandb")
+    records: list[Any] = []
+    for _ in range(600):  # wandb's own process writes the file, perhaps after `finish` has returned: 30 s are plenty
+        records = list(wandb_records(path))
+        if any(record.HasField("exit") for record in records):
+            break
+        time.sleep(0.05)
+    rows = [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in records
+        if record.WhichOneof("record_type") == "history"
+    ]
+    return records, rows
+
+
+def test_an_offline_wandb_file_holds_the_run(clean_environment: Path) -> None:
+    pytest.importorskip("wandb")
+    run_dir = clean_environment
+    tracker = WandbTracker("offline", project="mine", group="sweep", tags=["a"])
+    config = {"seed": 0, "task": {"name": "digits", "api_key": "hidden-value"}, "auth_TOKEN": ["hidden-value"]}
+    tracker.start(run_start(run_dir, **config))
+    tracker.inner(inner_block(0, 100))
+    tracker.outer(outer_record(0, hypergradients={"lr": [math.nan, 3.0], "momentum": [math.inf]}))
+    tracker.inner(inner_block(1, 50))
+    tracker.outer(outer_record(1))
+    tracker.finish(run_end(run_dir))
+
+    records, rows = logged(run_dir)
+    inner = [row for row in rows if "inner_step" in row]
+    outer = [row for row in rows if "outer_step" in row]
+    assert [row["inner_step"] for row in inner] == [100, 250]  # counts on after the first horizon's 200 steps
+    assert inner[0].items() >= {"inner/train_loss": 1.5, "inner/live_tangents": 4, "inner/lr": 0.3}.items()
+    assert [row["outer_step"] for row in outer] == [0, 1]
+    assert (
+        outer[1].items()
+        >= {
+            "outer/val_loss": 2.3,
+            "outer/val_accuracy": 0.11,
+            "outer/seconds": 4.2,
+            "outer/horizon": 200,
+            "hyperparameter/lr/0": 0.1 + 0.2,
+            "hyperparameter/lr/1": 1e-300,
+            "hyperparameter/momentum/0": 0.5,
+            "hypergradient/lr/0": -1.25,
+            "hypergradient/lr/1": 3.0,
+            "hypergradient/momentum/0": 1 / 3,
+        }.items()
+    )
+    assert [name for name in outer[0] if name.startswith("hypergradient/")] == ["hypergradient/lr/1"]  # finite ones
+
+    steps = {record.metric.glob_name: record.metric.step_metric for record in records if record.HasField("metric")}
+    assert steps == {
+        **{f"{kind}/*": "outer_step" for kind in ("outer", "hyperparameter", "hypergradient")},
+        "inner/*": "inner_step",
+    }
+    (run,) = [record.run for record in records if record.HasField("run")]
+    shown = {update.key: json.loads(update.value_json) for update in run.config.update}
+    assert shown.items() >= {"seed": 0, "task": {"name": "digits", "api_key": "***"}, "auth_TOKEN": "***"}.items()
+    assert (run.project, run.run_group, list(run.tags), run.display_name) == ("mine", "sweep", ["a"], "digits-1")
+    updates = [update for record in records if record.HasField("summary") for update in record.summary.update]
+    summary = {update.key: json.loads(update.value_json) for update in updates if update.key}
+    assert summary.items() >= {"best_val_accuracy": 0.625, "best_val_loss": 0.75}.items()
+
+    (table,) = run_dir.glob("wandb/offline-run-*/files/media/table/*.table.json")
+    assert [row["schedule/path"] for row in rows if "schedule/path" in row] == [f"media/table/{table.name}"]
+    content = json.loads(table.read_text())
+    assert content["columns"] == ["hyperparameter", "bucket", "value", "start_fraction", "end_fraction"]
+    assert content["data"] == [["lr", 0, 0.25, 0.0, 0.5], ["lr", 1, 0.5, 0.5, 1.0], ["momentum", 0, 0.9, 0.0, 1.0]]
+    # the command line holds the secret too
+    assert not any(b"hidden-value" in path.read_bytes() for path in run_dir.rglob("*") if path.is_file())
+
+
+def test_a_resumed_run_keeps_its_id_and_counts_on(clean_environment: Path) -> None:
+    pytest.importorskip("wandb")
+    run_dir = clean_environment
+    first = WandbTracker("offline")
+    first.start(run_start(run_dir))
+    first.finish(run_end(run_dir, "interrupted"))
+    run_id = (run_dir / "wandb_run_id.txt").read_text().strip()
+    (old,) = run_dir.glob("wandb/offline-run-*")
+    old.rename(run_dir / "earlier")
+    write_history(run_dir / "history.jsonl", 2)
+    second = WandbTracker("offline")
+    second.start(run_start(run_dir, first_outer_step=2, resumed=True))
+    second.inner(inner_block(2, 10))
+    second.finish(run_end(run_dir))
+    records, rows = logged(run_dir)
+    (run,) = [record.run for record in records if record.HasField("run")]
+    assert run.run_id == run_id == (run_dir / "wandb_run_id.txt").read_text().strip()
+    assert [row["inner_step"] for row in rows if "inner_step" in row] == [410]
+
+
+ONLINE = """
+import sys
+from pathlib import Path
+from fds_dist.tracking import OuterRecord, RunEnd, RunStart, Trackers
+from fds_dist.tracking.console import ConsoleTracker
+from fds_dist.tracking.wandb_run import WandbTracker
+run_dir = Path(sys.argv[1])
+trackers = Trackers([ConsoleTracker(), WandbTracker("online")])
+trackers.start(RunStart(run_dir, {}, 1, 0, 1, 1, "cpu", False))
+trackers.outer(OuterRecord(0, 10, {"lr": [0.5]}, {"lr": [1.0]}, 2.0, None, 1.0, 1, {}))
+trackers.finish(RunEnd("finished", "", None, 0, 2.0, None, run_dir))
+"""
+
+
+@pytest.mark.parametrize("account", [{}, {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}])
+def test_online_without_an_account_or_a_server_goes_on_offline(
+    clean_environment: Path, account: dict[str, str]
+) -> None:
+    pytest.importorskip("wandb")
+    run_dir = clean_environment
+    result = subprocess.run(
+        [sys.executable, "-c", ONLINE, str(run_dir)],
+        env=os.environ | account,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,  # never reached: wandb's own limit for a start is 5 s
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
+    assert len(lines) == 4  # start, one note, outer step, end
+    (folder,) = run_dir.glob("wandb/offline-run-*")
+    assert lines[1].startswith("note: wandb cannot go online")
+    assert lines[1].endswith(f"wandb sync {folder}")
+    assert any(row.get("outer/val_loss") == 2.0 for row in logged(run_dir)[1])
+
+
+def test_without_wandb_there_is_one_note(clean_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    other = Recorder()
+    said = whole_run(Trackers([WandbTracker("online"), other]), clean_environment)
+    (extra,) = [item for item in other.told if item not in said]
+    assert "pip install wandb" in extra[1]
+    assert list(clean_environment.iterdir()) == []
+
+
+def test_disabled_wandb_is_not_even_imported(clean_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    other = Recorder()
+    assert whole_run(Trackers([WandbTracker(), other]), clean_environment) == other.told
+    assert list(clean_environment.iterdir()) == []
+
+
+def test_the_environment_decides_what_the_config_leaves_open(
+    clean_environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_PROJECT", "from-environment")
+    monkeypatch.setenv("WANDB_NAME", "named")
+    monkeypatch.setenv("WANDB_RUN_ID", "id-of-mine")
+    tracker = WandbTracker()
+    tracker.start(run_start(clean_environment))
+    tracker.finish(run_end(clean_environment))
+    (run,) = [record.run for record in logged(clean_environment)[0] if record.HasField("run")]
+    assert (run.project, run.display_name, run.run_id) == ("from-environment", "named", "id-of-mine")
+
+
+def test_an_unknown_mode_is_the_users_error(clean_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"tracking\.wandb\.mode: 'on' is not a mode; expected online"):
+        WandbTracker("on")
+    monkeypatch.setenv("WANDB_MODE", "of")
+    with pytest.raises(UserError, match="WANDB_MODE: 'of' is not a mode"):
+        WandbTracker()
