@@ -52,7 +52,7 @@ def optimize(
     """
     environment = read_environment()
     folder = None if resume is None else Path(resume)
-    built = agreed(environment, lambda: build(_draft(config, overrides, folder, task), environment, task, model))
+    built = agreed(environment, lambda: build(draft_of(config, overrides, folder, task), environment, task, model))
     with Ranks(environment, built.shape, built.problem.device) as ranks:
         from_python = task is not None or model is not None
         return Search(built, ranks, folder, show=progress, from_python=from_python).run()
@@ -75,7 +75,7 @@ def check(
     planned = launched if world_size is None else replace(launched, rank=0, world_size=world_size)
     if planned.world_size < 1:
         raise UserError(Fault("--world-size", f"{world_size} is out of range", "a whole number of at least 1"))
-    built = agreed(launched, lambda: build(_draft(config, overrides, None, task), planned, task, model))
+    built = agreed(launched, lambda: build(draft_of(config, overrides, None, task), planned, task, model))
     with reproducible_threads(built.problem.device):
         return built, cost_report(built.problem, built.settings, built.shape)
 
@@ -97,7 +97,9 @@ def verify(
         UserError: the input is wrong.
     """
     environment = read_environment()
-    built = agreed(environment, lambda: build(_exact(_draft(config, overrides, None, task)), environment, task, model))
+    built = agreed(
+        environment, lambda: build(_exact(draft_of(config, overrides, None, task)), environment, task, model)
+    )
     problem = built.problem
     buckets = max(owner.buckets for owner in problem.space.learned)
     longest = max(problem.horizon(epochs) for epochs in built.settings.epochs)
@@ -108,7 +110,14 @@ def verify(
         return built, compare_derivatives(problem, horizon, ranks)
 
 
-def _draft(config: Source | None, overrides: Sequence[str], resume: Path | None, task: Task | None) -> Draft:
+def draft_of(
+    config: Source | None, overrides: Sequence[str], resume: Path | None = None, task: Task | None = None
+) -> Draft:
+    """The config of a command with its overrides, as far as it can be read.
+
+    Raises:
+        UserError: there is none, or it is given beside a run to go on with.
+    """
     if resume is not None:
         if config is not None:
             raise UserError(Fault("--resume", "goes without CONFIG", "the folder of a run, and overrides"))

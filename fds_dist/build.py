@@ -116,6 +116,8 @@ def build(
         ]
     if faults or found_task is None or builder is None or shape is None:
         raise UserError(faults)
+    if (to_device := getattr(found_task, "to", None)) is not None:
+        to_device(device)
     options = TangentOptions(
         method=default_method(device),
         clip_hvp=config.tangents.clip_hvp,
@@ -155,11 +157,20 @@ def _task(config: Config, given: Task | None) -> Task:
 
 
 def _model_builder(config: Config, task: Task | None, given: nn.Module | ModelBuilder | None) -> ModelBuilder | None:
-    """seed → network, tried once so that faults show before any training."""
-    if task is None:  # at fault itself; what does not depend on it can still be found
-        if given is None and config.model is not None and ":" not in config.model.name:
-            build_model(config.model.name, config.model.options, **STAND_IN, seed=0)
-        return None
+    """`model_builder`, or None where the task is at fault itself; what does not depend on it can still be found."""
+    if task is not None:
+        return model_builder(config, task, given)
+    if given is None and config.model is not None and ":" not in config.model.name:
+        build_model(config.model.name, config.model.options, **STAND_IN, seed=0)
+    return None
+
+
+def model_builder(config: Config, task: Task, given: nn.Module | ModelBuilder | None = None) -> ModelBuilder:
+    """seed → network, tried once so that faults show before any training.
+
+    Raises:
+        UserError: there is no model, or it cannot be built.
+    """
     if isinstance(given, nn.Module):
         module = given
         builder: ModelBuilder = lambda seed: reinitialized(module, seed)  # noqa: E731

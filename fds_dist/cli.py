@@ -64,15 +64,19 @@ def parser() -> argparse.ArgumentParser:
     for name, (function, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(command=function)
-        command.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file")
+        what = ("RUN_DIR", "the folder of a run") if name == "retrain" else ("CONFIG", "a YAML file")
+        command.add_argument("config", nargs="?", metavar=what[0], help=what[1])
         overrides = "override a key, e.g. outer.steps=5"
         command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=overrides)
         if name == "optimize":
             command.add_argument("--resume", metavar="RUN_DIR", help="go on with the run in this folder")
         if name == "check":
             command.add_argument("--world-size", type=int, metavar="N", help="plan for N ranks (default: as launched)")
-        if name == "verify":
-            command.add_argument("--steps", type=int, metavar="N", help="inner steps (default: at most 50)")
+        if name in ("verify", "noise"):
+            default = "at most 50" if name == "verify" else "250"
+            command.add_argument("--steps", type=int, metavar="N", help=f"inner steps (default: {default})")
+        if name == "noise":
+            command.add_argument("--runs", type=int, metavar="N", help="inner runs (default: 100)")
     return top
 
 
@@ -132,12 +136,49 @@ def _verify(options: argparse.Namespace) -> int:
     return DONE if verification.passed else FAILED
 
 
+def _retrain(options: argparse.Namespace) -> int:
+    from fds_dist.studies import retrain
+
+    if options.config is None:
+        raise UserError(Fault("RUN_DIR", "is missing", "the folder of a run"))
+    retrain(options.config, options.overrides)
+    return DONE
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from fds_dist.compare import print_comparison
+    from fds_dist.studies import compare
+
+    comparison, folder = compare(options.config, options.overrides)
+    if _is_first():
+        print_comparison(comparison)
+        print(f"results: {folder} (compare.json, plots)")
+    return DONE
+
+
+def _noise(options: argparse.Namespace) -> int:
+    from fds_dist.noise import print_noise
+    from fds_dist.studies import NOISE_RUNS, NOISE_STEPS, noise
+    from fds_dist.tables import default_console
+
+    runs = NOISE_RUNS if options.runs is None else options.runs
+    steps = NOISE_STEPS if options.steps is None else options.steps
+    report, folder = noise(options.config, options.overrides, runs=runs, steps=steps)
+    if _is_first():
+        print_noise(report, default_console())
+        print(f"results: {folder} (noise.json, plots)")
+    return DONE
+
+
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
     "optimize": (_optimize, "learn the schedules: the main job"),
     "check": (_check, "no training: who owns which tangent, memory and time per rank, the resolved config"),
     "verify": (_verify, "this task's hypergradients against reverse mode and finite differences, in float64"),
+    "retrain": (_retrain, "train from scratch on all training data with the schedule that a run learned"),
+    "compare": (_compare, "FDS beside greedy, random search, TPE and Hyperband at equal compute"),
+    "noise": (_noise, "hypergradient noise against window size; recommends bucket counts"),
 }
-OPTIONS = ("--help", "--resume", "--steps", "--world-size")
+OPTIONS = ("--help", "--resume", "--runs", "--steps", "--world-size")
 
 
 def _is_first() -> bool:

@@ -19,13 +19,13 @@ class Blobs:
 
     steps_per_epoch = 4
 
-    def __init__(self, side: int = 6, batch_size: int = 8, channels: int = 2) -> None:
-        self.side, self.batch_size, self.channels = side, batch_size, channels
+    def __init__(self, side: int = 6, channels: int = 2) -> None:
+        self.side, self.channels = side, channels
 
     def batch(self, *keys: int) -> tuple[Tensor, Tensor]:
         random = torch.Generator().manual_seed(hash(keys))
-        y = torch.arange(self.batch_size) % CLASSES
-        x = torch.randn(self.batch_size, 1, self.side, self.side, generator=random) + (y - 1.0)[:, None, None, None]
+        y = torch.arange(8) % CLASSES
+        x = torch.randn(8, 1, self.side, self.side, generator=random) + (y - 1.0)[:, None, None, None]
         return x, y
 
     def train_batches(self, outer_step: int, epoch: int) -> Any:
@@ -48,9 +48,9 @@ class Blobs:
         )
 
 
-def blobs(side: int = 6, batch_size: int = 8, channels: int = 2) -> Blobs:
+def blobs(side: int = 6, channels: int = 2) -> Blobs:
     """The right one."""
-    return Blobs(side, batch_size, channels)
+    return Blobs(side, channels)
 
 
 class PerRank(Blobs):

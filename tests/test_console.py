@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,27 @@ def test_the_live_line_says_where_the_run_is(tmp_path: Path) -> None:
     assert bar.endswith("100/200")
     assert any("4/9 tangents live · loss 1.5 · 1 steps/s · 1m40s left · run about 8m20s" in line for line in lines)
     assert any("interrupted" in line for line in screen(file.getvalue()))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_end_says_what_to_do_next_in_lines_that_can_be_copied(tmp_path: Path, terminal: bool) -> None:
+    console, file = printed(terminal)
+    tracker = ConsoleTracker(console)
+    tracker.start(run_start(tmp_path))
+    line = f"fds-dist optimize --resume {'a-long-folder/' * 6}run"
+    end = run_end(tmp_path, "interrupted", "stopped in outer step 1")
+    tracker.finish(replace(end, next_steps={"go on": line, "read more": "README.md"}))
+    last = [text.strip() for text in file.getvalue().splitlines()[-2:]]
+    if terminal:
+        assert last == [f"go on      {line}", "read more  README.md"]
+    else:
+        assert last == [f"to go on: {line}", "to read more: README.md"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_run_without_a_schedule_promises_none(tmp_path: Path, terminal: bool) -> None:
+    console, file = printed(terminal, width=200)
+    tracker = ConsoleTracker(console)
+    tracker.start(run_start(tmp_path))
+    tracker.finish(replace(run_end(tmp_path, "failed", "no data"), schedule=None))
+    assert "schedule.json" not in file.getvalue()

@@ -43,8 +43,8 @@ def history(run_dir: str | Path) -> list[dict[str, Any]]:
 # --- the same bits ---
 
 
-LARGE = {"name": "own_tasks:blobs", "side": 8, "batch_size": 64, "channels": 16}
-"""Sums over 64 images of 6×6×16 numbers are long enough for PyTorch to share them among threads, where it may."""
+LARGE = {"name": "own_tasks:blobs", "side": 34, "channels": 32}
+"""98,627 weights: a sum over them is one that PyTorch shares among threads, where it may have several."""
 
 CASES = {f"{size}-{method}": config(buckets, method) for size, buckets in BUCKETS.items() for method in METHODS}
 CASES["large"] = config(BUCKETS[3], task=LARGE)

@@ -14,12 +14,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fds_dist"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = {
-    0: "faults registry randomness flat config",
+    0: "faults registry randomness flat config vision",
     1: "hyperparameters schedule schedule_driver inner outer tangents tasks models",
     2: "distributed checkpoint tracking run_folder",
     3: "engine",
     4: "verification cost tables compare report bench noise retrain",
-    5: "build run api cli __init__ __main__",
+    5: "build run api studies cli __init__ __main__",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 

@@ -143,8 +143,8 @@ def test_a_file_name_in_place_of_a_module_is_recognized():
 
 def test_a_missing_module_names_the_nearest_in_the_current_folder(folder):
     (folder / "own_task.py").write_text("def make(): ...\n")
-    fault = load_fault("own_tasks:make")
-    assert "no module own_tasks" in fault.problem and fault.suggestion == "own_task:make"
+    fault = load_fault("own_tosk:make")
+    assert "no module own_tosk" in fault.problem and fault.suggestion == "own_task:make"
     assert "no module json.zebra" in load_fault("json.zebra:make").problem
 
 

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from events import Recorder, inner_block, outer_record, run_end, run_start, whole_run, write_history
 
+import fds_dist
 from fds_dist.faults import UserError
 from fds_dist.tracking import Trackers
+from fds_dist.tracking.records import outer_metrics
 from fds_dist.tracking.wandb_run import WandbTracker
 
 
@@ -132,6 +134,36 @@ def test_an_offline_wandb_file_holds_the_run(clean_environment: Path) -> None:
     assert content["data"] == [["lr", 0, 0.25, 0.0, 0.5], ["lr", 1, 0.5, 0.5, 1.0], ["momentum", 0, 0.9, 0.0, 1.0]]
     # the command line holds the secret too
     assert not any(b"hidden-value" in path.read_bytes() for path in run_dir.rglob("*") if path.is_file())
+
+
+def test_a_whole_run_is_mirrored_as_its_history_has_it(
+    clean_environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.chdir(clean_environment)
+    config = {
+        "task": {"name": "own_tasks:blobs"},
+        "hyperparameters": {"lr": {"init": 0.05, "step": 0.02, "buckets": 2}},
+        "outer": {"steps": 2},
+        "tracking": {"wandb": {"mode": "offline"}},
+        "name": "run",
+    }
+    result = fds_dist.optimize(config, progress=False)
+    records, rows = logged(clean_environment / "runs/run")
+    outer = [row for row in rows if "outer_step" in row]
+    assert len(outer) == len(result.history) == 2
+    for row, record in zip(outer, result.history, strict=True):
+        expected = {"outer_step": record.outer_step, **outer_metrics(record)}
+        assert {key: value for key, value in row.items() if not key.startswith("_")} == expected
+    inner = [row for row in rows if "inner_step" in row]
+    assert [row["inner_step"] for row in inner] == list(range(1, 9))  # four steps for each of two outer steps
+    assert all(row["inner/lr"] in (0.05, 0.05 + 0.02, 0.05 - 0.02) for row in inner)
+    (run,) = [record.run for record in records if record.HasField("run")]
+    shown = {update.key: json.loads(update.value_json) for update in run.config.update}
+    assert shown["hyperparameters"]["lr"] == {**config["hyperparameters"]["lr"], "scale": "linear", "per_group": False}
+    assert shown["seed"] == 0
+    assert shown["outer"]["tolerance"] == 0.05  # the resolved config, with its defaults
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
 
 
 def test_a_resumed_run_keeps_its_id_and_counts_on(clean_environment: Path) -> None:

@@ -25,7 +25,7 @@ from fds_dist.engine.monitor import Consistency
 from fds_dist.engine.outer_loop import OuterSettings
 from fds_dist.engine.problem import Problem
 from fds_dist.faults import Fault, UserError
-from fds_dist.outer import SignRule
+from fds_dist.outer import OuterRule
 from fds_dist.run_folder import write_text_atomic
 from fds_dist.schedule import Schedule
 
@@ -52,7 +52,7 @@ class Search:
 
 def compare(
     problem: Problem,
-    rule: SignRule,
+    rule: OuterRule,
     settings: OuterSettings,
     estimator: str,
     options: CompareConfig,
@@ -86,7 +86,10 @@ def compare(
     budget = options.budget or sum(estimator_cost(estimator, problem, steps, greedy_discount) for steps in horizons)
     if budget < horizon:
         raise UserError(Fault("compare.budget", f"{budget:g} is out of range", f"at least one run: {horizon}"))
-    on_first_rank(ranks, lambda: _claim(folder, _fixed(problem, rule, estimator, greedy_discount, ranges, horizon)))
+    on_first_rank(
+        ranks,
+        lambda: _claim(folder, _fixed(problem, (rule, settings.retreat), estimator, greedy_discount, ranges, horizon)),
+    )
     tell = say if ranks.is_first else lambda line: None
     searches = []
     for index in range(options.seeds):
@@ -110,7 +113,8 @@ def compare(
     runs = [_run(problem, search, row, judged) for search, row in zip(searches, found, strict=True)]
     if retrain is not None:
         runs = [_retrained(problem, run, horizon, retrain, ranks, folder) for run in runs]
-    runs.sort(key=lambda run: options.methods.index(run.method))  # by method, then by repetition
+    order = list[str](options.methods)
+    runs.sort(key=lambda run: order.index(run.method))  # by method, then by repetition
     comparison = Comparison(horizon, budget, ranks.world_size, options.judge_seeds, estimator, _described(ranges), runs)
     if ranks.is_first:
         write_text_atomic(folder / "compare.json", comparison.to_json())
@@ -206,7 +210,7 @@ def _described(ranges: Sequence[SearchRange]) -> dict[str, dict[str, Any]]:
 
 def _fixed(
     problem: Problem,
-    rule: SignRule,
+    outer: tuple[OuterRule, bool],
     estimator: str,
     greedy_discount: float,
     ranges: tuple[SearchRange, ...],
@@ -217,7 +221,7 @@ def _fixed(
     return {
         "hyperparameters": repr((space.learned, sorted(space.fixed.items()))),
         "inner": repr((problem.optimizer.name, problem.clip_gradient, horizon)),
-        "outer": repr(rule),
+        "outer": repr(outer),
         "estimator": estimator,
         "greedy": str(greedy_discount),
         "tangents": repr((problem.tangents.clip_hvp, problem.tangents.pruning)),

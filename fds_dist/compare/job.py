@@ -12,7 +12,7 @@ from fds_dist.distributed.mesh import Ranks
 from fds_dist.engine.monitor import Consistency
 from fds_dist.engine.outer_loop import OuterSettings
 from fds_dist.engine.problem import Problem
-from fds_dist.outer import SignRule
+from fds_dist.outer import OuterRule
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Job:
 
     problem: Problem
     """Its seed is the repetition's."""
-    rule: SignRule
+    rule: OuterRule
     settings: OuterSettings
     estimator: str
     """The estimator of `fds`, by name."""

@@ -142,7 +142,7 @@ def plain_run(
     found_test = None
     if state.step == horizon:
         val = validation_score(problem, network, state.weights, number)
-        found_test = score(problem, network, state.weights, problem.task.test_batches(), "running") if test else None
+        found_test = test_score(problem, network, state.weights) if test else None
     else:
         val = watch.last or Score(math.inf, None)
     seconds = time.perf_counter() - began - watch.waited
@@ -151,8 +151,14 @@ def plain_run(
 
 def validation_score(problem: Problem, network: Network, weights: Tensor, number: int) -> Score:
     """The validation loss that the gradient methods see too, without its gradient."""
-    found = score(problem, network, weights, problem.task.val_batches(number), problem.val_batch_norm)
-    return found or Score(math.inf, None)
+    batches = (checked_batch(batch, "val_batches") for batch in problem.task.val_batches(number))
+    return score(problem, network, weights, batches, problem.val_batch_norm) or Score(math.inf, None)
+
+
+def test_score(problem: Problem, network: Network, weights: Tensor) -> Score | None:
+    """On the test data, with running statistics in batch-norm; None where there is none."""
+    batches = (checked_batch(batch, "test_batches") for batch in problem.task.test_batches())
+    return score(problem, network, weights, batches, "running")
 
 
 @torch.no_grad()
@@ -166,8 +172,8 @@ def score(
     network.evaluate(batch_norm)
     loss_of = validation_loss(problem.task)
     total, samples, right, answers = 0.0, 0, 0, 0
-    for given in batches:
-        inputs, targets = network.cast(checked_batch(given, "val_batches or test_batches"))
+    for batch in batches:
+        inputs, targets = network.cast(batch)
         output, _ = network(weights, inputs)
         total += loss_of(output, targets).item() * len(targets)
         samples += len(targets)

@@ -41,18 +41,20 @@ def mesh_shape(tangent: int | str, data: int, replica: int, world_size: int) -> 
         if size != 1
     ]
     others = data * replica
+    ranks = _counted(world_size, "rank")
+    if faults:
+        return None, faults
     if tangent == "auto":
         if world_size % others:
-            faults.append(
-                Fault("mesh", f"data {data} × replica {replica} do not divide the world size {world_size}", "a divisor")
-            )
-        tangent = max(1, world_size // others)
-    elif int(tangent) * others != world_size:
+            problem = f"data {data} × replica {replica} does not divide {ranks}"
+            return None, [Fault("mesh", problem, f"a divisor of {world_size}")]
+        return MeshShape(replica, world_size // others, data), []
+    if int(tangent) * others != world_size:
         product = f"replica {replica} × tangent {tangent} × data {data}" if others > 1 else f"{tangent}"
         fitting = f"auto or {world_size // others}" if world_size % others == 0 else "auto"
         expected = f"{fitting}, or a launch with {int(tangent) * others} ranks"
-        faults.append(Fault("mesh.tangent", f"{product} does not fit {_counted(world_size, 'rank')}", expected))
-    return (None, faults) if faults else (MeshShape(replica, int(tangent), data), [])
+        return None, [Fault("mesh.tangent", f"{product} does not fit {ranks}", expected)]
+    return MeshShape(replica, int(tangent), data), []
 
 
 def _counted(number: int, thing: str) -> str:

@@ -49,7 +49,7 @@ class OuterProgress:
     best: tuple[int, list[float], float, float | None] | None = None
     """(outer step, its λ, validation loss, accuracy) of the lowest validation loss so far."""
     first_val_loss: float = math.inf
-    """Of the first outer step."""
+    """Of the first outer step; infinite where that one was lost."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -107,7 +107,9 @@ class OuterLoop:
         monitor = self.make_monitor(number, self.schedule(values, horizon), plan)
         estimate = self.estimator(self.problem, values, number, horizon, self.ranks, monitor)
         step, retreated = self.next_values(progress, estimate)
-        best = progress.best
+        best, first_val_loss = progress.best, progress.first_val_loss
+        if number == 0 and math.isfinite(estimate.val_loss):
+            first_val_loss = estimate.val_loss
         if math.isfinite(estimate.val_loss) and (best is None or estimate.val_loss < best[2]):
             best = (number, list(values), estimate.val_loss, estimate.val_accuracy)
         after = replace(
@@ -118,7 +120,7 @@ class OuterLoop:
             horizon=horizon,
             converged=step.converged,
             best=best,
-            first_val_loss=estimate.val_loss if number == 0 else progress.first_val_loss,
+            first_val_loss=first_val_loss,
         )
         events = self._events(values, step, retreated)
         self._record(progress, estimate, after, events, time.perf_counter() - began)

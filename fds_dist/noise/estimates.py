@@ -65,6 +65,9 @@ class NoiseEstimate:
     theorem_window: float
     """The theorem's W*, at most T."""
     recommended_buckets: int
+    """Those of the best window."""
+    fewest_buckets: int
+    """Those of the widest window in `best_range`."""
     mean: list[float]
     """[T] over runs, per step."""
     spread: list[float]
@@ -100,6 +103,7 @@ def estimate_noise(hypergradients: Floats, hyperparameter: str = "", estimator: 
         best_range=(close.min().item(), close.max().item()),
         theorem_window=min(best_window(variance, drift, correlation), float(horizon)),
         recommended_buckets=buckets[best],
+        fewest_buckets=round(horizon / close.max()),
         mean=hypergradients.mean(0).tolist(),
         spread=hypergradients.std(0, ddof=1).tolist(),
     )

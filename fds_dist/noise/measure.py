@@ -1,6 +1,6 @@
 """The analysis: runs spread over the ranks, kept in files as they are done, and what they tell together.
 
-Runs are independent: rank r does runs r, r + world size, ... without a word to the others until all are gathered.
+Runs are independent: rank r does runs r, r + world size, ..., and hands each to the others when it is done.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch.distributed as dist
 
+from fds_dist.distributed.agreement import with_the_others
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.engine.problem import Problem
 from fds_dist.faults import Fault, UserError
 from fds_dist.noise.estimates import FEWEST_RUNS, estimate_noise
 from fds_dist.noise.report import NoiseReport
-from fds_dist.noise.runs import ESTIMATORS, run_hypergradients, settings_key, without_sharing
+from fds_dist.noise.runs import ESTIMATORS, Unshared, run_hypergradients, settings_key, without_sharing
 from fds_dist.noise.theorem import Floats
 from fds_dist.schedule import Schedule
 
 Progress = Callable[[int, int], None]
-"""(runs done, runs to do) of this rank."""
+"""(runs done, all runs), those of all ranks together."""
 
 
 def measure_noise(
@@ -41,24 +42,25 @@ def measure_noise(
             a finished one with more runs. Runs of other settings may lie there too.
 
     Raises:
-        UserError: too few runs, too few of them finite, or a schedule that does not fit the problem.
+        UserError: too few steps or runs, too few of them finite, or a schedule that does not fit the problem.
     """
-    if runs < FEWEST_RUNS:
-        raise UserError(Fault("runs", f"{runs} is out of range", f"a whole number of at least {FEWEST_RUNS}"))
+    checks = (("horizon", horizon, 2), ("runs", runs, FEWEST_RUNS))
+    faults = [
+        Fault(name, f"{value} is out of range", f"a whole number of at least {least}")
+        for name, value, least in checks
+        if value < least
+    ]
+    if faults:
+        raise UserError(faults)
     unshared = without_sharing(problem, schedule, horizon)
     kept, key = folder / "runs", settings_key(unshared)
     kept.mkdir(parents=True, exist_ok=True)
-    mine = range(ranks.rank, runs, ranks.world_size)
-    done: dict[int, Floats] = {}
-    for number, run in enumerate(mine, start=1):
-        file = kept / f"{key}-{run:04d}.npy"
-        found = load_run(file)
-        if found is None:
-            found = run_hypergradients(unshared, run)
-            save_run(file, found)
-        done[run] = found
-        progress(number, len(mine))
-    finite = finite_runs(gather(done, ranks))
+    done: list[Floats] = []
+    for first in range(0, runs, ranks.world_size):
+        run = first + ranks.rank
+        done += gather(kept_run(unshared, run, kept / f"{key}-{run:04d}.npy") if run < runs else None, ranks)
+        progress(len(done), runs)
+    finite = finite_runs(done)
     space = unshared.problem.space
     return NoiseReport(
         horizon=horizon,
@@ -88,25 +90,24 @@ def finite_runs(done: list[Floats]) -> Floats:
     return np.stack(finite)
 
 
-def load_run(file: Path) -> Floats | None:
-    """The hypergradients in `file`; None where there is no such file, or no array in it."""
+def kept_run(unshared: Unshared, run: int, file: Path) -> Floats:
+    """[E, N, T] of one run: read from `file`, or computed and written to it."""
     try:
         return np.load(file)
-    except (OSError, ValueError, EOFError):
-        return None
+    except (OSError, ValueError, EOFError):  # no such file, or no array in it
+        found = run_hypergradients(unshared, run)
+        temporary = file.with_suffix(".tmp")
+        with temporary.open("wb") as stream:
+            np.save(stream, found)
+        temporary.replace(file)  # there as a whole or not at all
+        return found
 
 
-def save_run(file: Path, hypergradients: Floats) -> None:
-    """Writes `file` so that it is there as a whole or not at all."""
-    temporary = file.with_suffix(".tmp")
-    with temporary.open("wb") as stream:
-        np.save(stream, hypergradients)
-    temporary.replace(file)
-
-
-def gather(done: dict[int, Floats], ranks: Ranks) -> list[Floats]:
-    """The runs of all ranks, in order, on every rank."""
-    parts = [done] * ranks.world_size
+def gather(run: Floats | None, ranks: Ranks) -> list[Floats]:
+    """The runs of all ranks that have one, in the ranks' order, on every rank."""
+    parts = [run]
     if ranks.world_size > 1:
-        dist.all_gather_object(parts, done)
-    return [parts[run % ranks.world_size][run] for run in range(sum(map(len, parts)))]
+        parts = [None] * ranks.world_size
+        with with_the_others():
+            dist.all_gather_object(parts, run)
+    return [part for part in parts if part is not None]

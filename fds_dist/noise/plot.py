@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ def plot_noise(report: NoiseReport, path: Path) -> None:
             for estimate, profile in zip(report.of(name), profiles, strict=True):
                 draw_errors(errors, estimate)
                 draw_profile(profile, estimate)
-            finish_errors(errors, name)
+            finish_errors(errors, report.of(name))
         add_legend(figure, report)
         for ending in (".pdf", ".png"):
             figure.savefig(path.with_suffix(ending), dpi=200)
@@ -63,27 +64,29 @@ def draw_errors(axes: Axes, found: NoiseEstimate) -> None:
     axes.errorbar(found.windows, found.mse, found.mse_error, fmt=marker, markersize=2.8, elinewidth=0.7, color=color)
     axes.plot(found.windows, found.theorem, color=color, linewidth=1.2)
     axes.plot(found.best_window, best, "o", markersize=10, markerfacecolor="none", markeredgecolor=color)
-    near_edge = found.best_window > max(found.windows) / 3
+    place = math.log(found.best_window) / math.log(max(found.windows))  # 0 at the left edge, 1 at the right one
+    side, shift = ("left", -6) if place < 0.1 else ("right", 6) if place > 0.9 else ("center", 0)
     axes.annotate(
         f"W = {found.best_window:.0f}",
         (found.best_window, best),
-        (8 if near_edge else 0, -9),
+        (shift, -9),
         textcoords="offset points",
         color=color,
-        ha="right" if near_edge else "center",
+        ha=side,
         va="top",
         path_effects=[withStroke(linewidth=2.5, foreground="white")],  # legible where it crosses a curve
     )
 
 
-def finish_errors(axes: Axes, name: str) -> None:
+def finish_errors(axes: Axes, estimates: list[NoiseEstimate]) -> None:
     """Scales and labels of the left panel."""
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    if any(found.variance > 0 for found in estimates):
+        axes.set_yscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.margins(y=0.12)
+    axes.margins(y=0.18)
     axes.set_xlabel("window W (inner steps)")
-    axes.set_ylabel(f"mean squared error\n(loss / unit of {spoken(name)})²")
+    axes.set_ylabel(f"mean squared error\n(loss / unit of {spoken(estimates[0].hyperparameter)})²")
 
 
 def draw_profile(axes: Axes, found: NoiseEstimate) -> None:

@@ -36,13 +36,14 @@ class NoiseReport:
         return [estimate for estimate in self.estimates if estimate.hyperparameter == hyperparameter]
 
     @property
+    def advised(self) -> list[NoiseEstimate]:
+        """The estimates that a recommendation rests on: of the non-greedy hypergradients, which FDS learns from."""
+        return [estimate for estimate in self.estimates if estimate.estimator == "non-greedy"]
+
+    @property
     def recommended_buckets(self) -> dict[str, int]:
-        """Numbers of buckets by hyperparameter, for the non-greedy hypergradients that FDS learns from."""
-        return {
-            estimate.hyperparameter: estimate.recommended_buckets
-            for estimate in self.estimates
-            if estimate.estimator == "non-greedy"
-        }
+        """Numbers of buckets by hyperparameter."""
+        return {estimate.hyperparameter: estimate.recommended_buckets for estimate in self.advised}
 
 
 def write_noise(report: NoiseReport, path: Path) -> None:
@@ -74,7 +75,7 @@ def print_noise(report: NoiseReport, console: Console) -> None:
             str(found.recommended_buckets),
         )
     console.print(table)
-    advice = ", ".join(f"{name}: {count}" for name, count in report.recommended_buckets.items())
+    advice = ", ".join(map(advice_text, report.advised))
     lines = [
         "Windows W in steps; good W: error within a tenth or a standard error of the least; gain: MSE₁ over the least.",
         f"Recommended buckets for {report.horizon} steps: {advice}.",
@@ -83,6 +84,12 @@ def print_noise(report: NoiseReport, console: Console) -> None:
         lines.append(f"{report.left_out} more runs diverged and are left out.")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def advice_text(found: NoiseEstimate) -> str:
+    """`lr 21 (10 nearly as good)`"""
+    fewer = f" ({found.fewest_buckets} nearly as good)" if found.fewest_buckets < found.recommended_buckets else ""
+    return f"{found.hyperparameter} {found.recommended_buckets}{fewer}"
 
 
 def gain_text(found: NoiseEstimate) -> str:

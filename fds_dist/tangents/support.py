@@ -52,14 +52,16 @@ def choose_method(
     Raises:
         UserError: the requested method (or, for `auto`, every method) fails on this network and loss; the message
             names the operator at fault and the method that works.
+        Exception: whatever the network or the loss raises by itself, without any derivative.
     """
-    check_forward(loss, weights, theta, batch)
+    with torch.no_grad():
+        loss(weights, theta, batch)  # raises what has nothing to do with derivatives
     custom, cut = custom_functions(loss, weights, theta, batch)
+    names = ", ".join(custom)
     if cut:
-        problem = f"neither method can differentiate {', '.join(custom)} (marked @once_differentiable) twice"
+        problem = f"neither method can differentiate {names} (marked @once_differentiable) twice"
         raise UserError(Fault("tangents.method", problem, "a network without it"))
-    remark = f"{', '.join(custom)}: run `fds-dist verify`, which shows whether its second derivative is right"
-    remark = remark if custom else ""
+    remark = f"{names}: run `fds-dist verify`, which shows whether its second derivative is right" if names else ""
     first = default_method(weights.device) if requested == "auto" else requested
     failure = probe(first, loss, weights, theta, batch, vectorize)
     if not failure:
@@ -91,23 +93,6 @@ def probe(method: str, loss: TrainingLoss, weights: Tensor, theta: Tensor, batch
         except _FAILURES as error:
             return operator_at_fault(error, [str(warning.message) for warning in caught])
     return ""
-
-
-def check_forward(loss: TrainingLoss, weights: Tensor, theta: Tensor, batch: Batch) -> None:
-    """One forward pass.
-
-    Raises:
-        UserError: the network or the loss fails by itself, without any derivative.
-    """
-    try:
-        with torch.no_grad():
-            loss(weights, theta, batch)
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # whatever the user's code does
-        kind = f"{type(error).__name__}: {error}".splitlines()[0]
-        problem = f"the network and its loss fail on the first training batch{_user_line(error)}: {kind}"
-        raise UserError(Fault("model", problem, "a network that takes what the task gives")) from error
 
 
 def custom_functions(loss: TrainingLoss, weights: Tensor, theta: Tensor, batch: Batch) -> tuple[list[str], bool]:

@@ -83,7 +83,7 @@ class WandbTracker:
             "project": self._project,
             "name": self._name or run.run_dir.name,
             "id": self._id(run),
-            "dir": str(run.run_dir),
+            "dir": str(run.run_dir.resolve()),  # wandb's own process may be in another folder
             "config": hide_secrets(run.config),
             "resume": "allow" if run.resumed else None,
             "reinit": "create_new",  # leaves a run of the calling program alone

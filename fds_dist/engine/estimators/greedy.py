@@ -28,7 +28,7 @@ from fds_dist.engine.inner_run import InnerState, OnStep, Tangents, initial_stat
 from fds_dist.engine.problem import Problem, checked_batch
 from fds_dist.engine.validation import validate
 from fds_dist.schedule import segments
-from fds_dist.tangents import Batch, Network, Point, tangent_step
+from fds_dist.tangents import Batch, Network, Point, differentiate, tangent_step
 from fds_dist.tasks.base import validation_loss
 
 
@@ -150,6 +150,6 @@ def _validation_gradient(problem: Problem, network: Network, weights: Tensor, ba
     network.evaluate(problem.val_batch_norm)
     leaf = weights.detach().requires_grad_()
     output, _ = network(leaf, batch[0])
-    (gradient,) = torch.autograd.grad(validation_loss(problem.task)(output, batch[1]), leaf)
+    (gradient,) = differentiate(validation_loss(problem.task)(output, batch[1]), leaf)
     network.train()
     return gradient

@@ -1,0 +1,133 @@
+"""What comes after and around a search: retraining with its schedule, noise analysis, and the rivals beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fds_dist.api import Source, draft_of
+from fds_dist.build import Build, build, model_builder
+from fds_dist.compare import Comparison, plot_comparison
+from fds_dist.compare import compare as compare_methods
+from fds_dist.config import Config, load_config
+from fds_dist.distributed.agreement import agreed
+from fds_dist.distributed.environment import read_environment
+from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device
+from fds_dist.engine.monitor import Consistency
+from fds_dist.faults import Fault, UserError
+from fds_dist.noise import NoiseReport, cosine_schedule, measure_noise, plot_noise, write_noise
+from fds_dist.retrain import ConsoleReporter, RetrainResult, RetrainSettings, read_settings
+from fds_dist.retrain import retrain as retrain_seeds
+from fds_dist.run_folder import RunFolder
+from fds_dist.schedule import Schedule
+from fds_dist.tasks import build_task
+from fds_dist.tasks.base import Task
+
+NOISE_STEPS = 250
+NOISE_RUNS = 100
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """Where a retraining is, and what came of it."""
+
+    folder: Path
+    settings: RetrainSettings
+    results: list[RetrainResult]
+
+
+def retrain(run_dir: str | Path, overrides: Sequence[str] = (), *, show: bool = True) -> Retraining:
+    """Trains from scratch on the whole training set by the schedule that the run in `run_dir` learned.
+
+    Args:
+        overrides: `key=value` settings; see `fds_dist.retrain.RetrainSettings`.
+        show: whether rank 0 prints how it goes.
+
+    Raises:
+        UserError: no such run, or settings that are wrong.
+    """
+    environment, folder = read_environment(), RunFolder(Path(run_dir))
+
+    def read() -> tuple[Config, Schedule, RetrainSettings]:
+        if not folder.config.is_file():
+            raise UserError(Fault("RUN_DIR", f"{folder.path} is not the folder of a run", "OUTPUT_DIR/NAME"))
+        config = load_config(folder.config)
+        return config, Schedule.load(folder.schedule), read_settings(overrides, config)
+
+    config, schedule, settings = agreed(environment, read)
+    device, faults = choose_device(config.device, environment)
+    if faults:
+        raise UserError(faults)
+
+    def make_task(seed: int) -> Task:
+        return build_task(config.task.name, config.task.options, seed=seed)
+
+    build_model = agreed(environment, lambda: model_builder(config, make_task(settings.seed)))
+    target = folder.path / "retrain"
+    with Ranks(environment, MeshShape(1, environment.world_size, 1), device) as ranks:
+        reporters = [ConsoleReporter()] if show else []
+        results = retrain_seeds(make_task, build_model, schedule, settings, ranks, target, reporters)
+    return Retraining(target, settings, results)
+
+
+def noise(
+    config: Source | None, overrides: Sequence[str] = (), *, runs: int = NOISE_RUNS, steps: int = NOISE_STEPS
+) -> tuple[NoiseReport, Path]:
+    """Measures hypergradient noise against window size at the paper's cosine schedule; returns its folder too.
+
+    Raises:
+        UserError: the input is wrong.
+    """
+    environment = read_environment()
+    built = agreed(environment, lambda: build(draft_of(config, overrides), environment))
+    folder = study_folder(built.config, "noise")
+    with Ranks(environment, built.shape, built.problem.device) as ranks:
+        folder.mkdir(parents=True, exist_ok=True)
+        schedule = cosine_schedule(built.problem, steps)
+        report = measure_noise(built.problem, schedule, steps, runs, ranks, folder)
+        if ranks.is_first:
+            write_noise(report, folder / "noise.json")
+            plot_noise(report, folder / "noise")
+    return report, folder
+
+
+def compare(config: Source | None, overrides: Sequence[str] = ()) -> tuple[Comparison, Path]:
+    """Runs FDS and its rivals at equal compute; returns its folder too. A second call goes on where one stopped.
+
+    Raises:
+        UserError: the input is wrong, or the folder holds a comparison of something else.
+    """
+    environment = read_environment()
+    built = agreed(environment, lambda: build(draft_of(config, overrides), environment))
+    folder = study_folder(built.config, "compare")
+    with Ranks(environment, built.shape, built.problem.device) as ranks:
+        folder.mkdir(parents=True, exist_ok=True)
+        comparison = _compared(built, ranks, folder)
+        if ranks.is_first:
+            plot_comparison(comparison, folder)
+    return comparison, folder
+
+
+def _compared(built: Build, ranks: Ranks, folder: Path) -> Comparison:
+    config = built.config
+    return compare_methods(
+        built.problem,
+        built.rule,
+        built.settings,
+        config.estimator,
+        config.compare,
+        ranks,
+        folder,
+        greedy_discount=config.greedy.discount,
+        say=print,
+        consistency=Consistency(config.consistency.mode, config.consistency.every),
+    )
+
+
+def study_folder(config: Config, study: str) -> Path:
+    """`OUTPUT_DIR/STUDY-TASK-MODEL` (or `OUTPUT_DIR/NAME`): the same for the same config, so that a study goes on."""
+    parts = [study, config.task.name, *([config.model.name] if config.model else [])]
+    name = config.name or "-".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part) for part in parts)
+    return Path(config.output_dir) / name
