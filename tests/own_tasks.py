@@ -78,6 +78,13 @@ def per_rank(record: str) -> PerRank:
     return PerRank(record)
 
 
+class Dying(Blobs):
+    """Rank 1 alone fails, in the second epoch."""
+
+    def train_batches(self, outer_step: int, epoch: int) -> Any:
+        return raises() if epoch and PerRank.rank == "1" else super().train_batches(outer_step, epoch)
+
+
 class Stopping(Blobs):
     """Raises in outer step 1, for as long as the file `switch` is there, the exception that is named in it."""
 

@@ -182,7 +182,7 @@ WRONG = [
     ("outer.step_decay=1", "outer.step_decay: 1 is out of range; expected a number above 0 and below 1"),
     ("outer.tolerance='1e-3'", "outer.tolerance: '1e-3' is text; expected a number of at least 0"),
     ("outer.tolerance=.nan", "outer.tolerance: nan is not finite; expected a number of at least 0"),
-    ("outer.optimizer=adam", "outer.optimizer: 'adam' is not valid; expected sign"),
+    ("outer.optimizer=lbfgs", "outer.optimizer: 'lbfgs' is not valid; expected sign, rprop, sgd or adam"),
     ("consistency.every=0", "consistency.every: 0 is out of range; expected a whole number of at least 1"),
     (
         "inner.optimizer=adamm",

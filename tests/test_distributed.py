@@ -136,6 +136,16 @@ def test_a_mismatch_ends_the_command_with_one_line(tmp_path: Path) -> None:
     assert "optimize --resume runs/run" in first[1]
 
 
+def test_a_rank_that_fails_alone_leaves_nobody_waiting(tmp_path: Path) -> None:
+    write_config(tmp_path, config({"lr": 2}, task="own_tasks:Dying"))
+    (first, second) = run_command(2, [tmp_path], "optimize", "config.yaml", "name=run")
+    assert (first[0], second[0]) == (1, 1)
+    assert second[2].splitlines()[-1].endswith("ValueError: planted")  # with its traceback: it may be a bug
+    (line,) = first[2].splitlines()
+    assert line.startswith("fds-dist: another rank ended, or was silent for 10 minutes; what it said is why (")
+    assert "failed; message: another rank ended" in first[1]
+
+
 # --- wrong input ---
 
 
