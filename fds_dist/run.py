@@ -7,11 +7,9 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from fds_dist.build import Build
 from fds_dist.checkpoint import load_checkpoint, save_checkpoint
@@ -64,7 +62,7 @@ class Search:
     def __init__(self, built: Build, ranks: Ranks, resume: Path | None, show: bool, from_python: bool) -> None:
         self.built, self.ranks, self.resumed = built, ranks, resume is not None
         self.show, self.from_python = show and ranks.is_first, from_python
-        self.folder = RunFolder(on_first_rank(ranks, lambda: resume or _new_folder(built)))
+        self.folder = RunFolder(ranks.on_first(lambda: resume or _new_folder(built)))
         self.trackers = Trackers(self._own_trackers() if ranks.is_first else [])
         consistency = Consistency(built.config.consistency.mode, built.config.consistency.every)
         self.loop = OuterLoop(
@@ -129,7 +127,7 @@ class Search:
     def _resumed(self) -> OuterProgress:
         """Where the newest whole checkpoint stands; before the first outer step where there is none."""
         config = load_config(self.folder.config)  # as it was
-        state = on_first_rank(self.ranks, lambda: load_checkpoint(self.folder.checkpoints, self.notes.append))
+        state = self.ranks.on_first(lambda: load_checkpoint(self.folder.checkpoints, self.notes.append))
         if state is None:
             return self._fresh()
         progress = OuterProgress.from_dict(state)
@@ -217,7 +215,7 @@ class Search:
             run_dir=self.folder.path,
             schedule=self.loop.schedule(progress.values, progress.horizon),
             best_schedule=None if best is None else self.loop.schedule(best[1], progress.horizon),
-            history=on_first_rank(self.ranks, lambda: read_history(self.folder.history)),
+            history=self.ranks.on_first(lambda: read_history(self.folder.history)),
             converged=progress.converged,
         )
 
@@ -235,17 +233,3 @@ def program() -> str:
         return "fds-dist" if found else "python -m fds_dist"
     path = os.path.relpath(beside)
     return shlex.quote(str(beside) if path.startswith("..") else path)
-
-
-def on_first_rank(ranks: Ranks, make: Callable[[], Any]) -> Any:
-    """`make()` of rank 0 on every rank; its `UserError` is raised on every rank too."""
-    outcome: tuple[Any, UserError | None] = (None, None)
-    if ranks.is_first:
-        try:
-            outcome = make(), None
-        except UserError as error:
-            outcome = None, error
-    value, error = ranks.broadcast_object(outcome)  # type: ignore[misc]
-    if error is not None:
-        raise error
-    return value

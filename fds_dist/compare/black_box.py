@@ -16,7 +16,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fds_dist.compare.job import Job, Report
-from fds_dist.compare.parallel import gather, on_first_rank
 from fds_dist.compare.records import Trial, finite_or_none, loss_or_infinity
 from fds_dist.compare.space import SearchRange, values_at
 from fds_dist.compare.trials import plain_run
@@ -132,7 +131,7 @@ def black_box(name: str, job: Job, before: Sequence[Trial], report: Report) -> s
     box = BlackBox(name, job.ranges, job.problem.seed, before) if ranks.is_first else None
     done, spent = len(before), sum(trial.cost for trial in before)
     while (count := min(ranks.world_size, int((job.budget - spent) // job.horizon))) > 0:
-        coordinates = on_first_rank(ranks, lambda count=count: box.ask(count) if box else [])
+        coordinates = ranks.on_first(lambda count=count: box.ask(count) if box else [])
         trials = _run_batch(job, box, done, coordinates, rungs)
         report(trials)
         done, spent = done + count, spent + sum(trial.cost for trial in trials)
@@ -147,9 +146,9 @@ def _run_batch(
     resources = iter(rungs)
 
     def at_rung(loss: float | None) -> bool:
-        losses = gather(ranks, loss)[:count]
+        losses = ranks.gather_objects(loss)[:count]
         resource = next(resources)
-        verdicts = on_first_rank(ranks, lambda: box.go_on(resource, losses) if box else [])
+        verdicts = ranks.on_first(lambda: box.go_on(resource, losses) if box else [])
         return ranks.rank < count and verdicts[ranks.rank]
 
     mine = None
@@ -171,6 +170,6 @@ def _run_batch(
     else:
         for _ in rungs:
             at_rung(None)
-    trials = [trial for trial in gather(ranks, mine) if trial is not None]
-    memories = on_first_rank(ranks, lambda: box.tell(trials) if box else [])
+    trials = [trial for trial in ranks.gather_objects(mine) if trial is not None]
+    memories = ranks.on_first(lambda: box.tell(trials) if box else [])
     return [replace(trial, state={**trial.state, **memory}) for trial, memory in zip(trials, memories, strict=True)]

@@ -13,7 +13,6 @@ from fds_dist.compare.costs import estimator_cost
 from fds_dist.compare.gradient import fds, greedy
 from fds_dist.compare.job import Job, Method
 from fds_dist.compare.judge import Found, Judgement, incumbents, judge
-from fds_dist.compare.parallel import on_first_rank
 from fds_dist.compare.records import Record, Trial
 from fds_dist.compare.repetitions import judging, repetition
 from fds_dist.compare.results import Comparison, Incumbent, MethodRun
@@ -86,8 +85,7 @@ def compare(
     budget = options.budget or sum(estimator_cost(estimator, problem, steps, greedy_discount) for steps in horizons)
     if budget < horizon:
         raise UserError(Fault("compare.budget", f"{budget:g} is out of range", f"at least one run: {horizon}"))
-    on_first_rank(
-        ranks,
+    ranks.on_first(
         lambda: _claim(folder, _fixed(problem, (rule, settings.retreat), estimator, greedy_discount, ranges, horizon)),
     )
     tell = say if ranks.is_first else lambda line: None
@@ -124,7 +122,7 @@ def compare(
 def _search(name: str, index: int, job: Job, folder: Path, say: Say) -> Search:
     """One search, from where an earlier start left it."""
     record = Record(folder / name / f"trials-{index}.jsonl")
-    trials = _affordable(on_first_rank(job.ranks, record.read), job.budget)
+    trials = _affordable(job.ranks.on_first(record.read), job.budget)
     told = Teller(f"{name}, repetition {index}", job, say)
     told.before(trials)
 
@@ -184,7 +182,7 @@ def _retrained(
         return run
     values = run.answer.hyperparameters
     record = Record(folder / run.method / f"retrained-{run.repetition}.jsonl")
-    for entry in on_first_rank(ranks, record.read):
+    for entry in ranks.on_first(record.read):
         if entry["hyperparameters"] == values:
             return replace(run, retrained_accuracy=entry["test_accuracy"])
     optimizer = {"name": problem.optimizer.name, **problem.optimizer.switches}

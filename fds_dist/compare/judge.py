@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from fds_dist.compare.parallel import in_batches, on_first_rank
+from fds_dist.compare.parallel import in_batches
 from fds_dist.compare.records import Record, Trial, finite_or_none, loss_or_infinity
 from fds_dist.compare.telling import Say
 from fds_dist.compare.trials import plain_run
@@ -70,8 +70,7 @@ def judge(
     What `record` holds already is not trained again.
     """
     judged = {
-        (tuple(entry.pop("values")), entry["seed"]): Judgement.from_dict(entry)
-        for entry in on_first_rank(ranks, record.read)
+        (tuple(entry.pop("values")), entry["seed"]): Judgement.from_dict(entry) for entry in ranks.on_first(record.read)
     }
     wanted = [(values, seed) for values in dict.fromkeys(map(tuple, candidates)) for seed in range(seeds)]
     missing = [job for job in wanted if job not in judged]

@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,8 +20,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fds_dist.distributed.agreement import TIMEOUT, meeting_store, with_the_others
 from fds_dist.distributed.environment import LaunchEnvironment
-from fds_dist.faults import Fault
+from fds_dist.faults import Fault, UserError
 
+Value = TypeVar("Value")
 AXES = ("replica", "tangent", "data")
 
 
@@ -179,7 +181,7 @@ class Ranks:
         with with_the_others():
             dist.broadcast(tensor, group=self.mesh.get_group("tangent"), group_src=0)
 
-    def broadcast_object(self, value: object) -> object:
+    def broadcast_object(self, value: Value) -> Value:
         """Rank 0's `value` on all ranks; for small, rare things."""
         if self.mesh is None:
             return value
@@ -187,3 +189,25 @@ class Ranks:
         with with_the_others():
             dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def gather_objects(self, value: Value) -> list[Value]:
+        """Each rank's `value`, in rank order, on all ranks; for small, rare things."""
+        if self.mesh is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        with with_the_others():
+            dist.all_gather_object(values, value)
+        return values
+
+    def on_first(self, make: Callable[[], Value]) -> Value:
+        """`make()` of rank 0 on every rank; its `UserError` is raised on every rank too."""
+        outcome: Any = None, None
+        if self.is_first:
+            try:
+                outcome = make(), None
+            except UserError as error:
+                outcome = None, error
+        value, error = self.broadcast_object(outcome)
+        if error is not None:
+            raise error
+        return value

@@ -9,9 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch.distributed as dist
 
-from fds_dist.distributed.agreement import with_the_others
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.engine.problem import Problem
 from fds_dist.faults import Fault, UserError
@@ -105,9 +103,4 @@ def kept_run(unshared: Unshared, run: int, file: Path) -> Floats:
 
 def gather(run: Floats | None, ranks: Ranks) -> list[Floats]:
     """The runs of all ranks that have one, in the ranks' order, on every rank."""
-    parts = [run]
-    if ranks.world_size > 1:
-        parts = [None] * ranks.world_size
-        with with_the_others():
-            dist.all_gather_object(parts, run)
-    return [part for part in parts if part is not None]
+    return [part for part in ranks.gather_objects(run) if part is not None]

@@ -101,15 +101,7 @@ class DDPEngine:
 
     def load(self, path: Path) -> dict[str, Any] | None:
         """See `Engine`: the first rank reads, so that no other needs to see its files."""
-        outcome: tuple[Any, UserError | None] = (None, None)
-        if self._ranks.is_first:
-            try:
-                outcome = read_state(path), None
-            except UserError as error:
-                outcome = None, error
-        found, error = self._ranks.broadcast_object(outcome)  # type: ignore[misc]
-        if error is not None:
-            raise error
+        found = self._ranks.on_first(lambda: read_state(path))
         if found is None:
             return None
         tensors, progress = found
