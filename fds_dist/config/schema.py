@@ -174,10 +174,10 @@ class ConsistencyConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When to save the state of a run."""
+    """When to save the state of a run: after every outer step, for now."""
 
     every_seconds: Positive = 600.0
-    """Seconds between two checkpoints."""
+    """Seconds between two checkpoints within an outer step. Has no effect yet: such checkpoints are not written."""
 
     keep: Count = 2
     """How many of the latest checkpoints stay."""
