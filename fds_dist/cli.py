@@ -75,6 +75,8 @@ def parser() -> argparse.ArgumentParser:
         if name in ("verify", "noise"):
             default = "at most 50" if name == "verify" else "250"
             command.add_argument("--steps", type=int, metavar="N", help=f"inner steps (default: {default})")
+        if name == "retrain":
+            command.add_argument("--seeds", type=int, metavar="N", help="how many retrainings (default: 1)")
         if name == "noise":
             command.add_argument("--runs", type=int, metavar="N", help="inner runs (default: 100)")
     return top
@@ -141,7 +143,8 @@ def _retrain(options: argparse.Namespace) -> int:
 
     if options.config is None:
         raise UserError(Fault("RUN_DIR", "is missing", "the folder of a run"))
-    retrain(options.config, options.overrides)
+    seeds = [] if options.seeds is None else [f"seeds={options.seeds}"]
+    retrain(options.config, [*options.overrides, *seeds])
     return DONE
 
 
@@ -178,7 +181,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
     "compare": (_compare, "FDS beside greedy, random search, TPE and Hyperband at equal compute"),
     "noise": (_noise, "hypergradient noise against window size; recommends bucket counts"),
 }
-OPTIONS = ("--help", "--resume", "--runs", "--steps", "--world-size")
+OPTIONS = ("--help", "--resume", "--runs", "--seeds", "--steps", "--world-size")
 
 
 def _is_first() -> bool:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Learns a learning-rate, momentum and weight-decay schedule on the digits task, from nothing but a Python 3.10 to 3.13.
 #
-#   launch/quickstart.sh [key=value ...]     e.g. seed=1 outer.steps=5; the keys are those of configs/digits.yaml
+#   launch/quickstart.sh [key=value ...]     e.g. seed=1 hyperparameters.lr.buckets=5; the keys are those of configs/digits.yaml
 #
 # Environment: NPROC    processes to share the tangents among (2)
 #              PYTHON   the interpreter to make .venv with; without it, the first that fits

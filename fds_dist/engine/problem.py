@@ -68,7 +68,8 @@ class Problem:
 
     def theta(self, h: Tensor) -> Tensor:
         """The part of the H values `h` [H] (or of rows [..., H]) that belongs to the loss [..., P]."""
-        return h[..., self._theta_columns]
+        columns = self._theta_columns
+        return h[..., columns] if columns else h[..., :0]  # a list as index would be copied to the device
 
     @cached_property
     def _theta_columns(self) -> list[int]:
