@@ -203,6 +203,7 @@ class Search:
             return {"go on": resume}
         steps = {"train with it": f"fds_dist.load_schedule({str(self.folder.path)!r}).attach(optimizer)"}
         if not self.from_python:
+            steps["train on all data"] = f"{program()} retrain {folder}"
             steps["check its gradients"] = f"{program()} verify {config}"
             if not self.progress.converged and not self._epochs_differ():
                 steps["search further"] = f"{resume} outer.steps={2 * len(self.built.settings.epochs)}"
