@@ -169,3 +169,22 @@ def test_inner_blocks_cover_each_horizon_without_gaps() -> None:
         assert all(math.isfinite(block.train_loss) for block in blocks)
         assert [block.live_tangents for block in blocks][-1] == 3
         assert blocks[0].live_tangents == 1
+
+
+@pytest.mark.parametrize("end", [math.inf, math.nan, 3.0])
+def test_a_run_that_ends_worse_than_the_first_leads_back_to_the_best_where_that_is_asked_for(end: float) -> None:
+    """The losses are played back, with hypergradients that always ask for a larger learning rate."""
+    played = iter([2.0, 1.0, end, 1.5])
+
+    def playback(*_: Any) -> Estimate:
+        return Estimate([-1.0], next(played), None)
+
+    loop = Loop(image_task(mlp), {"lr": [0.1]}, (1.0,) * 4, estimator=playback, retreat=True)
+    loop.run()
+    step = loop.told.records[0].step_sizes["lr"][0]
+    values = [record.hyperparameters["lr"][0] for record in loop.told.records]
+    best = values[1]
+    assert values[2] == pytest.approx(best + step)
+    assert values[3] == best
+    assert loop.saved[-1].values[0] == pytest.approx(best + step / 2)
+    assert [bool(record.events) for record in loop.told.records] == [False, False, True, False]

@@ -106,7 +106,9 @@ def test_the_state_survives_a_trip_through_json(rule: OuterRule) -> None:
 def test_a_retreat_goes_back_with_half_the_steps(rule: OuterRule) -> None:
     where = space()
     state = rule.update(where, where.initial(), [0.3], rule.init(where)).state
-    step = rule.retreat([0.7], state)
+    step = rule.retreat([0.7], [2.0], state)
     assert step.values == [0.7]
+    assert step.state.failures == 0
+    assert rule.retreat([0.7], [math.nan], state).state.failures == 1
     assert step.state.steps == (state.steps[0] * 0.5,)
     assert not step.converged

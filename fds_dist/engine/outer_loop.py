@@ -131,7 +131,7 @@ class OuterLoop:
         """The rule's step along the hypergradients, or a retreat to the best λ where the inner run diverged."""
         diverged = not estimate.val_loss <= progress.first_val_loss  # a NaN has diverged too
         if self.settings.retreat and diverged and progress.best is not None:
-            return self.rule.retreat(progress.best[1], progress.state), True
+            return self.rule.retreat(progress.best[1], estimate.hypergradients, progress.state), True
         return self.rule.update(self.problem.space, progress.values, estimate.hypergradients, progress.state), False
 
     def schedule(self, values: Sequence[float], horizon: int) -> Schedule:

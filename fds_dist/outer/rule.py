@@ -9,7 +9,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fds_dist.hyperparameters import HyperparameterSpace
@@ -102,10 +102,11 @@ class OuterRule(ABC):
         failures = state.failures + 1 if non_finite else 0
         return OuterStep(moved, OuterState(tuple(elements), failures), settled and not non_finite, tuple(non_finite))
 
-    def retreat(self, values: Sequence[float], state: OuterState) -> OuterStep:
+    def retreat(self, values: Sequence[float], hypergradients: Sequence[float], state: OuterState) -> OuterStep:
         """Back to `values` [K], with half the steps and no momentum: for a λ at which the inner run diverged."""
         elements = tuple(shrunk(element)._replace(first=0.0) for element in state.elements)
-        return OuterStep(list(values), replace(state, elements=elements), False, ())
+        finite = all(map(math.isfinite, hypergradients))
+        return OuterStep(list(values), OuterState(elements, 0 if finite else state.failures + 1), False, ())
 
 
 def shrunk(element: Element) -> Element:
