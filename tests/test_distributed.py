@@ -48,6 +48,8 @@ LARGE = {"name": "own_tasks:blobs", "side": 34, "channels": 32}
 
 CASES = {f"{size}-{method}": config(buckets, method) for size, buckets in BUCKETS.items() for method in METHODS}
 CASES["large"] = config(BUCKETS[3], task=LARGE)
+CASES["greedy"] = config(BUCKETS[9], estimator="greedy", greedy={"discount": 0.5})
+CASES["reverse"] = config(BUCKETS[3], estimator="reverse")
 
 
 @pytest.fixture(scope="module")
