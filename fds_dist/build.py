@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from fds_dist.blame import blamed
 from fds_dist.config import Config, Draft, OuterConfig
 from fds_dist.config.hyperparameters import HyperparameterConfig
 from fds_dist.distributed.environment import LaunchEnvironment
@@ -22,7 +23,7 @@ from fds_dist.engine.estimators import ESTIMATORS, Estimator
 from fds_dist.engine.estimators.greedy import greedy_estimator
 from fds_dist.engine.outer_loop import OuterSettings
 from fds_dist.engine.problem import Problem, TangentOptions
-from fds_dist.engine.trial import blamed, tried
+from fds_dist.engine.trial import tried
 from fds_dist.faults import Fault, UserError
 from fds_dist.hyperparameters import (
     NATURAL_DOMAIN,

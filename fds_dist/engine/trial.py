@@ -5,16 +5,12 @@ What goes wrong in a person's own code is then one line that names the place, no
 
 from __future__ import annotations
 
-import sysconfig
-import traceback
-from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Sized
 from dataclasses import replace
-from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from fds_dist.blame import blamed
 from fds_dist.engine.inner_run import initial_state
 from fds_dist.engine.problem import Problem, checked_batch
 from fds_dist.faults import Fault, UserError
@@ -23,9 +19,6 @@ from fds_dist.schedule import Segment
 from fds_dist.tangents import Batch, Network
 from fds_dist.tangents.support import choose_method
 from fds_dist.tasks.base import validation_loss
-
-PACKAGE = Path(__file__).resolve().parents[1]
-LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 
 
 def tried(problem: Problem, method: str) -> tuple[Problem, str]:
@@ -91,29 +84,6 @@ def _try_loss(
     if not loss.requires_grad:
         problem = f"{name}(output, target) returned a number cut off from the weights (by detach, item or argmax?)"
         raise UserError(Fault(f"task.{name}", problem, expected))
-
-
-@contextmanager
-def blamed(key: str, what: str, circumstances: str = "") -> Iterator[None]:
-    """Exceptions inside become a `UserError` of `key` that tells what was raised, and in which line of whose file."""
-    try:
-        yield
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        message = next(iter(str(error).strip().splitlines()), "")
-        raised = f"{type(error).__name__}: {message}" if message else type(error).__name__
-        raise UserError(Fault(key, f"{what} raised {raised}{user_line(error)}{circumstances}")) from error
-
-
-def user_line(error: BaseException) -> str:
-    """` at file:line` of the innermost line that is neither of this package nor of a library; "" if there is none."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        if path.is_file() and not any(path.is_relative_to(folder) for folder in (PACKAGE, *LIBRARIES)):
-            shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-            return f" at {shown}:{frame.lineno}"
-    return ""
 
 
 def _described(value: object) -> str:

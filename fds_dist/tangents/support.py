@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 import traceback
 import warnings
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
+from fds_dist.blame import user_line
 from fds_dist.faults import Fault, UserError
 from fds_dist.tangents.network import TrainingLoss
 from fds_dist.tangents.products import METHODS, Batch, DoubleBackwardPoint
@@ -123,7 +123,7 @@ def operator_at_fault(error: BaseException, anomalies: list[str]) -> str:
     """
     message = str(error)
     if "autograd.Function" in message:
-        return f"a custom autograd.Function{_user_line(error)}"
+        return f"a custom autograd.Function{user_line(error)}"
     for pattern in _NAMED_IN_MESSAGE:
         if found := re.search(pattern, message):
             name = found.group(1)
@@ -135,11 +135,4 @@ def operator_at_fault(error: BaseException, anomalies: list[str]) -> str:
         if frame.filename.endswith(("torch/nn/functional.py", "torch/functional.py")):
             return frame.name
     kind = message.splitlines()[0] if message else type(error).__name__
-    return f"an operator{_user_line(error)} (PyTorch says: {kind})"
-
-
-def _user_line(error: BaseException) -> str:
-    """The innermost line that is neither PyTorch's nor this package's, as " at file:line"; "" if there is none."""
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if "/torch/" not in frame.filename and "fds_dist" not in frame.filename]
-    return f" at {Path(outside[-1].filename).name}:{outside[-1].lineno}" if outside else ""
+    return f"an operator{user_line(error)} (PyTorch says: {kind})"
