@@ -14,6 +14,7 @@ from fds_dist.engine.estimators import estimate_greedy
 from fds_dist.engine.inner_run import InnerState, run_horizon
 from fds_dist.engine.problem import Problem, TangentOptions
 from fds_dist.engine.validation import validate
+from fds_dist.faults import UserError
 from fds_dist.hyperparameters import Hyperparameter, HyperparameterSpace
 from fds_dist.inner import SGD
 from fds_dist.randomness import seeded
@@ -110,6 +111,13 @@ def test_without_memory_no_hessian_product_is_computed(monkeypatch: pytest.Monke
     assert not asked
     estimate_greedy(problem, problem.space.initial(), 0, 4, ONE, go_on, discount=0.5)
     assert len(asked) == 4
+
+
+def test_no_validation_batch_is_an_error_and_not_an_endless_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = quadratic(buckets=1)
+    monkeypatch.setattr(problem.task, "val_batches", lambda outer_step: [])
+    with pytest.raises(UserError, match=r"val_batches\(outer_step=0\) gave no batch"):
+        estimate_greedy(problem, problem.space.initial(), 0, 5, ONE, go_on)
 
 
 def test_a_run_that_ends_early_has_no_hypergradients() -> None:

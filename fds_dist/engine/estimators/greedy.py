@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import count
 
 import torch
 from torch import Tensor
@@ -27,6 +26,7 @@ from fds_dist.engine.estimators.base import Estimate, Estimator, lost_run
 from fds_dist.engine.inner_run import InnerState, OnStep, Tangents, initial_state, zero_tangents
 from fds_dist.engine.problem import Problem, checked_batch
 from fds_dist.engine.validation import validate
+from fds_dist.faults import Fault, UserError
 from fds_dist.schedule import segments
 from fds_dist.tangents import Batch, Network, Point, differentiate, tangent_step
 from fds_dist.tasks.base import validation_loss
@@ -139,10 +139,18 @@ def _advance(
 
 
 def _endless_validation(problem: Problem, network: Network, outer_step: int) -> Iterator[Batch]:
-    """Validation batches, over and over."""
-    for _ in count():
+    """Validation batches, over and over.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = True
+    while found:
+        found = False
         for batch in problem.task.val_batches(outer_step):
+            found = True
             yield network.cast(checked_batch(batch, "val_batches"))
+    raise UserError(Fault("task.val_batches", f"val_batches(outer_step={outer_step}) gave no batch", "at least one"))
 
 
 def _validation_gradient(problem: Problem, network: Network, weights: Tensor, batch: Batch) -> Tensor:
