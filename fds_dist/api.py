@@ -14,7 +14,7 @@ from fds_dist.config import Config, Draft, HyperparameterConfig, PruneConfig, re
 from fds_dist.cost import CostReport, cost_report
 from fds_dist.distributed.agreement import agreed
 from fds_dist.distributed.environment import read_environment
-from fds_dist.distributed.mesh import Ranks, reproducible_threads
+from fds_dist.distributed.mesh import reproducible_threads
 from fds_dist.faults import Fault, UserError
 from fds_dist.registry import nearest
 from fds_dist.run import RunResult, Search
@@ -53,7 +53,7 @@ def optimize(
     environment = read_environment()
     folder = None if resume is None else Path(resume)
     built = agreed(environment, lambda: build(draft_of(config, overrides, folder, task), environment, task, model))
-    with Ranks(environment, built.shape, built.problem.device) as ranks:
+    with built.ranks(environment) as ranks:
         from_python = task is not None or model is not None
         return Search(built, ranks, folder, show=progress, from_python=from_python).run()
 
@@ -106,7 +106,7 @@ def verify(
     horizon = max(min(longest, VERIFIED_STEPS), buckets) if steps is None else steps
     if horizon < buckets:
         raise UserError(Fault("--steps", f"{horizon} is out of range", f"at least {buckets}, the number of buckets"))
-    with Ranks(environment, built.shape, problem.device) as ranks:
+    with built.ranks(environment) as ranks:
         return built, compare_derivatives(problem, horizon, ranks)
 
 

@@ -18,7 +18,7 @@ from fds_dist.blame import blamed
 from fds_dist.config import Config, Draft, OuterConfig
 from fds_dist.config.hyperparameters import HyperparameterConfig
 from fds_dist.distributed.environment import LaunchEnvironment
-from fds_dist.distributed.mesh import MeshShape, choose_device, mesh_shape
+from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device, mesh_shape
 from fds_dist.engine.estimators import ESTIMATORS, Estimator
 from fds_dist.engine.estimators.greedy import greedy_estimator
 from fds_dist.engine.outer_loop import OuterSettings
@@ -64,6 +64,11 @@ class Build:
     shape: MeshShape
     remarks: tuple[str, ...] = ()
     """What a person should know before the run."""
+
+    def ranks(self, environment: LaunchEnvironment) -> Ranks:
+        """The ranks of `environment` on this run's mesh, to be entered."""
+        whole = self.config.mesh.batch_norm == "whole"
+        return Ranks(environment, self.shape, self.problem.device, whole_batch_norm=whole)
 
 
 def build(

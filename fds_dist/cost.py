@@ -111,10 +111,12 @@ def measure_step(problem: Problem) -> tuple[float, float]:
     tangents = torch.zeros(2, network.layout.size, dtype=problem.dtype, device=problem.device)
     theta_tangents = theta.new_zeros(2, len(theta))
 
+    update = problem.update(network)
+
     def plain() -> None:
         leaf = state.weights.detach().requires_grad_()
         (gradient,) = differentiate(loss(leaf, theta, batch)[0], leaf)
-        problem.update(state.weights, state.optimizer, gradient, h)
+        update(state.weights, state.optimizer, gradient, h)
 
     def with_tangents(count: int) -> Callable[[], None]:
         def step() -> None:

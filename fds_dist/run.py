@@ -19,6 +19,7 @@ from fds_dist.distributed.fingerprint import RunsDiverged
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.engine.monitor import Consistency, StepMonitor
 from fds_dist.engine.outer_loop import HypergradientsNotFinite, OuterLoop, OuterProgress, initial_progress
+from fds_dist.engine.split import BatchesDiffer
 from fds_dist.faults import Fault, UserError
 from fds_dist.run_folder import RunFolder, create_run_folder, environment_info, write_text_atomic
 from fds_dist.schedule import Schedule
@@ -28,7 +29,7 @@ from fds_dist.tracking.history import HistoryFile, read_history
 from fds_dist.tracking.tensorboard import TensorBoardTracker
 from fds_dist.tracking.wandb_run import WandbTracker
 
-EXPLAINED = (UserError, HypergradientsNotFinite, RunsDiverged, RankLost)
+EXPLAINED = (UserError, HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost)
 """Ends of a run whose message says all; nobody needs a traceback for them."""
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fds_dist.api import Source, draft_of
 from fds_dist.build import Build, build, model_builder
 from fds_dist.compare import Comparison, plot_comparison
 from fds_dist.compare import compare as compare_methods
-from fds_dist.config import Config, load_config
+from fds_dist.config import Config, Draft, load_config
 from fds_dist.distributed.agreement import agreed
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device
@@ -81,9 +81,9 @@ def noise(
         UserError: the input is wrong.
     """
     environment = read_environment()
-    built = agreed(environment, lambda: build(draft_of(config, overrides), environment))
+    built = agreed(environment, lambda: build(_one_run_per_rank(draft_of(config, overrides)), environment))
     folder = study_folder(built.config, "noise")
-    with Ranks(environment, built.shape, built.problem.device) as ranks:
+    with built.ranks(environment) as ranks:
         folder.mkdir(parents=True, exist_ok=True)
         schedule = cosine_schedule(built.problem, steps)
         report = measure_noise(built.problem, schedule, steps, runs, ranks, folder)
@@ -100,9 +100,9 @@ def compare(config: Source | None, overrides: Sequence[str] = ()) -> tuple[Compa
         UserError: the input is wrong, or the folder holds a comparison of something else.
     """
     environment = read_environment()
-    built = agreed(environment, lambda: build(draft_of(config, overrides), environment))
+    built = agreed(environment, lambda: build(_one_run_per_rank(draft_of(config, overrides)), environment))
     folder = study_folder(built.config, "compare")
-    with Ranks(environment, built.shape, built.problem.device) as ranks:
+    with built.ranks(environment) as ranks:
         folder.mkdir(parents=True, exist_ok=True)
         comparison = _compared(built, ranks, folder)
         if ranks.is_first:
@@ -124,6 +124,19 @@ def _compared(built: Build, ranks: Ranks, folder: Path) -> Comparison:
         say=print,
         consistency=Consistency(config.consistency.mode, config.consistency.every),
     )
+
+
+def _one_run_per_rank(draft: Draft) -> Draft:
+    """The draft, with faults where it spreads one inner run: a study trains on each rank a run of its own."""
+    if draft.config is None:
+        return draft
+    mesh = draft.config.mesh
+    faults = [
+        Fault(f"mesh.{axis}", f"{size} has no meaning in a study, whose ranks each train a run of their own", "1")
+        for axis, size in (("data", mesh.data), ("replica", mesh.replica))
+        if size > 1
+    ]
+    return replace(draft, faults=[*draft.faults, *faults])
 
 
 def study_folder(config: Config, study: str) -> Path:

@@ -164,7 +164,7 @@ def test_the_method_is_one_that_works_on_the_network() -> None:
             ["estimator=reverse", "tangents.clip_hvp=1.0"],
             "tangents.clip_hvp: 1 has no meaning with estimator reverse",
         ),
-        (["mesh.data=2"], "mesh.data: 2 is not available yet; expected 1"),
+        (["mesh.data=2"], "mesh: data 2 does not divide 1 rank; expected a launch with a multiple of 2"),
         (["inner.epochs=0.1"], "hyperparameters.lr.buckets: 2 is more buckets than inner steps: the shortest horizon"),
         (["inner.epochs=[2, 0.1, 2]"], "hyperparameters.lr.buckets: 2 is more buckets than inner steps: the shortest "),
         (["hyperparameters.lr.max=0.05"], "hyperparameters.lr.init: 0.1 is out of range; expected a number of at most"),

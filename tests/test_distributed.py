@@ -215,14 +215,25 @@ def test_a_run_under_torchrun_prints_once_and_nothing_else(tmp_path: Path) -> No
 def test_the_mesh_fits_the_world_size() -> None:
     assert mesh_shape("auto", 1, 1, 4) == (MeshShape(1, 4, 1), [])
     assert mesh_shape(4, 1, 1, 4) == (MeshShape(1, 4, 1), [])
+    assert mesh_shape("auto", 2, 1, 4) == (MeshShape(1, 2, 2), [])  # what the other axes leave
+    assert mesh_shape("auto", 1, 2, 4) == (MeshShape(2, 2, 1), [])
+    assert mesh_shape(3, 2, 2, 12) == (MeshShape(2, 3, 2), [])
 
 
 @pytest.mark.parametrize(
     ("sizes", "line"),
     [
         ((2, 1, 1, 1), "mesh.tangent: 2 does not fit 1 rank; expected auto or 1, or a launch with 2 ranks"),
-        (("auto", 2, 1, 2), "mesh.data: 2 is not available yet; expected 1"),
-        (("auto", 1, 2, 2), "mesh.replica: 2 is not available yet; expected 1"),
+        (("auto", 2, 1, 3), "mesh: data 2 does not divide 3 ranks; expected a launch with a multiple of 2"),
+        (
+            ("auto", 2, 3, 4),
+            "mesh: replica 3 × data 2 does not divide 4 ranks; expected a launch with a multiple of 6",
+        ),
+        (
+            (3, 1, 2, 4),
+            "mesh.tangent: replica 2 × tangent 3 × data 1 does not fit 4 ranks; "
+            "expected auto or 2, or a launch with 6 ranks",
+        ),
     ],
 )
 def test_a_mesh_that_cannot_be(sizes: tuple[Any, int, int, int], line: str) -> None:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fds_dist"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = {
-    0: "faults blame registry randomness flat config vision",
+    0: "faults blame registry randomness flat share config vision",
     1: "hyperparameters schedule schedule_driver inner outer tangents tasks models",
     2: "distributed checkpoint tracking run_folder",
     3: "engine",

@@ -14,7 +14,7 @@ from fds_dist.engine.inner_run import InnerState, run_horizon
 from fds_dist.engine.problem import Problem, checked_batch
 from fds_dist.engine.validation import right_answers
 from fds_dist.tangents import Batch, Network, PointMaker, TrainingLoss, differentiate
-from fds_dist.tangents.network import Statistics
+from fds_dist.tangents.batch_norm import Statistics
 from fds_dist.tasks.base import validation_loss
 
 BLOCKS_PER_HORIZON = 100

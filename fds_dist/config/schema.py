@@ -162,6 +162,9 @@ class MeshConfig(Section):
     replica: Count = 1
     """Independent inner runs whose hypergradients are averaged."""
 
+    batch_norm: Literal["whole", "part"] = "whole"
+    """Batch statistics of batch-norm along the data axis: of the whole batch, or of each rank's part."""
+
 
 class ConsistencyConfig(Section):
     """Ranks that replay the same inner run must hold the same bits."""

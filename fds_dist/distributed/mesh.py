@@ -1,8 +1,9 @@
 """The process group and the device mesh `replica × tangent × data`, and what crosses it.
 
+- replica: independent inner runs. K numbers are gathered per outer step.
 - tangent: each rank owns some tangents and replays the same primal run. Nothing crosses the network per step; K
   numbers are gathered per outer step.
-- replica, data: axes of size 1 for now; the config refuses other sizes.
+- data: each rank takes a part of every batch and keeps a part of the state; see `DataAxis`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fds_dist.distributed.agreement import TIMEOUT, meeting_store, with_the_others
+from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.faults import Fault, UserError
 
@@ -37,19 +39,12 @@ class MeshShape:
 
 def mesh_shape(tangent: int | str, data: int, replica: int, world_size: int) -> tuple[MeshShape | None, list[Fault]]:
     """The mesh for `world_size` ranks, or faults if none fits; `tangent="auto"` takes what the other axes leave."""
-    faults = [
-        Fault(f"mesh.{name}", f"{size} is not available yet", "1")
-        for name, size in (("data", data), ("replica", replica))
-        if size != 1
-    ]
     others = data * replica
     ranks = _counted(world_size, "rank")
-    if faults:
-        return None, faults
     if tangent == "auto":
         if world_size % others:
-            problem = f"data {data} × replica {replica} does not divide {ranks}"
-            return None, [Fault("mesh", problem, f"a divisor of {world_size}")]
+            axes = " × ".join(f"{name} {size}" for name, size in (("replica", replica), ("data", data)) if size > 1)
+            return None, [Fault("mesh", f"{axes} does not divide {ranks}", f"a launch with a multiple of {others}")]
         return MeshShape(replica, world_size // others, data), []
     if int(tangent) * others != world_size:
         product = f"replica {replica} × tangent {tangent} × data {data}" if others > 1 else f"{tangent}"
@@ -98,9 +93,13 @@ class Ranks:
     Use as a context manager: it joins the process group and leaves it.
     """
 
-    def __init__(self, environment: LaunchEnvironment, shape: MeshShape, device: torch.device) -> None:
+    def __init__(
+        self, environment: LaunchEnvironment, shape: MeshShape, device: torch.device, whole_batch_norm: bool = True
+    ) -> None:
         self.environment, self.shape, self.device = environment, shape, device
         self.mesh: DeviceMesh | None = None
+        self.data = DataAxis()
+        self._whole_batch_norm = whole_batch_norm
 
     def __enter__(self) -> Ranks:
         with ExitStack() as stack:
@@ -115,7 +114,7 @@ class Ranks:
 
     def __exit__(self, *_: object) -> None:
         self._leave.close()
-        self.mesh = None
+        self.mesh, self.data = None, DataAxis()
 
     def _join(self) -> None:
         on_gpu = self.device.type == "cuda"
@@ -130,6 +129,9 @@ class Ranks:
                 device_id=self.device if on_gpu else None,
             )
             self.mesh = init_device_mesh(self.device.type, sizes, mesh_dim_names=AXES)
+        self.data = DataAxis(
+            self.mesh.get_local_rank("data"), self.shape.data, self.mesh.get_group("data"), self._whole_batch_norm
+        )
 
     @property
     def rank(self) -> int:
@@ -149,28 +151,46 @@ class Ranks:
     @property
     def tangent_rank(self) -> int:
         """This process's place on the `tangent` axis."""
-        return 0 if self.mesh is None else self.mesh.get_local_rank("tangent")
+        return self._place("tangent")
 
-    def gather_tangent_axis(self, values: Tensor) -> list[Tensor]:
-        """`values` (the same shape everywhere) of each rank on the `tangent` axis, in rank order."""
+    @property
+    def replica(self) -> int:
+        """This process's place on the `replica` axis: which of the independent inner runs it takes part in."""
+        return self._place("replica")
+
+    def _place(self, axis: str) -> int:
+        return 0 if self.mesh is None else self.mesh.get_local_rank(axis)
+
+    def on_tangent_axis(self, place: int) -> int:
+        """The rank at `place` of this process's `tangent` axis."""
+        return (self.replica * self.shape.tangent + place) * self.shape.data + self._place("data")
+
+    def gather_axis(self, axis: str, values: Tensor) -> list[Tensor]:
+        """`values` (the same shape everywhere) of each rank along one axis of the mesh, in order."""
         if self.mesh is None:
             return [values]
-        parts = [torch.empty_like(values) for _ in range(self.shape.tangent)]
+        parts = [torch.empty_like(values) for _ in range(getattr(self.shape, axis))]
         with with_the_others():
-            dist.all_gather(parts, values.contiguous(), group=self.mesh.get_group("tangent"))
+            dist.all_gather(parts, values.contiguous(), group=self.mesh.get_group(axis))
         return parts
 
-    def gather_elements(self, local: Sequence[float], owned: Sequence[Sequence[int]]) -> list[float]:
-        """The K numbers of which this rank holds `local`, those at `owned[tangent_rank]`; float64, exact.
+    def gather_numbers(self, axis: str, numbers: Sequence[float]) -> list[list[float]]:
+        """As many `numbers` of each rank along `axis`, in order; float64, exact."""
+        local = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        return [part.tolist() for part in self.gather_axis(axis, local)]
 
-        They are placed, not summed: the result has the same bits for any number of ranks.
+    def gather_elements(self, local: Sequence[float], owned: Sequence[Sequence[int]]) -> list[float]:
+        """The K numbers of which this rank of the `tangent` axis has those at `owned[tangent_rank]`.
+
+        Each rank of the `data` axis holds a part of them, `local`. The parts are added in rank order and the sums are
+        placed: the result has the same bits for any number of `tangent` ranks.
         """
         width = max(1, *(len(indices) for indices in owned))
-        padded = torch.zeros(width, dtype=torch.float64, device=self.device)
-        padded[: len(local)] = torch.tensor(local, dtype=torch.float64, device=self.device)
+        parts = self.gather_numbers("data", [*local, *[0.0] * (width - len(local))])
+        sums = [sum(column[1:], start=column[0]) for column in zip(*parts, strict=True)]
         result = [0.0] * sum(len(indices) for indices in owned)
-        for indices, part in zip(owned, self.gather_tangent_axis(padded), strict=True):
-            for index, value in zip(indices, part.tolist(), strict=False):  # the padding is left over
+        for indices, numbers in zip(owned, self.gather_numbers("tangent", sums), strict=True):
+            for index, value in zip(indices, numbers, strict=False):  # the padding is left over
                 result[index] = value
         return result
 

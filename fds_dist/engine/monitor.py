@@ -60,7 +60,7 @@ class StepMonitor:
         return True
 
     def _report(self, state: InnerState) -> bool:
-        mean = torch.stack(self._losses).double().mean().item()
+        mean = self._ranks.data.sum(torch.stack(self._losses).double().mean()).item()
         healthy = math.isfinite(mean) or bool(torch.isfinite(state.weights).all())
         first, last = state.step - len(self._losses), state.step - 1
         self._losses = []
@@ -77,20 +77,21 @@ class StepMonitor:
         return healthy
 
     def _compare(self, state: InnerState) -> None:
-        """Compares the ranks' weights, or overwrites them with those of the first.
+        """Compares the weights of the ranks of one inner run, or overwrites them with those of the first.
 
         Raises:
             RunsDiverged: they differ; names the step and the ranks.
         """
-        if self._consistency.mode == "off" or self._ranks.shape.tangent == 1:
+        ranks = self._ranks
+        if self._consistency.mode == "off" or ranks.shape.tangent == 1:
             return
         if self._consistency.mode == "broadcast":
             for tensor in (state.weights, *tree_flatten(state.optimizer)[0]):
-                self._ranks.broadcast_tangent_axis(tensor)
+                ranks.broadcast_tangent_axis(tensor)
             return
-        prints = [int(part) for part in self._ranks.gather_tangent_axis(fingerprint(state.weights))]
+        prints = [int(part) for part in ranks.gather_axis("tangent", fingerprint(state.weights))]
         if deviating := deviating_ranks(prints):
-            raise RunsDiverged(state.step, deviating, self._agreed)
+            raise RunsDiverged(state.step, [ranks.on_tangent_axis(place) for place in deviating], self._agreed)
         self._agreed = state.step
 
 

@@ -13,6 +13,8 @@ from fds_dist.distributed.plan import make_plan
 from fds_dist.engine.estimators import Estimate, Estimator
 from fds_dist.engine.monitor import MonitorMaker
 from fds_dist.engine.problem import Problem
+from fds_dist.engine.replicas import mean_over_replicas, run_number
+from fds_dist.engine.split import check_batches
 from fds_dist.outer import OuterRule, OuterState, OuterStep
 from fds_dist.schedule import Schedule
 from fds_dist.tracking import OuterRecord, Trackers
@@ -105,7 +107,10 @@ class OuterLoop:
         horizon = self.problem.horizon(self.settings.epochs[number])
         plan = make_plan(self.problem.space.starts(horizon), horizon, self.ranks.shape.tangent)
         monitor = self.make_monitor(number, self.schedule(values, horizon), plan)
-        estimate = self.estimator(self.problem, values, number, horizon, self.ranks, monitor)
+        run = run_number(number, self.ranks)
+        check_batches(self.problem, run, self.ranks.data)
+        estimate = self.estimator(self.problem, values, run, horizon, self.ranks, monitor)
+        estimate = mean_over_replicas(estimate, self.ranks)
         step, retreated = self.next_values(progress, estimate)
         best, first_val_loss = progress.best, progress.first_val_loss
         if number == 0 and math.isfinite(estimate.val_loss):
@@ -166,6 +171,7 @@ class OuterLoop:
             seconds=seconds,
             world_size=self.ranks.world_size,
             step_sizes=unpack(after.state.steps),
+            hypergradient_spread=None if estimate.spread is None else unpack(estimate.spread),
             events=events,
         )
         self.trackers.outer(record)

@@ -22,6 +22,9 @@ from fds_dist.tasks.base import Task
 GPU_CHUNK = 16
 """Tangents that a GPU takes at once where `chunk_size` is auto."""
 
+ALL = slice(None)
+"""All columns of a vector over the weights."""
+
 
 @dataclass(frozen=True)
 class TangentOptions:
@@ -75,9 +78,8 @@ class Problem:
     def _theta_columns(self) -> list[int]:
         return [self.space.names.index(name) for name in self.loss_hyperparameters]
 
-    @cached_property
-    def update(self) -> Update:
-        """The inner step as a pure function of tensors."""
+    def update(self, network: Network, columns: slice = ALL) -> Update:
+        """The inner step of the weights in `columns` of `network`'s flat vector, as a pure function of tensors."""
         return inner_update(self.optimizer, self.space.names, self.clip_gradient)
 
     @property
@@ -100,9 +102,9 @@ class Problem:
         learned = [named[name][bucket] for name, bucket in segment.buckets.items()]
         return torch.tensor([*learned, *self.space.fixed.values()], dtype=self.dtype, device=self.device)
 
-    def step_seed(self, outer_step: int, step: int) -> int:
-        """The seed of the random numbers (dropout) of one inner step: the same on every rank."""
-        return derive_seed(self.seed, outer_step, step, "step")
+    def step_seed(self, outer_step: int, step: int, part: int = 0) -> int:
+        """The seed of the random numbers (dropout) of one inner step on one part of its batch."""
+        return derive_seed(self.seed, outer_step, step, "step", *([part] if part else []))
 
     def batches(self, outer_step: int, first_step: int = 0) -> Iterator[Batch]:
         """Training batches from inner step `first_step` on without end, epoch after epoch, as the task gives them.

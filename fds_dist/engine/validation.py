@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fds_dist.distributed.data_axis import DataAxis
+from fds_dist.engine.inner_run import ALONE
 from fds_dist.engine.problem import Problem, checked_batch
 from fds_dist.faults import Fault, UserError
 from fds_dist.tangents import Network, differentiate
@@ -23,10 +25,12 @@ class Validation:
     loss: float
     accuracy: float | None
     """Share of right answers where targets are class indices, else None."""
-    gradient: Tensor  # [D] ∇L_val
+    gradient: Tensor  # [D] this rank's part of ∇L_val; the parts of the `data` axis add up to it
 
 
-def validate(problem: Problem, network: Network, weights: Tensor, outer_step: int) -> Validation:
+def validate(
+    problem: Problem, network: Network, weights: Tensor, outer_step: int, axis: DataAxis = ALONE
+) -> Validation:
     """L_val and ∇L_val at `weights` [D], over `val_batches(outer_step)`; batches weigh by their samples.
 
     Batch-norm uses the statistics of each validation batch, as in the paper, unless `val_batch_norm` is "running".
@@ -36,28 +40,32 @@ def validate(problem: Problem, network: Network, weights: Tensor, outer_step: in
         UserError: there are no validation samples.
     """
     network.evaluate(problem.val_batch_norm)
+    network.statistics.average(axis.sum, axis.size)
     loss_of = validation_loss(problem.task)
     gradient = torch.zeros_like(weights)
     total_loss = torch.zeros((), dtype=torch.float64, device=weights.device)
-    right: Tensor | None = torch.zeros((), dtype=torch.int64, device=weights.device)
-    samples = answers = 0
+    right: Tensor | None = torch.zeros((), dtype=torch.float64, device=weights.device)
+    samples, answers = 0, 0.0
     for batch in problem.task.val_batches(outer_step):
-        inputs, targets = network.cast(checked_batch(batch, "val_batches"))
+        whole = checked_batch(batch, "val_batches")
+        part, network.share = axis.split(whole)
+        inputs, targets = network.cast(part)
         leaf = weights.detach().requires_grad_()
         output, _ = network(leaf, inputs)
-        loss = loss_of(output, targets)
-        (part,) = differentiate(loss, leaf)
-        count = len(targets)
-        gradient += part * count
+        loss = loss_of(output, targets) * network.share.fraction
+        count = len(whole[1])
+        gradient += differentiate(loss, leaf)[0] * count
         total_loss += loss.detach() * count
         samples += count
         hits = right_answers(output, targets)
-        right = None if hits is None or right is None else right + hits
-        answers += targets.numel()
+        weight = network.share.fraction * count / len(targets)  # below 1 where every rank has the whole batch
+        right = None if hits is None or right is None else right + hits * weight
+        answers += targets.numel() * weight
     if not samples:
         raise UserError(Fault("task", f"val_batches(outer_step={outer_step}) gave no batch", "at least one"))
-    accuracy = None if right is None else right.item() / answers
-    return Validation(total_loss.item() / samples, accuracy, gradient / samples)
+    loss = axis.sum(total_loss).item() / samples
+    accuracy = None if right is None else (axis.sum(right) / axis.sum(right.new_tensor(answers))).item()
+    return Validation(loss, accuracy, gradient / samples)
 
 
 def right_answers(output: Tensor, targets: Tensor) -> Tensor | None:

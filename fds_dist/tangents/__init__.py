@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fds_dist.tangents.network import Network, TrainingLoss, differentiate
 from fds_dist.tangents.products import METHODS, Batch, Point, PointMaker
-from fds_dist.tangents.step import Update, inner_update, tangent_step
+from fds_dist.tangents.step import Primals, Update, inner_update, tangent_step
 
 __all__ = [
     "METHODS",
@@ -12,6 +12,7 @@ __all__ = [
     "Network",
     "Point",
     "PointMaker",
+    "Primals",
     "TrainingLoss",
     "Update",
     "differentiate",

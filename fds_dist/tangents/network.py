@@ -5,8 +5,7 @@ Shapes: D = number of weights, B = batch size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,56 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fds_dist.faults import Fault, UserError
 from fds_dist.flat import FlatLayout, trainable_parameters
-
-Statistics = tuple[tuple[Tensor, Tensor], ...]
-"""Mean and unbiased variance [channels] of the batch, per batch-norm call of one forward pass."""
-
-
-class RunningStatistics:
-    """Batch-norm whose running statistics follow the primal run alone.
-
-    `torch.func` cannot trace an update in place, and a second forward pass (of another tangent, or of activation
-    checkpointing within a backward pass) must not update twice. So `track_running_stats` of the layers is off from
-    here on (evaluation still reads what there is), what they saw is recorded, and `update` applies it once.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.layers = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        self._seen: list[tuple[int, Tensor, Tensor]] | None = None
-        for index, layer in enumerate(self.layers):
-            layer.track_running_stats = False
-            layer.register_forward_pre_hook(self._recorder(index))
-
-    def _recorder(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if layer.training and self._seen is not None:
-                x = inputs[0].detach()
-                variance, mean = torch.var_mean(x, [axis for axis in range(x.dim()) if axis != 1])
-                self._seen.append((index, mean, variance))
-
-        return record
-
-    @contextmanager
-    def recorded(self) -> Iterator[list[tuple[int, Tensor, Tensor]]]:
-        """Yields a list that fills with what the layers see inside."""
-        self._seen = seen = []
-        try:
-            yield seen
-        finally:
-            self._seen = None
-
-    @torch.no_grad()
-    def update(self, order: Sequence[int], statistics: Statistics) -> None:
-        """Moves the running statistics as `nn.BatchNorm` does; `order` names the layer of each entry."""
-        for index, (mean, variance) in zip(order, statistics, strict=True):
-            layer = self.layers[index]
-            if layer.running_mean is None or layer.running_var is None or layer.num_batches_tracked is None:
-                continue
-            layer.num_batches_tracked.add_(1)
-            batches = layer.num_batches_tracked.to(layer.running_mean)
-            share = 1.0 / batches if layer.momentum is None else layer.momentum
-            layer.running_mean += share * (mean.to(layer.running_mean) - layer.running_mean)
-            layer.running_var += share * (variance.to(layer.running_var) - layer.running_var)
+from fds_dist.share import Share
+from fds_dist.tangents.batch_norm import RunningStatistics, Statistics
 
 
 def differentiate(outputs: Any, inputs: Any, directions: Any = None, **options: Any) -> tuple[Tensor, ...]:
@@ -101,6 +52,15 @@ class Network:
             if id(parameter) in names
         ]
         self._recurrent = [owner for owner in module.modules() if isinstance(owner, nn.RNNBase)]
+
+    @property
+    def share(self) -> Share:
+        """The part of each batch that the coming calls see."""
+        return self.statistics.share
+
+    @share.setter
+    def share(self, share: Share) -> None:
+        self.statistics.share = share
 
     def _install(self, weights: Tensor) -> None:
         views = self.layout.views(weights)
@@ -164,7 +124,9 @@ class TrainingLoss:
     names: tuple[str, ...] = ()
 
     def __call__(self, weights: Tensor, theta: Tensor, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Statistics]:
-        """The scalar mean loss of `batch`, and what batch-norm saw.
+        """The scalar mean loss of `batch` times the network's share of the whole one, and what batch-norm saw.
+
+        Summed over the shares it is the mean loss of the whole batch.
 
         Raises:
             UserError: the task's loss did not return one number.
@@ -177,4 +139,4 @@ class TrainingLoss:
             kind = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             problem = f"loss(output, target) returned {kind}"
             raise UserError(Fault("task", problem, "a scalar tensor, the mean over the batch"))
-        return loss, statistics
+        return loss * self.network.share.fraction, statistics

@@ -22,6 +22,9 @@ from fds_dist.inner import InnerOptimizer
 Update = Callable[[Tensor, Any, Tensor, Tensor], tuple[Tensor, Any]]
 """(w [D], optimizer state, g [D], h [H]) → new w and state."""
 
+Primals = tuple[Tensor, Any, Tensor, Tensor]
+"""w [D], optimizer state, g [D], h [H]: what an update is a function of."""
+
 
 def inner_update(optimizer: InnerOptimizer, names: tuple[str, ...], clip_gradient: float | None) -> Update:
     """U as a function of tensors alone: `names` are the H hyperparameters of `h`.
@@ -39,7 +42,7 @@ def inner_update(optimizer: InnerOptimizer, names: tuple[str, ...], clip_gradien
 
 def tangent_step(
     update: Update,
-    primals: tuple[Tensor, Any, Tensor, Tensor],
+    primals: Primals,
     tangents: tuple[Tensor, Any, Tensor, Tensor],
     vectorize: bool,
 ) -> tuple[Tensor, Any]:

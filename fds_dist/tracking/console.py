@@ -88,7 +88,7 @@ class ConsoleTracker:
             self._line(f"outer step {record.outer_step} done: {'; '.join([results, *values])}")
             return
         room = max(20, self._console.width - sum(width + 2 for _, width in _COLUMNS))
-        values = "\n".join(_pack(record.hyperparameters, room))
+        values = "\n".join([*_pack(record.hyperparameters, room), *_spread_lines(record)])
         self._above_live(_row(str(record.outer_step), str(record.horizon), loss, accuracy, seconds, values))
 
     def note(self, message: str) -> None:
@@ -205,6 +205,17 @@ def _named(name: str, buckets: Sequence[float], width: int, times: str = "×", g
         kept -= 1
         text = " ".join([name, *numbers[: kept - kept // 2], gap, *numbers[-(kept // 2) :]])
     return text
+
+
+def _spread_lines(record: OuterRecord) -> list[str]:
+    """Per hyperparameter its mean hypergradients over replicas, each with one replica's standard deviation."""
+    return [
+        " ".join(
+            [f"d/d {name}:"]
+            + [f"{mean:.2g}±{sigma:.1g}" for mean, sigma in zip(record.hypergradients[name], sigmas, strict=True)]
+        )
+        for name, sigmas in (record.hypergradient_spread or {}).items()
+    ]
 
 
 def _row(*cells: str, style: str = "none") -> Table:

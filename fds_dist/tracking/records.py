@@ -61,10 +61,15 @@ class OuterRecord:
     """The outer optimizer's step sizes after its update."""
     events: list[str] = field(default_factory=list)
     """What a person should know about this step, e.g. a non-finite hypergradient."""
+    hypergradient_spread: dict[str, list[float]] | None = None
+    """Standard deviation of one replica's hypergradients; None, and not written, where there is one replica."""
 
     def to_json(self) -> str:
         """One line of strict JSON. Finite floats are exact; NaN and infinities become null."""
-        return json.dumps(_without_nonfinite(asdict(self)), allow_nan=False)
+        content = asdict(self)
+        if self.hypergradient_spread is None:
+            del content["hypergradient_spread"]
+        return json.dumps(_without_nonfinite(content), allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> OuterRecord:
@@ -89,6 +94,7 @@ class OuterRecord:
                 world_size=_whole_number(data["world_size"]),
                 step_sizes=_buckets(data.get("step_sizes", {})),
                 events=[str(event) for event in data.get("events", [])],
+                hypergradient_spread=_buckets(data["hypergradient_spread"]) if "hypergradient_spread" in data else None,
             )
         except KeyError as error:
             raise ValueError(f"no key {error}") from None
@@ -129,7 +135,12 @@ def outer_metrics(record: OuterRecord) -> dict[str, float]:
     }
     if record.val_accuracy is not None:
         metrics["outer/val_accuracy"] = record.val_accuracy
-    for kind, values in (("hyperparameter", record.hyperparameters), ("hypergradient", record.hypergradients)):
+    kinds = {
+        "hyperparameter": record.hyperparameters,
+        "hypergradient": record.hypergradients,
+        "hypergradient_spread": record.hypergradient_spread or {},
+    }
+    for kind, values in kinds.items():
         for name, buckets in values.items():
             metrics |= {f"{kind}/{name}/{bucket}": value for bucket, value in enumerate(buckets)}
     return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -15,12 +15,14 @@ from fds_dist.engine.validation import Validation
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one inner run tells about λ; the same on every rank."""
+    """What one inner run, or the mean of several, tells about λ."""
 
     hypergradients: list[float]
     """[K] dL_val(w_T)/dλ_k, not averaged over the bucket's window."""
     val_loss: float
     val_accuracy: float | None
+    spread: list[float] | None = None
+    """[K] standard deviation of one replica's hypergradient; None where there is one replica."""
 
 
 def lost_run(problem: Problem, validation: Validation) -> Estimate:
@@ -31,7 +33,7 @@ def lost_run(problem: Problem, validation: Validation) -> Estimate:
 class Estimator(Protocol):
     """One inner run of `horizon` steps with λ = `values` [K], and its hypergradients.
 
-    Called on all ranks with the same arguments; every rank returns the same estimate.
+    Called on all ranks of an inner run with the same arguments; every one of them returns the same estimate.
     """
 
     def __call__(

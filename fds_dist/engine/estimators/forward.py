@@ -24,11 +24,11 @@ def estimate_forward(
     plan = make_plan(problem.space.starts(horizon), horizon, ranks.shape.tangent)
     owned = plan.owned[ranks.tangent_rank]
     network = problem.network(outer_step)
-    state, tangents = run_horizon(problem, network, values, outer_step, horizon, owned, on_step)
-    validation = validate(problem, network, state.weights, outer_step)
+    state, tangents = run_horizon(problem, network, values, outer_step, horizon, owned, on_step, ranks.data)
+    validation = validate(problem, network, state.weights, outer_step, ranks.data)
     if state.step < horizon:
         return lost_run(problem, validation)
     # One row at a time in float64: a matrix product's last bits would depend on how many rows this rank owns.
-    gradient = validation.gradient.double()
+    gradient = ranks.data.reduce(validation.gradient).double()
     local = [(row.double() * gradient).sum().item() for row in tangents.weights]
     return Estimate(ranks.gather_elements(local, plan.owned), validation.loss, validation.accuracy)

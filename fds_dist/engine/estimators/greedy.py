@@ -21,14 +21,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.engine.estimators.base import Estimate, Estimator, lost_run
-from fds_dist.engine.inner_run import InnerState, OnStep, Tangents, initial_state, zero_tangents
+from fds_dist.engine.inner_run import InnerState, OnStep, SplitPoint, Tangents, initial_state, zero_tangents
 from fds_dist.engine.problem import Problem, checked_batch
 from fds_dist.engine.validation import validate
 from fds_dist.faults import Fault, UserError
 from fds_dist.schedule import segments
-from fds_dist.tangents import Batch, Network, Point, differentiate, tangent_step
+from fds_dist.tangents import Batch, Network, Update, differentiate, tangent_step
 from fds_dist.tasks.base import validation_loss
 
 
@@ -50,12 +51,16 @@ def estimate_greedy(
     space = problem.space
     mine = list(range(len(space.learned)))[ranks.tangent_rank :: ranks.shape.tangent]
     network = problem.network(outer_step)
-    state = initial_state(problem, network)
-    tangents = zero_tangents(state, mine)
+    axis = ranks.data
+    state = initial_state(problem, network, axis)
+    tangents = zero_tangents(state, mine, axis)
+    width = len(state.weights)
+    own = axis.columns(width)
+    update = problem.update(network, own)
     directions = _directions(problem, mine)
     total = torch.zeros(space.size, dtype=torch.float64, device=problem.device)
     loss, batches = problem.training_loss(network), problem.batches(outer_step)
-    val_batches = _endless_validation(problem, network, outer_step)
+    val_batches = _endless_validation(problem, outer_step)
     offsets = _first_elements(problem)
     for segment in segments(space.bucket_counts, horizon):
         h = problem.values_in(segment, values)
@@ -63,20 +68,23 @@ def estimate_greedy(
         elements = [offsets[index] + bucket for index, bucket in zip(mine, buckets, strict=True)]
         _restart(tangents, elements)
         for step in range(segment.start, segment.stop):
-            batch, seed = network.cast(next(batches)), problem.step_seed(outer_step, step)
-            point = problem.make_point(loss, state.weights, problem.theta(h), batch, seed, problem.chunk_size > 1)
-            _advance(problem, point, state, h, tangents, directions, discount)
-            weights, optimizer = problem.update(state.weights, state.optimizer, point.gradient, h)
+            (part, network.share), seed = axis.split(next(batches)), problem.step_seed(outer_step, step, axis.rank)
+            batch, vectorize = network.cast(part), problem.chunk_size > 1
+            local = problem.make_point(loss, state.weights, problem.theta(h), batch, seed, vectorize)
+            point = SplitPoint(local, axis, width)
+            here = InnerState(step, state.weights[own], state.optimizer)
+            _advance(problem, point, update, here, h, tangents, directions, discount)
+            weights, optimizer = update(here.weights, here.optimizer, point.gradient, h)
             network.update_statistics(point.statistics)
-            state = InnerState(step + 1, weights, optimizer)
-            gradient = _validation_gradient(problem, network, weights, next(val_batches)).double()
+            state = InnerState(step + 1, axis.gather(weights, width), optimizer)
+            gradient = _validation_gradient(problem, network, state.weights, next(val_batches), axis).double()
             for element, row in zip(elements, tangents.weights, strict=True):
                 total[element] += (row.double() * gradient).sum()
             if not on_step(state, point.loss):
                 break
         if state.step < segment.stop:
             break
-    validation = validate(problem, network, state.weights, outer_step)
+    validation = validate(problem, network, state.weights, outer_step, axis)
     if state.step < horizon:
         return lost_run(problem, validation)
     owned = [_elements_of(problem, offsets, rank, ranks.shape.tangent) for rank in range(ranks.shape.tangent)]
@@ -116,8 +124,9 @@ def _restart(tangents: Tangents, elements: Sequence[int]) -> None:
 
 def _advance(
     problem: Problem,
-    point: Point,
-    state: InnerState,
+    point: SplitPoint,
+    update: Update,
+    here: InnerState,
     h: Tensor,
     tangents: Tangents,
     dh: Tensor,
@@ -133,12 +142,12 @@ def _advance(
     dg = point.products(dw, dtheta) if needs_products else torch.zeros_like(dw)
     if problem.tangents.clip_hvp is not None:
         dg = dg.clamp(-problem.tangents.clip_hvp, problem.tangents.clip_hvp)
-    primals = (state.weights, state.optimizer, point.gradient, h)
+    primals = (here.weights, here.optimizer, point.gradient, h)
     vectorize = problem.chunk_size > 1
-    tangents.weights, tangents.optimizer = tangent_step(problem.update, primals, (dw, ds, dg, dh), vectorize)
+    tangents.weights, tangents.optimizer = tangent_step(update, primals, (dw, ds, dg, dh), vectorize)
 
 
-def _endless_validation(problem: Problem, network: Network, outer_step: int) -> Iterator[Batch]:
+def _endless_validation(problem: Problem, outer_step: int) -> Iterator[Batch]:
     """Validation batches, over and over.
 
     Raises:
@@ -149,15 +158,18 @@ def _endless_validation(problem: Problem, network: Network, outer_step: int) -> 
         found = False
         for batch in problem.task.val_batches(outer_step):
             found = True
-            yield network.cast(checked_batch(batch, "val_batches"))
+            yield checked_batch(batch, "val_batches")
     raise UserError(Fault("task.val_batches", f"val_batches(outer_step={outer_step}) gave no batch", "at least one"))
 
 
-def _validation_gradient(problem: Problem, network: Network, weights: Tensor, batch: Batch) -> Tensor:
-    """∇L_val [D] of one batch; leaves the network in training mode."""
+def _validation_gradient(problem: Problem, network: Network, weights: Tensor, batch: Batch, axis: DataAxis) -> Tensor:
+    """This rank's columns [S] of ∇L_val of one batch; leaves the network in training mode."""
     network.evaluate(problem.val_batch_norm)
+    part, network.share = axis.split(batch)
+    inputs, targets = network.cast(part)
     leaf = weights.detach().requires_grad_()
-    output, _ = network(leaf, batch[0])
-    (gradient,) = differentiate(validation_loss(problem.task)(output, batch[1]), leaf)
+    output, _ = network(leaf, inputs)
+    loss = validation_loss(problem.task)(output, targets) * network.share.fraction
+    (gradient,) = differentiate(loss, leaf)
     network.train()
-    return gradient
+    return axis.reduce(gradient)

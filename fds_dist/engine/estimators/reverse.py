@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.engine.estimators.base import Estimate, lost_run
 from fds_dist.engine.inner_run import InnerState, OnStep, initial_state
@@ -30,9 +31,13 @@ from fds_dist.tangents import Batch, Network, TrainingLoss, differentiate
 class ReverseSweep:
     """One inner run that can be replayed from any of its steps and pulled back through."""
 
-    def __init__(self, problem: Problem, values: Sequence[float], outer_step: int, horizon: int) -> None:
+    def __init__(
+        self, problem: Problem, values: Sequence[float], outer_step: int, horizon: int, axis: DataAxis
+    ) -> None:
         self.problem, self.values, self.outer_step, self.horizon = problem, values, outer_step, horizon
+        self.axis = axis
         self.network: Network = problem.network(outer_step)
+        self.update = problem.update(self.network)
         self.loss: TrainingLoss = problem.training_loss(self.network)
 
     def columns(self, step: int) -> list[int]:
@@ -52,12 +57,14 @@ class ReverseSweep:
     def differentiable_step(
         self, state: InnerState, h: Tensor, batch: Batch, create_graph: bool
     ) -> tuple[InnerState, Tensor]:
-        """One inner step, differentiable by state and `h` where `create_graph`; and its loss, detached."""
-        self.network.seed(self.problem.step_seed(self.outer_step, state.step))
+        """One inner step, differentiable by state and `h` where `create_graph`; and its loss here, detached."""
+        self.network.seed(self.problem.step_seed(self.outer_step, state.step, self.axis.rank))
+        part, self.network.share = self.axis.split(batch)
         weights = state.weights if state.weights.requires_grad else state.weights.detach().requires_grad_()
-        loss, statistics = self.loss(weights, self.problem.theta(h), batch)
-        (gradient,) = differentiate(loss, weights, create_graph=create_graph)
-        new_weights, optimizer = self.problem.update(weights, state.optimizer, gradient, h)
+        read = self.axis.spread(weights)
+        loss, statistics = self.loss(read, self.axis.spread(self.problem.theta(h)), self.network.cast(part))
+        (gradient,) = differentiate(loss, read, create_graph=create_graph)
+        new_weights, optimizer = self.update(weights, state.optimizer, self.axis.collect(gradient), h)
         if not create_graph:
             new_weights = new_weights.detach()
             self.network.update_statistics(statistics)
@@ -68,7 +75,7 @@ class ReverseSweep:
         batches = self.problem.batches(self.outer_step, start.step)
         state = start
         while state.step < stop:
-            batch = self.network.cast(next(batches))
+            batch = next(batches)
             after, loss = self.differentiable_step(state, self.hyperparameters(state.step), batch, create_graph=False)
             after = InnerState(after.step, after.weights, _detach(after.optimizer))
             yield state, batch, loss, after
@@ -92,8 +99,8 @@ class ReverseSweep:
 def estimate_reverse(
     problem: Problem, values: Sequence[float], outer_step: int, horizon: int, ranks: Ranks, on_step: OnStep
 ) -> Estimate:
-    """See `Estimator`; `ranks` only matter to `on_step`."""
-    sweep = ReverseSweep(problem, values, outer_step, horizon)
+    """See `Estimator`; the sweep spreads over the `data` axis alone, with the whole state on every rank."""
+    sweep = ReverseSweep(problem, values, outer_step, horizon, ranks.data)
     spacing = max(1, isqrt(horizon - 1) + 1)
     start = state = initial_state(problem, sweep.network)
     checkpoints = [start]
@@ -102,13 +109,13 @@ def estimate_reverse(
             checkpoints.append(state)
         if not on_step(state, loss):
             break
-    validation = validate(problem, sweep.network, state.weights, outer_step)
+    validation = validate(problem, sweep.network, state.weights, outer_step, ranks.data)
     if state.step < horizon:
         return lost_run(problem, validation)
     sweep.network.train()
     total = torch.zeros(problem.space.size, dtype=torch.float64, device=problem.device)
     final = tree_flatten(state.optimizer)[0]
-    adjoints = [validation.gradient, *map(torch.zeros_like, final)]
+    adjoints = [ranks.data.sum(validation.gradient), *map(torch.zeros_like, final)]
     stop, learned = horizon, len(problem.space.learned)
     for start in reversed(checkpoints):
         steps = [(before, batch) for before, batch, _, _ in sweep.replay(start, stop)]

@@ -1,0 +1,166 @@
+"""The `data` axis of the mesh: each rank takes a share of every batch and keeps a share of the state.
+
+Shapes: D = weights, P = ranks on the axis, S = columns of a flat vector that a rank owns, ⌈D/P⌉ or fewer.
+
+Gradients and Hessian-vector products of the shares are summed; the optimizer's state and all tangents are cut into
+columns, of which each rank keeps its own (Rajbhandari et al., 2020, ZeRO: arXiv 1910.02054), and gathered where the
+network needs them whole. A single rank is the axis of size 1: everything is whole and nothing is sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+
+from fds_dist.distributed.agreement import with_the_others
+from fds_dist.share import WHOLE, Batch, Share
+
+# PyTorch 2.13 warns of the names that 2.11 has.
+_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+@dataclass(frozen=True)
+class DataAxis:
+    """This rank's place on the axis, and what crosses it."""
+
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
+    whole_batch_norm: bool = True
+    """Whether batch-norm uses the statistics of the whole batch; else those of this rank's part."""
+
+    def split(self, batch: Batch) -> tuple[Batch, Share]:
+        """This rank's part of `batch` (inputs [B, ...], targets [B, ...]), and what share of it that is.
+
+        A batch with fewer samples than ranks is taken whole by all of them, each for an equal share.
+        """
+        if self.size == 1:
+            return batch, WHOLE
+        inputs, targets = batch
+        samples = len(inputs)
+        if samples < self.size or targets.dim() == 0 or len(targets) != samples:
+            return batch, Share(1 / self.size)
+        first, last = (samples * place // self.size for place in (self.rank, self.rank + 1))
+        total = self.differentiable_sum if self.whole_batch_norm else None
+        return (inputs[first:last], targets[first:last]), Share((last - first) / samples, total)
+
+    def columns(self, width: int) -> slice:
+        """The columns of a vector over `width` weights that this rank owns."""
+        if self.size == 1:
+            return slice(0, width)
+        share = -(-width // self.size)
+        return slice(min(self.rank * share, width), min((self.rank + 1) * share, width))
+
+    def gather(self, own: Tensor, width: int) -> Tensor:
+        """The whole [..., width] of which this rank has its columns `own` [..., S]."""
+        if self.size == 1:
+            return own
+        share = -(-width // self.size)
+        padded = torch.nn.functional.pad(own, (0, share - own.shape[-1])).contiguous()
+        parts = padded.new_empty(self.size, *padded.shape)
+        with with_the_others():
+            _all_gather(parts.flatten(0, 1) if own.dim() > 1 else parts.view(-1), padded, group=self.group)
+        return parts.movedim(0, -2).flatten(-2)[..., :width]
+
+    def reduce(self, parts: Tensor) -> Tensor:
+        """This rank's columns [..., S] of the sum of all ranks' `parts` [..., D]."""
+        if self.size == 1:
+            return parts
+        width = parts.shape[-1]
+        own = self.columns(width)
+        if parts.device.type == "cpu":  # gloo's reduce-scatter is several times slower than its all-reduce
+            return self.sum(parts)[..., own].clone()
+        share = -(-width // self.size)
+        padded = torch.nn.functional.pad(parts, (0, self.size * share - width))
+        shares = padded.unflatten(-1, (self.size, share)).movedim(-2, 0).contiguous()
+        result = shares.new_empty(shares.shape[1:])
+        with with_the_others():
+            _reduce_scatter(result, shares, group=self.group)
+        return result[..., : own.stop - own.start]
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of all ranks' tensors, a new one unless this rank is alone; no derivative."""
+        if self.size == 1:
+            return tensor
+        result = tensor.detach().clone(memory_format=torch.contiguous_format)
+        with with_the_others():
+            dist.all_reduce(result, group=self.group)
+        return result
+
+    def differentiable_sum(self, tensor: Tensor) -> Tensor:
+        """`sum`, of which derivatives of any order can be taken, forward and reverse, where all ranks take them."""
+        return tensor if self.size == 1 else _sum(tensor, self)
+
+    def spread(self, tensor: Tensor) -> Tensor:
+        """`tensor`, the same on all ranks, for use in each rank's own part: the parts' adjoints are summed."""
+        return tensor if self.size == 1 else _spread(tensor, self)
+
+    def collect(self, tensor: Tensor) -> Tensor:
+        """The sum of all ranks' parts, for use alike on all ranks: the adjoint, the same everywhere, goes to each."""
+        return tensor if self.size == 1 else _collect(tensor, self)
+
+
+class _Sum(Function):
+    """A sum over ranks, each of which uses the result in its own way: its adjoint is the sum of the adjoints."""
+
+    @staticmethod
+    def forward(tensor: Tensor, axis: DataAxis) -> Tensor:
+        return axis.sum(tensor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, DataAxis], output: Tensor) -> None:
+        ctx.axis = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return _sum(adjoint, ctx.axis), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
+        return _sum(tangent, ctx.axis)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, None], tensor: Tensor, axis: DataAxis) -> tuple[Tensor, int | None]:  # type: ignore[override]
+        return _sum(tensor, axis), in_dims[0]
+
+
+class _Spread(Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, axis: DataAxis) -> Tensor:  # type: ignore[override]
+        ctx.axis = axis
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ctx.axis.sum(adjoint), None
+
+
+class _Collect(Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, axis: DataAxis) -> Tensor:  # type: ignore[override]
+        return axis.sum(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return adjoint, None
+
+
+def _sum(tensor: Tensor, axis: DataAxis) -> Tensor:
+    result: Any = _Sum.apply(tensor, axis)
+    return result
+
+
+def _spread(tensor: Tensor, axis: DataAxis) -> Tensor:
+    result: Any = _Spread.apply(tensor, axis)
+    return result
+
+
+def _collect(tensor: Tensor, axis: DataAxis) -> Tensor:
+    result: Any = _Collect.apply(tensor, axis)
+    return result

@@ -1,0 +1,230 @@
+"""Hypergradients on meshes of four ranks against one process. As a program, what each rank runs: `… FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pytest
+import torch
+from launching import start_ranks
+from problems import CPU, ONE_RANK, TensorTask, conv_bn, flat, images, make_problem, relative_error
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from fds_dist.distributed.environment import read_environment
+from fds_dist.distributed.mesh import MeshShape, Ranks
+from fds_dist.engine.estimators import Estimate, Estimator, estimate_forward, estimate_reverse
+from fds_dist.engine.estimators.greedy import greedy_estimator
+from fds_dist.engine.inner_run import InnerState, run_horizon
+from fds_dist.engine.problem import Problem
+from fds_dist.engine.replicas import mean_over_replicas, run_number
+from fds_dist.inner import SGD, Adam
+
+HORIZON = 8
+SGD_BUCKETS = {"lr": [0.2, 0.1, 0.3], "momentum": [0.5, 0.8], "weight_decay": [0.02, 0.01]}
+ADAM_BUCKETS = {"lr": [0.02, 0.01], "beta1": [0.8], "beta2": [0.9], "eps": [1e-3], "weight_decay": [0.1, 0.05]}
+SHAPES = {
+    "4x1x1": MeshShape(4, 1, 1),
+    "1x4x1": MeshShape(1, 4, 1),
+    "1x1x4": MeshShape(1, 1, 4),
+    "2x2x1": MeshShape(2, 2, 1),
+    "1x2x2": MeshShape(1, 2, 2),
+}
+
+REPLICATED = ("double backward", "greedy")
+"""The cases that run on replicas too: they know nothing of each other before the mean is taken."""
+
+ROUNDING = 1e-12
+"""Sums over parts of a batch round differently: 1e-16 each, through 8 steps whose errors grow a little each."""
+
+
+class VaryingTask(TensorTask):
+    """Batches and weights that differ from outer step to outer step; validation batches of 13 and 3 samples."""
+
+    def train_batches(self, outer_step: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        x, y = (part.roll(7 * outer_step + epoch, 0) for part in self.train)
+        return zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
+
+    def val_batches(self, outer_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(*(part.split(13) for part in self.val), strict=True)  # 3 are too few for 4 ranks to split
+
+
+def task(build: Any = conv_bn) -> VaryingTask:
+    """Batches of 10: parts of 2 and 3 samples on four ranks."""
+    return VaryingTask(build, images(40, "train"), images(16, "val"), batch_size=10)
+
+
+def mlp_with_batch_norm() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 7), nn.BatchNorm1d(7, momentum=None), nn.SiLU(), nn.Linear(7, 4))
+
+
+@dataclass(frozen=True)
+class Case:
+    problem: Problem
+    estimator: Estimator = estimate_forward
+
+    @property
+    def values(self) -> list[float]:
+        return flat(ADAM_BUCKETS if isinstance(self.problem.optimizer, Adam) else SGD_BUCKETS)
+
+
+def cases() -> dict[str, Case]:
+    sgd = partial(make_problem, task(), SGD_BUCKETS)
+    return {
+        "double backward": Case(sgd(clip_gradient=0.2, clip_hvp=3.0)),
+        "jvp in chunks": Case(sgd(method="jvp", chunk_size=2, optimizer=SGD(nesterov=True))),
+        "adamw": Case(make_problem(task(), ADAM_BUCKETS, optimizer=Adam(decoupled=True))),
+        "adamw jvp": Case(make_problem(task(), ADAM_BUCKETS, optimizer=Adam(decoupled=True), method="jvp")),
+        "running": Case(make_problem(task(mlp_with_batch_norm), SGD_BUCKETS, val_batch_norm="running")),
+        "reverse": Case(sgd(), estimate_reverse),
+        "greedy": Case(sgd(), greedy_estimator(0.5)),
+    }
+
+
+class Losses:
+    """The `OnStep` that keeps each step's loss, of the whole batch."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks, self.seen = ranks, []
+
+    def __call__(self, state: InnerState, loss: Tensor) -> bool:
+        self.seen.append(self.ranks.data.sum(loss).item())
+        return True
+
+
+def estimated(case: Case, ranks: Ranks, run: int) -> tuple[Estimate, list[float]]:
+    losses = Losses(ranks)
+    return case.estimator(case.problem, case.values, run, HORIZON, ranks, losses), losses.seen
+
+
+def state_bytes(ranks: Ranks) -> tuple[int, int]:
+    """Bytes of tangents, and of optimizer state, that this rank keeps for all of AdamW's elements."""
+    problem = cases()["adamw"].problem
+    elements = sorted(range(problem.space.size), key=problem.space.starts(4).__getitem__)
+    state, tangents = run_horizon(
+        problem, problem.network(0), problem.space.initial(), 0, 4, elements, lambda *_: True, ranks.data
+    )
+    return tuple(  # type: ignore[return-value]
+        sum(tensor.numel() * tensor.element_size() for tensor in tree_flatten(part)[0])
+        for part in ((tangents.weights, tangents.optimizer), state.optimizer)
+    )
+
+
+def run_all(folder: Path) -> None:
+    """All cases on all meshes; each rank writes what it got."""
+    environment = read_environment()
+    found: dict[str, Any] = {}
+    for mesh, shape in SHAPES.items():
+        with Ranks(environment, shape, CPU) as ranks:
+            for name in cases() if shape.replica == 1 else REPLICATED:
+                case = cases()[name]
+                estimate, losses = estimated(case, ranks, run_number(1, ranks))
+                estimate = mean_over_replicas(estimate, ranks)
+                found[f"{mesh} {name}"] = {
+                    "hypergradients": estimate.hypergradients,
+                    "val_loss": estimate.val_loss,
+                    "val_accuracy": estimate.val_accuracy,
+                    "spread": estimate.spread,
+                    "losses": losses,
+                    "replica": ranks.replica,
+                }
+            found[f"{mesh} bytes"] = state_bytes(ranks)
+    with Ranks(environment, SHAPES["1x1x4"], CPU, whole_batch_norm=False) as ranks:
+        estimate, _ = estimated(cases()["running"], ranks, 0)
+        found["part"] = estimate.hypergradients
+    (folder / f"{environment.rank}.json").write_text(json.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Per rank of four, what it got."""
+    folder = tmp_path_factory.mktemp("meshes")
+    ended = start_ranks([__file__, str(folder)], 4, [folder])
+    assert [(rank.status, rank.err) for rank in ended] == [(0, "")] * 4
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(4)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[tuple[str, int], tuple[Estimate, list[float]]]:
+    """By case and run number, what one process gets."""
+    wanted = {*((name, 1) for name in cases()), *((name, run) for name in REPLICATED for run in range(2, 8))}
+    return {(name, run): estimated(cases()[name], ONE_RANK, run) for name, run in wanted}
+
+
+@pytest.mark.parametrize("name", cases())
+def test_tangent_ranks_get_the_same_bits_as_one_process(
+    name: str, by_rank: list[dict[str, Any]], alone: dict[tuple[str, int], tuple[Estimate, list[float]]]
+) -> None:
+    estimate, losses = alone[name, 1]
+    for rank in by_rank:
+        got = rank[f"1x4x1 {name}"]
+        if cases()[name].problem.chunk_size == 1:
+            assert got["hypergradients"] == estimate.hypergradients
+        else:  # a batched product's last bits depend on the number of tangents in the batch
+            assert relative_error(got["hypergradients"], estimate.hypergradients) < ROUNDING
+        assert (got["val_loss"], got["val_accuracy"]) == (estimate.val_loss, estimate.val_accuracy)
+        assert got["losses"] == losses
+
+
+@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("mesh", ["1x1x4", "1x2x2"])
+def test_data_ranks_agree_with_one_process_to_rounding(
+    mesh: str,
+    name: str,
+    by_rank: list[dict[str, Any]],
+    alone: dict[tuple[str, int], tuple[Estimate, list[float]]],
+) -> None:
+    estimate, losses = alone[name, 1]
+    got = [rank[f"{mesh} {name}"] for rank in by_rank]
+    assert all(rank == got[0] for rank in got)  # the same bits on every rank
+    assert relative_error(got[0]["hypergradients"], estimate.hypergradients) < ROUNDING
+    assert got[0]["losses"] == pytest.approx(losses, rel=ROUNDING)
+    assert got[0]["val_loss"] == pytest.approx(estimate.val_loss, rel=ROUNDING)
+    assert got[0]["val_accuracy"] == pytest.approx(estimate.val_accuracy, rel=ROUNDING)
+
+
+@pytest.mark.parametrize("name", REPLICATED)
+@pytest.mark.parametrize(("mesh", "replicas"), [("4x1x1", 4), ("2x2x1", 2)])
+def test_replicas_give_the_mean_and_the_spread_of_single_runs(
+    mesh: str,
+    replicas: int,
+    name: str,
+    by_rank: list[dict[str, Any]],
+    alone: dict[tuple[str, int], tuple[Estimate, list[float]]],
+) -> None:
+    runs = [alone[name, replicas + replica] for replica in range(replicas)]
+    columns = list(zip(*(estimate.hypergradients for estimate, _ in runs), strict=True))
+    for rank in by_rank:
+        got = rank[f"{mesh} {name}"]
+        assert got["losses"] == runs[got["replica"]][1]
+        # Means and deviations of the same numbers, summed in another order.
+        assert got["hypergradients"] == pytest.approx([mean(column) for column in columns], rel=1e-13)
+        assert got["spread"] == pytest.approx([stdev(column) for column in columns], rel=1e-13)
+        assert got["val_loss"] == pytest.approx(mean(estimate.val_loss for estimate, _ in runs), rel=1e-13)
+
+
+def test_data_ranks_keep_a_share_of_the_tangents_and_of_the_state(by_rank: list[dict[str, Any]]) -> None:
+    tangents, state = state_bytes(ONE_RANK)
+    for mesh, parts in (("1x1x4", 4), ("1x2x2", 2)):
+        for rank in by_rank:
+            # Within 5 %: columns are ⌈D/P⌉ or fewer, and Adam's step count is whole on every rank.
+            assert rank[f"{mesh} bytes"] == pytest.approx([tangents / parts, state / parts], rel=0.05)
+
+
+def test_batch_norm_of_parts_is_the_same_on_all_ranks_but_another_derivative(by_rank: list[dict[str, Any]]) -> None:
+    whole, _ = estimated(cases()["running"], ONE_RANK, 0)
+    assert all(rank["part"] == by_rank[0]["part"] for rank in by_rank)
+    # Statistics of 2 or 3 samples instead of 10 are another training run.
+    assert relative_error(by_rank[0]["part"], whole.hypergradients) > 1e-3
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run_all(Path(sys.argv[1]))
