@@ -1,16 +1,14 @@
-"""What a run will cost before it starts: who owns which tangent, memory and time per rank.
+"""What a run will cost before it starts: who owns which tangent, memory, traffic and time per rank.
 
-Shapes: D = weights, K = learned numbers.
+Shapes: D = weights, K = learned numbers, P = ranks of the `data` axis.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from fds_dist.distributed.mesh import MeshShape
@@ -18,28 +16,47 @@ from fds_dist.distributed.plan import Plan, make_plan
 from fds_dist.engine.inner_run import initial_state
 from fds_dist.engine.outer_loop import OuterSettings
 from fds_dist.engine.problem import Problem
-from fds_dist.schedule import Segment
-from fds_dist.tangents import differentiate
+from fds_dist.step_measurement import StepMeasurement, measure_step
 
 REVERSE_COST = 4.0
 """Plain steps per step of a reverse sweep, whatever K is: forward twice, and a pull-back that costs two."""
 
-REPEATS = 5
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank."""
+
+    weights: int
+    """Whole on every rank."""
+    state: int
+    """The optimizer's, one P-th of it."""
+    tangents: int
+    """Of weights and state, one P-th of each that the rank owns."""
+    step: int
+    """Measured: activations, gradient and products of one chunk of tangents at the peak of a step."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.state + self.tangents + self.step
 
 
 @dataclass(frozen=True)
 class RankCost:
-    """One rank's share of an outer step."""
+    """The share in an outer step of the ranks that own the same tangents."""
 
-    rank: int
+    ranks: tuple[int, ...]
+    """All of them: the data ranks of each replica."""
     elements: tuple[int, ...]
-    """Positions in λ of the tangents it owns."""
+    """Positions in λ of the tangents they own."""
     plain_steps: float
-    """Cost of the horizon in plain training steps."""
-    memory_bytes: int
-    """Weights, optimizer state, gradient and all tangents; without activations."""
+    """Cost of the horizon in plain training steps of the whole batch."""
+    memory: Memory
+    """Of each of them."""
+    step_traffic: int
+    """Bytes that each of them sends in a step, once all its tangents are live."""
     seconds: float
-    """Predicted from the measured step."""
+    """Predicted from the measured step, without the time of communication."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +65,19 @@ class CostReport:
 
     weights: int
     """D"""
+    shape: MeshShape
     horizons: tuple[int, ...]
     plan: Plan
     ranks: tuple[RankCost, ...]
-    plain_seconds: float
-    """Measured: one plain training step here."""
-    tangent_seconds: float
-    """Measured: what one more tangent adds to a step here."""
+    """One for each place on the `tangent` axis."""
+    measured: StepMeasurement
+    """On one data rank's part of a batch."""
     one_rank_plain_steps: float
-    """Cost of the horizon if one rank owned all tangents."""
+    """Cost of the horizon if one rank owned all tangents and saw whole batches."""
 
     @property
     def costliest(self) -> RankCost:
-        """The rank that the others wait for."""
+        """The ranks that the others wait for."""
         return max(self.ranks, key=lambda rank: rank.plain_steps)
 
     @property
@@ -71,8 +88,13 @@ class CostReport:
 
     @property
     def reverse_plain_steps(self) -> float:
-        """Cost of the horizon by reverse mode, on every rank."""
-        return REVERSE_COST * self.plan.horizon
+        """Cost of the horizon by reverse mode, on every rank; it spreads over the `data` axis alone."""
+        return REVERSE_COST * self.plan.horizon / self.shape.data
+
+    def speed_up(self, tangent: int) -> float:
+        """How much faster an outer step is with `tangent` ranks on that axis instead of those it has."""
+        plan = make_plan(self.plan.starts, self.plan.horizon, tangent)
+        return self.costliest.plain_steps * self.shape.data / max(map(plan.cost, range(tangent)))
 
 
 def cost_report(problem: Problem, settings: OuterSettings, shape: MeshShape) -> CostReport:
@@ -80,63 +102,50 @@ def cost_report(problem: Problem, settings: OuterSettings, shape: MeshShape) -> 
     horizons = tuple(problem.horizon(epochs) for epochs in settings.epochs)
     horizon = max(horizons)
     plan = make_plan(problem.space.starts(horizon), horizon, shape.tangent)
-    plain, tangent = measure_step(problem)
+    chunk = min(problem.chunk_size, max(1, *map(len, plan.owned)))
+    measured = measure_step(problem, shape.data, chunk)
     network = problem.network(0)
-    state = initial_state(problem, network)
-    copies = [network.initial_weights, *tree_flatten(state.optimizer)[0]]
-    state_bytes = sum(tensor.numel() * tensor.element_size() for tensor in copies)
-    gradient_bytes = copies[0].numel() * copies[0].element_size()
-    ranks = tuple(
-        RankCost(
-            rank=rank,
+    weights = network.initial_weights
+    state = tree_flatten(initial_state(problem, network).optimizer)[0]
+    tensors = [weights, *state]
+
+    def cost_of(place: int) -> RankCost:
+        elements = plan.owned[place]
+        gathered = chunk * _bytes([weights]) if shape.data > 1 else 0
+        return RankCost(
+            ranks=_ranks_at(place, shape),
             elements=elements,
-            plain_steps=plan.cost(rank),
-            memory_bytes=state_bytes * (1 + len(elements)) + gradient_bytes,
-            seconds=horizon * plain + plan.load(rank) * tangent,
+            plain_steps=plan.cost(place) / shape.data,
+            memory=Memory(
+                weights=_bytes([weights]),
+                state=_bytes(state, shape.data),
+                tangents=_bytes(tensors, shape.data) * len(elements),
+                step=measured.peak_bytes + gathered,
+            ),
+            step_traffic=_traffic(_bytes([weights]), len(elements), shape.data),
+            seconds=horizon * measured.plain_seconds + plan.load(place) * measured.tangent_seconds,
         )
-        for rank, elements in enumerate(plan.owned)
-    )
+
+    ranks = tuple(map(cost_of, range(shape.tangent)))
     alone = make_plan(plan.starts, horizon, 1).cost(0)
-    return CostReport(network.layout.size, horizons, plan, ranks, plain, tangent, alone)
+    return CostReport(network.layout.size, shape, horizons, plan, ranks, measured, alone)
 
 
-def measure_step(problem: Problem) -> tuple[float, float]:
-    """Seconds of a plain step, and of what each tangent adds to it; medians, on this device, on the first batch."""
-    network = problem.network(0)
-    loss = problem.training_loss(network)
-    state = initial_state(problem, network)
-    batch = network.cast(next(problem.batches(0)))
-    h = problem.values_in(Segment(0, 1, dict.fromkeys(problem.space.bucket_counts, 0)), problem.space.initial())
-    theta = problem.theta(h)
-    tangents = torch.zeros(2, network.layout.size, dtype=problem.dtype, device=problem.device)
-    theta_tangents = theta.new_zeros(2, len(theta))
-
-    update = problem.update(network)
-
-    def plain() -> None:
-        leaf = state.weights.detach().requires_grad_()
-        (gradient,) = differentiate(loss(leaf, theta, batch)[0], leaf)
-        update(state.weights, state.optimizer, gradient, h)
-
-    def with_tangents(count: int) -> Callable[[], None]:
-        def step() -> None:
-            point = problem.make_point(loss, state.weights, theta, batch, 0, problem.chunk_size > 1)
-            point.products(tangents[:count], theta_tangents[:count])
-
-        return step
-
-    plain_seconds = _median_seconds(plain, problem.device)
-    one, two = (_median_seconds(with_tangents(count), problem.device) for count in (1, 2))
-    return plain_seconds, max(two - one, 0.0)
+def _ranks_at(place: int, shape: MeshShape) -> tuple[int, ...]:
+    """The ranks at one place of the `tangent` axis, over replicas and data."""
+    return tuple(
+        (replica * shape.tangent + place) * shape.data + part
+        for replica in range(shape.replica)
+        for part in range(shape.data)
+    )
 
 
-def _median_seconds(step: Callable[[], None], device: torch.device) -> float:
-    def timed() -> float:
-        began = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began
+def _bytes(tensors: Sequence[Tensor], parts: int = 1) -> int:
+    """Of `tensors`, or of the largest of `parts` parts of them; single numbers are whole on every rank."""
+    return sum((-(-tensor.numel() // parts) if tensor.dim() else 1) * tensor.element_size() for tensor in tensors)
 
-    timed()  # warm-up
-    return statistics.median(timed() for _ in range(REPEATS))
+
+def _traffic(weight_bytes: int, tangents: int, parts: int) -> int:
+    """Bytes that one data rank sends in a step at the least: the gradient and each product are reduced, the weights
+    and each tangent are gathered. Without a `data` axis nothing crosses the network."""
+    return round(2 * (1 + tangents) * weight_bytes * (parts - 1) / parts)

@@ -59,24 +59,30 @@ def _summary(problem: Problem, report: CostReport) -> str:
     """The size of the problem in a sentence."""
     shortest, longest = min(report.horizons), max(report.horizons)
     horizons = f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
+    shape = report.shape
+    size = shape.replica * shape.tangent * shape.data
+    mesh = f", replica {shape.replica} × tangent {shape.tangent} × data {shape.data}" if size > shape.tangent else ""
     return (
         f"{_counted(len(report.horizons), 'outer step')} of {horizons} inner steps on "
-        f"{_counted(len(report.ranks), 'rank')} ({problem.device}); {_counted(report.weights, 'weight')}, "
+        f"{_counted(size, 'rank')} ({problem.device}{mesh}); {_counted(report.weights, 'weight')}, "
         f"{_counted(problem.space.size, 'tangent')} by {problem.tangents.method}"
     )
 
 
 def _plan_table(space: HyperparameterSpace, report: CostReport) -> Table:
     """Ownership, cost and memory per rank for the longest outer step."""
-    table = _table("rank", "owns", "plain steps", "of costliest", "memory", "time")
+    sends = ["sends"] if report.shape.data > 1 else []
+    table = _table("rank", "owns", "plain steps", "of costliest", "tangents", "memory", *sends, "time")
     table.columns[1].justify = "left"
     for rank in report.ranks:
         table.add_row(
-            str(rank.rank),
+            _runs(rank.ranks),
             owned_text(space, rank.elements) or "no tangent",
             f"{rank.plain_steps:,.0f}",
             f"{rank.plain_steps / report.costliest.plain_steps:.0%}",
-            bytes_text(rank.memory_bytes),
+            bytes_text(rank.memory.tangents),
+            bytes_text(rank.memory.total),
+            *([f"{bytes_text(rank.step_traffic)}/step"] if sends else []),
             seconds_text(rank.seconds),
         )
     return table
@@ -92,25 +98,67 @@ def _table(*headings: str) -> Table:
 
 
 def _predictions(report: CostReport) -> list[str]:
-    """What the table counts, total time, speed-up, idle ranks, and whether reverse mode would be cheaper."""
-    ranks, costliest = len(report.ranks), report.costliest.plain_steps
+    """What the table counts, where memory goes, total time, what crosses the network, and what to change."""
+    costliest, measured = report.costliest, report.measured
+    memory = max((rank.memory for rank in report.ranks), key=lambda memory: memory.total)
+    on_part = f" on 1/{report.shape.data} of a batch" if report.shape.data > 1 else ""
     lines = [
-        "Per rank, for the longest outer step. A plain step is one training step without tangents. Memory is that of "
-        "weights, optimizer state, gradient and tangents, without activations.",
-        f"Here a plain step takes {seconds_text(report.plain_seconds)} and each tangent adds "
-        f"{seconds_text(report.tangent_seconds)}: all outer steps together take about "
-        f"{seconds_text(report.total_seconds)}.",
+        "Per rank, for the longest outer step. A plain step is one training step on a whole batch without tangents. "
+        f"Of the largest memory, {bytes_text(memory.total)}, weights take {bytes_text(memory.weights)}, optimizer "
+        f"state {bytes_text(memory.state)}, tangents {bytes_text(memory.tangents)}, and activations, gradient and "
+        f"products at the peak of a step {bytes_text(memory.step)} (measured).",
+        f"Here a plain step{on_part} takes {seconds_text(measured.plain_seconds)} and each tangent adds "
+        f"{seconds_text(measured.tangent_seconds)}: all outer steps together take about "
+        f"{seconds_text(report.total_seconds)}, communication not counted.",
+        _traffic_line(report),
     ]
-    if ranks > 1:
-        lines.append(f"{ranks} ranks are {report.one_rank_plain_steps / costliest:.2f} times as fast as one.")
-    if idle := [rank.rank for rank in report.ranks if not rank.elements]:
+    if (speed := report.one_rank_plain_steps / costliest.plain_steps) > 1:
+        ranks = report.shape.tangent * report.shape.data
+        lines.append(f"{ranks} ranks are {speed:.2f} times as fast as one.")
+    return lines + _advice(report)
+
+
+def _traffic_line(report: CostReport) -> str:
+    """What crosses the network."""
+    size = report.shape.replica * report.shape.tangent
+    if report.shape.data > 1:
+        traffic = max(rank.step_traffic for rank in report.ranks)
+        return (
+            f"Along the data axis each rank sends {bytes_text(traffic)} or more in a step: gradient and products are "
+            "reduced, weights and tangents gathered."
+        )
+    if size > 1:
+        return "Nothing crosses the network in a step but a fingerprint now and then; the hypergradients in the end."
+    return "One rank: nothing crosses a network."
+
+
+def _advice(report: CostReport) -> list[str]:
+    """Idle ranks, which axis to widen, and whether reverse mode would be cheaper."""
+    lines, shape, tangents = [], report.shape, len(report.plan.starts)
+    if idle := [place for rank in report.ranks if not rank.elements for place in rank.ranks]:
         own = f"Rank {idle[0]} owns" if len(idle) == 1 else f"Ranks {_runs(idle)} own"
-        lines.append(f"{own} no tangent and would only repeat the training run: use at most {ranks - len(idle)} ranks.")
-    reverse, horizon = report.reverse_plain_steps, report.plan.horizon
+        others = shape.replica * shape.data
+        lines.append(
+            f"{own} no tangent and would only repeat the training run: use at most {tangents * others} ranks, or give "
+            "them to mesh.replica (less noise) or mesh.data (less memory, less time on large batches)."
+        )
+    elif shape.tangent < tangents:
+        lines.append(
+            f"To be faster, widen the tangent axis: with {tangents} ranks on it, one for each tangent, an outer step "
+            f"is {report.speed_up(tangents):.2f} times as fast, with nothing more on the network."
+        )
+    memory = max((rank.memory for rank in report.ranks), key=lambda memory: memory.total)
+    if memory.tangents > memory.step:
+        halved = memory.total - (memory.tangents + memory.state + memory.step) // 2
+        lines.append(
+            "Tangents take most of the memory: more ranks on either the tangent or the data axis share them out; "
+            f"mesh.data={2 * shape.data} would need about {bytes_text(halved)} per rank."
+        )
+    reverse, costliest, horizon = report.reverse_plain_steps, report.costliest.plain_steps, report.plan.horizon
     cheaper = "reverse" if reverse < costliest else "forward"
     lines.append(
         f"An inner step costs {costliest / horizon:.1f} plain steps by forward mode, in memory that is flat in the "
-        f"horizon, and {reverse / horizon:.0f} by reverse mode, in memory that grows with its root: "
+        f"horizon, and {reverse / horizon:.1f} by reverse mode, in memory that grows with its root: "
         f"estimator={cheaper} is cheaper here."
     )
     return lines

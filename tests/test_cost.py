@@ -31,9 +31,13 @@ def test_plan_owns_each_tangent_once_and_costs_what_its_windows_say(ranks: int) 
     for rank in found.ranks:
         tangent_steps = sum(20 - starts[element] for element in rank.elements)
         assert rank.plain_steps == 20 + 2 * tangent_steps  # an exact product costs two plain steps
-        assert rank.seconds == pytest.approx(20 * found.plain_seconds + tangent_steps * found.tangent_seconds)
-        # Weights and velocity, a tangent of each per element, and one gradient.
-        assert rank.memory_bytes == (2 * (1 + len(rank.elements)) + 1) * WEIGHTS * FLOAT64
+        measured = found.measured
+        assert rank.seconds == pytest.approx(20 * measured.plain_seconds + tangent_steps * measured.tangent_seconds)
+        memory = rank.memory
+        assert memory.weights == memory.state == WEIGHTS * FLOAT64
+        assert memory.tangents == 2 * len(rank.elements) * WEIGHTS * FLOAT64  # of weights and velocity
+        assert memory.total == memory.weights + memory.state + memory.tangents + memory.step
+        assert rank.step_traffic == 0
     assert found.one_rank_plain_steps == 20 + 2 * (20 + 15 + 10 + 5 + 20 + 20)
     assert found.reverse_plain_steps == 4 * 20
     assert found.costliest.plain_steps == max(rank.plain_steps for rank in found.ranks)
@@ -53,11 +57,35 @@ def test_outer_steps_of_different_length_are_planned_for_the_longest_and_timed_f
 
 def test_memory_counts_every_tensor_of_the_optimizers_state() -> None:
     found = report(1, optimizer=Adam())
-    state = 3 * WEIGHTS + 1  # weights, two moments and the count of steps
-    assert found.ranks[0].memory_bytes == (state * (1 + 2) + WEIGHTS) * FLOAT64
+    memory = found.ranks[0].memory
+    state = 2 * WEIGHTS + 1  # two moments and the count of steps
+    assert (memory.state, memory.tangents) == (state * FLOAT64, 2 * (WEIGHTS + state) * FLOAT64)
 
 
-def test_measured_seconds_are_times() -> None:
-    found = report(1)
-    assert found.plain_seconds > 0
-    assert found.tangent_seconds >= 0
+def test_data_ranks_share_the_state_and_the_cost_and_send_what_they_share() -> None:
+    problem = make_problem(image_task(mlp), {"lr": [0.1], "beta1": [0.9]}, optimizer=Adam())
+    found = cost_report(problem, OuterSettings((4.0,)), MeshShape(2, 2, 4))
+    share = -(-WEIGHTS // 4)
+    assert [rank.ranks for rank in found.ranks] == [(0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15)]
+    for rank in found.ranks:
+        memory = rank.memory
+        assert memory.weights == WEIGHTS * FLOAT64
+        assert memory.state == (2 * share + 1) * FLOAT64
+        assert memory.tangents == (3 * share + 1) * FLOAT64
+        assert rank.plain_steps == 20 * (1 + 2) / 4
+        # Gradient and product reduced, weights and tangent gathered: three quarters of each come from elsewhere.
+        assert rank.step_traffic == 4 * 3 / 4 * WEIGHTS * FLOAT64
+    assert found.reverse_plain_steps == 4 * 20 / 4
+
+
+def test_a_wider_tangent_axis_is_as_fast_as_its_costliest_rank() -> None:
+    found = report(2)
+    assert found.speed_up(2) == 1.0
+    assert found.speed_up(6) == (20 + 2 * 45) / (20 + 2 * 20)
+
+
+def test_measured_seconds_are_times_and_measured_memory_holds_at_least_the_gradient() -> None:
+    measured = report(1).measured
+    assert measured.plain_seconds > 0
+    assert measured.tangent_seconds >= 0
+    assert measured.peak_bytes > WEIGHTS * FLOAT64

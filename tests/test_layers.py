@@ -14,11 +14,11 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fds_dist"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = {
-    0: "faults blame registry randomness flat share config vision",
+    0: "faults blame registry randomness flat share live_memory config vision",
     1: "hyperparameters schedule schedule_driver inner outer tangents tasks models",
     2: "distributed checkpoint tracking run_folder",
     3: "engine",
-    4: "verification cost tables compare report bench noise retrain",
+    4: "verification cost step_measurement tables compare report bench noise retrain",
     5: "build run api studies cli __init__ __main__",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}

@@ -66,7 +66,7 @@ def test_check_shows_the_plan_first_and_then_the_config() -> None:
 
 def test_check_names_the_ranks_that_own_nothing() -> None:
     one, three = check_text(checked(10), width=200), check_text(checked(12), width=200)
-    assert "Rank 9 owns no tangent and would only repeat the training run: use at most 9 ranks." in one
+    assert "Rank 9 owns no tangent and would only repeat the training run: use at most 9 ranks, or give them" in one
     assert "Ranks 9-11 own no tangent" in three
     assert (one.count("no tangent"), three.count("no tangent")) == (2, 4)  # in the table too
 

@@ -27,6 +27,7 @@ def check_batches(problem: Problem, outer_step: int, axis: DataAxis) -> None:
     gathered = axis.gather(prints, axis.size * len(prints)).reshape(axis.size, -1)
     if deviating := deviating_ranks([hash(tuple(row)) for row in gathered.tolist()]):
         raise BatchesDiffer(
-            f"the first training batch of outer step {outer_step} is another one on places {deviating} of the data axis. "
+            f"the first training batch of outer step {outer_step} is another one on places {deviating} of the data "
+            "axis. "
             "Every rank must get the same batches (a task may depend on its arguments and the seed alone)"
         )
