@@ -78,6 +78,13 @@ def per_rank(record: str) -> PerRank:
     return PerRank(record)
 
 
+class Unseeded(Blobs):
+    """Batches that are another on every rank from the first one on."""
+
+    def train_batches(self, outer_step: int, epoch: int) -> Any:
+        return super().train_batches(outer_step, epoch + 10 * int(PerRank.rank))
+
+
 class Dying(Blobs):
     """Rank 1 alone fails, in the second epoch."""
 

@@ -209,6 +209,32 @@ def test_a_run_under_torchrun_prints_once_and_nothing_else(tmp_path: Path) -> No
     assert next_steps == ["to train with it", "to train on all data", "to check its gradients", "to search further"]
 
 
+# --- the other axes, from the config to the files ---
+
+
+def test_data_and_replica_axes_come_from_the_config_and_end_in_the_record(tmp_path: Path) -> None:
+    exact = {"dtype": "float64"}
+    jobs = [
+        {"config": config(BUCKETS[3], mesh={"data": 2}, name="data", **exact)},
+        {"config": config(BUCKETS[3], mesh={"replica": 2}, name="replica", **exact)},
+        {"config": config(BUCKETS[3], mesh={"data": 2}, task="own_tasks:Unseeded")},
+        {"config": config(BUCKETS[3], mesh={"data": 3})},
+    ]
+    (data, replica, unseeded, unfit), second = run_jobs(tmp_path / "two", 2, jobs)
+    assert second == [data, replica, unseeded, unfit]
+    (alone, *_) = run_jobs(tmp_path / "one", 1, [{"config": config(BUCKETS[3], name="alone", **exact)}])
+    (expected, _), (found, _) = history(tmp_path / "one" / alone[0]["run_dir"]), history(tmp_path / "two/runs/data")
+    for name, numbers in expected["hypergradients"].items():
+        # Sums over two parts of a batch round differently: 1e-16 each, through 8 steps.
+        assert found["hypergradients"][name] == pytest.approx(numbers, rel=1e-12)
+    assert "hypergradient_spread" not in found
+    spread = history(tmp_path / "two/runs/replica")[0]["hypergradient_spread"]
+    assert {name: len(numbers) for name, numbers in spread.items()} == BUCKETS[3]
+    assert all(number > 0 for numbers in spread.values() for number in numbers)
+    assert unseeded["raised"] == "BatchesDiffer"
+    assert unfit["message"].startswith("mesh: data 3 does not divide 2 ranks")
+
+
 # --- the mesh and the device ---
 
 
