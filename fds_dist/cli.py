@@ -77,6 +77,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--steps", type=int, metavar="N", help=f"inner steps (default: {default})")
         if name == "retrain":
             command.add_argument("--seeds", type=int, metavar="N", help="how many retrainings (default: 1)")
+        if name == "bench":
+            command.add_argument("--json", action="store_true", help="print one JSON object")
         if name == "noise":
             command.add_argument("--runs", type=int, metavar="N", help="inner runs (default: 100)")
     return top
@@ -173,15 +175,30 @@ def _noise(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _bench(options: argparse.Namespace) -> int:
+    from fds_dist.bench import print_bench
+    from fds_dist.studies import bench
+    from fds_dist.tables import default_console
+
+    report = bench(options.config, options.overrides)
+    if _is_first():
+        if options.json:
+            print(report.to_json())
+        else:
+            print_bench(report, default_console())
+    return DONE
+
+
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
     "optimize": (_optimize, "learn the schedules: the main job"),
     "check": (_check, "no training: who owns which tangent, memory and time per rank, the resolved config"),
     "verify": (_verify, "this task's hypergradients against reverse mode and finite differences, in float64"),
     "retrain": (_retrain, "train from scratch on all training data with the schedule that a run learned"),
     "compare": (_compare, "FDS beside greedy, random search, TPE and Hyperband at equal compute"),
+    "bench": (_bench, "the cost model's figures on this machine: step cost, scaling, memory, precision"),
     "noise": (_noise, "hypergradient noise against window size; recommends bucket counts"),
 }
-OPTIONS = ("--help", "--resume", "--runs", "--seeds", "--steps", "--world-size")
+OPTIONS = ("--help", "--json", "--resume", "--runs", "--seeds", "--steps", "--world-size")
 
 
 def _is_first() -> bool:

@@ -6,8 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fds_dist.api import Source, draft_of
+from fds_dist.bench import BenchReport, run_bench
 from fds_dist.build import Build, build, model_builder
 from fds_dist.compare import Comparison, plot_comparison
 from fds_dist.compare import compare as compare_methods
@@ -91,6 +93,31 @@ def noise(
             write_noise(report, folder / "noise.json")
             plot_noise(report, folder / "noise")
     return report, folder
+
+
+BENCHED: dict[str, Any] = {
+    "task": {"name": "digits", "batch_size": 64},
+    "model": {"name": "lenet"},
+    "hyperparameters": {
+        "lr": {"init": 0.05, "step": 0.1, "buckets": 5},
+        "momentum": {"init": 0.5, "step": 0.1},
+        "weight_decay": {"init": 1e-4, "step": 1e-4},
+    },
+}
+"""What is measured where no config is given."""
+
+
+def bench(config: Source | None = None, overrides: Sequence[str] = ()) -> BenchReport:
+    """Measures the cost model's figures for `config`, or for a small network on digits, on the ranks of this launch.
+
+    Raises:
+        UserError: the input is wrong.
+    """
+    environment = read_environment()
+    source = BENCHED if config is None else config
+    built = agreed(environment, lambda: build(_one_run_per_rank(draft_of(source, overrides)), environment))
+    with built.ranks(environment) as ranks:
+        return run_bench(built.problem, ranks)
 
 
 def compare(config: Source | None, overrides: Sequence[str] = ()) -> tuple[Comparison, Path]:
