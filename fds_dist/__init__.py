@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fds_dist.faults import Fault, UserError
     from fds_dist.run import RunResult
     from fds_dist.schedule import Schedule, load_schedule
-    from fds_dist.schedule_driver import ScheduleDriver
+    from fds_dist.schedule_driver import ScheduleDriver, parameter_groups
     from fds_dist.tasks.base import Task
     from fds_dist.tasks.datasets import task_from_datasets
 
@@ -31,6 +31,7 @@ _HOMES = {
     "load_schedule": "fds_dist.schedule",
     "ScheduleDriver": "fds_dist.schedule_driver",
     "Task": "fds_dist.tasks.base",
+    "parameter_groups": "fds_dist.schedule_driver",
     "task_from_datasets": "fds_dist.tasks.datasets",
 }
 
@@ -44,6 +45,7 @@ __all__ = [
     "check",
     "load_schedule",
     "optimize",
+    "parameter_groups",
     "task_from_datasets",
     "verify",
 ]

@@ -149,17 +149,22 @@ def _resumed_draft(folder: RunFolder, overrides: Sequence[str]) -> Draft:
     before, draft = read_draft(folder.config), read_draft(folder.config, overrides)
     if before.config is None or draft.config is None:
         return draft
-    had, has = before.config.hyperparameters, draft.config.hyperparameters
+    (had, had_groups), (has, has_groups) = ((c.hyperparameters, c.inner.groups) for c in (before.config, draft.config))
     faults = [
         Fault(f"hyperparameters.{name}", "cannot change when a run is resumed", "step, min and max alone")
         for name in {**had, **has}
-        if not draft.is_broken(f"hyperparameters.{name}") and _fixed_part(had.get(name)) != _fixed_part(has.get(name))
+        if not draft.is_broken(f"hyperparameters.{name}")
+        and _fixed_part(had.get(name), had_groups) != _fixed_part(has.get(name), had_groups)
     ]
+    if had_groups != has_groups and not draft.is_broken("inner.groups"):
+        faults.append(Fault("inner.groups", "cannot change when a run is resumed", "the groups that it began with"))
     return replace(draft, faults=[*draft.faults, *faults])
 
 
-def _fixed_part(hyperparameter: HyperparameterConfig | float | None) -> object:
+def _fixed_part(hyperparameter: HyperparameterConfig | float | None, groups: Mapping[str, str] | None) -> object:
     """What a run's checkpoint depends on."""
     if isinstance(hyperparameter, HyperparameterConfig):
-        return hyperparameter.init, hyperparameter.buckets, hyperparameter.scale, hyperparameter.per_group
+        per_group = bool(hyperparameter.per_group)
+        copies = map(hyperparameter.for_group, groups or ()) if per_group else [hyperparameter]
+        return per_group, [(copy.init, copy.buckets, copy.scale) for copy in copies]
     return hyperparameter

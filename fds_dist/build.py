@@ -7,7 +7,7 @@ reported together with those of the config.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,6 +25,8 @@ from fds_dist.engine.outer_loop import OuterSettings
 from fds_dist.engine.problem import Problem, TangentOptions
 from fds_dist.engine.trial import tried
 from fds_dist.faults import Fault, UserError
+from fds_dist.flat import trainable_parameters
+from fds_dist.groups import assigned, base_of, group_of, name_in
 from fds_dist.hyperparameters import (
     NATURAL_DOMAIN,
     Hyperparameter,
@@ -42,7 +44,7 @@ from fds_dist.tangents.support import default_method
 from fds_dist.tasks import build_task
 from fds_dist.tasks.base import Task, loss_takes_hyperparameters, task_faults
 from fds_dist.tasks.datasets import reinitialized
-from fds_dist.tracking.wandb_run import effective_mode
+from fds_dist.tracking.wandb_session import effective_mode
 
 Made = TypeVar("Made")
 ModelBuilder = Callable[[int], nn.Module]
@@ -105,6 +107,10 @@ def build(
     builder = attempt("model", lambda: _model_builder(config, found_task, model))
     optimizer = INNER_OPTIMIZERS[config.inner.optimizer](config.inner.nesterov)
     space, space_faults = _space(config, optimizer, found_task)
+    patterns = config.inner.groups
+    if patterns is not None and builder is not None:
+        attempt("inner.groups", lambda: assigned(patterns, trainable_parameters(builder(0))))
+    groups = patterns if any(owner.base != owner.name for owner in space.learned) else None
     faults += [fault for fault in space_faults if not draft.is_broken(fault.key)]
     faults += [fault for fault in _option_faults(config) if not draft.is_broken(fault.key)]
     mesh = config.mesh
@@ -117,7 +123,7 @@ def build(
     if found_task is not None and not draft.is_broken("inner.epochs"):
         faults += [
             fault
-            for fault in _bucket_faults(space, epochs, found_task.steps_per_epoch)
+            for fault in _bucket_faults(config, space, epochs, found_task.steps_per_epoch)
             if not draft.is_broken(fault.key)
         ]
     if faults or found_task is None or builder is None or shape is None:
@@ -141,8 +147,10 @@ def build(
         clip_gradient=config.inner.clip_gradient,
         val_batch_norm=config.outer.val_batch_norm,
         seed=config.seed,
+        groups=groups or {},
     )
     problem, remark = tried(problem, config.tangents.method)
+    unused = "inner.groups has no effect: no hyperparameter has per_group" if patterns and not groups else ""
     return Build(
         config=config,
         problem=problem,
@@ -150,7 +158,7 @@ def build(
         rule=outer_rule(config.outer),
         estimator=_estimator(config),
         shape=shape,
-        remarks=(remark,) if remark else (),
+        remarks=tuple(text for text in (remark, unused) if text),
     )
 
 
@@ -220,12 +228,14 @@ def _space(config: Config, optimizer: InnerOptimizer, task: Task | None) -> tupl
                 f"{', '.join(optimizer.defaults)} (of {optimizer.name}), or a task whose loss takes a third argument"
             )
             faults.append(Fault(key, "unknown hyperparameter", expected, f"hyperparameters.{near}" if near else ""))
+        elif isinstance(entry, HyperparameterConfig) and entry.per_group and name not in optimizer.defaults:
+            expected = f"false; the optimizer's own can be: {', '.join(optimizer.defaults)}"
+            faults.append(Fault(f"{key}.per_group", f"{name} belongs to the loss, which has no groups", expected))
         elif isinstance(entry, HyperparameterConfig):
-            hyperparameter = Hyperparameter(
-                name, entry.init, entry.step, entry.buckets, _bounds(name, entry), entry.scale
-            )
-            faults += domain_faults(hyperparameter, key)
-            learned.append(hyperparameter)
+            for copy_name, own in _copies(name, entry, config.inner.groups or {}).items():
+                bounds = _bounds(name, own)
+                learned.append(Hyperparameter(copy_name, own.init, own.step, own.buckets, bounds, own.scale))
+                faults += domain_faults(learned[-1], _key(config, copy_name, "init"))
         else:
             low, high = NATURAL_DOMAIN.get(name, UNBOUNDED)
             if not low <= entry <= high:
@@ -234,7 +244,22 @@ def _space(config: Config, optimizer: InnerOptimizer, task: Task | None) -> tupl
     if not learned and not faults:
         expected = "at least one like lr: {init: 0.1, step: 0.1, buckets: 5}"
         faults.append(Fault("hyperparameters", "nothing is learned, all are fixed numbers", expected))
-    return HyperparameterSpace(tuple(learned), fixed), faults
+    return HyperparameterSpace(tuple(learned), fixed), list(dict.fromkeys(faults))
+
+
+def _copies(name: str, entry: HyperparameterConfig, groups: Mapping[str, str]) -> dict[str, HyperparameterConfig]:
+    """The hyperparameter itself, or its copies for the parameter groups, by name."""
+    if not (entry.per_group and groups):
+        return {name: entry}
+    return {name_in(name, group): entry.for_group(group) for group in groups}
+
+
+def _key(config: Config, name: str, setting: str) -> str:
+    """The config's key of the hyperparameter `name` (`lr`, `lr.norm_and_bias`): where its `setting` stands."""
+    key, entry = f"hyperparameters.{base_of(name)}", config.hyperparameters[base_of(name)]
+    overrides = entry.per_group if isinstance(entry, HyperparameterConfig) else {}
+    own = overrides.get(group_of(name)) if isinstance(overrides, dict) else None
+    return f"{key}.per_group.{group_of(name)}" if own is not None and setting in own.model_fields_set else key
 
 
 def _bounds(name: str, entry: HyperparameterConfig) -> tuple[float, float]:
@@ -250,13 +275,6 @@ def _bounds(name: str, entry: HyperparameterConfig) -> tuple[float, float]:
 def _option_faults(config: Config) -> list[Fault]:
     """Options that exclude each other, and those that are part of the contract but not available yet."""
     faults = []
-    if config.inner.groups is not None:
-        faults.append(Fault("inner.groups", "parameter groups are not available yet", "null"))
-    faults += [
-        Fault(f"hyperparameters.{name}.per_group", "parameter groups are not available yet", "false")
-        for name, entry in config.hyperparameters.items()
-        if isinstance(entry, HyperparameterConfig) and entry.per_group
-    ]
     if config.tangents.dtype not in (None, config.dtype):
         problem = f"{config.tangents.dtype} differs from dtype {config.dtype}"
         faults.append(Fault("tangents.dtype", problem, f"{config.dtype}, or leave it out"))
@@ -293,12 +311,15 @@ def _epochs(config: Config) -> tuple[float, ...]:
     return tuple(epochs) if isinstance(epochs, list) else (epochs,) * config.outer.steps
 
 
-def _bucket_faults(space: HyperparameterSpace, epochs: tuple[float, ...], steps_per_epoch: int) -> list[Fault]:
+def _bucket_faults(
+    config: Config, space: HyperparameterSpace, epochs: tuple[float, ...], steps_per_epoch: int
+) -> list[Fault]:
     """Hyperparameters with more buckets than the shortest horizon has steps."""
     horizon = max(1, round(min(epochs) * steps_per_epoch))
     problem = f"more buckets than inner steps: the shortest horizon has {horizon}"
-    return [
-        Fault(f"hyperparameters.{owner.name}.buckets", f"{owner.buckets} is {problem}", f"at most {horizon}")
+    faults = [
+        Fault(f"{_key(config, owner.name, 'buckets')}.buckets", f"{owner.buckets} is {problem}", f"at most {horizon}")
         for owner in space.learned
         if owner.buckets > horizon
     ]
+    return list(dict.fromkeys(faults))

@@ -64,10 +64,12 @@ def parser() -> argparse.ArgumentParser:
     for name, (function, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(command=function)
-        what = ("RUN_DIR", "the folder of a run") if name == "retrain" else ("CONFIG", "a YAML file")
+        what = ("RUN_DIR", "the folder of a run") if name in ("retrain", "report") else ("CONFIG", "a YAML file")
         command.add_argument("config", nargs="?", metavar=what[0], help=what[1])
-        overrides = "override a key, e.g. outer.steps=5"
-        command.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=overrides)
+        rest = ("key=value", "override a key, e.g. outer.steps=5")
+        if name == "report":
+            rest = ("RUN_DIR", "more runs, to be shown side by side")
+        command.add_argument("overrides", nargs="*", default=[], metavar=rest[0], help=rest[1])
         if name == "optimize":
             command.add_argument("--resume", metavar="RUN_DIR", help="go on with the run in this folder")
         if name == "check":
@@ -77,6 +79,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--steps", type=int, metavar="N", help=f"inner steps (default: {default})")
         if name == "retrain":
             command.add_argument("--seeds", type=int, metavar="N", help="how many retrainings (default: 1)")
+        if name == "report":
+            command.add_argument("--output", metavar="DIR", help="where to write (default: RUN_DIR/report)")
         if name == "bench":
             command.add_argument("--json", action="store_true", help="print one JSON object")
         if name == "noise":
@@ -175,6 +179,17 @@ def _noise(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _report(options: argparse.Namespace) -> int:
+    from fds_dist.studies import report
+
+    if options.config is None:
+        raise UserError(Fault("RUN_DIR", "is missing", "the folder of a run, or several"))
+    page = report([options.config, *options.overrides], options.output)
+    if _is_first():
+        print(f"report: {page}")
+    return DONE
+
+
 def _bench(options: argparse.Namespace) -> int:
     from fds_dist.bench import print_bench
     from fds_dist.studies import bench
@@ -196,9 +211,10 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
     "retrain": (_retrain, "train from scratch on all training data with the schedule that a run learned"),
     "compare": (_compare, "FDS beside greedy, random search, TPE and Hyperband at equal compute"),
     "bench": (_bench, "the cost model's figures on this machine: step cost, scaling, memory, precision"),
+    "report": (_report, "one self-contained HTML page and figures of a run, or of several side by side"),
     "noise": (_noise, "hypergradient noise against window size; recommends bucket counts"),
 }
-OPTIONS = ("--help", "--json", "--resume", "--runs", "--seeds", "--steps", "--world-size")
+OPTIONS = ("--help", "--json", "--output", "--resume", "--runs", "--seeds", "--steps", "--world-size")
 
 
 def _is_first() -> bool:

@@ -11,12 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 
 from fds_dist.faults import Fault
+from fds_dist.groups import base_of
 from fds_dist.schedule import Schedule, bucket_start
 
 UNIT_INTERVAL = ("momentum", "beta1", "beta2")
-"""Hyperparameters in [0, 1): on the log scale the outer optimizer moves log(1 − x) instead of log(x)."""
+"""Hyperparameters in [0, 1): on the log scale the outer optimizer moves log(1 − x) instead of log(x). By base name, as
+in `NATURAL_DOMAIN`: the copies for parameter groups are of the same kind."""
 
 BELOW_ONE = 1 - 2.0**-24
 """The largest float32 below 1: anything between would train as 1 in float32, with Adam's bias correction 0."""
@@ -36,7 +40,7 @@ NATURAL_DOMAIN: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """One learned hyperparameter; `bounds` are inclusive."""
+    """One learned hyperparameter, or its copy for one parameter group; `bounds` are inclusive."""
 
     name: str
     init: float
@@ -44,6 +48,11 @@ class Hyperparameter:
     buckets: int = 1
     bounds: tuple[float, float] = (-math.inf, math.inf)
     scale: str = "linear"
+
+    @property
+    def base(self) -> str:
+        """What kind of hyperparameter it is: the name without the parameter group."""
+        return base_of(self.name)
 
     def clamp(self, value: float) -> float:
         """The nearest value within the bounds."""
@@ -54,20 +63,20 @@ class Hyperparameter:
         """The coordinate that the outer optimizer moves: x, log(x), or log(1 − x) for those in [0, 1)."""
         if self.scale == "linear":
             return value
-        return math.log1p(-value) if self.name in UNIT_INTERVAL else math.log(value)
+        return math.log1p(-value) if self.base in UNIT_INTERVAL else math.log(value)
 
     def from_scale(self, coordinate: float) -> float:
         """The inverse of `to_scale`; on the log scale always a number that has a coordinate again."""
         if self.scale == "linear":
             return coordinate
         coordinate = max(-LARGEST_LOGARITHM, min(coordinate, LARGEST_LOGARITHM))
-        return min(-math.expm1(coordinate), BELOW_ONE) if self.name in UNIT_INTERVAL else math.exp(coordinate)
+        return min(-math.expm1(coordinate), BELOW_ONE) if self.base in UNIT_INTERVAL else math.exp(coordinate)
 
     def scale_slope(self, value: float) -> float:
         """d value / d coordinate, which turns a derivative by the value into one by the coordinate."""
         if self.scale == "linear":
             return 1.0
-        return value - 1.0 if self.name in UNIT_INTERVAL else value
+        return value - 1.0 if self.base in UNIT_INTERVAL else value
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ class HyperparameterSpace:
         """K, the length of λ."""
         return sum(hyperparameter.buckets for hyperparameter in self.learned)
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """The H names that a step reads: learned first, then fixed."""
         return tuple(hyperparameter.name for hyperparameter in self.learned) + tuple(self.fixed)
@@ -92,10 +101,16 @@ class HyperparameterSpace:
         """Learned names to their numbers of buckets."""
         return {hyperparameter.name: hyperparameter.buckets for hyperparameter in self.learned}
 
-    @property
+    @cached_property
     def elements(self) -> tuple[tuple[Hyperparameter, int], ...]:
         """For each of the K elements of λ its hyperparameter and its bucket."""
         return tuple((owner, bucket) for owner in self.learned for bucket in range(owner.buckets))
+
+    @cached_property
+    def offsets(self) -> dict[str, int]:
+        """Learned names to the position of their first bucket in λ."""
+        ends = accumulate((owner.buckets for owner in self.learned), initial=0)
+        return {owner.name: first for owner, first in zip(self.learned, ends, strict=False)}
 
     def initial(self) -> list[float]:
         """λ before the first outer step."""
@@ -136,9 +151,9 @@ def domain_faults(hyperparameter: Hyperparameter, key: str) -> list[Fault]:
     if not low <= init <= high:
         return [Fault(f"{key}.init", f"{init:g} is out of range", interval(low, high))]
     if hyperparameter.scale == "log":
-        if hyperparameter.name in UNIT_INTERVAL and init >= 1:
+        if hyperparameter.base in UNIT_INTERVAL and init >= 1:
             return [Fault(f"{key}.init", f"{init:g} has no logarithm of 1 - x", "a number below 1")]
-        if hyperparameter.name not in UNIT_INTERVAL and init <= 0:
+        if hyperparameter.base not in UNIT_INTERVAL and init <= 0:
             return [Fault(f"{key}.init", f"{init:g} has no logarithm", "a number above 0, or scale: linear")]
     return []
 

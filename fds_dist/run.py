@@ -10,10 +10,12 @@ import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from fds_dist.build import Build
 from fds_dist.checkpoint import load_checkpoint, save_checkpoint
-from fds_dist.config import dump_config, load_config
+from fds_dist.compare.costs import estimator_cost
+from fds_dist.config import Config, dump_config, load_config
 from fds_dist.distributed.agreement import RankLost
 from fds_dist.distributed.fingerprint import RunsDiverged
 from fds_dist.distributed.mesh import Ranks
@@ -28,6 +30,7 @@ from fds_dist.tracking.console import ConsoleTracker
 from fds_dist.tracking.history import HistoryFile, read_history
 from fds_dist.tracking.tensorboard import TensorBoardTracker
 from fds_dist.tracking.wandb_run import WandbTracker
+from fds_dist.tracking.wandb_session import WandbSession
 
 EXPLAINED = (UserError, HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost)
 """Ends of a run whose message says all; nobody needs a traceback for them."""
@@ -90,6 +93,7 @@ class Search:
         if self.ranks.is_first:
             write_text_atomic(self.folder.config, dump_config(self.built.config))
             info = environment_info(self.ranks.world_size, str(self.built.problem.device))
+            info["weights"] = self.built.problem.network(0).layout.size
             write_text_atomic(self.folder.environment, json.dumps(info, indent=2) + "\n")
         self.trackers.start(self._start())
         for note in self.notes:
@@ -116,10 +120,7 @@ class Search:
             trackers.append(ConsoleTracker())
         if self.built.config.tracking.tensorboard:
             trackers.append(TensorBoardTracker())
-        wandb = self.built.config.tracking.wandb
-        trackers.append(
-            WandbTracker(wandb.mode, wandb.project, wandb.entity, wandb.name, wandb.group, wandb.job_type, wandb.tags)
-        )
+        trackers.append(WandbTracker(WandbSession(**wandb_options(self.built.config), usual_job_type="optimize")))
         return trackers
 
     def _fresh(self) -> OuterProgress:
@@ -188,9 +189,18 @@ class Search:
             best_val_loss=val_loss,
             best_val_accuracy=val_accuracy,
             run_dir=self.folder.path,
+            plain_steps=self._plain_steps(),
             next_steps=self._next_steps(status),
         )
         self.trackers.finish(end)
+
+    def _plain_steps(self) -> float:
+        """What the outer steps so far have cost over all replicas, in plain training steps."""
+        built = self.built
+        horizons = [built.problem.horizon(epochs) for epochs in built.settings.epochs[: self.progress.outer_step]]
+        discount = built.config.greedy.discount
+        costs = [estimator_cost(built.config.estimator, built.problem, horizon, discount) for horizon in horizons]
+        return built.shape.replica * sum(costs)
 
     def _next_steps(self, status: str) -> dict[str, str]:
         """What a person may want to do now, and the line that does it."""
@@ -202,7 +212,9 @@ class Search:
             resume = f"{program()} optimize --resume {folder}"
         if not done:
             return {"go on": resume}
-        steps = {"train with it": f"fds_dist.load_schedule({str(self.folder.path)!r}).attach(optimizer)"}
+        sorted_by = ", its optimizer made from fds_dist.parameter_groups" if self.built.problem.groups else ""
+        load = f"fds_dist.load_schedule({str(self.folder.path)!r})"
+        steps = {"train with it": f"{load}.attach(optimizer){sorted_by}"}
         if not self.from_python:
             steps["train on all data"] = f"{program()} retrain {folder}"
             steps["check its gradients"] = f"{program()} verify {config}"
@@ -220,6 +232,11 @@ class Search:
             history=self.ranks.on_first(lambda: read_history(self.folder.history)),
             converged=progress.converged,
         )
+
+
+def wandb_options(config: Config) -> dict[str, Any]:
+    """`tracking.wandb` as `WandbSession` takes it."""
+    return dict(config.tracking.wandb)
 
 
 def _new_folder(built: Build) -> Path:

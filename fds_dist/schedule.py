@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fds_dist.faults import Fault, UserError
+from fds_dist.groups import group_of
 
 FORMAT = "fds-dist schedule"
 VERSION = 1
@@ -70,7 +71,8 @@ class Schedule:
     fixed: dict[str, float] = field(default_factory=dict)
     """Hyperparameters that were not learned."""
     optimizer: dict[str, Any] = field(default_factory=dict)
-    """What the values were learned for, e.g. `{"name": "sgd", "nesterov": False}`."""
+    """What the values were learned for, e.g. `{"name": "sgd", "nesterov": False}`; with parameter groups also "groups",
+    the patterns that sort the parameters into them (see `fds_dist.groups`)."""
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -78,6 +80,11 @@ class Schedule:
         empty = [name for name, values in self.values.items() if not values]
         if empty:
             raise ValueError(f"hyperparameters without a value: {', '.join(empty)}")
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The parameter groups that have a hyperparameter of their own, such as `lr.norm_and_bias`, in their order."""
+        return tuple(dict.fromkeys(group for name in (*self.values, *self.fixed) if (group := group_of(name))))
 
     def at(self, step: int) -> dict[str, float]:
         """All hyperparameters at `step`, the fixed ones included. Steps past the horizon keep the last bucket.

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 
 from fds_dist.faults import Fault, UserError
+from fds_dist.flat import trainable_parameters
+from fds_dist.groups import assigned, base_of, group_of
+from fds_dist.registry import nearest
 from fds_dist.schedule import Schedule
 
 Setter = Callable[[dict[str, Any], float], None]
@@ -44,6 +48,36 @@ _SETTERS: dict[str, tuple[str, Setter]] = {
 """Hyperparameter to the key of a parameter group that it needs, and how to set it."""
 
 
+def parameter_groups(module: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
+    """The trained parameters of `module` as a `torch.optim` optimizer takes them, sorted by `schedule`'s groups.
+
+    ```python
+    schedule = fds_dist.load_schedule("runs/digits")
+    optimizer = torch.optim.SGD(fds_dist.parameter_groups(model, schedule), lr=0.1, momentum=0.9)
+    driver = schedule.attach(optimizer)
+    ```
+
+    Each entry has "params", and "name", by which `ScheduleDriver` knows it; a schedule without parameter groups gives
+    one entry without a name. The patterns are searched in the names that the parameters had when the schedule was
+    learned: give the network itself, before `DistributedDataParallel` or `torch.compile` wraps it.
+
+    Raises:
+        UserError: the schedule does not say how its groups are made, or its patterns do not fit these parameters.
+        ValueError: the module has no trained parameters.
+    """
+    parameters = trainable_parameters(module)
+    if not schedule.groups:
+        return [{"params": list(parameters.values())}]
+    patterns, key = schedule.optimizer.get("groups"), "schedule: optimizer.groups"
+    if not isinstance(patterns, dict) or not all(isinstance(pattern, str) for pattern in patterns.values()):
+        raise UserError(Fault(key, f"{patterns!r} is not valid", f"a pattern for each of {', '.join(schedule.groups)}"))
+    group = assigned(patterns, parameters, key)
+    return [
+        {"name": name, "params": [parameter for key, parameter in parameters.items() if group[key] == name]}
+        for name in patterns
+    ]
+
+
 class ScheduleDriver:
     """Sets the schedule's values on every parameter group: those of step 0 at once, those of the next at `step()`.
 
@@ -56,11 +90,12 @@ class ScheduleDriver:
         driver.step()       # after optimizer.step(), like an LR scheduler
     ```
 
-    Hyperparameters of the loss are left alone: read them from `driver.values`. Where momentum is 0 on some buckets and
-    not on others, the optimizer gets 1e-300 for 0, so that it keeps its velocity.
+    A value for one parameter group, `lr.norm_and_bias`, goes to the optimizer's group with that "name": see
+    `parameter_groups`. Hyperparameters of the loss are left alone: read them from `driver.values`. Where momentum is 0
+    on some buckets and not on others, the optimizer gets 1e-300 for 0, so that it keeps its velocity.
 
     Raises:
-        UserError: the optimizer has no such hyperparameter.
+        UserError: the optimizer has no such hyperparameter, or its groups are not the schedule's.
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:
@@ -72,21 +107,25 @@ class ScheduleDriver:
         wanted = schedule.optimizer.get("name", "the one it was learned for")
         faults = [
             Fault(name, f"{type(self.optimizer).__name__} has no {_SETTERS[name][0]}", f"an optimizer like {wanted}")
-            for name in schedule.at(0)
+            for name in dict.fromkeys(map(base_of, schedule.at(0)))
             if name in _SETTERS and any(_SETTERS[name][0] not in group for group in self.optimizer.param_groups)
         ]
+        faults += _group_faults(self.optimizer, schedule)
         if faults:
             raise UserError(faults)
         self.schedule, self.last_epoch = schedule, last_epoch
         self._apply()
 
     def _apply(self) -> None:
-        values = self.values
-        if any(self.schedule.values.get("momentum", ())):
-            values["momentum"] = values["momentum"] or ALMOST_ZERO
-        for group in self.optimizer.param_groups:
-            for name in values.keys() & _SETTERS.keys():
-                _SETTERS[name][1](group, values[name])
+        for name, value in self.values.items():
+            base, own = base_of(name), group_of(name)
+            if base not in _SETTERS:
+                continue
+            if base == "momentum" and any(self.schedule.values.get(name, ())):
+                value = value or ALMOST_ZERO
+            for group in self.optimizer.param_groups:
+                if own in ("", group.get("name")):
+                    _SETTERS[base][1](group, value)
 
     @property
     def values(self) -> dict[str, float]:
@@ -113,3 +152,27 @@ class ScheduleDriver:
             UserError: the optimizer has not all of that schedule's hyperparameters.
         """
         self._use(Schedule.from_json(state["schedule"]), state["last_epoch"])
+
+
+def _group_faults(optimizer: Optimizer, schedule: Schedule) -> list[Fault]:
+    """Groups of the optimizer that are not the schedule's, and the other way round."""
+    wanted = schedule.groups
+    if not wanted:
+        return []
+    names = [group.get("name") for group in optimizer.param_groups]
+    expected = f"{', '.join(wanted)}, as by fds_dist.parameter_groups(model, schedule)"
+    faults = [
+        Fault(
+            f"param_groups[{index}]",
+            "has no name" if name is None else f"the schedule has no parameter group {name!r}",
+            f"a name of {expected}",
+            "" if name is None else nearest(str(name), wanted),
+        )
+        for index, name in enumerate(names)
+        if name not in wanted
+    ]
+    missing = [name for name in wanted if name not in names]
+    if missing and not faults:
+        problem = f"{type(optimizer).__name__} has no parameter group {', '.join(missing)}"
+        faults.append(Fault("param_groups", problem, f"groups with the names {expected}"))
+    return faults

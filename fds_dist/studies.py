@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device
 from fds_dist.engine.monitor import Consistency
 from fds_dist.faults import Fault, UserError
 from fds_dist.noise import NoiseReport, cosine_schedule, measure_noise, plot_noise, write_noise
-from fds_dist.retrain import ConsoleReporter, RetrainResult, RetrainSettings, read_settings
+from fds_dist.report import read_run, write_report
+from fds_dist.retrain import ConsoleReporter, Reporter, RetrainResult, RetrainSettings, WandbReporter, read_settings
 from fds_dist.retrain import retrain as retrain_seeds
+from fds_dist.run import wandb_options
 from fds_dist.run_folder import RunFolder
 from fds_dist.schedule import Schedule
 from fds_dist.tasks import build_task
 from fds_dist.tasks.base import Task
+from fds_dist.tracking.wandb_session import WandbSession
 
 NOISE_STEPS = 250
 NOISE_RUNS = 100
@@ -63,13 +66,14 @@ def retrain(run_dir: str | Path, overrides: Sequence[str] = (), *, show: bool = 
     if faults:
         raise UserError(faults)
 
-    def make_task(seed: int) -> Task:
-        return build_task(config.task.name, config.task.options, seed=seed)
-
+    make_task = _task_maker(config)
     build_model = agreed(environment, lambda: model_builder(config, make_task(settings.seed)))
     target = folder.path / "retrain"
+    session = agreed(environment, lambda: WandbSession(**wandb_options(config), usual_job_type="retrain"))
     with Ranks(environment, MeshShape(1, environment.world_size, 1), device) as ranks:
-        reporters = [ConsoleReporter()] if show else []
+        reporters: list[Reporter] = [ConsoleReporter()] if show else []
+        shown = {**config.resolved(), "retrain": settings.resolved()}
+        reporters.append(WandbReporter(session, target, shown))
         results = retrain_seeds(make_task, build_model, schedule, settings, ranks, target, reporters)
     return Retraining(target, settings, results)
 
@@ -139,6 +143,14 @@ def compare(config: Source | None, overrides: Sequence[str] = ()) -> tuple[Compa
 
 def _compared(built: Build, ranks: Ranks, folder: Path) -> Comparison:
     config = built.config
+    settings = read_settings([f"seeds={max(1, config.compare.retrain_seeds)}"], config)
+    build_model = model_builder(config, built.problem.task)
+
+    def retrained(schedule: Schedule, target: Path) -> list[float]:
+        results = retrain_seeds(_task_maker(config), build_model, schedule, settings, ranks, target)
+        accuracies = [result.final.test_accuracy for result in results]
+        return [accuracy for accuracy in accuracies if accuracy is not None]
+
     return compare_methods(
         built.problem,
         built.rule,
@@ -150,7 +162,35 @@ def _compared(built: Build, ranks: Ranks, folder: Path) -> Comparison:
         greedy_discount=config.greedy.discount,
         say=print,
         consistency=Consistency(config.consistency.mode, config.consistency.every),
+        retrain=retrained,
     )
+
+
+def _task_maker(config: Config) -> Callable[[int], Task]:
+    """seed → the config's task."""
+    return lambda seed: build_task(config.task.name, config.task.options, seed=seed)
+
+
+def report(run_dirs: Sequence[str | Path], output: str | Path | None = None) -> Path:
+    """Writes the report of one run, or of several side by side; returns the page's path.
+
+    Args:
+        output: the folder to write to. None: `report` in the run's folder, or beside the first of several.
+
+    Raises:
+        UserError: one of them is no run's folder.
+    """
+    paths = [Path(run_dir) for run_dir in run_dirs]
+    runs, faults = [], []
+    for path in paths:
+        try:
+            runs.append(read_run(path))
+        except UserError as error:
+            faults += error.faults
+    if faults:
+        raise UserError(faults)
+    usual = RunFolder(paths[0]).report if len(paths) == 1 else paths[0].parent / "report"
+    return write_report(runs, usual if output is None else Path(output))
 
 
 def _one_run_per_rank(draft: Draft) -> Draft:

@@ -130,16 +130,19 @@ def make_problem(
     clip_gradient: float | None = None,
     val_batch_norm: str = "batch",
     dtype: torch.dtype = torch.float64,
+    groups: Mapping[str, str] | None = None,
 ) -> Problem:
     """A float64 problem on the CPU that learns `buckets`; their first values are the initial ones.
 
-    Hyperparameters of the optimizer that are neither in `buckets` nor in `fixed` have its defaults.
+    Hyperparameters of the optimizer that are neither in `buckets` nor in `fixed` have its defaults. With `groups` (name
+    to pattern) `buckets` may have copies for them, such as `lr.norm`.
     """
     optimizer = optimizer or SGD()
     learned = tuple(
         Hyperparameter(name, init=values[0], step=0.1, buckets=len(values)) for name, values in buckets.items()
     )
-    defaults = {name: value for name, value in optimizer.defaults.items() if name not in buckets}
+    given = {name.partition(".")[0] for name in buckets}
+    defaults = {name: value for name, value in optimizer.defaults.items() if name not in given}
     return Problem(
         task=task,
         build_model=task.build_model,  # type: ignore[attr-defined]
@@ -150,6 +153,7 @@ def make_problem(
         dtype=dtype,
         clip_gradient=clip_gradient,
         val_batch_norm=val_batch_norm,
+        groups=groups or {},
     )
 
 

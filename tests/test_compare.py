@@ -283,17 +283,17 @@ def test_runs_that_diverge_are_infinitely_bad_and_nothing_breaks(tmp_path: Path)
 
 
 def test_retraining_is_asked_for_once_per_answer(tmp_path: Path) -> None:
-    asked: list[tuple[Schedule, int]] = []
+    asked: list[tuple[Schedule, Path]] = []
 
-    def retrain(schedule: Schedule, repetition: int) -> float:
-        asked.append((schedule, repetition))
-        return 0.25
+    def retrain(schedule: Schedule, folder: Path) -> list[float]:
+        asked.append((schedule, folder))
+        return [0.125, 0.375]
 
-    options: dict[str, Any] = {"methods": ["random"], "seeds": 2, "budget": 30, "retrain": retrain}
+    options: dict[str, Any] = {"methods": ["random"], "seeds": 2, "budget": 30, "retrain": retrain, "retrain_seeds": 2}
     result = run(tmp_path, **options)
     assert [search.test_accuracy for search in result.runs] == [0.25, 0.25]
     assert found(run(tmp_path, **options)) == found(result)
-    assert [repetition for _, repetition in asked] == [0, 1]
+    assert [folder for _, folder in asked] == [tmp_path / "random" / f"retrained-{index}" for index in (0, 1)]
     for (schedule, _), search in zip(asked, result.runs, strict=True):
         assert search.answer is not None
         assert {name: list(row) for name, row in schedule.values.items()} == search.answer.hyperparameters

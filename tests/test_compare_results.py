@@ -125,10 +125,10 @@ def test_the_table_says_how_searches_ended() -> None:
 
 
 def test_retrained_accuracy_takes_the_place_of_the_judges() -> None:
-    retrained = comparison(*(replace(run, retrained_accuracy=0.5) for run in FULL.runs))
-    assert "80.0%" in printed(FULL) and "after retraining" not in printed(FULL)
+    retrained = comparison(*(replace(run, retrained_accuracies=[0.25, 0.75]) for run in FULL.runs))
+    assert "80.0%" in printed(FULL) and "on all training data" not in printed(FULL)
     assert "50.0%" in printed(retrained) and "80.0%" not in printed(retrained)
-    assert "after retraining" in printed(retrained)
+    assert "mean of 2 trained on all training data" in printed(retrained)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ The references share no code with the engine: `unrolled_loss` trains the plain m
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ from problems import (
 )
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn.functional import cross_entropy
 
 from fds_dist.engine.estimators import ESTIMATORS, Estimate
 from fds_dist.engine.inner_run import InnerState, run_horizon
@@ -54,6 +56,18 @@ class Rules:
     optimizer: str = "sgd"
     nesterov: bool = False
     clip: float = math.inf
+    patterns: Mapping[str, str] = field(default_factory=dict)
+    """Parameter groups; the first that is found in a parameter's name is its own."""
+
+    def of(self, parameter: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`values` as this parameter reads them: those without a group, and those of its own."""
+        group = next((name for name, pattern in self.patterns.items() if re.search(pattern, parameter)), "")
+        split = {name: name.partition(".") for name in values}
+        return {split[name][0]: value for name, value in values.items() if split[name][2] in ("", group)}
+
+
+INSIDE = ("smoothing", "temperature", "auxiliary", "focus")
+"""Hyperparameters of losses here."""
 
 
 def unrolled_loss(
@@ -68,12 +82,14 @@ def unrolled_loss(
     for step in range(horizon):
         h = {name: row[len(row) * step // horizon] for name, row in values.items()}
         inputs, targets = batches[step % len(batches)]
-        inside = ({"smoothing": h["smoothing"]},) if "smoothing" in h else ()
-        loss = task.loss(functional_call(module, {**weights, **buffers}, (inputs,)), targets, *inside)
+        inside = {name: value for name, value in h.items() if name in INSIDE}
+        extra = (inside,) if inside else ()
+        loss = task.loss(functional_call(module, {**weights, **buffers}, (inputs,)), targets, *extra)
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=graph)
         for (name, w), g in zip(weights.items(), gradients, strict=True):
             g = torch.where(g.abs() <= rules.clip, g, rules.clip * g.sign())
-            weights[name], state[name] = UPDATES[rules.optimizer](w, state[name], g, h, step + 1, rules.nesterov)
+            own = rules.of(name, h)
+            weights[name], state[name] = UPDATES[rules.optimizer](w, state[name], g, own, step + 1, rules.nesterov)
             if not graph:
                 weights[name] = weights[name].detach().requires_grad_()
     inputs, targets = task.val  # batch-norm is still in training mode: it uses the statistics of this batch
@@ -86,14 +102,19 @@ def sgd(w: Tensor, state: Any, g: Tensor, h: Mapping[str, Tensor], step: int, ne
     return w - h["lr"] * (g + h["momentum"] * velocity if nesterov else velocity), (velocity, state[1])
 
 
+def adam(w: Tensor, state: Any, g: Tensor, h: Mapping[str, Tensor], step: int, nesterov: bool) -> tuple[Tensor, Any]:
+    without = {**h, "weight_decay": torch.zeros(())}
+    return adamw(w, state, g + h["weight_decay"] * w, without, step, nesterov)
+
+
 def adamw(w: Tensor, state: Any, g: Tensor, h: Mapping[str, Tensor], step: int, nesterov: bool) -> tuple[Tensor, Any]:
     first, second = h["beta1"] * state[0] + (1 - h["beta1"]) * g, h["beta2"] * state[1] + (1 - h["beta2"]) * g**2
     corrected = (second / (1 - h["beta2"] ** step)).sqrt()
     w = w - h["lr"] * h["weight_decay"] * w
-    return w - h["lr"] * first / (1 - h["beta1"] ** step) / (corrected + 1e-8), (first, second)
+    return w - h["lr"] * first / (1 - h["beta1"] ** step) / (corrected + h["eps"]), (first, second)
 
 
-UPDATES = {"sgd": sgd, "adamw": adamw}
+UPDATES = {"sgd": sgd, "adam": adam, "adamw": adamw}
 
 
 def unrolled_hypergradients(task: TensorTask, buckets: Buckets, horizon: int, rules: Rules = Rules()) -> list[float]:
@@ -135,7 +156,29 @@ def errors(found: list[float], reference: list[float], buckets: Buckets) -> dict
 
 SGD_BUCKETS = {"lr": [0.1, 0.05, 0.08], "momentum": [0.5, 0.7], "weight_decay": [0.01, 0.02]}
 UNEVEN_BUCKETS = {"lr": [0.1, 0.05, 0.08, 0.06, 0.04], "momentum": [0.5, 0.7, 0.4], "weight_decay": [0.01, 0.02]}
-ADAM_BUCKETS = {"lr": [0.01, 0.02], "beta1": [0.9], "beta2": [0.95, 0.99], "weight_decay": [0.1]}
+ADAM_BUCKETS = {
+    "lr": [0.01, 0.02],
+    "beta1": [0.9, 0.8, 0.85],
+    "beta2": [0.95, 0.99],
+    "eps": [1e-3, 1e-2],
+    "weight_decay": [0.1, 0.05],
+}
+PATTERNS = {"norm_and_bias": "^[14]|bias", "head": "^8", "rest": ""}
+"""Of `conv_bn`, whose layers 1 and 4 are batch-norm and 8 is linear."""
+GROUPED_SGD_BUCKETS = {
+    "lr.norm_and_bias": [0.2, 0.1],
+    "lr.head": [0.05],
+    "lr.rest": [0.1, 0.05, 0.08],
+    "momentum": [0.5, 0.7],
+    "weight_decay.norm_and_bias": [0.001],
+    "weight_decay.head": [0.01, 0.03],
+    "weight_decay.rest": [0.02],
+}
+GROUPED_ADAM_BUCKETS = {
+    f"{name}.{group}": [value * factor for value in row[:size]]
+    for name, row in ADAM_BUCKETS.items()
+    for group, factor, size in (("norm_and_bias", 0.9, 1), ("head", 0.95, 2), ("rest", 1.0, 1))
+}
 CLIP = 0.02
 
 
@@ -150,7 +193,7 @@ class Run:
     @property
     def options(self) -> dict[str, Any]:
         clip = None if math.isinf(self.rules.clip) else self.rules.clip
-        return {"optimizer": self.optimizer, "clip_gradient": clip}
+        return {"optimizer": self.optimizer, "clip_gradient": clip, "groups": self.rules.patterns}
 
 
 RUNS = {
@@ -159,7 +202,15 @@ RUNS = {
     "clipped": Run(SGD_BUCKETS, Rules(clip=CLIP)),
     "uneven_buckets": Run(UNEVEN_BUCKETS, horizon=83),
     # Adam divides by the root of a second moment that can be tiny, which amplifies rounding.
-    "adamw": Run(ADAM_BUCKETS, Rules("adamw"), Adam(decoupled=True), 100 * EXACT),
+    "adam": Run(ADAM_BUCKETS, Rules("adam"), Adam(), 100 * EXACT, horizon=50),
+    "adamw": Run(ADAM_BUCKETS, Rules("adamw"), Adam(decoupled=True), 100 * EXACT, horizon=55),
+    "grouped": Run(GROUPED_SGD_BUCKETS, Rules(clip=CLIP, patterns=PATTERNS), horizon=50),
+    "grouped_nesterov": Run(
+        GROUPED_SGD_BUCKETS, Rules(nesterov=True, patterns=PATTERNS), SGD(nesterov=True), horizon=50
+    ),
+    "grouped_adamw": Run(
+        GROUPED_ADAM_BUCKETS, Rules("adamw", patterns=PATTERNS), Adam(decoupled=True), 100 * EXACT, horizon=50
+    ),
 }
 
 
@@ -219,12 +270,52 @@ def test_mean_squared_error(method: str) -> None:
     assert max(errors(found, expected, buckets).values()) < EXACT
 
 
+def focal_loss(output: Tensor, target: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+    """A loss of one's own: tempered focal loss and an auxiliary one."""
+    log_p = (output / own["temperature"]).log_softmax(-1).gather(-1, target[:, None])[:, 0]
+    return -((1 - log_p.exp()) ** own["focus"] * log_p).mean() + own["auxiliary"] * output.logsumexp(-1).square().mean()
+
+
+def focal_task() -> TensorTask:
+    task = image_task(loss=focal_loss)
+    task.val_loss = cross_entropy
+    return task
+
+
+LOSSES: dict[str, tuple[TensorTask, Buckets, Rules, InnerOptimizer, float]] = {
+    "smoothing": (
+        smoothed_task(),
+        {"lr": [0.2, 0.1], "smoothing": [0.1, 0.3, 0.2], "momentum": [0.5]},
+        Rules(),
+        SGD(),
+        EXACT,
+    ),
+    "focal": (
+        focal_task(),
+        {name: row[:1] for name, row in ADAM_BUCKETS.items()}
+        | {"temperature": [1.5], "focus": [0.5, 2.0], "auxiliary": [0.01]},
+        Rules("adamw"),
+        Adam(decoupled=True),
+        100 * EXACT,
+    ),
+    "focal, grouped": (
+        focal_task(),
+        {"lr.norm": [0.2], "lr.rest": [0.1], "temperature": [1.5], "focus": [0.5, 2.0], "auxiliary": [0.01]},
+        Rules(patterns={"norm": "^[14]", "rest": ""}),
+        SGD(),
+        EXACT,
+    ),
+}
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_hyperparameters_inside_the_loss(method: str) -> None:
-    buckets = {"lr": [0.2, 0.1], "smoothing": [0.1, 0.3, 0.2], "momentum": [0.5]}
-    expected = unrolled_hypergradients(smoothed_task(), buckets, 20)
-    found = estimate(smoothed_task(), buckets, 20, **METHODS[method]).hypergradients
-    assert max(errors(found, expected, buckets).values()) < EXACT
+@pytest.mark.parametrize("name", LOSSES)
+def test_hyperparameters_inside_the_loss(name: str, method: str) -> None:
+    task, buckets, rules, optimizer, tolerance = LOSSES[name]
+    expected = unrolled_hypergradients(task, buckets, 50, rules)
+    options = {"optimizer": optimizer, "groups": rules.patterns, **METHODS[method]}
+    found = estimate(task, buckets, 50, **options).hypergradients
+    assert max(errors(found, expected, buckets).values()) < tolerance
 
 
 @pytest.mark.parametrize("horizon", [1, 2, 16, 17, 300])

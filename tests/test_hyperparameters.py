@@ -24,6 +24,7 @@ SPACE = HyperparameterSpace(
 def test_lambda_lists_hyperparameters_in_order_each_with_its_buckets_in_order() -> None:
     assert SPACE.size == 6
     assert SPACE.names == ("lr", "momentum", "weight_decay", "eps")
+    assert SPACE.offsets == {"lr": 0, "momentum": 3, "weight_decay": 4}
     assert SPACE.initial() == [0.1, 0.1, 0.1, 0.5, 0.0, 0.0]
     assert SPACE.unpack(range(6)) == {"lr": [0, 1, 2], "momentum": [3], "weight_decay": [4, 5]}
     assert [(owner.name, bucket) for owner, bucket in SPACE.elements][2:5] == [

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fds_dist"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = {
-    0: "faults blame registry randomness flat share live_memory config vision",
+    0: "faults blame registry randomness flat groups share live_memory config vision",
     1: "hyperparameters schedule schedule_driver inner outer tangents tasks models",
     2: "distributed checkpoint tracking run_folder",
     3: "engine",
@@ -26,7 +26,7 @@ LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.spl
 FORBIDDEN = {1: ("torch.distributed", "wandb", "logging")}
 """By layer: libraries it must not use. The mathematics knows tensors; no process group, no tracker, no logging."""
 
-WITHOUT_TORCH = ("faults", "registry", "config", "tracking", "schedule")
+WITHOUT_TORCH = ("faults", "registry", "groups", "config", "tracking", "schedule")
 """Loadable where torch is not installed: a learned schedule is, and so are `--help` and a config's faults."""
 
 MAX_LINES = 400

@@ -16,8 +16,8 @@ X = torch.ones(COUNT, dtype=torch.float64)
 
 def test_what_is_let_go_does_not_count() -> None:
     def one_after_the_other() -> None:
-        for _ in range(5):
-            X + 1
+        for _turn in range(5):
+            X.sin()
 
     def all_together() -> list[Tensor]:
         return [X + 1 for _ in range(5)]

@@ -30,6 +30,8 @@ from fds_dist.inner import SGD, Adam
 HORIZON = 8
 SGD_BUCKETS = {"lr": [0.2, 0.1, 0.3], "momentum": [0.5, 0.8], "weight_decay": [0.02, 0.01]}
 ADAM_BUCKETS = {"lr": [0.02, 0.01], "beta1": [0.8], "beta2": [0.9], "eps": [1e-3], "weight_decay": [0.1, 0.05]}
+GROUPED_BUCKETS = {"lr.norm": [0.2, 0.1], "lr.rest": [0.1], "momentum": [0.5, 0.8], "weight_decay.norm": [0.01]}
+GROUPED_BUCKETS["weight_decay.rest"] = [0.02, 0.01]
 SHAPES = {
     "4x1x1": MeshShape(4, 1, 1),
     "1x4x1": MeshShape(1, 4, 1),
@@ -72,11 +74,14 @@ class Case:
 
     @property
     def values(self) -> list[float]:
-        return flat(ADAM_BUCKETS if isinstance(self.problem.optimizer, Adam) else SGD_BUCKETS)
+        buckets = ADAM_BUCKETS if isinstance(self.problem.optimizer, Adam) else SGD_BUCKETS
+        return flat(GROUPED_BUCKETS if self.problem.groups else buckets)
 
 
 def cases() -> dict[str, Case]:
     sgd = partial(make_problem, task(), SGD_BUCKETS)
+    # The columns of four ranks end within parameters of `conv_bn`, whose layers 1 and 4 are batch-norm.
+    grouped = make_problem(task(), GROUPED_BUCKETS, groups={"norm": "^[14]", "rest": ""})
     return {
         "double backward": Case(sgd(clip_gradient=0.2, clip_hvp=3.0)),
         "jvp in chunks": Case(sgd(method="jvp", chunk_size=2, optimizer=SGD(nesterov=True))),
@@ -85,6 +90,8 @@ def cases() -> dict[str, Case]:
         "running": Case(make_problem(task(mlp_with_batch_norm), SGD_BUCKETS, val_batch_norm="running")),
         "reverse": Case(sgd(), estimate_reverse),
         "greedy": Case(sgd(), greedy_estimator(0.5)),
+        "grouped": Case(grouped),
+        "grouped reverse": Case(grouped, estimate_reverse),
     }
 
 

@@ -146,17 +146,32 @@ def retrained_path(task: Task, schedule: Schedule, settings: RetrainSettings, fo
     return path
 
 
+PER_GROUP = {"lr.norm": (0.3, 0.1), "lr.rest": (0.1,), "momentum": (0.9,), "weight_decay.norm": (0.0, 0.01)}
+PER_GROUP["weight_decay.rest"] = (0.02,)
+PER_GROUP_ADAMW = {
+    "lr": (0.01, 0.1),
+    "beta1.bias": (0.9, 0.5),
+    "beta1.weight": (0.8,),
+    "beta2.bias": (0.99,),
+    "beta2.weight": (0.9, 0.95, 0.99),
+    "eps.bias": (1e-3,),
+    "eps.weight": (1e-2,),
+}
+
+
 @pytest.mark.parametrize(
-    ("optimizer", "buckets", "fixed", "clip", "task"),
+    ("optimizer", "buckets", "fixed", "clip", "task", "groups"),
     [
-        (SGD(), SCHEDULE.values, {}, None, image_task(conv_bn)),
-        (SGD(nesterov=True), SCHEDULE.values, {}, 0.02, image_task(with_dropout)),
-        (SGD(), {"lr": (0.3, 0.1), "momentum": (0.0, 0.9, 0.0)}, {"weight_decay": 0.01}, None, image_task(mlp)),
-        (SGD(), {"lr": (0.3,), "smoothing": (0.0, 0.4, 0.1)}, {}, None, smoothed_task(mlp)),
-        (Adam(), {"lr": (0.01, 0.1), "beta1": (0.9, 0.5), "weight_decay": (0.1, 0.0)}, {}, None, image_task(mlp)),
-        (Adam(decoupled=True), {"lr": (0.01, 0.1), "beta2": (0.9, 0.99)}, {"eps": 1e-3}, 0.02, image_task(mlp)),
+        (SGD(), SCHEDULE.values, {}, None, image_task(conv_bn), {}),
+        (SGD(nesterov=True), SCHEDULE.values, {}, 0.02, image_task(with_dropout), {}),
+        (SGD(), {"lr": (0.3, 0.1), "momentum": (0.0, 0.9, 0.0)}, {"weight_decay": 0.01}, None, image_task(mlp), {}),
+        (SGD(), {"lr": (0.3,), "smoothing": (0.0, 0.4, 0.1)}, {}, None, smoothed_task(mlp), {}),
+        (Adam(), {"lr": (0.01, 0.1), "beta1": (0.9, 0.5), "weight_decay": (0.1, 0.0)}, {}, None, image_task(mlp), {}),
+        (Adam(decoupled=True), {"lr": (0.01, 0.1), "beta2": (0.9, 0.99)}, {"eps": 1e-3}, 0.02, image_task(mlp), {}),
+        (SGD(), {**PER_GROUP, "smoothing": (0.1, 0.3)}, {}, None, smoothed_task(conv_bn), {"norm": "[14]", "rest": ""}),
+        (Adam(decoupled=True), PER_GROUP_ADAMW, {}, None, image_task(conv_bn), {"bias": "bias", "weight": "weight"}),
     ],
-    ids=["sgd", "nesterov-clip-dropout", "momentum-zero", "loss", "adam", "adamw-clip"],
+    ids=["sgd", "nesterov-clip-dropout", "momentum-zero", "loss", "adam", "adamw-clip", "groups", "groups-adamw"],
 )
 def test_weights_are_those_of_the_inner_run_after_every_step(
     tmp_path: Path,
@@ -165,10 +180,11 @@ def test_weights_are_those_of_the_inner_run_after_every_step(
     fixed: dict[str, float],
     clip: float | None,
     task: TensorTask,
+    groups: dict[str, str],
 ) -> None:
-    problem = make_problem(task, buckets, fixed, optimizer=optimizer, clip_gradient=clip)
+    problem = make_problem(task, buckets, fixed, optimizer=optimizer, clip_gradient=clip, groups=groups)
     values = problem.space.pack(buckets)
-    learned = problem.space.schedule(values, 15, {"name": optimizer.name, **optimizer.switches})
+    learned = problem.space.schedule(values, 15, problem.optimizer_info)
     settings = RetrainSettings(epochs=3, dtype="float64", clip_gradient=clip)
     expected = inner_path(problem, values, 15)
     found = retrained_path(task, learned, settings, tmp_path)

@@ -56,8 +56,13 @@ def test_noise_recommends_buckets_and_leaves_its_figures(config: str, capsys: py
 
 
 def test_compare_tells_what_each_method_needed(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", config]) == DONE
+    assert main(["compare", config, "compare.retrain_seeds=2"]) == DONE
     out = capsys.readouterr().out
+    assert "mean of 2 trained on all training data" in out
     assert all(method in out for method in ("fds", "greedy", "random"))
     methods = {run["method"] for run in json.loads(Path("runs/study/compare.json").read_text())["runs"]}
     assert methods == {"fds", "greedy", "random"}
+    for run in json.loads(Path("runs/study/compare.json").read_text())["runs"]:
+        summary = json.loads(Path(f"runs/study/{run['method']}/retrained-0/summary.json").read_text())
+        accuracies = run["retrained_accuracies"]
+        assert summary["final_test_accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2)

@@ -80,7 +80,7 @@ def test_without_tensorboard_there_is_one_note(tmp_path: Path, monkeypatch: pyte
 
 
 def test_nothing_heavy_is_imported() -> None:
-    modules = "console, history, records, tensorboard, wandb_run"
+    modules = "console, history, records, tensorboard, wandb_run, wandb_session"
     code = f"import sys, fds_dist.run_folder; from fds_dist.tracking import {modules}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "fds_dist.tracking.wandb_run" in loaded

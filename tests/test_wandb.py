@@ -18,9 +18,11 @@ from events import Recorder, inner_block, outer_record, run_end, run_start, whol
 
 import fds_dist
 from fds_dist.faults import UserError
+from fds_dist.retrain import Block, EpochRecord, RetrainResult, SeedStart, Summary, WandbReporter
 from fds_dist.tracking import Trackers
 from fds_dist.tracking.records import outer_metrics
 from fds_dist.tracking.wandb_run import WandbTracker
+from fds_dist.tracking.wandb_session import WandbSession
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def logged(run_dir: Path) -> tuple[list[Any], list[dict[str, Any]]]:
 def test_an_offline_wandb_file_holds_the_run(clean_environment: Path) -> None:
     pytest.importorskip("wandb")
     run_dir = clean_environment
-    tracker = WandbTracker("offline", project="mine", group="sweep", tags=["a"])
+    tracker = WandbTracker(WandbSession("offline", project="mine", group="sweep", tags=["a"]))
     config = {"seed": 0, "task": {"name": "digits", "api_key": "hidden-value"}, "auth_TOKEN": ["hidden-value"]}
     tracker.start(run_start(run_dir, **config))
     tracker.inner(inner_block(0, 100))
@@ -116,7 +118,7 @@ def test_an_offline_wandb_file_holds_the_run(clean_environment: Path) -> None:
 
     steps = {record.metric.glob_name: record.metric.step_metric for record in records if record.HasField("metric")}
     assert steps == {
-        **{f"{kind}/*": "outer_step" for kind in ("outer", "hyperparameter", "hypergradient")},
+        **{f"{kind}/*": "outer_step" for kind in ("outer", "hyperparameter", "hypergradient", "hypergradient_spread")},
         "inner/*": "inner_step",
     }
     (run,) = [record.run for record in records if record.HasField("run")]
@@ -169,14 +171,14 @@ def test_a_whole_run_is_mirrored_as_its_history_has_it(
 def test_a_resumed_run_keeps_its_id_and_counts_on(clean_environment: Path) -> None:
     pytest.importorskip("wandb")
     run_dir = clean_environment
-    first = WandbTracker("offline")
+    first = WandbTracker(WandbSession("offline"))
     first.start(run_start(run_dir))
     first.finish(run_end(run_dir, "interrupted"))
     run_id = (run_dir / "wandb_run_id.txt").read_text().strip()
     (old,) = run_dir.glob("wandb/offline-run-*")
     old.rename(run_dir / "earlier")
     write_history(run_dir / "history.jsonl", 2)
-    second = WandbTracker("offline")
+    second = WandbTracker(WandbSession("offline"))
     second.start(run_start(run_dir, first_outer_step=2, resumed=True))
     second.inner(inner_block(2, 10))
     second.finish(run_end(run_dir))
@@ -192,8 +194,9 @@ from pathlib import Path
 from fds_dist.tracking import OuterRecord, RunEnd, RunStart, Trackers
 from fds_dist.tracking.console import ConsoleTracker
 from fds_dist.tracking.wandb_run import WandbTracker
+from fds_dist.tracking.wandb_session import WandbSession
 run_dir = Path(sys.argv[1])
-trackers = Trackers([ConsoleTracker(), WandbTracker("online")])
+trackers = Trackers([ConsoleTracker(), WandbTracker(WandbSession("online"))])
 trackers.start(RunStart(run_dir, {}, 1, 0, 1, 1, "cpu", False))
 trackers.outer(OuterRecord(0, 10, {"lr": [0.5]}, {"lr": [1.0]}, 2.0, None, 1.0, 1, {}))
 trackers.finish(RunEnd("finished", "", None, 0, 2.0, None, run_dir))
@@ -227,7 +230,7 @@ def test_online_without_an_account_or_a_server_goes_on_offline(
 def test_without_wandb_there_is_one_note(clean_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     other = Recorder()
-    said = whole_run(Trackers([WandbTracker("online"), other]), clean_environment)
+    said = whole_run(Trackers([WandbTracker(WandbSession("online")), other]), clean_environment)
     (extra,) = [item for item in other.told if item not in said]
     assert "pip install wandb" in extra[1]
     assert list(clean_environment.iterdir()) == []
@@ -236,7 +239,7 @@ def test_without_wandb_there_is_one_note(clean_environment: Path, monkeypatch: p
 def test_disabled_wandb_is_not_even_imported(clean_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     other = Recorder()
-    assert whole_run(Trackers([WandbTracker(), other]), clean_environment) == other.told
+    assert whole_run(Trackers([WandbTracker(WandbSession()), other]), clean_environment) == other.told
     assert list(clean_environment.iterdir()) == []
 
 
@@ -248,7 +251,7 @@ def test_the_environment_decides_what_the_config_leaves_open(
     monkeypatch.setenv("WANDB_PROJECT", "from-environment")
     monkeypatch.setenv("WANDB_NAME", "named")
     monkeypatch.setenv("WANDB_RUN_ID", "id-of-mine")
-    tracker = WandbTracker()
+    tracker = WandbTracker(WandbSession())
     tracker.start(run_start(clean_environment))
     tracker.finish(run_end(clean_environment))
     (run,) = [record.run for record in logged(clean_environment)[0] if record.HasField("run")]
@@ -257,7 +260,59 @@ def test_the_environment_decides_what_the_config_leaves_open(
 
 def test_an_unknown_mode_is_the_users_error(clean_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"tracking\.wandb\.mode: 'on' is not a mode; expected online"):
-        WandbTracker("on")
+        WandbTracker(WandbSession("on"))
     monkeypatch.setenv("WANDB_MODE", "of")
     with pytest.raises(UserError, match="WANDB_MODE: 'of' is not a mode"):
-        WandbTracker()
+        WandbTracker(WandbSession())
+
+
+# --- retraining ---
+
+
+def epoch_record(seed: int, epoch: int) -> EpochRecord:
+    return EpochRecord(seed, epoch, 10 * (epoch + 1), 0.5, 0.25, 0.75 + seed / 8, {"lr": 0.1}, 1.0, 1)
+
+
+def retraining(folder: Path, seeds: range, first_epoch: int, summary: Summary | None) -> None:
+    """What a reporter is told of two epochs of each seed, from `first_epoch` of the first on."""
+    reporter = WandbReporter(WandbSession("offline", usual_job_type="retrain"), folder / "retrain", {"seed": 0})
+    for seed in seeds:
+        reporter.start(SeedStart(seed, seeds, 2, first_epoch, 20, 1, "cpu", folder))
+        for epoch in range(first_epoch, 2):
+            reporter.block(Block(seed, 10 * (epoch + 1), 20, math.nan if epoch else 0.5, {"lr": 0.1, "momentum": 0.5}))
+            reporter.epoch(epoch_record(seed, epoch))
+    reporter.finish(summary)
+
+
+def test_a_retraining_is_one_run_with_each_seed_under_its_name(clean_environment: Path) -> None:
+    pytest.importorskip("wandb")
+    results = [RetrainResult(seed, clean_environment, (epoch_record(seed, 1),)) for seed in (0, 1)]
+    retraining(clean_environment, range(2), 0, Summary.of(results))
+    records, rows = logged(clean_environment / "retrain")
+    (run,) = [record.run for record in records if record.HasField("run")]
+    assert (run.job_type, run.display_name) == ("retrain", "retrain-digits-1")
+    losses = [row for row in rows if "seed1/step" in row]
+    assert [row["seed1/step"] for row in losses] == [10, 20]
+    assert losses[0].items() >= {"seed1/train/loss": 0.5, "seed1/train/lr": 0.1, "seed1/train/momentum": 0.5}.items()
+    assert "seed1/train/loss" not in losses[1]  # not finite
+    tests = [row for row in rows if "seed1/epoch" in row]
+    assert [(row["seed1/epoch"], row["seed1/test/accuracy"]) for row in tests] == [(1, 0.875), (2, 0.875)]
+    updates = [update for record in records if record.HasField("summary") for update in record.summary.update]
+    summary = {update.key: json.loads(update.value_json) for update in updates if update.key}
+    # The mean of 0.75 and 0.875, exact in binary; their sample standard deviation is 1/8/sqrt(2).
+    assert summary.items() >= {"retrained_test_accuracy": 0.8125, "retrained_test_loss": 0.25}.items()
+    assert summary["retrained_test_accuracy_std"] == pytest.approx(0.125 / math.sqrt(2))
+
+
+def test_a_retraining_that_goes_on_keeps_its_run_and_one_that_fails_says_so(clean_environment: Path) -> None:
+    pytest.importorskip("wandb")
+    folder = clean_environment / "retrain"
+    retraining(clean_environment, range(1), 0, None)
+    records, _ = logged(folder)
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [1]
+    run_id = (folder / "wandb_run_id.txt").read_text().strip()
+    for old in folder.glob("wandb/offline-run-*"):
+        old.rename(clean_environment / old.name)
+    retraining(clean_environment, range(1), 1, None)
+    (run,) = [record.run for record in logged(folder)[0] if record.HasField("run")]
+    assert run.run_id == run_id

@@ -35,7 +35,8 @@ METHODS: dict[str, Method] = {
 }
 """By name in the config, `compare.methods`."""
 
-Retrain = Callable[[Schedule, int], float]
+Retrain = Callable[[Schedule, Path], list[float]]
+"""(learned schedule, a folder of its own) → test accuracy of each of `retrain_seeds` networks trained with it."""
 """(learned schedule, repetition) → test accuracy after training with it on all training data. On every rank alike."""
 
 
@@ -71,7 +72,7 @@ def compare(
         estimator: the name of the estimator that `fds` uses.
         greedy_discount: what the estimator of `greedy` remembers from step to step.
         say: takes lines about how it goes, on rank 0.
-        retrain: trains anew with a learned schedule; without it, test accuracy is that of the judges' runs.
+        retrain: used where `options.retrain_seeds` asks for it; else test accuracy is that of the judges' runs.
 
     Raises:
         UserError: a range is missing or wrong, Optuna is not installed, the budget is below one run, or the folder
@@ -109,8 +110,8 @@ def compare(
     record = Record(folder / "judge.jsonl")
     judged = judge(judging(problem), candidates, horizon, options.judge_seeds, ranks, record, tell)
     runs = [_run(problem, search, row, judged) for search, row in zip(searches, found, strict=True)]
-    if retrain is not None:
-        runs = [_retrained(problem, run, horizon, retrain, ranks, folder) for run in runs]
+    if retrain is not None and options.retrain_seeds:
+        runs = [_retrained(problem, run, horizon, retrain, options.retrain_seeds, ranks, folder) for run in runs]
     order = list[str](options.methods)
     runs.sort(key=lambda run: order.index(run.method))  # by method, then by repetition
     comparison = Comparison(horizon, budget, ranks.world_size, options.judge_seeds, estimator, _described(ranges), runs)
@@ -175,22 +176,22 @@ def _run(
 
 
 def _retrained(
-    problem: Problem, run: MethodRun, horizon: int, retrain: Retrain, ranks: Ranks, folder: Path
+    problem: Problem, run: MethodRun, horizon: int, retrain: Retrain, seeds: int, ranks: Ranks, folder: Path
 ) -> MethodRun:
-    """The run with the test accuracy of its answer after retraining, from the record where it is there already."""
+    """The run with the test accuracies of its answer after retraining, from the record where they are there already."""
     if run.answer is None:
         return run
     values = run.answer.hyperparameters
-    record = Record(folder / run.method / f"retrained-{run.repetition}.jsonl")
+    target = folder / run.method / f"retrained-{run.repetition}"
+    record = Record(target.with_suffix(".jsonl"))
     for entry in ranks.on_first(record.read):
-        if entry["hyperparameters"] == values:
-            return replace(run, retrained_accuracy=entry["test_accuracy"])
-    optimizer = {"name": problem.optimizer.name, **problem.optimizer.switches}
-    schedule = problem.space.schedule(problem.space.pack(values), horizon, optimizer)
-    accuracy = retrain(schedule, run.repetition)
+        if entry["hyperparameters"] == values and len(entry["test_accuracies"]) == seeds:
+            return replace(run, retrained_accuracies=entry["test_accuracies"])
+    schedule = problem.space.schedule(problem.space.pack(values), horizon, problem.optimizer_info)
+    accuracies = retrain(schedule, target)
     if ranks.is_first:
-        record.append([{"hyperparameters": values, "test_accuracy": accuracy}])
-    return replace(run, retrained_accuracy=accuracy)
+        record.append([{"hyperparameters": values, "test_accuracies": accuracies}])
+    return replace(run, retrained_accuracies=accuracies)
 
 
 def _described(ranges: Sequence[SearchRange]) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,8 +84,8 @@ class MethodRun:
     """In the order they were found; the last is the method's answer."""
     note: str = ""
     """How the search ended, where that is worth knowing."""
-    retrained_accuracy: float | None = None
-    """Test accuracy after training with the answer on all training data, where that was asked for."""
+    retrained_accuracies: list[float] = field(default_factory=list)
+    """Test accuracies after training with the answer on all training data, one per seed, where that was asked for."""
 
     @property
     def answer(self) -> Incumbent | None:
@@ -94,10 +94,10 @@ class MethodRun:
 
     @property
     def test_accuracy(self) -> float | None:
-        """Retrained, else that of the judges' runs."""
-        if self.retrained_accuracy is not None or self.answer is None:
-            return self.retrained_accuracy
-        return self.answer.test_accuracy
+        """The mean after retraining, else that of the judges' runs."""
+        if self.retrained_accuracies:
+            return statistics.fmean(self.retrained_accuracies)
+        return None if self.answer is None else self.answer.test_accuracy
 
     def cost_to_reach(self, loss: float) -> float | None:
         """What had been spent when the incumbent was first judged at `loss` or better; None if it never was."""

@@ -52,7 +52,7 @@ def search_ranges(space: HyperparameterSpace, options: CompareConfig) -> tuple[S
     Raises:
         UserError: a range for what is not learned, beyond the bounds, or none where one is needed.
     """
-    known = [name for owner in space.learned for name in (owner.name, base_name(owner))]
+    known = [name for owner in space.learned for name in (owner.name, owner.base)]
     faults = []
     for name in options.ranges:
         if name not in known:
@@ -82,18 +82,13 @@ def values_at(ranges: Sequence[SearchRange], coordinates: Sequence[float]) -> li
     return [found.value(coordinate) for found, coordinate in zip(owners, coordinates, strict=True)]
 
 
-def base_name(owner: Hyperparameter) -> str:
-    """The name without the parameter group: `lr.norm_and_bias` → "lr"."""
-    return owner.name.partition(".")[0]
-
-
 def _range(owner: Hyperparameter, given: Mapping[str, Sequence[float]], scale: str) -> tuple[float, float]:
     """(low, high), NaN where there is none."""
-    chosen = given.get(owner.name) or given.get(base_name(owner))
+    chosen = given.get(owner.name) or given.get(owner.base)
     if chosen:
         return chosen[0], chosen[1]
-    natural = NATURAL_DOMAIN.get(base_name(owner), UNBOUNDED)
-    customary = CUSTOMARY.get(base_name(owner))
+    natural = NATURAL_DOMAIN.get(owner.base, UNBOUNDED)
+    customary = CUSTOMARY.get(owner.base)
     ends = []
     for side in (0, 1):
         bound = owner.bounds[side]
@@ -106,4 +101,4 @@ def _range(owner: Hyperparameter, given: Mapping[str, Sequence[float]], scale: s
 
 
 def _has_logarithm(owner: Hyperparameter, value: float) -> bool:
-    return value < 1 if base_name(owner) in UNIT_INTERVAL else value > 0
+    return value < 1 if owner.base in UNIT_INTERVAL else value > 0

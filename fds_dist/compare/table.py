@@ -53,8 +53,8 @@ def explanations(comparison: Comparison) -> list[str]:
         f"{name} {found['low']:g} to {found['high']:g} ({found['scale']}{_buckets(found['buckets'])})"
         for name, found in comparison.search_space.items()
     )
-    retrained = any(run.retrained_accuracy is not None for run in comparison.runs)
-    source = "after retraining on all training data" if retrained else "of the judges' runs"
+    retrained = max(len(run.retrained_accuracies) for run in comparison.runs)
+    source = f"mean of {retrained} trained on all training data" if retrained else "of the judges' runs"
     lines = [
         f"own best: what the search saw. judged: the same values trained anew on {comparison.judge_seeds} fresh seeds. "
         f"test acc: {source}.",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from fds_dist.config.hyperparameters import Section
-from fds_dist.config.kinds import Count, Name, Number, Positive, fault, read_by, show, wrong_kind
+from fds_dist.config.kinds import Count, Name, Number, Positive, Seed, fault, read_by, show, wrong_kind
 
 MethodName = Literal["fds", "greedy", "random", "tpe", "hyperband", "bohb"]
 
@@ -47,6 +47,9 @@ class CompareConfig(Section):
 
     judge_seeds: Count = 3
     """Fresh training runs by which each method's best values so far are judged."""
+
+    retrain_seeds: Seed = 0
+    """Trainings on all training data with each method's answer, for its test accuracy; 0: that of the judges' runs."""
 
     ranges: dict[Name, SearchRange] = Field(default_factory=dict)
     """Name to [low, high], where the black boxes search; left out: the hyperparameter's bounds, or customary ones."""

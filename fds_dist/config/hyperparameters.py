@@ -107,7 +107,8 @@ class HyperparameterConfig(Section):
         """This hyperparameter as it is learned for one parameter group."""
         settings = self.resolved()
         overrides = settings.pop("per_group")
-        return HyperparameterConfig.model_validate({**settings, **(overrides or {}).get(group, {})})
+        own = overrides.get(group, {}) if isinstance(overrides, dict) else {}
+        return HyperparameterConfig.model_validate({**settings, **own})
 
 
 def _hyperparameter(value: Any) -> float | HyperparameterConfig:

@@ -141,8 +141,7 @@ class OuterLoop:
 
     def schedule(self, values: Sequence[float], horizon: int) -> Schedule:
         """λ as a schedule that says which optimizer it is for."""
-        optimizer = self.problem.optimizer
-        return self.problem.space.schedule(values, horizon, {"name": optimizer.name, **optimizer.switches})
+        return self.problem.space.schedule(values, horizon, self.problem.optimizer_info)
 
     def _events(self, values: Sequence[float], step: OuterStep, retreated: bool) -> list[str]:
         events = ["the inner run diverged: back to the best values, with half the steps"] if retreated else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count, islice
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fds_dist.faults import Fault, UserError
+from fds_dist.groups import base_of
 from fds_dist.hyperparameters import HyperparameterSpace
 from fds_dist.inner import InnerOptimizer
 from fds_dist.randomness import derive_seed
 from fds_dist.schedule import Segment
-from fds_dist.tangents import METHODS, Batch, Network, PointMaker, TrainingLoss, Update, inner_update
+from fds_dist.tangents import METHODS, Batch, Network, PointMaker, TrainingLoss, Update, WeightGroups, inner_update
 from fds_dist.tangents.pruning import Pruning
 from fds_dist.tasks.base import Task
 
@@ -52,6 +53,8 @@ class Problem:
     clip_gradient: float | None = None
     val_batch_norm: str = "batch"
     seed: int = 0
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """Parameter groups, name to pattern, where the space has copies of a hyperparameter for them; else empty."""
 
     def network(self, outer_step: int) -> Network:
         """A network with fresh weights for `outer_step`, in training mode."""
@@ -60,10 +63,16 @@ class Problem:
         network.train()
         return network
 
-    @property
+    @cached_property
     def loss_hyperparameters(self) -> tuple[str, ...]:
         """Names of the hyperparameters that are the loss's own."""
-        return tuple(name for name in self.space.names if name not in self.optimizer.defaults)
+        return tuple(name for name in self.space.names if base_of(name) not in self.optimizer.defaults)
+
+    @property
+    def optimizer_info(self) -> dict[str, object]:
+        """What a schedule is learned for, as plain values: the optimizer's name, its switches, parameter groups."""
+        groups = {"groups": dict(self.groups)} if self.groups else {}
+        return {"name": self.optimizer.name, **self.optimizer.switches, **groups}
 
     def training_loss(self, network: Network) -> TrainingLoss:
         """The task's loss as a function of the network's flat weights."""
@@ -80,7 +89,8 @@ class Problem:
 
     def update(self, network: Network, columns: slice = ALL) -> Update:
         """The inner step of the weights in `columns` of `network`'s flat vector, as a pure function of tensors."""
-        return inner_update(self.optimizer, self.space.names, self.clip_gradient)
+        groups = WeightGroups.of(self.groups, network.layout, columns, self.device) if self.groups else None
+        return inner_update(self.optimizer, self.space.names, self.clip_gradient, groups)
 
     @property
     def make_point(self) -> PointMaker:
@@ -98,8 +108,7 @@ class Problem:
 
     def values_in(self, segment: Segment, values: Sequence[float]) -> Tensor:
         """h [H]: what each hyperparameter is on `segment`, given λ = `values` [K]."""
-        named = self.space.unpack(values)
-        learned = [named[name][bucket] for name, bucket in segment.buckets.items()]
+        learned = [values[self.space.offsets[owner.name] + segment.buckets[owner.name]] for owner in self.space.learned]
         return torch.tensor([*learned, *self.space.fixed.values()], dtype=self.dtype, device=self.device)
 
     def step_seed(self, outer_step: int, step: int, part: int = 0) -> int:

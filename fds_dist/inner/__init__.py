@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from fds_dist.inner.adam import Adam
+from fds_dist.inner.per_weight import PerWeight, same_for_all
 from fds_dist.inner.sgd import SGD
 
 
@@ -37,8 +38,19 @@ class InnerOptimizer(Protocol):
         """The state before the first step; `weights` [D]."""
         ...
 
-    def update(self, weights: Tensor, state: Any, gradient: Tensor, h: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
-        """One step: new weights [D] and state from the gradient [D] and the hyperparameters' values."""
+    def update(
+        self,
+        weights: Tensor,
+        state: Any,
+        gradient: Tensor,
+        h: Mapping[str, Tensor],
+        per_weight: PerWeight = same_for_all,
+    ) -> tuple[Tensor, Any]:
+        """One step: new weights [D] and state from the gradient [D] and the hyperparameters' values `h`.
+
+        A value is a 0-d tensor, or [G], one per parameter group, of which `per_weight` makes one per weight [D]. What
+        hyperparameters alone go into is computed first, and cheaply, on these.
+        """
         ...
 
 
@@ -49,4 +61,4 @@ INNER_OPTIMIZERS: dict[str, Callable[[bool], InnerOptimizer]] = {
 }
 """By name in the config; each takes the switch `inner.nesterov`, which is for SGD alone."""
 
-__all__ = ["INNER_OPTIMIZERS", "SGD", "Adam", "InnerOptimizer"]
+__all__ = ["INNER_OPTIMIZERS", "SGD", "Adam", "InnerOptimizer", "PerWeight"]

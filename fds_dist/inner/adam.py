@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fds_dist.inner.per_weight import PerWeight, same_for_all
+
 
 class AdamState(NamedTuple):
     """State of the optimizer."""
@@ -50,18 +52,25 @@ class Adam:
         return AdamState(torch.zeros_like(weights), torch.zeros_like(weights), weights.new_zeros(()))
 
     def update(
-        self, weights: Tensor, state: AdamState, gradient: Tensor, h: Mapping[str, Tensor]
+        self,
+        weights: Tensor,
+        state: AdamState,
+        gradient: Tensor,
+        h: Mapping[str, Tensor],
+        per_weight: PerWeight = same_for_all,
     ) -> tuple[Tensor, AdamState]:
-        """One step: new weights [D] and state; `h` holds 0-d tensors (or [D], one value per weight)."""
+        """See `InnerOptimizer`."""
         steps = state.steps + 1
         if self.decoupled:
-            weights = weights * (1 - h["lr"] * h["weight_decay"])
+            weights = weights * per_weight(1 - h["lr"] * h["weight_decay"])
         else:
-            gradient = torch.addcmul(gradient, h["weight_decay"], weights)
-        first = torch.lerp(state.first_moment, gradient, 1 - h["beta1"])
-        second = torch.addcmul(h["beta2"] * state.second_moment, (1 - h["beta2"]) * gradient, gradient)
-        scale = safe_sqrt(second) / (1 - h["beta2"] ** steps).sqrt() + h["eps"]
-        step_size = h["lr"] / (1 - h["beta1"] ** steps)
+            gradient = torch.addcmul(gradient, per_weight(h["weight_decay"]), weights)
+        first = torch.lerp(state.first_moment, gradient, per_weight(1 - h["beta1"]))
+        second = torch.addcmul(
+            per_weight(h["beta2"]) * state.second_moment, per_weight(1 - h["beta2"]) * gradient, gradient
+        )
+        scale = safe_sqrt(second) / per_weight((1 - h["beta2"] ** steps).sqrt()) + per_weight(h["eps"])
+        step_size = per_weight(h["lr"] / (1 - h["beta1"] ** steps))
         return weights - step_size * first / scale, AdamState(first, second, steps)
 
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fds_dist.inner.per_weight import PerWeight, same_for_all
+
 
 class SGDState(NamedTuple):
     """State of the optimizer."""
@@ -47,11 +49,17 @@ class SGD:
         return SGDState(torch.zeros_like(weights))
 
     def update(
-        self, weights: Tensor, state: SGDState, gradient: Tensor, h: Mapping[str, Tensor]
+        self,
+        weights: Tensor,
+        state: SGDState,
+        gradient: Tensor,
+        h: Mapping[str, Tensor],
+        per_weight: PerWeight = same_for_all,
     ) -> tuple[Tensor, SGDState]:
-        """One step: new weights [D] and state; `h` holds 0-d tensors (or [D], one value per weight)."""
+        """See `InnerOptimizer`."""
+        lr, momentum, weight_decay = (per_weight(h[name]) for name in self.defaults)
         # addcmul rounds once where the processor can, as torch.optim's add(alpha=...) does: equal to the last bit.
-        gradient = torch.addcmul(gradient, h["weight_decay"], weights)
-        velocity = h["momentum"] * state.velocity + gradient
-        direction = torch.addcmul(gradient, h["momentum"], velocity) if self.nesterov else velocity
-        return torch.addcmul(weights, h["lr"], direction, value=-1), SGDState(velocity)
+        gradient = torch.addcmul(gradient, weight_decay, weights)
+        velocity = momentum * state.velocity + gradient
+        direction = torch.addcmul(gradient, momentum, velocity) if self.nesterov else velocity
+        return torch.addcmul(weights, lr, direction, value=-1), SGDState(velocity)

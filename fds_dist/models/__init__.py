@@ -1,4 +1,4 @@
-"""Networks by name: ``mlp``, ``lenet``, ``wrn-D-K``, torchvision's, or a ``package.module:function`` of one's own."""
+"""Networks by name: this package's, torchvision's, or a ``package.module:function`` of one's own."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import cast
 from torch import nn
 
 from fds_dist.faults import Fault, UserError
+from fds_dist.models.checkpointing import checkpoint_blocks
 from fds_dist.models.initialization import INITIALIZATIONS, initialize
 from fds_dist.models.lenet import lenet
 from fds_dist.models.mlp import mlp
 from fds_dist.models.torchvision_models import torchvision_builder, torchvision_names
+from fds_dist.models.transformer import transformer
 from fds_dist.models.wide_resnet import wide_resnet
 from fds_dist.randomness import seeded
 from fds_dist.registry import call_faults, call_user_function, is_count, load_object, nearest, with_offers
 
 Builder = Callable[..., nn.Module]
-MODELS: dict[str, Builder] = {"mlp": mlp, "lenet": lenet}  # and wrn-D-K, and torchvision's
+MODELS: dict[str, Builder] = {"mlp": mlp, "lenet": lenet, "transformer": transformer}  # and wrn-D-K, and torchvision's
 
 
 def build_model(
@@ -90,7 +92,10 @@ def _find(name: str, key: str) -> Builder:
 
 def _wide_resnet(depth: int, width: int) -> Builder:
     # Not functools.partial: that would let the options override what the name says.
-    def named(input_shape: Sequence[int], classes: int, *, dropout: float = 0.0) -> nn.Module:
-        return wide_resnet(input_shape, classes, depth=depth, width=width, dropout=dropout)
+    def named(
+        input_shape: Sequence[int], classes: int, *, dropout: float = 0.0, checkpointing: bool = False
+    ) -> nn.Module:
+        model = wide_resnet(input_shape, classes, depth=depth, width=width, dropout=dropout)
+        return checkpoint_blocks(model) if checkpointing else model
 
     return named

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fds_dist.faults import Fault, UserError
+from fds_dist.models.checkpointing import checkpoint_blocks
 from fds_dist.models.images import image_shape
 from fds_dist.vision import import_torchvision
 
@@ -42,13 +43,14 @@ def torchvision_builder(name: str) -> Callable[..., nn.Module]:
       2016, section 4.2).
     - A vision transformer's ``patch_size`` is the largest divisor of the image's side that is not above its usual one
       and leaves `PATCHES` patches along it; that and all its sizes are options.
+    - With ``checkpointing`` the blocks' activations are computed again in the backward pass.
     - Hard sigmoids, which PyTorch cannot differentiate twice, are written out.
 
     The function raises `UserError` for values that torchvision refuses, and for images that do not fit.
     """
     make, parameters = _entry(name)
 
-    def build(input_shape: Sequence[int], classes: int, **options: object) -> nn.Module:
+    def build(input_shape: Sequence[int], classes: int, checkpointing: bool = False, **options: object) -> nn.Module:
         channels, height, width = image_shape(input_shape, smallest_side=1)
         fitted = {"num_classes": classes, "image_size": (height, width), "input_size": (height, width), **FIXED}
         try:
@@ -60,7 +62,7 @@ def torchvision_builder(name: str) -> Callable[..., nn.Module]:
             raise UserError(Fault("model", problem, "other options, or another network")) from error
         _fit(model, channels, min(height, width))
         _check(model, name, (channels, height, width), classes)
-        return model
+        return checkpoint_blocks(model) if checkpointing else model
 
     offered = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY) for key in ("input_shape", "classes")]
     open_parameters = [
@@ -68,6 +70,7 @@ def torchvision_builder(name: str) -> Callable[..., nn.Module]:
         for key, parameter in parameters.items()
         if _is_open(parameter) and key not in FITTED and key not in FIXED
     ]
+    open_parameters.append(inspect.Parameter("checkpointing", inspect.Parameter.KEYWORD_ONLY, default=False))
     build.__signature__ = inspect.Signature([*offered, *open_parameters])  # type: ignore[attr-defined]
     return build
 

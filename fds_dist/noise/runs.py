@@ -26,6 +26,7 @@ from fds_dist.engine.estimators.greedy import greedy_estimator
 from fds_dist.engine.inner_run import InnerState
 from fds_dist.engine.problem import Problem
 from fds_dist.faults import Fault, UserError
+from fds_dist.groups import base_of
 from fds_dist.hyperparameters import Hyperparameter, HyperparameterSpace
 from fds_dist.noise.theorem import Floats
 from fds_dist.registry import nearest
@@ -44,10 +45,12 @@ class Unshared:
 
 
 def cosine_schedule(problem: Problem, horizon: int, lr: float = 0.01, momentum: float = 0.9) -> Schedule:
-    """The paper's: a cosine from `lr` down to 0, and `momentum` where the problem's optimizer has one."""
+    """The paper's: a cosine from `lr` down to 0, and `momentum` where the problem's optimizer has one; the same in all
+    parameter groups."""
     rates = tuple(lr * (1 + math.cos(math.pi * step / horizon)) / 2 for step in range(horizon))
-    fixed = {"momentum": momentum} if "momentum" in problem.optimizer.defaults else {}
-    return Schedule(horizon, {"lr": rates}, fixed)
+    names = problem.space.names
+    fixed = {name: momentum for name in names if base_of(name) == "momentum"}
+    return Schedule(horizon, {name: rates for name in names if base_of(name) == "lr"}, fixed)
 
 
 def without_sharing(problem: Problem, schedule: Schedule, horizon: int) -> Unshared:
@@ -92,8 +95,7 @@ def settings_key(unshared: Unshared) -> str:
         problem.space.bucket_counts,
         problem.space.fixed,
         unshared.values,
-        problem.optimizer.name,
-        dict(problem.optimizer.switches),
+        problem.optimizer_info,
         (problem.clip_gradient, problem.val_batch_norm, str(problem.dtype), problem.seed),
     )
     digest = hashlib.sha256(repr(settings).encode())

@@ -6,6 +6,7 @@ from fds_dist.retrain.records import Block, EpochRecord, RetrainResult, SeedStar
 from fds_dist.retrain.reporting import ConsoleReporter, Reporter
 from fds_dist.retrain.settings import RetrainSettings, read_settings
 from fds_dist.retrain.trainer import retrain
+from fds_dist.retrain.wandb_reporter import WandbReporter
 
 __all__ = [
     "Block",
@@ -17,6 +18,7 @@ __all__ = [
     "SeedStart",
     "Spread",
     "Summary",
+    "WandbReporter",
     "read_settings",
     "retrain",
 ]

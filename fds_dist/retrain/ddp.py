@@ -35,12 +35,12 @@ class DDPEngine:
     def __init__(self, module: nn.Module, schedule: Schedule, settings: RetrainSettings, ranks: Ranks) -> None:
         self._settings, self._ranks = settings, ranks
         self._dtype = DTYPES[settings.dtype]
-        self.notes = _batch_norm_notes(module, ranks)
+        self.notes = batch_norm_notes(module, ranks)
         if ranks.world_size > 1 and ranks.device.type == "cuda":
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
         self._module = module.to(ranks.device, self._dtype).train()
         self._parameters = list(trainable_parameters(module).values())
-        self.optimizer = make_optimizer(schedule, self._parameters)
+        self.optimizer = make_optimizer(schedule, module)
         self._network = self._module
         if ranks.world_size > 1:
             self._network = DistributedDataParallel(module, [ranks.device] if ranks.device.type == "cuda" else None)
@@ -86,7 +86,7 @@ class DDPEngine:
         if not self._ranks.is_first:
             return {}
         # Copies, since the format refuses tensors that share memory, as tied weights do.
-        return {name: _host_copy(tensor) for name, tensor in self._module.state_dict().items()}
+        return {name: host_copy(tensor) for name, tensor in self._module.state_dict().items()}
 
     def save(self, path: Path, progress: dict[str, Any]) -> None:
         """See `Engine`: the first rank writes one file."""
@@ -95,16 +95,17 @@ class DDPEngine:
         tensors = {f"weights/{name}": tensor for name, tensor in self.weights().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {
-                f"optimizer/{index}/{name}": _host_copy(value) for name, value in state.items() if value is not None
+                f"optimizer/{index}/{name}": host_copy(value) for name, value in state.items() if value is not None
             }
         write_state(path, tensors, progress)
 
-    def load(self, path: Path) -> dict[str, Any] | None:
+    def load(self, path: Path, accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
         """See `Engine`: the first rank reads, so that no other needs to see its files."""
         found = self._ranks.on_first(lambda: read_state(path))
         if found is None:
             return None
         tensors, progress = found
+        accept(progress)
         try:
             self._set(tensors)
         except (RuntimeError, ValueError, KeyError):
@@ -124,12 +125,17 @@ class DDPEngine:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
 
+    def close(self) -> None:
+        """See `Engine`: there is nothing to give back."""
 
-def _host_copy(tensor: Tensor) -> Tensor:
+
+def host_copy(tensor: Tensor) -> Tensor:
+    """In host memory, sharing none with `tensor`."""
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _batch_norm_notes(module: nn.Module, ranks: Ranks) -> list[str]:
+def batch_norm_notes(module: nn.Module, ranks: Ranks) -> list[str]:
+    """What a person should know where batch-norm does not see the whole batch."""
     has_batch_norm = any(isinstance(layer, _BatchNorm) for layer in module.modules())
     if ranks.world_size == 1 or ranks.device.type == "cuda" or not has_batch_norm:
         return []

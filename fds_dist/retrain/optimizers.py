@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from fds_dist.faults import Fault, UserError
+from fds_dist.groups import base_of
 from fds_dist.inner import INNER_OPTIMIZERS, InnerOptimizer
 from fds_dist.registry import nearest
 from fds_dist.schedule import Schedule
+from fds_dist.schedule_driver import parameter_groups
 
 
 def inner_optimizer(schedule: Schedule) -> InnerOptimizer:
@@ -36,7 +37,8 @@ def prepared(schedule: Schedule, horizon: int) -> Schedule:
         UserError: it could train nothing: its learning rate is 0 throughout, or a value is not finite; every fault.
     """
     defaults = inner_optimizer(schedule).defaults
-    fixed = {name: value for name, value in defaults.items() if name not in schedule.values} | schedule.fixed
+    given = {base_of(name) for name in (*schedule.values, *schedule.fixed)}
+    fixed = {name: value for name, value in defaults.items() if name not in given} | schedule.fixed
     rows = schedule.values | {name: (value,) for name, value in fixed.items()}
     faults = [
         Fault(f"schedule: {name}", f"{value} is not finite", "the schedule of a run that went well")
@@ -44,7 +46,7 @@ def prepared(schedule: Schedule, horizon: int) -> Schedule:
         for value in row
         if not math.isfinite(value)
     ]
-    if not any(rows["lr"]):
+    if not any(any(row) for name, row in rows.items() if base_of(name) == "lr"):
         expected = "a learned schedule (did the run end before its first update?)"
         faults.append(Fault("schedule: lr", "is 0 at every step, which trains nothing", expected))
     if faults:
@@ -52,8 +54,13 @@ def prepared(schedule: Schedule, horizon: int) -> Schedule:
     return Schedule(horizon, schedule.values, fixed, schedule.optimizer)
 
 
-def make_optimizer(schedule: Schedule, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The `torch.optim` optimizer for a `prepared` schedule, whose driver sets every value before the first step."""
+def make_optimizer(schedule: Schedule, module: nn.Module) -> Optimizer:
+    """The `torch.optim` optimizer for a `prepared` schedule, whose driver sets every value before the first step.
+
+    Raises:
+        UserError: the schedule's parameter groups do not fit the parameters of `module`.
+    """
+    parameters = parameter_groups(module, schedule)
     chosen = inner_optimizer(schedule)
     if chosen.name == "sgd":
         # The momentum stands for "some": torch.optim.SGD refuses nesterov without, the driver may set 0 later.

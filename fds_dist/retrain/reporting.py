@@ -17,7 +17,11 @@ PLAIN_INTERVAL = 10.0
 
 
 class Reporter(Protocol):
-    """Something that is told how a retraining goes, such as a console or a tracking service."""
+    """Something that is told how a retraining goes, such as a console or a tracking service.
+
+    It may also have an attribute ``tell``: `Reporters` replaces it by its own ``note``, so that it can tell a person
+    something through the others.
+    """
 
     def start(self, seed: SeedStart) -> None:
         """A seed begins, or goes on."""
@@ -44,6 +48,9 @@ class Reporters:
 
     def __init__(self, reporters: Iterable[Reporter]) -> None:
         self._reporters = list(reporters)
+        for reporter in self._reporters:
+            if hasattr(reporter, "tell"):
+                setattr(reporter, "tell", self.note)  # noqa: B010 (optional, hence not in the protocol)
 
     def start(self, seed: SeedStart) -> None:
         self._each("start", seed)

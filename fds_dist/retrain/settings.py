@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fds_dist.config import Config
 from fds_dist.config.contradictions import Contradiction, refuse
@@ -15,13 +15,18 @@ from fds_dist.config.kinds import Clip, Count, Positive, Seed, Switch
 from fds_dist.config.yaml_text import parse_yaml
 from fds_dist.faults import Fault, UserError
 from fds_dist.registry import nearest
+from fds_dist.retrain.deepspeed_settings import imported_deepspeed, put, section_faults, section_of, without_auto
 
 
 class RetrainSettings(Section):
     """A retraining."""
 
-    engine: Literal["ddp"] = "ddp"
-    """What spreads it over ranks: ddp (`torch.nn.parallel.DistributedDataParallel`; plain PyTorch for one rank)."""
+    engine: Literal["ddp", "deepspeed"] = "ddp"
+    """What spreads it over ranks: ddp (`torch.nn.parallel.DistributedDataParallel`; plain PyTorch for one rank), or
+    deepspeed (ZeRO)."""
+
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Goes on to DeepSpeed, such as `deepspeed.zero_optimization.stage=3`; also `deepspeed=FILE`, JSON or YAML."""
 
     epochs: Positive = 1.0
     """Passes over the training data that the schedule is stretched to. From a run: its longest inner run's."""
@@ -64,6 +69,14 @@ class RetrainSettings(Section):
         if self.mixed_precision != "none" and self.dtype != "float32":
             problem = f"{self.mixed_precision} has no effect on {self.dtype}"
             yield Contradiction(("mixed_precision",), problem, "none, or dtype=float32")
+        if self.engine == "deepspeed":
+            if self.dtype != "float32":
+                yield Contradiction(("dtype",), f"{self.dtype} has no ZeRO", "float32 with engine=deepspeed")
+            if self.mixed_precision != "none":
+                expected = "deepspeed.bf16.enabled=true with engine=deepspeed"
+                yield Contradiction(("mixed_precision",), f"{self.mixed_precision} is autocast", expected)
+        elif self.deepspeed:
+            yield Contradiction(("deepspeed",), f"has no effect with engine={self.engine}", "engine=deepspeed")
 
 
 def read_settings(overrides: Sequence[str], config: Config | None = None) -> RetrainSettings:
@@ -80,8 +93,16 @@ def read_settings(overrides: Sequence[str], config: Config | None = None) -> Ret
         if not equals or not key:
             faults.append(Fault(override, "is not an override", "key=value, such as epochs=100"))
             continue
-        given[key], of_yaml = parse_yaml(text, prefix=key)
+        value, of_yaml = parse_yaml(text, prefix=key)
         faults += of_yaml
+        if key == "deepspeed":
+            given[key], of_section = section_of(value)
+            faults += of_section
+        elif key.startswith("deepspeed."):
+            faults += put(given.setdefault("deepspeed", {}), key, value)
+        else:
+            given[key] = value
+    faults += _check_deepspeed(given)
     values = {**_defaults(config, given), **given}
     try:
         settings = RetrainSettings.model_validate(values)
@@ -105,6 +126,21 @@ def _defaults(config: Config | None, given: dict[str, Any]) -> dict[str, Any]:
         "clip_gradient": None if given.get("clip_norm") is not None else config.inner.clip_gradient,
         "seed": config.seed,
     }
+
+
+def _check_deepspeed(given: dict[str, Any]) -> list[Fault]:
+    """Leaves out of the section what says "auto", and says what is wrong with the rest, or that there is no DeepSpeed.
+
+    Without DeepSpeed only the keys of the section can be checked.
+    """
+    if given.get("engine") != "deepspeed":
+        return []
+    section = given["deepspeed"] = without_auto(given.get("deepspeed", {}))
+    try:
+        imported_deepspeed()
+    except UserError as error:
+        return [*error.faults, *section_faults(section, with_schemas=False)]
+    return section_faults(section)
 
 
 def _own(fault: Fault) -> Fault:

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.engine.validation import right_answers
 from fds_dist.faults import Fault, UserError
+from fds_dist.groups import base_of
 from fds_dist.randomness import derive_seed, seeded
 from fds_dist.retrain.checkpoints import SeedFolder, write_weights
 from fds_dist.retrain.data import RetrainData, part_of
@@ -97,13 +99,12 @@ class _SeedRun:
         self.dtype = DTYPES[settings.dtype]
         self.data = RetrainData(task, ranks.device)
         self.schedule = prepared(schedule, self.data.horizon(settings.epochs))
-        self.loss_names = [name for name in self.schedule.at(0) if name not in inner_optimizer(schedule).defaults]
+        defaults = inner_optimizer(schedule).defaults
+        self.loss_names = [name for name in self.schedule.at(0) if base_of(name) not in defaults]
         module = build_model(derive_seed(seed, KEY, "weights"))
         self.engine = ENGINES[settings.engine](module, self.schedule, settings, ranks)
-        self.records = [] if settings.restart else self._resumed()
         self.driver = ScheduleDriver(self.engine.optimizer, self.schedule)
-        step = self.records[-1].step if self.records else 0
-        self.driver.load_state_dict({"last_epoch": step, "schedule": self.schedule.to_json()})
+        self.records: list[EpochRecord] = []
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -124,6 +125,12 @@ class _SeedRun:
 
     def run(self) -> RetrainResult:
         """Trains what is left to train."""
+        with closing(self.engine):
+            if not self.settings.restart:
+                self._go_on()
+            return self._train_all()
+
+    def _train_all(self) -> RetrainResult:
         self.told.start(self._start())
         for note in (*self.data.notes, *self.engine.notes):
             self.told.note(note)
@@ -232,24 +239,30 @@ class _SeedRun:
         records = [asdict(record) for record in self.records]
         self.engine.save(self.files.state, {"identity": self.identity, "records": records})
 
-    def _resumed(self) -> list[EpochRecord]:
-        """The epochs that an interrupted call with the same settings did; the engine stands at their end.
+    def _go_on(self) -> None:
+        """To the end of the epochs that an interrupted call with the same settings did.
 
         Raises:
             UserError: an earlier call had other settings.
         """
-        progress = self.engine.load(self.files.state)
+        progress = self.engine.load(self.files.state, self._accept)
         if progress is None:
-            return []
+            return
+        self.records = [EpochRecord(**record) for record in progress["records"]]
+        state = {"last_epoch": self.records[-1].step, "schedule": self.schedule.to_json()}
+        self.driver.load_state_dict(state)
+
+    def _accept(self, progress: dict[str, Any]) -> None:
+        """That the state is of a call with the same settings."""
         before, now = progress["identity"], self.identity
         if before != now:
             differing = [name for name in now if before.get(name) != now[name]]
             had = ", ".join(
-                "another schedule" if name == "schedule" else f"{name}={before[name]}" for name in differing
+                f"another {name}" if name in ("schedule", "deepspeed") else f"{name}={before[name]}"
+                for name in differing
             )
             problem = f"{self.files.path} holds a retraining with {had}"
             raise UserError(Fault("", problem, "the same settings, or restart=true to train anew"))
-        return [EpochRecord(**record) for record in progress["records"]]
 
     def _start(self) -> SeedStart:
         return SeedStart(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fds_dist.tangents.groups import WeightGroups
 from fds_dist.tangents.network import Network, TrainingLoss, differentiate
 from fds_dist.tangents.products import METHODS, Batch, Point, PointMaker
 from fds_dist.tangents.step import Primals, Update, inner_update, tangent_step
@@ -15,6 +16,7 @@ __all__ = [
     "Primals",
     "TrainingLoss",
     "Update",
+    "WeightGroups",
     "differentiate",
     "inner_update",
     "tangent_step",

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.func import jvp, vmap
 from torch.utils._pytree import tree_map
 
+from fds_dist.groups import base_of, group_of
 from fds_dist.inner import InnerOptimizer
+from fds_dist.tangents.groups import WeightGroups
 
 Update = Callable[[Tensor, Any, Tensor, Tensor], tuple[Tensor, Any]]
 """(w [D], optimizer state, g [D], h [H]) → new w and state."""
@@ -26,16 +28,27 @@ Primals = tuple[Tensor, Any, Tensor, Tensor]
 """w [D], optimizer state, g [D], h [H]: what an update is a function of."""
 
 
-def inner_update(optimizer: InnerOptimizer, names: tuple[str, ...], clip_gradient: float | None) -> Update:
+def inner_update(
+    optimizer: InnerOptimizer,
+    names: tuple[str, ...],
+    clip_gradient: float | None,
+    groups: WeightGroups | None = None,
+) -> Update:
     """U as a function of tensors alone: `names` are the H hyperparameters of `h`.
 
-    With `clip_gradient` = c, U clips g elementwise to ±c; its JVP then is mask ∘ dg, as it should be.
+    With `clip_gradient` = c, U clips g elementwise to ±c; its JVP then is mask ∘ dg, as it should be. With `groups` the
+    copies of a hyperparameter in them (`lr.norm_and_bias`, `lr.rest`) become one tensor [G], spread over the weights.
     """
+    per_group = {base_of(name) for name in names if group_of(name)}
 
     def update(weights: Tensor, state: Any, gradient: Tensor, h: Tensor) -> tuple[Tensor, Any]:
         if clip_gradient is not None:
             gradient = gradient.clamp(-clip_gradient, clip_gradient)
-        return optimizer.update(weights, state, gradient, dict(zip(names, h.unbind(), strict=True)))
+        values = dict(zip(names, h.unbind(), strict=True))
+        if groups is None:
+            return optimizer.update(weights, state, gradient, values)
+        values |= {base: groups.stacked(base, values) for base in per_group}
+        return optimizer.update(weights, state, gradient, values, groups.per_weight)
 
     return update
 

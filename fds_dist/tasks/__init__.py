@@ -12,12 +12,14 @@ from fds_dist.tasks.digits import digits
 from fds_dist.tasks.image_folder import imagefolder
 from fds_dist.tasks.images import IMAGE_SETS, image_task
 from fds_dist.tasks.synthetic import synthetic
+from fds_dist.tasks.text import text
 
 TASKS: dict[str, Callable[..., Task]] = {
     "digits": digits,
     **{images.name: image_task(images) for images in IMAGE_SETS},
     "imagefolder": imagefolder,
     "synthetic": synthetic,
+    "text": text,
 }
 
 

@@ -115,6 +115,8 @@ class RunEnd:
     best_val_loss: float | None
     best_val_accuracy: float | None
     run_dir: Path
+    plain_steps: float | None = None
+    """Compute of all outer steps so far, in plain training steps over all replicas."""
     next_steps: dict[str, str] = field(default_factory=dict)
     """What a person may want to do now, and the line that does it."""
 

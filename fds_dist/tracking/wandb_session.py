@@ -1,0 +1,199 @@
+"""One Weights & Biases run, whatever is logged to it: it may be missing, offline or unreachable, and work goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fds_dist.faults import Fault, UserError
+
+DEFAULT_MODE = "disabled"
+DEFAULT_PROJECT = "fds-dist"
+INIT_SECONDS = 5.0
+FINISH_SECONDS = 10.0
+
+_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+_SECRET = re.compile(r"key|token|password|secret", re.IGNORECASE)
+
+
+class WandbSession:
+    """A run of wandb, with its files under FOLDER/wandb.
+
+    Where an argument is left at its default, the environment variable that wandb itself reads decides:
+    WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME, WANDB_RUN_GROUP, WANDB_JOB_TYPE, WANDB_TAGS, WANDB_RUN_ID.
+    The run's id is kept in FOLDER/wandb_run_id.txt, and what is resumed goes on under it. Before `start`, and where
+    the mode is 'disabled' (wandb is not even imported then), everything else does nothing.
+
+    Args:
+        mode: 'online', 'offline' or 'disabled'. An online run that cannot start within INIT_SECONDS becomes an
+            offline one, with a note that says how to send it later.
+        job_type: the kind of run; WANDB_JOB_TYPE or `usual_job_type` where it is None.
+
+    Raises:
+        UserError: the mode, or WANDB_MODE, is none of these.
+    """
+
+    def __init__(
+        self,
+        mode: str = DEFAULT_MODE,
+        project: str = DEFAULT_PROJECT,
+        entity: str | None = None,
+        name: str | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
+        tags: Sequence[str] = (),
+        run_id: str | None = None,
+        usual_job_type: str | None = None,
+    ) -> None:
+        self._mode = effective_mode(mode)
+        self._project = os.environ.get("WANDB_PROJECT", project) if project == DEFAULT_PROJECT else project
+        self._name = name or os.environ.get("WANDB_NAME")
+        self._run_id = run_id or os.environ.get("WANDB_RUN_ID")
+        job_type = job_type or os.environ.get("WANDB_JOB_TYPE") or usual_job_type
+        # None lets wandb look at its environment variables and settings files.
+        self._options = {"entity": entity, "group": group, "job_type": job_type, "tags": list(tags) or None}
+        self._run: Any = None
+        self.tell: Callable[[str], None] = lambda message: None
+
+    def start(
+        self, folder: Path, name: str, config: Any, resumed: bool, step_metrics: Mapping[str, str] | None = None
+    ) -> None:
+        """Begins, or goes on with, the run of `folder`.
+
+        Args:
+            name: the run's name where none was given.
+            step_metrics: patterns of metrics to the metric that they are plotted against.
+
+        Raises:
+            RuntimeError: wandb is not installed.
+        """
+        if self._mode == "disabled":
+            return
+        try:
+            import wandb
+        except ImportError:
+            raise RuntimeError("the wandb package is missing; get it by: pip install wandb") from None
+        settings = wandb.Settings(
+            init_timeout=INIT_SECONDS,
+            finish_timeout=FINISH_SECONDS,
+            finish_timeout_raises=True,
+            silent=True,
+            console="off",  # the terminal is the console tracker's
+            save_code=False,
+            x_disable_meta=any(_SECRET.search(argument) for argument in sys.argv),  # it would hold the command line
+        )
+        wandb.setup(settings)  # silent from the start: a process without an API key must fail, not ask for one
+        folder.mkdir(parents=True, exist_ok=True)
+        options = self._options | {
+            "project": self._project,
+            "name": self._name or name,
+            "id": self._id(folder, resumed),
+            "dir": str(folder.resolve()),  # wandb's own process may be in another folder
+            "config": hide_secrets(config),
+            "resume": "allow" if resumed else None,
+            "reinit": "create_new",  # leaves a run of the calling program alone
+            "settings": settings,
+        }
+        self._run = self._init(wandb, options)
+        _id_file(folder).write_text(f"{self._run.id}\n", encoding="utf-8")
+        for metrics, step in (step_metrics or {}).items():
+            self._run.define_metric(metrics, step_metric=step)
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """One row."""
+        if self._run is not None:
+            self._run.log(dict(metrics))
+
+    def summarize(self, figures: Mapping[str, float | None]) -> None:
+        """Figures to sort runs by; None is left out."""
+        if self._run is not None:
+            self._run.summary.update({name: value for name, value in figures.items() if value is not None})
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table under `name`."""
+        if self._run is None:
+            return
+        import wandb
+
+        table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        # A bound table is a plain file of the run. Unbound, `log` would make an artifact of it, for which wandb
+        # asks the server (up to 20 s without an answer) and writes to the home directory.
+        table.bind_to_run(self._run, name, "final")
+        self._run.log({name: table})
+
+    def log_files(self, name: str, kind: str, files: Sequence[Path]) -> None:
+        """An artifact of `kind` with these files, those of them that there are.
+
+        Online only: offline wandb would copy them to the home directory; they are in the run's folder anyway.
+        """
+        files = [file for file in files if file.is_file()]
+        if self._run is None or self._run.settings.mode != "online" or not files:
+            return
+        import wandb
+
+        artifact = wandb.Artifact(name, kind)
+        for file in files:
+            artifact.add_file(str(file))
+        self._run.log_artifact(artifact)
+
+    def finish(self, exit_code: int) -> None:
+        """Ends the run; `exit_code` other than 0 marks it as failed."""
+        if self._run is None:
+            return
+        try:
+            self._run.finish(exit_code=exit_code)
+        except TimeoutError:
+            self.tell(
+                f"wandb did not take everything in {FINISH_SECONDS:g} s; "
+                f"send the rest by: wandb sync {self._run.settings.sync_dir}"
+            )
+
+    def _id(self, folder: Path, resumed: bool) -> str | None:
+        stored = _id_file(folder)
+        if resumed and stored.exists():
+            return stored.read_text(encoding="utf-8").strip()
+        return self._run_id
+
+    def _init(self, wandb: Any, options: dict[str, Any]) -> Any:
+        if self._mode == "offline":
+            return wandb.init(mode="offline", **options)
+        try:
+            return wandb.init(mode="online", **options)
+        except Exception as error:
+            run = wandb.init(mode="offline", **options)
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            self.tell(
+                f"wandb cannot go online ({reason}); the run is kept offline. "
+                f"Send it later by: wandb sync {run.settings.sync_dir}"
+            )
+            return run
+
+
+def hide_secrets(config: Any) -> Any:
+    """A copy of a plain config in which the value of every key that looks like a secret is ``'***'``."""
+    if isinstance(config, Mapping):
+        return {key: "***" if _SECRET.search(str(key)) else hide_secrets(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [hide_secrets(value) for value in config]
+    return config
+
+
+def effective_mode(mode: str) -> str:
+    """'online', 'offline' or 'disabled': `mode`, or WANDB_MODE where that is left at its default.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    environment = os.environ.get("WANDB_MODE", "") if mode == DEFAULT_MODE else ""
+    if (environment or mode) not in _MODES:
+        key = "WANDB_MODE" if environment else "tracking.wandb.mode"
+        raise UserError(Fault(key, f"{environment or mode!r} is not a mode", "online, offline or disabled"))
+    return _MODES[environment or mode]
+
+
+def _id_file(folder: Path) -> Path:
+    return folder / "wandb_run_id.txt"
