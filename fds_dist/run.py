@@ -23,6 +23,7 @@ from fds_dist.engine.monitor import Consistency, StepMonitor
 from fds_dist.engine.outer_loop import HypergradientsNotFinite, OuterLoop, OuterProgress, initial_progress
 from fds_dist.engine.split import BatchesDiffer
 from fds_dist.faults import Fault, UserError
+from fds_dist.report import read_run, write_report
 from fds_dist.run_folder import RunFolder, create_run_folder, environment_info, write_text_atomic
 from fds_dist.schedule import Schedule
 from fds_dist.tracking import OuterRecord, RunEnd, RunStart, Tracker, Trackers
@@ -190,9 +191,20 @@ class Search:
             best_val_accuracy=val_accuracy,
             run_dir=self.folder.path,
             plain_steps=self._plain_steps(),
+            report=self._report(),
             next_steps=self._next_steps(status),
         )
         self.trackers.finish(end)
+
+    def _report(self) -> Path | None:
+        """Writes the page that shows the run, where a person watches it; that it fails must not fail the run."""
+        if not self.show or not self.progress.outer_step:
+            return None
+        try:
+            return write_report([read_run(self.folder.path)], self.folder.report, endings=())
+        except Exception as error:
+            self.trackers.note(f"no report: {' '.join(str(error).split()) or type(error).__name__}")
+            return None
 
     def _plain_steps(self) -> float:
         """What the outer steps so far have cost over all replicas, in plain training steps."""

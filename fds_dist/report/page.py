@@ -56,13 +56,13 @@ details summary { cursor: pointer; margin-top: 2rem; font-weight: 600 }
 """
 
 
-def write_report(runs: Sequence[RunContents], folder: Path) -> Path:
-    """Writes the page and, beside it, its figures as PNG and PDF; returns the page's path.
+def write_report(runs: Sequence[RunContents], folder: Path, endings: Sequence[str] = ("png", "pdf")) -> Path:
+    """Writes the page and, beside it, its figures as files with these `endings`; returns the page's path.
 
     One run is shown in full, several side by side.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = _drawn(runs, folder) if any(run.records for run in runs) else {}
+    drawn = _drawn(runs, folder, endings) if any(run.records for run in runs) else {}
     body = _one(runs[0], drawn) if len(runs) == 1 else _several(runs, drawn)
     title = escape(", ".join(run.name for run in runs))
     text = (
@@ -74,8 +74,8 @@ def write_report(runs: Sequence[RunContents], folder: Path) -> Path:
     return folder / PAGE
 
 
-def _drawn(runs: Sequence[RunContents], folder: Path) -> dict[str, str]:
-    """The figures by name, as SVG; each is written as PNG and PDF too."""
+def _drawn(runs: Sequence[RunContents], folder: Path, endings: Sequence[str]) -> dict[str, str]:
+    """The figures by name, as SVG; each is written as files too."""
     import matplotlib as mpl
 
     wanted = ONE_RUN if len(runs) == 1 else SEVERAL_RUNS
@@ -86,7 +86,9 @@ def _drawn(runs: Sequence[RunContents], folder: Path) -> dict[str, str]:
             continue
         with mpl.rc_context({**figures.STYLE, "svg.hashsalt": name}):
             figure = draw(shown)
-            for ending in ("png", "pdf"):
+            figure.draw_without_rendering()  # lays it out, once for all files
+            figure.set_layout_engine("none")
+            for ending in endings:
                 figure.savefig(folder / f"{name}.{ending}", dpi=160, facecolor="white")
             found[name] = _svg(figure, name)
     return found

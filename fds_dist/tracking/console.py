@@ -106,14 +106,17 @@ class ConsoleTracker:
         if best:
             facts["best"] = best
         if not self._terminal:
-            facts["results"] = f"{end.run_dir} (schedule.json, history.jsonl)" if end.schedule else str(end.run_dir)
+            files = ["schedule.json", "history.jsonl", *_report(end)]
+            facts["results"] = f"{end.run_dir} ({', '.join(files)})" if end.schedule else str(end.run_dir)
             self._line("; ".join([end.status, *(f"{name}: {fact}" for name, fact in facts.items())]))
             for name, line in end.next_steps.items():
                 self._line(f"to {name}: {line}")
             return
         if end.schedule:
             facts["learned"] = "\n".join(_pack(end.schedule, max(20, self._console.width - 18)))
-            facts["results"] = f"{end.run_dir}\nschedule.json   the learned values\nhistory.jsonl   every outer step"
+            lines = ["schedule.json       the learned values", "history.jsonl       every outer step"]
+            lines += [f"{page:<20}figures" for page in _report(end)]
+            facts["results"] = "\n".join([str(end.run_dir), *lines])
         color = _COLORS.get(end.status, "none")
         title = Text(end.status, f"bold {color}")
         self._console.print("", Panel(_facts(facts), title=title, title_align="left", border_style=color))
@@ -252,6 +255,11 @@ def _epochs(config: Mapping[str, Any], outer_step: int) -> float:
     """The config's budget of an outer step, to weigh horizons against each other."""
     epochs = config.get("inner", {}).get("epochs", 1)
     return epochs[min(outer_step, len(epochs) - 1)] if isinstance(epochs, list) else epochs
+
+
+def _report(end: RunEnd) -> list[str]:
+    """The report's page within the run's folder."""
+    return [] if end.report is None else [end.report.relative_to(end.run_dir).as_posix()]
 
 
 def _percent(fraction: float | None) -> str:

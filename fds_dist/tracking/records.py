@@ -117,6 +117,8 @@ class RunEnd:
     run_dir: Path
     plain_steps: float | None = None
     """Compute of all outer steps so far, in plain training steps over all replicas."""
+    report: Path | None = None
+    """The page that shows the run."""
     next_steps: dict[str, str] = field(default_factory=dict)
     """What a person may want to do now, and the line that does it."""
 
