@@ -72,6 +72,7 @@ progress() {
 install() {
     rm -f "$stamp"
     "$python" -m pip --version >/dev/null 2>&1 || make_venv # an interrupted `venv` leaves a Python without pip
+    export DS_BUILD_OPS="${DS_BUILD_OPS:-0}" # deepspeed would compile its operators here; it does when they are used
     say "installing into .venv (the first time takes minutes) ..."
     if ! "$python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
         --editable "$root${extras:+[$extras]}" --constraint "$root/constraints.txt" 2>&1 | tee "$log" | progress; then

@@ -14,6 +14,6 @@ case ${1:-} in
     ;;
 esac
 
-"$root/launch/setup.sh" dev,search,tensorboard
+"$root/launch/setup.sh" dev,search,tensorboard,deepspeed
 cd "$root"
 exec .venv/bin/python -m pytest "$@"

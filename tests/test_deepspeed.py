@@ -198,6 +198,10 @@ MEMORY_RUNS = {
 }
 
 
+def wide_network() -> nn.Module:
+    return build_model("wrn-28-10", {}, input_shape=(3, 32, 32), classes=10, seed=0)
+
+
 class Measured(TensorTask):
     """Two images of 32 pixels per batch, four batches; after each step but the first, what the process holds."""
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.retrain.ddp import DDPEngine
+from fds_dist.retrain.deepspeed_engine import DeepSpeedEngine
 from fds_dist.retrain.settings import RetrainSettings
 from fds_dist.schedule import Schedule
 
@@ -50,16 +51,22 @@ class Engine(Protocol):
         """Writes all that is needed to go on; `progress` are JSON values."""
         ...
 
-    def load(self, path: Path) -> dict[str, Any] | None:
+    def load(self, path: Path, accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
         """Goes on where `save` stood and returns its `progress`; None, and nothing happens, where there is no file.
+
+        `accept` sees the progress before anything is changed; what it raises is raised.
 
         Raises:
             UserError: the file is damaged, or of another network.
         """
         ...
 
+    def close(self) -> None:
+        """Gives back what it holds; it is not used afterwards."""
+        ...
+
 
 EngineMaker = Callable[[nn.Module, Schedule, RetrainSettings, Ranks], Engine]
 
-ENGINES: dict[str, EngineMaker] = {"ddp": DDPEngine}
+ENGINES: dict[str, EngineMaker] = {"ddp": DDPEngine, "deepspeed": DeepSpeedEngine}
 """By name in the settings."""

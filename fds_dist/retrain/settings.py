@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -103,12 +103,13 @@ def read_settings(overrides: Sequence[str], config: Config | None = None) -> Ret
         else:
             given[key] = value
     faults += _check_deepspeed(given)
-    values = {**_defaults(config, given), **given}
+    faults += _unknown_keys(given)
+    known = {key: value for key, value in given.items() if key in RetrainSettings.model_fields}
     try:
-        settings = RetrainSettings.model_validate(values)
+        settings = RetrainSettings.model_validate({**_defaults(config, given), **known})
     except ValidationError as error:
         broken = {fault.key for fault in faults}
-        faults += [_own(finding.fault) for finding in findings(error) if finding.fault.key not in broken]
+        faults += [finding.fault for finding in findings(error) if finding.fault.key not in broken]
         raise UserError(faults) from None
     if faults:
         raise UserError(faults)
@@ -143,10 +144,9 @@ def _check_deepspeed(given: dict[str, Any]) -> list[Fault]:
     return section_faults(section)
 
 
-def _own(fault: Fault) -> Fault:
-    """For an unknown key the nearest of these settings, not of the config's."""
+def _unknown_keys(given: Iterable[str]) -> list[Fault]:
+    """Taken out before the model is asked, which looks for contradictions only where every key is known."""
     known = RetrainSettings.model_fields
-    if fault.key in known:
-        return fault
-    near = nearest(fault.key, known)
-    return Fault(fault.key, "unknown key", "" if near else f"one of {', '.join(known)}", near)
+    nearby = {key: nearest(key, known) for key in given if key not in known}
+    everything = f"one of {', '.join(known)}"
+    return [Fault(key, "unknown key", "" if near else everything, near) for key, near in nearby.items()]
