@@ -7,18 +7,27 @@ Hyperparameter `i` holds `n_i` buckets over a horizon of `T` steps; step `t` rea
 from __future__ import annotations
 
 import json
+import operator
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from fds_dist.faults import Fault, UserError
-from fds_dist.groups import group_of
+from fds_dist.groups import base_of, group_of
 
 FORMAT = "fds-dist schedule"
 VERSION = 1
+
+_ADAM = ("lr", "beta1", "beta2", "eps", "weight_decay")
+OPTIMIZER_HYPERPARAMETERS = {"sgd": ("lr", "momentum", "weight_decay"), "adam": _ADAM, "adamw": _ADAM}
+"""By optimizer: the hyperparameters that are its own. Any other belongs to the loss."""
+
+ALMOST_ZERO = 1e-300
+"""Stands for momentum 0 in a schedule that has other momenta too. At exactly 0 `torch.optim.SGD` keeps no velocity, and
+later steps would start from none or from an old one; the formula that the schedule was learned with keeps it at g."""
 
 
 def bucket_of(step: int, buckets: int, horizon: int) -> int:
@@ -72,7 +81,8 @@ class Schedule:
     """Hyperparameters that were not learned."""
     optimizer: dict[str, Any] = field(default_factory=dict)
     """What the values were learned for, e.g. `{"name": "sgd", "nesterov": False}`; with parameter groups also "groups",
-    the patterns that sort the parameters into them (see `fds_dist.groups`)."""
+    the patterns that sort the parameters into them (see `fds_dist.groups`); where the run clipped each element of the
+    gradient, "clip_gradient", the bound."""
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -85,6 +95,13 @@ class Schedule:
     def groups(self) -> tuple[str, ...]:
         """The parameter groups that have a hyperparameter of their own, such as `lr.norm_and_bias`, in their order."""
         return tuple(dict.fromkeys(group for name in (*self.values, *self.fixed) if (group := group_of(name))))
+
+    @property
+    def loss_hyperparameters(self) -> tuple[str, ...]:
+        """The names of those that belong to the loss; where the optimizer is unknown, of those that none has."""
+        every = tuple(name for names in OPTIMIZER_HYPERPARAMETERS.values() for name in names)
+        own = OPTIMIZER_HYPERPARAMETERS.get(str(self.optimizer.get("name")), every)
+        return tuple(name for name in (*self.values, *self.fixed) if base_of(name) not in own)
 
     def at(self, step: int) -> dict[str, float]:
         """All hyperparameters at `step`, the fixed ones included. Steps past the horizon keep the last bucket.
@@ -99,8 +116,23 @@ class Schedule:
         return {**learned, **self.fixed}
 
     def stretch(self, horizon: int) -> Schedule:
-        """The same values over another number of steps."""
-        return Schedule(horizon, self.values, self.fixed, self.optimizer)
+        """The same values over another number of steps.
+
+        Raises:
+            TypeError: the number is no whole one.
+            ValueError: it is below 1.
+        """
+        return replace(self, horizon=operator.index(horizon))
+
+    def for_optimizer(self) -> Schedule:
+        """What a `torch.optim` optimizer is set to: without the loss's, and `ALMOST_ZERO` for some momenta of 0."""
+        others = self.loss_hyperparameters
+        values = {
+            name: tuple(value or ALMOST_ZERO for value in row) if base_of(name) == "momentum" and any(row) else row
+            for name, row in self.values.items()
+            if name not in others
+        }
+        return replace(self, values=values, fixed={name: self.fixed[name] for name in self.fixed if name not in others})
 
     def attach(self, optimizer: Any, horizon: int | None = None) -> Any:
         """A driver that sets these values on a `torch.optim` optimizer step by step.

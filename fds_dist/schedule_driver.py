@@ -16,10 +16,6 @@ from fds_dist.schedule import Schedule
 
 Setter = Callable[[dict[str, Any], float], None]
 
-ALMOST_ZERO = 1e-300
-"""Stands for momentum 0 in a schedule that has other momenta too. At exactly 0 `torch.optim.SGD` keeps no velocity, and
-later steps would start from none or from an old one; the formula that the schedule was learned with keeps it at g."""
-
 
 def _set(key: str) -> Setter:
     def set_value(group: dict[str, Any], value: float) -> None:
@@ -105,27 +101,23 @@ class ScheduleDriver:
     def _use(self, schedule: Schedule, last_epoch: int) -> None:
         """Goes on with `schedule` at step `last_epoch`, if the optimizer has all that it sets."""
         wanted = schedule.optimizer.get("name", "the one it was learned for")
+        settings = schedule.for_optimizer()
         faults = [
             Fault(name, f"{type(self.optimizer).__name__} has no {_SETTERS[name][0]}", f"an optimizer like {wanted}")
-            for name in dict.fromkeys(map(base_of, schedule.at(0)))
-            if name in _SETTERS and any(_SETTERS[name][0] not in group for group in self.optimizer.param_groups)
+            for name in dict.fromkeys(map(base_of, settings.at(0)))
+            if any(_SETTERS[name][0] not in group for group in self.optimizer.param_groups)
         ]
         faults += _group_faults(self.optimizer, schedule)
         if faults:
             raise UserError(faults)
-        self.schedule, self.last_epoch = schedule, last_epoch
+        self.schedule, self.last_epoch, self._settings = schedule, last_epoch, settings
         self._apply()
 
     def _apply(self) -> None:
-        for name, value in self.values.items():
-            base, own = base_of(name), group_of(name)
-            if base not in _SETTERS:
-                continue
-            if base == "momentum" and any(self.schedule.values.get(name, ())):
-                value = value or ALMOST_ZERO
+        for name, value in self._settings.at(self.last_epoch).items():
             for group in self.optimizer.param_groups:
-                if own in ("", group.get("name")):
-                    _SETTERS[base][1](group, value)
+                if group_of(name) in ("", group.get("name")):
+                    _SETTERS[base_of(name)][1](group, value)
 
     @property
     def values(self) -> dict[str, float]:

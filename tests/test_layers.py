@@ -14,19 +14,19 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fds_dist"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = {
-    0: "faults blame registry randomness flat groups share live_memory config vision",
+    0: "faults interruptions blame registry randomness flat groups share live_memory config vision",
     1: "hyperparameters schedule schedule_driver inner outer tangents tasks models",
     2: "distributed checkpoint tracking run_folder",
     3: "engine",
-    4: "verification cost step_measurement tables compare report bench noise retrain",
-    5: "build run api studies cli __init__ __main__",
+    4: "verification cost step_measurement tables compare report bench noise retrain export",
+    5: "build run api studies sweep commands cli __init__ __main__",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 
 FORBIDDEN = {1: ("torch.distributed", "wandb", "logging")}
 """By layer: libraries it must not use. The mathematics knows tensors; no process group, no tracker, no logging."""
 
-WITHOUT_TORCH = ("faults", "registry", "groups", "config", "tracking", "schedule")
+WITHOUT_TORCH = ("faults", "interruptions", "registry", "groups", "config", "tracking", "schedule", "export")
 """Loadable where torch is not installed: a learned schedule is, and so are `--help` and a config's faults."""
 
 MAX_LINES = 400

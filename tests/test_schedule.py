@@ -73,6 +73,11 @@ def test_a_stretched_schedule_reads_the_same_value_at_the_same_share_of_the_hori
     assert long.stretch(10) == SCHEDULE
 
 
+def test_a_horizon_that_is_no_whole_number_is_refused() -> None:
+    with pytest.raises(TypeError, match="integer"):
+        SCHEDULE.stretch(len(SCHEDULE.values) * 2.5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("horizon", "values", "message"),
     [(0, {"lr": (0.1,)}, "at least 1 step"), (5, {"lr": (), "momentum": ()}, "without a value: lr, momentum")],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fds_dist.faults import UserError
 from fds_dist.inner import INNER_OPTIMIZERS
-from fds_dist.schedule import Schedule
+from fds_dist.schedule import OPTIMIZER_HYPERPARAMETERS, Schedule
 from fds_dist.schedule_driver import ScheduleDriver
 
 HORIZON = 40
@@ -121,6 +121,20 @@ def test_hyperparameters_of_the_loss_are_left_alone() -> None:
     driver = Schedule(4, {"lr": (0.1,), "smoothing": (0.2, 0.3)}).attach(optimizer)
     assert driver.values == {"lr": 0.1, "smoothing": 0.2}
     assert "smoothing" not in optimizer.param_groups[0]
+
+
+def test_a_hyperparameter_of_the_loss_may_be_called_as_another_optimizers() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(start())], lr=1.0)
+    schedule = Schedule(4, {"lr": (0.1,), "eps": (0.2, 0.3)}, {"momentum": 0.5}, {"name": "sgd"})
+    driver = schedule.attach(optimizer)
+    assert schedule.loss_hyperparameters == ("eps",)
+    assert driver.values["eps"] == 0.2
+    assert "eps" not in optimizer.param_groups[0]
+
+
+def test_the_hyperparameters_of_an_optimizer_are_known_without_torch() -> None:
+    of_formulas = {name: tuple(make(False).defaults) for name, make in INNER_OPTIMIZERS.items()}
+    assert of_formulas == OPTIMIZER_HYPERPARAMETERS
 
 
 def test_another_horizon() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fds_dist.cli import DONE, WRONG_INPUT, main
+from fds_dist.cli import WRONG_INPUT, main
+from fds_dist.commands import DONE
 
 CONFIG = """\
 task: {name: digits, val_fraction: 0.5}

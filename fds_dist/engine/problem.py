@@ -70,9 +70,10 @@ class Problem:
 
     @property
     def optimizer_info(self) -> dict[str, object]:
-        """What a schedule is learned for, as plain values: the optimizer's name, its switches, parameter groups."""
+        """What a schedule is learned for, as plain values; see `Schedule.optimizer`."""
         groups = {"groups": dict(self.groups)} if self.groups else {}
-        return {"name": self.optimizer.name, **self.optimizer.switches, **groups}
+        clip = {} if self.clip_gradient is None else {"clip_gradient": self.clip_gradient}
+        return {"name": self.optimizer.name, **self.optimizer.switches, **groups, **clip}
 
     def training_loss(self, network: Network) -> TrainingLoss:
         """The task's loss as a function of the network's flat weights."""
