@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +43,14 @@ class _LiveBytes(TorchDispatchMode):
         self._alive[key] = weakref.ref(storage, gone)
         self.now += size
         self.peak = max(self.peak, self.now)
+
+
+def own_peak_bytes(device: torch.device) -> int:
+    """Bytes that this process has held at its peak so far: of tensors on a GPU, elsewhere of all its memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:

@@ -20,7 +20,7 @@ from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device
 from fds_dist.engine.monitor import Consistency
 from fds_dist.faults import Fault, UserError
 from fds_dist.noise import NoiseReport, cosine_schedule, measure_noise, plot_noise, write_noise
-from fds_dist.report import read_run, write_report
+from fds_dist.report import PAGE, read_run, write_report
 from fds_dist.retrain import ConsoleReporter, Reporter, RetrainResult, RetrainSettings, WandbReporter, read_settings
 from fds_dist.retrain import retrain as retrain_seeds
 from fds_dist.run import wandb_options
@@ -172,13 +172,13 @@ def _task_maker(config: Config) -> Callable[[int], Task]:
 
 
 def report(run_dirs: Sequence[str | Path], output: str | Path | None = None) -> Path:
-    """Writes the report of one run, or of several side by side; returns the page's path.
+    """Writes the report of one run, or of several side by side, on rank 0; returns the page's path.
 
     Args:
         output: the folder to write to. None: `report` in the run's folder, or beside the first of several.
 
     Raises:
-        UserError: one of them is no run's folder.
+        UserError: one of them is no run's folder, or the report's cannot be made.
     """
     paths = [Path(run_dir) for run_dir in run_dirs]
     runs, faults = [], []
@@ -190,7 +190,8 @@ def report(run_dirs: Sequence[str | Path], output: str | Path | None = None) -> 
     if faults:
         raise UserError(faults)
     usual = RunFolder(paths[0]).report if len(paths) == 1 else paths[0].parent / "report"
-    return write_report(runs, usual if output is None else Path(output))
+    folder = usual if output is None else Path(output)
+    return folder / PAGE if read_environment().rank else write_report(runs, folder)
 
 
 def _one_run_per_rank(draft: Draft) -> Draft:

@@ -77,6 +77,7 @@ def test_the_number_of_ranks_does_not_change_a_bit(run_folders: dict[int, Path],
     alone, together = run_folders[1] / name, run_folders[world_size] / name
     expected, found = history(alone), history(together)
     assert [record["world_size"] for record in found] == [world_size] * 2
+    assert all(len(record["rank_seconds"]) == len(record["rank_peak_bytes"]) == world_size for record in found)
     for key in ("hyperparameters", "hypergradients", "val_loss", "val_accuracy", "step_sizes"):
         assert [record[key] for record in found] == [record[key] for record in expected]
     assert (together / "schedule.json").read_bytes() == (alone / "schedule.json").read_bytes()

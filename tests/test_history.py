@@ -22,6 +22,13 @@ def test_a_record_survives_its_line_exactly() -> None:
     assert OuterRecord.from_json(line) == record
 
 
+def test_what_was_not_measured_is_not_written() -> None:
+    measured = {"rank_seconds": [4.0, 1.5], "rank_peak_bytes": [2**30, 2**29], "hypergradient_spread": {"lr": [0.5]}}
+    record = outer_record(0, **measured)
+    assert OuterRecord.from_json(record.to_json()) == record
+    assert not set(measured) & set(json.loads(outer_record(0).to_json()))
+
+
 def test_a_line_starts_with_the_documented_keys_in_order() -> None:
     keys = list(json.loads(outer_record(0).to_json()))
     assert keys[:8] == [

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from fds_dist.distributed.agreement import TIMEOUT, meeting_store, with_the_others
 from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.distributed.environment import LaunchEnvironment
+from fds_dist.distributed.network import name_interface
 from fds_dist.faults import Fault, UserError
 
 Value = TypeVar("Value")
@@ -100,6 +102,8 @@ class Ranks:
         self.mesh: DeviceMesh | None = None
         self.data = DataAxis()
         self._whole_batch_norm = whole_batch_norm
+        self.waited = 0.0
+        """Seconds spent waiting for other ranks where they compare and gather; the data axis's sums are not counted."""
 
     def __enter__(self) -> Ranks:
         with ExitStack() as stack:
@@ -120,9 +124,11 @@ class Ranks:
         on_gpu = self.device.type == "cuda"
         sizes = (self.shape.replica, self.shape.tangent, self.shape.data)
         with with_the_others():
+            store = meeting_store(self.environment)
+            name_interface(self.environment, store)
             dist.init_process_group(
                 "nccl" if on_gpu else "gloo",
-                store=meeting_store(self.environment),
+                store=store,
                 rank=self.environment.rank,
                 world_size=self.environment.world_size,
                 timeout=TIMEOUT,
@@ -170,9 +176,17 @@ class Ranks:
         if self.mesh is None:
             return [values]
         parts = [torch.empty_like(values) for _ in range(getattr(self.shape, axis))]
+        self._synchronize()  # what this rank has still to compute is not waiting
+        began = time.perf_counter()
         with with_the_others():
             dist.all_gather(parts, values.contiguous(), group=self.mesh.get_group(axis))
+        self._synchronize()
+        self.waited += time.perf_counter() - began
         return parts
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def gather_numbers(self, axis: str, numbers: Sequence[float]) -> list[list[float]]:
         """As many `numbers` of each rank along `axis`, in order; float64, exact."""

@@ -15,6 +15,7 @@ from fds_dist.engine.monitor import MonitorMaker
 from fds_dist.engine.problem import Problem
 from fds_dist.engine.replicas import mean_over_replicas, run_number
 from fds_dist.engine.split import check_batches
+from fds_dist.live_memory import own_peak_bytes
 from fds_dist.outer import OuterRule, OuterState, OuterStep
 from fds_dist.schedule import Schedule
 from fds_dist.tracking import OuterRecord, Trackers
@@ -102,7 +103,7 @@ class OuterLoop:
 
     def outer_step(self, progress: OuterProgress) -> OuterProgress:
         """One outer step: inner run, hypergradients, update, record."""
-        began = time.perf_counter()
+        began, waited = time.perf_counter(), self.ranks.waited
         number, values = progress.outer_step, progress.values
         horizon = self.problem.horizon(self.settings.epochs[number])
         plan = make_plan(self.problem.space.starts(horizon), horizon, self.ranks.shape.tangent)
@@ -128,7 +129,10 @@ class OuterLoop:
             first_val_loss=first_val_loss,
         )
         events = self._events(values, step, retreated)
-        self._record(progress, estimate, after, events, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        own_seconds = seconds - (self.ranks.waited - waited)
+        usage = self.ranks.gather_objects((own_seconds, own_peak_bytes(self.ranks.device)))
+        self._record(progress, estimate, after, events, seconds, usage)
         self.save(after)
         return after
 
@@ -157,7 +161,13 @@ class OuterLoop:
         return events
 
     def _record(
-        self, before: OuterProgress, estimate: Estimate, after: OuterProgress, events: list[str], seconds: float
+        self,
+        before: OuterProgress,
+        estimate: Estimate,
+        after: OuterProgress,
+        events: list[str],
+        seconds: float,
+        usage: Sequence[tuple[float, int]],
     ) -> None:
         unpack = self.problem.space.unpack
         record = OuterRecord(
@@ -172,6 +182,8 @@ class OuterLoop:
             step_sizes=unpack(after.state.steps),
             hypergradient_spread=None if estimate.spread is None else unpack(estimate.spread),
             events=events,
+            rank_seconds=[own_seconds for own_seconds, _ in usage],
+            rank_peak_bytes=[peak for _, peak in usage],
         )
         self.trackers.outer(record)
         for event in events:

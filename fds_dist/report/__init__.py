@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from fds_dist.report.contents import RunContents, read_run
-from fds_dist.report.page import write_report
+from fds_dist.report.page import PAGE, write_report
 
-__all__ = ["RunContents", "read_run", "write_report"]
+__all__ = ["PAGE", "RunContents", "read_run", "write_report"]

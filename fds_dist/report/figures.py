@@ -1,236 +1,266 @@
-"""The figures of a report. Colors are Okabe and Ito's, which the color-blind tell apart."""
+"""The figures of a report: each a list of panels, drawn from one run or from several; an empty list where there is
+nothing to draw."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fds_dist.report.contents import RunContents
+from fds_dist.report.contents import RunContents, labels
+from fds_dist.report.panels import (
+    COLORS,
+    FAINT,
+    INK,
+    MOST_NUMBERED,
+    Panel,
+    bucket_color,
+    byte_unit,
+    number_lines,
+    run_style,
+    time_unit,
+    value_axis,
+    whole_numbers,
+)
 from fds_dist.tracking.records import OuterRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-LINES = ("-", "--", "-.", ":")
-WIDTH = 8.0
-"""Inches of a figure."""
-ROW = 2.3
-"""Inches of a row of panels."""
-INK = "#010203"
-"""Stands for the color of text and axes; the page replaces it by that of its own text, light or dark."""
+MOST_OTHERS = 20
+"""Outer steps whose schedules are drawn beside the first, the last and the best."""
+MOST_MARKED = 500
+"""Points of a panel's lines from which they have no markers, which would weigh more than all else."""
 
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,
-    "svg.fonttype": "none",
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+OUTER_STEPS: dict[str, dict[str, Any]] = {
+    "others": {"color": FAINT, "linestyle": "-", "linewidth": 0.8, "zorder": 2},
+    "first": {"color": INK, "linestyle": ":", "linewidth": 1.3, "zorder": 3},
+    "last": {"color": COLORS[1], "linestyle": "--", "linewidth": 1.3, "zorder": 3},
+    "best": {"color": COLORS[0], "linestyle": "-", "linewidth": 2.2, "zorder": 4},
 }
+"""The lines of a run's schedules."""
 
-Draw = Callable[[Sequence[RunContents]], "Figure"]
+Draw = Callable[[Sequence[RunContents]], list[Panel]]
 
 
-def schedules(runs: Sequence[RunContents]) -> Figure:
+def schedules(runs: Sequence[RunContents]) -> list[Panel]:
     """Values over the horizon: of each outer step for one run, the best of each for several."""
-    names = list(dict.fromkeys(name for run in runs for name in _names(run)))
-    figure, axes = _grid(len(names))
-    for name, ax in zip(names, axes, strict=True):
-        for index, run in enumerate(runs):
-            shown = run.records if len(runs) == 1 else [record for record in [run.best] if record]
-            for position, record in enumerate(shown):
-                if name not in record.hyperparameters:
-                    continue
-                best = record is run.best
-                style: dict[str, Any] = (
-                    {"color": COLORS[index % len(COLORS)], "linewidth": 2, "zorder": 3}
-                    if best
-                    else {"color": "#888888", "alpha": 0.25 + 0.5 * position / len(shown), "linewidth": 1}
-                )
-                label = (f"best (outer step {record.outer_step})" if len(runs) == 1 else run.name) if best else None
-                values = record.hyperparameters[name]
-                ax.stairs(values, np.linspace(0, 1, len(values) + 1), baseline=None, label=label, **style)
-        ax.set(ylabel=name, xlabel="share of the horizon", xlim=(0, 1))
-    _legend(figure, axes)
-    return figure
+    names = dict.fromkeys(name for run in runs for name in run.names)
+    return [Panel(partial(_schedule, runs, name), f"{name} over the share of the horizon") for name in names]
 
 
-def paths(runs: Sequence[RunContents]) -> Figure:
-    """Every bucket over the outer steps."""
-    return _per_bucket(runs[0], lambda record: record.hyperparameters, log=False)
+def _schedule(runs: Sequence[RunContents], name: str, ax: Axes) -> None:
+    lines = _outer_steps(runs[0]) if len(runs) == 1 else _best_of_each(runs)
+    shown = [(record.hyperparameters[name], style) for record, style in lines if name in record.hyperparameters]
+    for values, style in shown:
+        ax.stairs(values, np.linspace(0, 1, len(values) + 1), baseline=None, **style)
+    ax.set(title=name, ylabel="value", xlabel="share of the horizon", xlim=(0, 1))
+    value_axis(ax, (value for values, _ in shown for value in values))
 
 
-def step_sizes(runs: Sequence[RunContents]) -> Figure:
-    """The outer optimizer's step of every bucket."""
-    return _per_bucket(runs[0], lambda record: record.step_sizes, log=True, prefix="step of ")
+def _outer_steps(run: RunContents) -> list[tuple[OuterRecord, dict[str, Any]]]:
+    """Outer steps with the styles of their lines, the best in front of the last and the first, these before others."""
+    roles = {"first": run.records[0], "last": run.records[-1], "best": run.best}
+    stride = -(-len(run.records) // MOST_OTHERS)
+    lines = []
+    for index, record in enumerate(run.records):
+        words = [word for word, chosen in roles.items() if chosen is record]
+        if not words and index % stride:
+            continue
+        label = f"{', '.join(words)}: step {record.outer_step}" if words else "others"
+        lines.append((record, {**OUTER_STEPS[words[-1] if words else "others"], "label": label}))
+    return sorted(lines, key=lambda line: line[1]["zorder"])
 
 
-def hypergradients(runs: Sequence[RunContents]) -> Figure:
-    """Sign and size of every hypergradient, a row per learned number."""
-    from matplotlib.figure import Figure
-
-    run = runs[0]
-    rows = [[record.hypergradients[name][bucket] for record in run.records] for name, bucket in run.elements]
-    values = np.array(rows, dtype=float)
-    height = min(12.0, 1.2 + 0.22 * len(rows))
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    ax = figure.subplots()
-    finite = np.abs(values[np.isfinite(values) & (values != 0)])
-    low, high = (math.floor(np.log10(finite.min())), math.ceil(np.log10(finite.max()))) if finite.size else (-1, 1)
-    low = max(low, high - 8)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        size = np.clip((np.log10(np.abs(values)) - low) / max(1, high - low), 0.0, 1.0)
-    shade = np.where(values == 0, 0.0, np.sign(values) * (0.15 + 0.85 * size))
-    image = ax.imshow(shade, cmap="PuOr", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-    if values.size <= 400:
-        _mark_signs(ax, values)
-    ax.set(xlabel="outer step", xticks=range(len(run.records)), yticks=range(len(rows)))
-    ax.set_xticklabels([str(record.outer_step) for record in run.records])
-    ax.set_yticklabels([f"{name}[{bucket}]" for name, bucket in run.elements], fontsize=8)
-    bar = figure.colorbar(image, ax=ax, ticks=(-1, -0.15, 0, 0.15, 1))
-    bar.ax.set_yticklabels([f"−1e{high}", f"−1e{low}", "0", f"1e{low}", f"1e{high}"])
-    bar.set_label("hypergradient (+ lowers the value)")
-    return figure
-
-
-def _mark_signs(ax: Axes, values: np.ndarray) -> None:
-    for row, numbers in enumerate(values):
-        for column, number in enumerate(numbers):
-            sign = "×" if not math.isfinite(number) else "+" if number > 0 else "−" if number < 0 else "0"
-            ax.text(column, row, sign, ha="center", va="center", fontsize=7, color="#555555")
-
-
-def validation(runs: Sequence[RunContents]) -> Figure:
-    """Validation loss and accuracy over the outer steps."""
-    with_accuracy = any(record.val_accuracy is not None for run in runs for record in run.records)
-    figure, axes = _grid(2 if with_accuracy else 1)
-    for index, run in enumerate(runs):
-        style: dict[str, Any] = {
-            "color": COLORS[index % len(COLORS)],
-            "linestyle": LINES[index // len(COLORS) % len(LINES)],
-            "marker": "o",
-            "markersize": 3.5,
-        }
-        steps = [record.outer_step for record in run.records]
-        axes[0].plot(steps, [record.val_loss for record in run.records], label=run.name, **style)
+def _best_of_each(runs: Sequence[RunContents]) -> list[tuple[OuterRecord, dict[str, Any]]]:
+    found = []
+    for index, (run, label) in enumerate(zip(runs, labels(runs), strict=True)):
+        style = {key: value for key, value in run_style(index).items() if not key.startswith("marker")}
         if run.best is not None:
-            axes[0].plot([run.best.outer_step], [run.best.val_loss], "o", ms=9, mfc="none", color=style["color"])
-        if with_accuracy:
-            accuracies = [math.nan if r.val_accuracy is None else 100 * r.val_accuracy for r in run.records]
-            axes[1].plot(steps, accuracies, **style)
-    axes[0].set(xlabel="outer step", ylabel="validation loss")
-    losses = [r.val_loss for run in runs for r in run.records if math.isfinite(r.val_loss) and r.val_loss > 0]
-    if losses and max(losses) > 5 * min(losses):
-        axes[0].set_yscale("log")
-    if with_accuracy:
-        axes[1].set(xlabel="outer step", ylabel="validation accuracy (%)")
-    for ax in axes:
-        _whole_numbers(ax)
-    if len(runs) > 1:
-        _legend(figure, axes)
-    return figure
+            found.append((run.best, {**style, "linewidth": 1.8, "label": label}))
+    return found
 
 
-def costs(runs: Sequence[RunContents]) -> Figure:
-    """Seconds of every outer step; load and tangent memory of every rank."""
+def validation(runs: Sequence[RunContents]) -> list[Panel]:
+    """Loss and accuracy over the outer steps, and the best loss so far over time."""
+    panels = [Panel(partial(_losses, runs), "validation loss over the outer steps")]
+    if any(record.val_accuracy is not None for run in runs for record in run.records):
+        panels.append(Panel(partial(_accuracies, runs), "validation accuracy over the outer steps"))
+    return [*panels, Panel(partial(_best_so_far, runs), "best validation loss so far over time")]
+
+
+def _losses(runs: Sequence[RunContents], ax: Axes) -> None:
+    for run, style in _styled(runs):
+        ax.plot(*_series(run, lambda record: record.val_loss), **style)
+        color = style["color"]
+        if run.best is not None:
+            ring = {"markersize": 8, "markerfacecolor": "none", "clip_on": False}
+            ax.plot([run.best.outer_step], [run.best.val_loss], "o", color=color, **ring)
+        if lost := [record.outer_step for record in run.records if not math.isfinite(record.val_loss)]:
+            at_the_top = [0.97] * len(lost)
+            ax.plot(lost, at_the_top, "x", color=color, label="not finite", transform=ax.get_xaxis_transform())
+    value_axis(ax, (record.val_loss for run in runs for record in run.records))
+    ax.set(xlabel="outer step", ylabel="validation loss")
+    whole_numbers(ax)
+
+
+def _accuracies(runs: Sequence[RunContents], ax: Axes) -> None:
+    for run, style in _styled(runs):
+        ax.plot(*_series(run, lambda record: 100 * _number(record.val_accuracy)), **style)
+    ax.set(xlabel="outer step", ylabel="validation accuracy (%)")
+    whole_numbers(ax)
+
+
+def _best_so_far(runs: Sequence[RunContents], ax: Axes) -> None:
+    second, unit = time_unit(max(run.seconds for run in runs))
+    for run, style in _styled(runs):
+        times = [seconds / second for seconds in accumulate(record.seconds for record in run.records)]
+        losses = [record.val_loss if math.isfinite(record.val_loss) else math.inf for record in run.records]
+        best = [loss if math.isfinite(loss) else math.nan for loss in accumulate(losses, min)]
+        ax.plot(times, best, drawstyle="steps-post", **style)
+    value_axis(ax, (record.val_loss for run in runs for record in run.records))
+    ax.set(xlabel=f"time ({unit})", ylabel="best loss so far")
+    ax.set_xlim(left=0)
+
+
+def paths(runs: Sequence[RunContents]) -> list[Panel]:
+    """Every bucket's value over the outer steps."""
     run = runs[0]
-    plan = run.plan()
-    memory = run.tangent_bytes(plan) if plan else None
-    figure, axes = _grid(1 + (plan is not None) + (memory is not None), columns=3)
-    axes[0].bar(
-        [record.outer_step for record in run.records], [record.seconds for record in run.records], color=COLORS[0]
+    values = [record.hyperparameters for record in run.records]
+    return [_bucket_panel(run, name, values, name, "value") for name in run.names]
+
+
+def step_sizes(runs: Sequence[RunContents]) -> list[Panel]:
+    """The outer optimizer's step of every bucket."""
+    run = runs[0]
+    values = [record.step_sizes for record in run.records]
+    return [_bucket_panel(run, name, values, run.moved(name), "step") for name in run.names] if any(values) else []
+
+
+def _bucket_panel(
+    run: RunContents, name: str, values: Sequence[Mapping[str, list[float]]], title: str, kind: str
+) -> Panel:
+    """A line per bucket of the hyperparameter over the outer steps, of which `values` holds one mapping each."""
+    missing = [math.nan] * run.buckets(name)
+    rows = np.array([each.get(name, missing) for each in values], dtype=float).T
+    steps = [record.outer_step for record in run.records]
+    return Panel(
+        partial(_bucket_lines, steps, rows, title, kind), f"{title}: {kind} of each bucket over the outer steps"
     )
-    axes[0].set(xlabel="outer step", ylabel="time (s)")
-    if plan is not None:
-        places = range(len(plan.owned))
-        axes[1].bar(places, [plan.cost(place) / plan.horizon for place in places], color=COLORS[1])
-        axes[1].set(xlabel="rank of the tangent axis", ylabel="plain steps per step")
-        if memory is not None:
-            axes[2].bar(places, [count / 2**20 for count in memory], color=COLORS[2])
-            axes[2].set(xlabel="rank of the tangent axis", ylabel="tangents (MiB)")
-    for ax in axes:
-        _whole_numbers(ax)
-    return figure
 
 
-def retraining(runs: Sequence[RunContents]) -> Figure:
+def _bucket_lines(steps: Sequence[int], rows: np.ndarray, title: str, kind: str, ax: Axes) -> None:
+    """A line per row of `rows` [buckets, outer steps], its number at its end; one line where all are the same."""
+    count = len(rows)
+    same = count > 1 and np.allclose(rows, rows[:1], rtol=1e-3, atol=0, equal_nan=True)  # a line's width
+    style: dict[str, Any] = {"linewidth": 1.3, "markersize": 2, "marker": "o" if rows.size < MOST_MARKED else ""}
+    for bucket, row in enumerate(rows[:1] if same else rows):
+        named = count > MOST_NUMBERED and bucket in (0, count - 1) and not same
+        label = f"bucket {bucket}" if named else None
+        ax.plot(steps, row, color=bucket_color(bucket, count), label=label, **style)
+    value_axis(ax, rows.ravel())
+    ax.set(title=f"{title} (all {count} buckets alike)" if same else title, xlabel="outer step", ylabel=kind)
+    whole_numbers(ax)
+    if 1 < count <= MOST_NUMBERED and not same:
+        number_lines(ax, steps[-1], {bucket: float(row[-1]) for bucket, row in enumerate(rows)})
+
+
+def costs(runs: Sequence[RunContents]) -> list[Panel]:
+    """Seconds of every outer step; for one run on several ranks also load and memory of each."""
+    panels = [Panel(partial(_durations, runs), "time of each outer step")]
+    if len(runs) > 1:
+        return panels
+    run, last = runs[0], runs[0].records[-1]
+    plan = run.plan()
+    if last.world_size > 1 and last.rank_seconds:
+        panels.append(Panel(partial(_load, run), "time that each rank worked and waited for the others"))
+    if last.world_size > 1 and last.rank_peak_bytes:
+        panels.append(Panel(partial(_memory, last.rank_peak_bytes, "rank", "peak memory"), "peak memory of each rank"))
+    if plan is not None and len(plan.owned) > 1:
+        planned = [plan.cost(place) / plan.horizon for place in range(len(plan.owned))]
+        panels.append(Panel(partial(_planned_load, planned), "planned load of each rank of the tangent axis"))
+        if (memory := run.tangent_bytes(plan)) is not None:
+            draw = partial(_memory, memory, "place on the tangent axis", "tangents")
+            panels.append(Panel(draw, "memory of the tangents on each rank of the tangent axis"))
+    return panels
+
+
+def _durations(runs: Sequence[RunContents], ax: Axes) -> None:
+    longest = max(record.seconds for run in runs for record in run.records)
+    second, unit = time_unit(longest)
+    for run, style in _styled(runs):
+        ax.plot(*_series(run, lambda record: record.seconds / second), **style)
+    ax.set(xlabel="outer step", ylabel=f"time of an outer step ({unit})", ylim=(0, 1.1 * longest / second or 1))
+    whole_numbers(ax)
+
+
+def _load(run: RunContents, ax: Axes) -> None:
+    """Over those outer steps that ran on as many ranks as the last one."""
+    size = run.records[-1].world_size
+    records = [record for record in run.records if record.rank_seconds and len(record.rank_seconds) == size]
+    second, unit = time_unit(sum(record.seconds for record in records))
+    busy = np.array([record.rank_seconds for record in records]).sum(axis=0) / second
+    idle = np.maximum(0, sum(record.seconds for record in records) / second - busy)
+    ax.bar(range(size), busy, color=COLORS[0], label="working")
+    ax.bar(range(size), idle, bottom=busy, color="none", edgecolor=FAINT, hatch="////", label="waiting for others")
+    ax.set(xlabel="rank", ylabel=f"time ({unit})")
+    _few_whole_numbers(ax, size)
+
+
+def _planned_load(costs: Sequence[float], ax: Axes) -> None:
+    ax.bar(range(len(costs)), costs, color=COLORS[2])
+    ax.set(xlabel="place on the tangent axis", ylabel="plain steps per step")
+    _few_whole_numbers(ax, len(costs))
+
+
+def _memory(counts: Sequence[int], place: str, what: str, ax: Axes) -> None:
+    byte, unit = byte_unit(max(counts))
+    ax.bar(range(len(counts)), [count / byte for count in counts], color=COLORS[3])
+    ax.set(xlabel=place, ylabel=f"{what} ({unit})")
+    _few_whole_numbers(ax, len(counts))
+
+
+def _few_whole_numbers(ax: Axes, count: int) -> None:
+    whole_numbers(ax)
+    ax.set_xlim(-0.75, count - 0.25)  # also where there is one bar
+
+
+def retraining(runs: Sequence[RunContents]) -> list[Panel]:
     """Test figures after every epoch of a training with the learned schedule."""
-    run = runs[0]
-    figure, axes = _grid(2)
+    kinds = (("test_loss", "test loss", 1.0), ("test_accuracy", "test accuracy (%)", 100.0))
+    return [
+        Panel(partial(_retrained, runs[0], key, label, factor), f"{label} of each retraining over its epochs")
+        for key, label, factor in kinds
+        if any(key in epoch for epochs in runs[0].retrained.values() for epoch in epochs)
+    ]
+
+
+def _retrained(run: RunContents, key: str, label: str, factor: float, ax: Axes) -> None:
     for index, (seed, epochs) in enumerate(run.retrained.items()):
-        color = COLORS[index % len(COLORS)]
-        numbers = [epoch["epoch"] + 1 for epoch in epochs]
-        axes[0].plot(numbers, [_number(epoch.get("test_loss")) for epoch in epochs], color=color, label=f"seed {seed}")
-        axes[1].plot(numbers, [100 * _number(epoch.get("test_accuracy")) for epoch in epochs], color=color)
-    axes[0].set(xlabel="epoch", ylabel="test loss")
-    axes[1].set(xlabel="epoch", ylabel="test accuracy (%)")
-    _legend(figure, axes)
-    return figure
+        style = {**run_style(index), "markevery": (index, max(1, len(epochs) // 8)), "label": f"seed {seed}"}
+        values = [factor * _number(epoch.get(key)) for epoch in epochs]
+        ax.plot([epoch["epoch"] + 1 for epoch in epochs], values, **style)
+    ax.set(xlabel="epoch", ylabel=label)
+    whole_numbers(ax)
 
 
-def _names(run: RunContents) -> list[str]:
-    return list(run.records[0].hyperparameters) if run.records else []
+def _styled(runs: Sequence[RunContents]) -> list[tuple[RunContents, dict[str, Any]]]:
+    """Each run with the style of its line; one run alone needs no label."""
+    if len(runs) == 1:
+        return [(runs[0], run_style(0))]
+    return [
+        (run, {**run_style(index), "label": label})
+        for index, (run, label) in enumerate(zip(runs, labels(runs), strict=True))
+    ]
+
+
+def _series(run: RunContents, of: Callable[[OuterRecord], float]) -> tuple[list[int], list[float]]:
+    return [record.outer_step for record in run.records], [of(record) for record in run.records]
 
 
 def _number(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
-
-
-def _per_bucket(
-    run: RunContents, of: Callable[[OuterRecord], dict[str, list[float]]], log: bool, prefix: str = ""
-) -> Figure:
-    """A panel per hyperparameter, a line per bucket from the first (dark) to the last (light)."""
-    import matplotlib as mpl
-
-    names = _names(run)
-    figure, axes = _grid(len(names))
-    steps = [record.outer_step for record in run.records]
-    for name, ax in zip(names, axes, strict=True):
-        buckets = len(run.records[0].hyperparameters[name])
-        for bucket in range(buckets):
-            color = mpl.colormaps["viridis"](0.9 * bucket / max(1, buckets - 1))
-            values = [of(record).get(name, [math.nan] * buckets)[bucket] for record in run.records]
-            label = f"bucket {bucket}" if bucket in (0, buckets - 1) and buckets > 1 else None
-            ax.plot(steps, values, color=color, linewidth=1.4, label=label)
-        if log and any(value > 0 for record in run.records for value in of(record).get(name, [])):
-            ax.set_yscale("log")
-        ax.set(xlabel="outer step", ylabel=prefix + name)
-        _whole_numbers(ax)
-        if buckets > 1:
-            ax.legend(fontsize=7)
-    return figure
-
-
-def _grid(panels: int, columns: int = 2) -> tuple[Figure, list[Axes]]:
-    """A figure of `panels` panels of the same size, in rows."""
-    from matplotlib.figure import Figure
-
-    panels = max(1, panels)
-    columns = min(columns, panels)
-    rows = -(-panels // columns)
-    figure = Figure(figsize=(WIDTH, ROW * rows + 0.3), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for unused in axes[panels:]:
-        unused.remove()
-    return figure, axes[:panels]
-
-
-def _whole_numbers(ax: Axes) -> None:
-    """Ticks of the x-axis at whole numbers only."""
-    from matplotlib.ticker import MaxNLocator
-
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend above all panels."""
-    found = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    if found:
-        figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=min(4, len(found)), fontsize=8)

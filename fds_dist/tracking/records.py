@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,17 @@ class OuterRecord:
     events: list[str] = field(default_factory=list)
     """What a person should know about this step, e.g. a non-finite hypergradient."""
     hypergradient_spread: dict[str, list[float]] | None = None
-    """Standard deviation of one replica's hypergradients; None, and not written, where there is one replica."""
+    """Standard deviation of one replica's hypergradients; None where there is one replica."""
+    rank_seconds: list[float] | None = None
+    """By rank, the part of `seconds` in which it did not wait for the others."""
+    rank_peak_bytes: list[int] | None = None
+    """By rank, the most memory so far: see `fds_dist.live_memory.own_peak_bytes`."""
 
     def to_json(self) -> str:
-        """One line of strict JSON. Finite floats are exact; NaN and infinities become null."""
-        content = asdict(self)
-        if self.hypergradient_spread is None:
-            del content["hypergradient_spread"]
+        """One line of strict JSON. Finite floats are exact; NaN and infinities become null; a field that may be left
+        out is not written where it is None."""
+        optional = [each.name for each in fields(self) if each.default is None and getattr(self, each.name) is None]
+        content = {name: value for name, value in asdict(self).items() if name not in optional}
         return json.dumps(_without_nonfinite(content), allow_nan=False)
 
     @classmethod
@@ -95,6 +99,8 @@ class OuterRecord:
                 step_sizes=_buckets(data.get("step_sizes", {})),
                 events=[str(event) for event in data.get("events", [])],
                 hypergradient_spread=_buckets(data["hypergradient_spread"]) if "hypergradient_spread" in data else None,
+                rank_seconds=[_float(each) for each in data["rank_seconds"]] if "rank_seconds" in data else None,
+                rank_peak_bytes=_whole_numbers(data["rank_peak_bytes"]) if "rank_peak_bytes" in data else None,
             )
         except KeyError as error:
             raise ValueError(f"no key {error}") from None
@@ -172,6 +178,10 @@ def _whole_number(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{value!r} is not a whole number")
     return value
+
+
+def _whole_numbers(values: list[Any]) -> list[int]:
+    return [_whole_number(value) for value in values]
 
 
 def _buckets(value: Mapping[str, list[Any]]) -> dict[str, list[float]]:
