@@ -123,9 +123,9 @@ def test_a_plain_run_ends_where_a_rung_says_so_and_where_it_diverges() -> None:
 
 
 def test_every_method_spends_as_much_as_fds_and_no_more(tmp_path: Path) -> None:
-    result = run(tmp_path, methods=["fds", "greedy", "random", "tpe", "hyperband", "bohb"])
+    result = run(tmp_path, methods=["fds", "greedy", "cosine", "random", "tpe", "hyperband", "bohb"])
     assert result.budget == 2 * FORWARD_COST and result.horizon == HORIZON
-    assert result.methods == ["fds", "greedy", "random", "tpe", "hyperband", "bohb"]
+    assert result.methods == ["fds", "greedy", "cosine", "random", "tpe", "hyperband", "bohb"]
     for search in result.runs:
         # What is left would not pay for the next outer step or run.
         step = {"fds": FORWARD_COST, "greedy": 2 * HORIZON}.get(search.method, HORIZON)

@@ -38,15 +38,16 @@ def problem(name: str, side: int, batch: int = 2, steps: int = 2, **options: Any
 
 
 @pytest.mark.parametrize(
-    ("name", "side", "options"),
+    ("name", "side", "batch", "options"),
     [
-        ("vit_b_16", 8, SMALL_VIT),
-        pytest.param("vit_b_16", 16, {"num_layers": 2}, marks=pytest.mark.slow),
-        pytest.param("resnet18", 8, {}, marks=pytest.mark.slow),
+        ("vit_b_16", 8, 2, SMALL_VIT),
+        pytest.param("vit_b_16", 16, 2, {"num_layers": 2}, marks=pytest.mark.slow),
+        # Its last stage sees one pixel of each image: batch-norm over two values is too steep for finite differences.
+        pytest.param("resnet18", 8, 8, {}, marks=pytest.mark.slow),
     ],
 )
-def test_hypergradients_are_verified(name: str, side: int, options: dict[str, Any]) -> None:
-    verification = compare_derivatives(problem(name, side, **options), 2, ONE_RANK)
+def test_hypergradients_are_verified(name: str, side: int, batch: int, options: dict[str, Any]) -> None:
+    verification = compare_derivatives(problem(name, side, batch, **options), 2, ONE_RANK)
     assert verification.passed, verification
     assert len(verification.comparisons) == 3  # both methods and finite differences
 

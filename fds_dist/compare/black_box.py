@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fds_dist.compare.job import Job, Report
 from fds_dist.compare.records import Trial, finite_or_none, loss_or_infinity
-from fds_dist.compare.space import SearchRange, values_at
+from fds_dist.compare.space import SearchRange, cosine_at, values_at
 from fds_dist.compare.trials import plain_run
 from fds_dist.faults import Fault, UserError
 from fds_dist.randomness import derive_seed
@@ -25,8 +26,26 @@ from fds_dist.randomness import derive_seed
 if TYPE_CHECKING:
     import optuna
 
-BLACK_BOXES = {"random": (False, False), "tpe": (True, False), "hyperband": (False, True), "bohb": (True, True)}
-"""Name to: guided by a tree-structured Parzen estimator, else random; pruned by Hyperband."""
+
+class Kind(NamedTuple):
+    """How a black box searches."""
+
+    guided: bool = False
+    """By a tree-structured Parzen estimator, else at random."""
+    pruned: bool = False
+    """By Hyperband."""
+    cosine: bool = False
+    """The height of a cosine and constants, one coordinate per hyperparameter; else every bucket for itself."""
+
+
+BLACK_BOXES = {
+    "cosine": Kind(guided=True, cosine=True),
+    "random": Kind(),
+    "tpe": Kind(guided=True),
+    "hyperband": Kind(pruned=True),
+    "bohb": Kind(guided=True, pruned=True),
+}
+"""By name."""
 
 REDUCTION = 3
 RESOURCES = (1, 3, 9)
@@ -50,11 +69,11 @@ class BlackBox:
         import optuna
 
         self._optuna, self._name, self._seed = optuna, name, seed
-        self._guided, pruned = BLACK_BOXES[name]
+        self._guided, pruned, cosine = BLACK_BOXES[name]
         self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
             f"{found.owner.name}.{bucket}": optuna.distributions.FloatDistribution(*found.coordinates)
             for found in ranges
-            for bucket in range(found.owner.buckets)
+            for bucket in range(1 if cosine else found.owner.buckets)
         }
         pruner = (
             optuna.pruners.HyperbandPruner(RESOURCES[0], RESOURCES[-1], REDUCTION)
@@ -70,7 +89,7 @@ class BlackBox:
             self._study.add_trial(self._frozen(trial))
 
     def ask(self, count: int) -> list[list[float]]:
-        """Coordinates [K] of the next `count` trials."""
+        """Coordinates [K], or one per hyperparameter for a cosine, of the next `count` trials."""
         self._study.sampler = self._sampler(len(self._study.trials))
         self._asked = [self._study.ask(self._distributions) for _ in range(count)]
         return [[trial.params[name] for name in self._distributions] for trial in self._asked]
@@ -127,19 +146,26 @@ def rungs_of(horizon: int) -> dict[int, int]:
 def black_box(name: str, job: Job, before: Sequence[Trial], report: Report) -> str:
     """A `Method` by its name in `BLACK_BOXES`."""
     ranks = job.ranks
-    rungs = rungs_of(job.horizon) if BLACK_BOXES[name][1] else {}
+    kind = BLACK_BOXES[name]
+    rungs = rungs_of(job.horizon) if kind.pruned else {}
+    values_of = partial(cosine_at if kind.cosine else values_at, job.ranges)
     box = BlackBox(name, job.ranges, job.problem.seed, before) if ranks.is_first else None
     done, spent = len(before), sum(trial.cost for trial in before)
     while (count := min(ranks.world_size, int((job.budget - spent) // job.horizon))) > 0:
         coordinates = ranks.on_first(lambda count=count: box.ask(count) if box else [])
-        trials = _run_batch(job, box, done, coordinates, rungs)
+        trials = _run_batch(job, box, done, coordinates, values_of, rungs)
         report(trials)
         done, spent = done + count, spent + sum(trial.cost for trial in trials)
     return ""
 
 
 def _run_batch(
-    job: Job, box: BlackBox | None, first: int, coordinates: list[list[float]], rungs: dict[int, int]
+    job: Job,
+    box: BlackBox | None,
+    first: int,
+    coordinates: list[list[float]],
+    values_of: Callable[[Sequence[float]], list[float]],
+    rungs: dict[int, int],
 ) -> list[Trial]:
     """One trial per rank; ranks beyond the batch only listen. The same trials on every rank."""
     ranks, count = job.ranks, len(coordinates)
@@ -154,7 +180,7 @@ def _run_batch(
     mine = None
     if ranks.rank < count:
         number, point = first + ranks.rank, coordinates[ranks.rank]
-        values = values_at(job.ranges, point)
+        values = values_of(point)
         run = plain_run(job.problem, values, number, job.horizon, list(rungs.values()), at_rung)
         pruned = run.steps < job.horizon and math.isfinite(run.val.loss)
         mine = Trial(

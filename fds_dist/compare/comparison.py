@@ -36,8 +36,8 @@ METHODS: dict[str, Method] = {
 """By name in the config, `compare.methods`."""
 
 Retrain = Callable[[Schedule, Path], list[float]]
-"""(learned schedule, a folder of its own) → test accuracy of each of `retrain_seeds` networks trained with it."""
-"""(learned schedule, repetition) → test accuracy after training with it on all training data. On every rank alike."""
+"""(learned schedule, a folder of its own) → test accuracy of each of `retrain_seeds` networks trained with it on all
+training data. On every rank alike."""
 
 
 @dataclass(frozen=True)

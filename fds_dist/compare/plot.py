@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 STYLES = {
     "fds": ("#D55E00", "-"),
     "greedy": ("#CC79A7", (0, (5, 1))),
+    "cosine": ("#56B4E9", (0, (6, 1, 1, 1))),
     "random": ("#000000", ":"),
     "tpe": ("#0072B2", "--"),
     "hyperband": ("#009E73", "-."),
@@ -25,7 +26,14 @@ STYLES = {
 }
 """Color (Okabe and Ito's, told apart by the color-blind) and dashes (told apart in print without color)."""
 
-LABELS = {"fds": "FDS", "greedy": "greedy", "random": "random search", "tpe": "TPE", "bohb": "BOHB"}
+LABELS = {
+    "fds": "FDS",
+    "cosine": "tuned cosine",
+    "random": "random search",
+    "tpe": "TPE",
+    "hyperband": "Hyperband",
+    "bohb": "BOHB",
+}
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -104,7 +112,7 @@ def _draw(axes: Axes, method: str, curve: Curve, top: float) -> None:
         color=color,
         linestyle=dashes,
         linewidth=1.8 if reference else 1.2,
-        label=LABELS.get(method, method.capitalize()),
+        label=LABELS.get(method, method),
         zorder=order,
     )
     axes.plot(cost[-1:], mean[-1:], marker="o", markersize=3.5, color=color, zorder=order)

@@ -82,6 +82,26 @@ def values_at(ranges: Sequence[SearchRange], coordinates: Sequence[float]) -> li
     return [found.value(coordinate) for found, coordinate in zip(owners, coordinates, strict=True)]
 
 
+def cosine_at(ranges: Sequence[SearchRange], coordinates: Sequence[float]) -> list[float]:
+    """λ [K] of half a cosine, at one coordinate per hyperparameter: the learning rate falls from its value there to 0,
+    each bucket being the mean over its window (as far as the bounds let it); all others are constant.
+    """
+    values: list[float] = []
+    for found, coordinate in zip(ranges, coordinates, strict=True):
+        owner, height = found.owner, found.value(coordinate)
+        falls = owner.base == "lr" and owner.buckets > 1
+        factors = [
+            _mean_cosine(bucket / owner.buckets, (bucket + 1) / owner.buckets) for bucket in range(owner.buckets)
+        ]
+        values += [owner.clamp(height * factor) if falls else height for factor in factors]
+    return values
+
+
+def _mean_cosine(start: float, stop: float) -> float:
+    """The mean of (1 + cos πx) / 2 for x from `start` to `stop`."""
+    return 0.5 + (math.sin(math.pi * stop) - math.sin(math.pi * start)) / (2 * math.pi * (stop - start))
+
+
 def _range(owner: Hyperparameter, given: Mapping[str, Sequence[float]], scale: str) -> tuple[float, float]:
     """(low, high), NaN where there is none."""
     chosen = given.get(owner.name) or given.get(owner.base)

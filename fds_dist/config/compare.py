@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from fds_dist.config.hyperparameters import Section
 from fds_dist.config.kinds import Count, Name, Number, Positive, Seed, fault, read_by, show, wrong_kind
 
-MethodName = Literal["fds", "greedy", "random", "tpe", "hyperband", "bohb"]
+MethodName = Literal["fds", "greedy", "cosine", "random", "tpe", "hyperband", "bohb"]
 
 
 def _distinct(methods: list[str]) -> list[str]:
@@ -35,9 +35,10 @@ class CompareConfig(Section):
     """FDS beside its rivals at equal compute, for `fds-dist compare`."""
 
     methods: Annotated[list[MethodName], Field(min_length=1), AfterValidator(_distinct)] = Field(
-        default_factory=lambda: ["fds", "greedy", "random", "tpe", "hyperband"]
+        default_factory=lambda: ["fds", "greedy", "cosine", "random", "tpe", "hyperband"]
     )
-    """fds and greedy follow hypergradients; random, tpe, hyperband and bohb (tpe with hyperband) only see losses."""
+    """fds and greedy follow hypergradients; cosine (tpe over the height of a cosine learning rate and constants), random,
+    tpe, hyperband and bohb (tpe with hyperband) only see losses."""
 
     budget: Positive | None = None
     """Compute of each method in plain training steps; null: what fds spends on its outer steps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 from collections.abc import Callable, Iterator
@@ -59,6 +60,7 @@ class DeepSpeedEngine:
             model=self._module, optimizer=self.optimizer, config=full_config(settings), dist_init_required=False
         )
         self.optimizer.state.clear()  # of that step, which Adam would count
+        gc.collect()  # it leaves all of the weights behind in reference cycles
         if bf16 and any(isinstance(layer, _BatchNorm) for layer in self._module.modules()):
             self.notes += ["batch-norm's running statistics are bfloat16, as its weights are"]
 
