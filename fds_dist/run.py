@@ -9,6 +9,7 @@ import shutil
 import sys
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ from fds_dist.checkpoint import load_checkpoint, save_checkpoint
 from fds_dist.compare.costs import estimator_cost
 from fds_dist.config import Config, dump_config, load_config
 from fds_dist.distributed.agreement import RankLost
+from fds_dist.distributed.environment import launcher
 from fds_dist.distributed.fingerprint import RunsDiverged
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.engine.monitor import Consistency, StepMonitor
 from fds_dist.engine.outer_loop import HypergradientsNotFinite, OuterLoop, OuterProgress, initial_progress
 from fds_dist.engine.split import BatchesDiffer
 from fds_dist.faults import Fault, UserError
+from fds_dist.interruptions import interruptions_deferred
 from fds_dist.report import read_run, write_report
-from fds_dist.run_folder import RunFolder, create_run_folder, environment_info, write_text_atomic
+from fds_dist.run_folder import RunFolder, create_run_folder, environment_info, folder_of_launch, write_text_atomic
 from fds_dist.schedule import Schedule
 from fds_dist.tracking import OuterRecord, RunEnd, RunStart, Tracker, Trackers
 from fds_dist.tracking.console import ConsoleTracker
@@ -35,6 +38,8 @@ from fds_dist.tracking.wandb_session import WandbSession
 
 EXPLAINED = (UserError, HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost)
 """Ends of a run whose message says all; nobody needs a traceback for them."""
+
+_searches = count()
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class RunResult:
 class Search:
     """The outer loop of `built`, wired to its folder, trackers and checkpoints.
 
+    Where torchrun starts its ranks again after one was lost, the search goes on in the folder that it had before.
+
     Args:
         resume: the folder of the run to go on with; None for a new one.
         show: whether rank 0 prints how it goes.
@@ -65,9 +72,13 @@ class Search:
     """
 
     def __init__(self, built: Build, ranks: Ranks, resume: Path | None, show: bool, from_python: bool) -> None:
-        self.built, self.ranks, self.resumed = built, ranks, resume is not None
+        self.built, self.ranks = built, ranks
         self.show, self.from_python = show and ranks.is_first, from_python
-        self.folder = RunFolder(ranks.on_first(lambda: resume or _new_folder(built)))
+        launchers = {name for name in ranks.gather_objects(launcher()) if name}
+        self.launch = {"search": next(_searches), "launchers": sorted(launchers)}
+        resume = ranks.on_first(lambda: resume or folder_of_launch(built.config.output_dir, **self.launch))
+        self.resumed = resume is not None
+        self.folder = RunFolder(resume or ranks.on_first(lambda: _new_folder(built)))
         self.trackers = Trackers(self._own_trackers() if ranks.is_first else [])
         consistency = Consistency(built.config.consistency.mode, built.config.consistency.every)
         self.loop = OuterLoop(
@@ -95,11 +106,12 @@ class Search:
             write_text_atomic(self.folder.config, dump_config(self.built.config))
             info = environment_info(self.ranks.world_size, str(self.built.problem.device))
             info["weights"] = self.built.problem.network(0).layout.size
+            info["launch"] = self.launch
             write_text_atomic(self.folder.environment, json.dumps(info, indent=2) + "\n")
-        self.trackers.start(self._start())
-        for note in self.notes:
-            self.trackers.note(note)
         try:
+            self.trackers.start(self._start())
+            for note in self.notes:
+                self.trackers.note(note)
             self.progress = self.loop.run(self.progress)
         except KeyboardInterrupt:
             stopped = f"stopped in outer step {self.progress.outer_step}, which starts anew when the run goes on"
@@ -179,6 +191,7 @@ class Search:
         keep = self.built.config.checkpoint.keep
         save_checkpoint(self.folder.checkpoints, progress.outer_step, progress.to_dict(), keep)
 
+    @interruptions_deferred()
     def _finish(self, status: str, message: str) -> None:
         progress = self.progress
         outer_step, _, val_loss, val_accuracy = progress.best or (None, None, None, None)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -86,6 +87,18 @@ def create_run_folder(output_dir: Path | str, name: str | None, task: str, model
         raise UserError(
             Fault("output_dir", f"cannot create a folder in {output_dir}: {error.strerror}", "a folder to write in")
         ) from None
+
+
+def folder_of_launch(output_dir: Path | str, search: int, launchers: Collection[str]) -> Path | None:
+    """The folder whose environment.json names this search of one of these launchers; None if there is none."""
+    for path in Path(output_dir).glob("*/environment.json"):
+        try:
+            launch = json.loads(path.read_text(encoding="utf-8"))["launch"]
+            if launch["search"] == search and not set(launchers).isdisjoint(launch["launchers"]):
+                return path.parent
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not of a search, or damaged
+    return None
 
 
 def write_text_atomic(path: Path, text: str) -> None:

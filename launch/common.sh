@@ -8,31 +8,54 @@ root=$(cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE="${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-1}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
+fail() {
+    printf 'fds-dist: %s\n' "$*" >&2
+    exit 2
+}
+
 # Prints the comment at the head of the calling script where its first argument asks for help or is missing.
 help_or_go_on() {
     case ${1:-} in
-    "" | -h | --help)
-        sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "${BASH_SOURCE[1]}"
+    -h | --help)
+        head_comment "${BASH_SOURCE[1]}"
         exit
+        ;;
+    "")
+        head_comment "${BASH_SOURCE[1]}" >&2
+        exit 2
         ;;
     esac
 }
 
-# Prints the path of a program: that of .venv, or else the one on the PATH.
-program() {
-    if [[ -x $root/.venv/bin/$1 ]]; then
-        printf '%s\n' "$root/.venv/bin/$1"
-    elif ! command -v "$1"; then
-        printf 'fds-dist: there is no %s in .venv/bin or on the PATH; launch/setup.sh installs it\n' "$1" >&2
-        return 1
-    fi
+head_comment() {
+    sed -n '2,/^set /{/^#\( \|$\)/s/^# \{0,1\}//p;}' "$1"
+}
+
+# Prints the Python that has fds_dist and the given module: PYTHON, or that of .venv, or the one on the PATH.
+find_python() {
+    local python candidates=("$root/.venv/bin/python" python python3)
+    [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
+    for python in "${candidates[@]}"; do
+        if "$python" -c 'import importlib.util as find, sys; sys.exit(not all(map(find.find_spec, sys.argv[1:])))' \
+            fds_dist "$1" 2>/dev/null; then
+            printf '%s\n' "$python"
+            return
+        fi
+    done
+    fail "no Python with $1 and fds_dist: ${candidates[*]}; launch/setup.sh ${1#torch} makes .venv with it"
 }
 
 # Prints how many processes a node gets: NPROC, or one for each GPU, or 1.
 processes() {
-    local gpus=0
-    if [[ -z ${NPROC:-} ]] && command -v nvidia-smi >/dev/null; then
+    local gpus=0 visible
+    if [[ -n ${NPROC:-} ]]; then
+        [[ $NPROC =~ ^[1-9][0-9]*$ ]] || fail "NPROC: '$NPROC' is not valid; expected a whole number of at least 1"
+        gpus=$NPROC
+    elif [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+        IFS=, read -ra visible <<<"$CUDA_VISIBLE_DEVICES"
+        gpus=${#visible[@]}
+    elif command -v nvidia-smi >/dev/null; then
         gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU') || gpus=0
     fi
-    printf '%s\n' "${NPROC:-$((gpus > 0 ? gpus : 1))}"
+    printf '%s\n' "$((gpus > 0 ? gpus : 1))"
 }

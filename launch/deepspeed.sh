@@ -4,18 +4,24 @@
 #   launch/deepspeed.sh optimize configs/digits.yaml [key=value ...]
 #   HOSTFILE=hosts launch/deepspeed.sh retrain runs/NAME engine=deepspeed
 #
-# Environment: HOSTFILE    lines of "HOST slots=N", reachable by ssh without a password (this host alone)
-#              NPROC       processes on each node (without HOSTFILE: one for each GPU, or 1; with it: its slots)
-#              PORT        where they meet, free on the first host (29500)
+# Environment: HOSTFILE           lines of "HOST slots=N", reachable by ssh without a password (this host alone)
+#              NPROC              processes on each node (without HOSTFILE: one for each GPU, or 1; with it: its slots)
+#              PORT               where they meet, free on the first host (29500)
+#              OMP_NUM_THREADS    threads of each process (1)
+#              PYTHON             the Python that has fds-dist and deepspeed (that of .venv, or the one on the PATH)
 set -euo pipefail
 
 # shellcheck source=launch/common.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/common.sh"
 help_or_go_on "$@"
-deepspeed=$(program deepspeed)
-hosts=(--num_gpus "$(processes)")
+python=$(find_python deepspeed)
+hosts=()
 if [[ -n ${HOSTFILE:-} ]]; then
+    [[ -f $HOSTFILE ]] || fail "HOSTFILE: there is no file $HOSTFILE; expected one with lines of HOST slots=N"
     hosts=(--hostfile "$HOSTFILE")
-    [[ -z ${NPROC:-} ]] || hosts+=(--num_gpus "$NPROC")
 fi
-exec "$deepspeed" "${hosts[@]}" --master_port "${PORT:-29500}" --module fds_dist "$@"
+if [[ -z ${HOSTFILE:-} || -n ${NPROC:-} ]]; then
+    per_node=$(processes)
+    hosts+=(--num_gpus "$per_node")
+fi
+exec "$python" -m deepspeed.launcher.runner "${hosts[@]}" --master_port "${PORT:-29500}" --module fds_dist "$@"

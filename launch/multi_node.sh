@@ -1,23 +1,38 @@
 #!/usr/bin/env bash
 # Runs a command of fds-dist on several nodes: start it on every node, with the same arguments and environment.
+# Every node needs the files that the command reads (config, your own code, the folder of an earlier run); the one that
+# prints how it goes writes the results.
 #
 #   NNODES=2 ENDPOINT=node1:29400 launch/multi_node.sh optimize configs/digits.yaml [key=value ...]
 #
 # Environment: NNODES             nodes, required
-#              ENDPOINT           HOST:PORT where they meet, required; HOST is one of them, PORT is free there
+#              ENDPOINT           HOST:PORT where they meet, required: one of the nodes by a name or address that all
+#                                 nodes reach it by, and a port that is free there
 #              JOB                a name that tells jobs at the same endpoint apart (fds-dist)
 #              NPROC              processes on this node (one for each GPU, or 1)
-#              LOCAL_ADDR         this node's address, where the others cannot resolve its host name
-#              MAX_RESTARTS       how often a job that lost a process is started again (0)
-#              GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME    the network interface, where the usual one is not right
+#              MAX_RESTARTS       how often all start again when one was lost (0); they go on from the last outer step
+#              OMP_NUM_THREADS    threads of each process (1)
+#              PYTHON             the Python that has fds-dist (that of .venv, or the one on the PATH)
+#              LOCAL_ADDR         this node's address for the others (the one on its way to ENDPOINT)
+#              GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME
+#                                 the network interface on CPUs (that of the way to the others) and GPUs (NCCL's choice)
+# Exit status: that of the command: 0 done, 2 wrong input, 1 anything else
 set -euo pipefail
 
 # shellcheck source=launch/common.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/common.sh"
 help_or_go_on "$@"
-: "${NNODES:?is not set: how many nodes there are}" "${ENDPOINT:?is not set: HOST:PORT where the nodes meet}"
-torchrun=$(program torchrun)
-local_addr=()
-[[ -z ${LOCAL_ADDR:-} ]] || local_addr=(--local-addr "$LOCAL_ADDR")
-exec "$torchrun" --nnodes "$NNODES" --nproc-per-node "$(processes)" --max-restarts "${MAX_RESTARTS:-0}" \
-    --rdzv-backend c10d --rdzv-endpoint "$ENDPOINT" --rdzv-id "${JOB:-fds-dist}" "${local_addr[@]}" -m fds_dist "$@"
+[[ ${NNODES:-} =~ ^[1-9][0-9]*$ ]] || fail "NNODES: '${NNODES:-}' is not valid; expected how many nodes there are"
+[[ ${ENDPOINT:-} == ?*:+([0-9]) ]] || fail "ENDPOINT: '${ENDPOINT:-}' is not valid; expected HOST:PORT, where the nodes meet"
+python=$(find_python torch)
+per_node=$(processes)
+
+# torchrun would look for this node's name, which may have no address, or one that is of no use to others.
+host=${ENDPOINT%:*} endpoint=$ENDPOINT
+address=$("$python" -m fds_dist.distributed.network "${host//[\[\]]/}") || exit 2
+if [[ -z $address ]]; then # this node is where they meet
+    address=$host endpoint=localhost:${ENDPOINT##*:}
+fi
+exec "$python" "$root/launch/torchrun.py" --nnodes "$NNODES" --nproc-per-node "$per_node" \
+    --max-restarts "${MAX_RESTARTS:-0}" --rdzv-backend c10d --rdzv-endpoint "$endpoint" --rdzv-id "${JOB:-fds-dist}" \
+    --local-addr "${LOCAL_ADDR:-$address}" -m fds_dist "$@"

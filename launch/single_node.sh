@@ -5,13 +5,17 @@
 #   NPROC=4 launch/single_node.sh retrain runs/NAME
 #
 # Environment: NPROC              processes (one for each GPU, or 1)
-#              MAX_RESTARTS       how often a job that lost a process is started again (0); give optimize a name= and
-#                                 then --resume, or it begins anew
+#              MAX_RESTARTS       how often all start again when one was lost (0); they go on from the last outer step
 #              OMP_NUM_THREADS    threads of each process (1)
+#              PYTHON             the Python that has fds-dist (that of .venv, or the one on the PATH)
+# Exit status: that of the command: 0 done, 2 wrong input, 1 anything else
 set -euo pipefail
 
 # shellcheck source=launch/common.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/common.sh"
 help_or_go_on "$@"
-torchrun=$(program torchrun)
-exec "$torchrun" --standalone --nproc-per-node "$(processes)" --max-restarts "${MAX_RESTARTS:-0}" -m fds_dist "$@"
+python=$(find_python torch)
+per_node=$(processes)
+# The ranks meet at an address that is there even where the host's name leads nowhere.
+exec "$python" "$root/launch/torchrun.py" --standalone --local-addr 127.0.0.1 --nproc-per-node "$per_node" \
+    --max-restarts "${MAX_RESTARTS:-0}" -m fds_dist "$@"

@@ -11,7 +11,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,14 @@ def clean_environment(**changes: str) -> dict[str, str]:
     """This process's environment without what a launcher sets, and with the tests' modules importable."""
     kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
     return {**kept, "PYTHONPATH": str(TESTS), "COLUMNS": "80", **changes}
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Returns once it holds; fails after PATIENCE."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def start_ranks(

@@ -45,9 +45,8 @@ def lines(run_dir: str | Path) -> Numbers:
 
 def numbers(run_dir: str | Path) -> Numbers:
     """The history without what depends on the clock and the number of ranks."""
-    return [
-        {key: value for key, value in line.items() if key not in ("seconds", "world_size")} for line in lines(run_dir)
-    ]
+    measured = ("seconds", "world_size", "rank_seconds", "rank_peak_bytes")
+    return [{key: value for key, value in line.items() if key not in measured} for line in lines(run_dir)]
 
 
 # --- a whole run ---

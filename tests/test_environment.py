@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
-from fds_dist.distributed.environment import LaunchEnvironment, first_host, read_environment, tasks_on_node
+from fds_dist.distributed.environment import LaunchEnvironment, first_host, launcher, read_environment, tasks_on_node
 from fds_dist.faults import UserError
 
 TORCHRUN = {
@@ -63,6 +67,29 @@ def test_all_ranks_of_a_slurm_step_agree_on_where_to_meet() -> None:
 def test_what_the_user_sets_goes_before_what_is_guessed_under_srun() -> None:
     environment = read_environment({**SRUN, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4000"})
     assert (environment.master_address, environment.master_port) == ("10.0.0.1", 4000)
+
+
+def test_torchrun_says_how_often_it_has_started_the_ranks_again() -> None:
+    assert read_environment(TORCHRUN).restarts == 0
+    assert read_environment({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "2"}).restarts == 2
+    assert faults_of({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "x"}) == [
+        "environment variable TORCHELASTIC_RESTART_COUNT: 'x' is not valid; "
+        "expected a whole number of at least 0, set by torchrun, deepspeed or srun"
+    ]
+
+
+def test_children_of_one_launcher_agree_on_it_and_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert launcher() is None
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "any"}
+    line = [sys.executable, "-c", "from fds_dist.distributed.environment import launcher; print(launcher())"]
+
+    def child() -> str:
+        return subprocess.run(line, env=environment, check=True, capture_output=True, text=True).stdout
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
+    assert child() == child() != f"{launcher()}\n"
+    assert f" {os.getpid()} " in child()
 
 
 def faults_of(variables: dict[str, str]) -> list[str]:

@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from fds_dist.faults import UserError
-from fds_dist.run_folder import RunFolder, create_run_folder, environment_info, hide_secrets, write_text_atomic
+from fds_dist.run_folder import (
+    RunFolder,
+    create_run_folder,
+    environment_info,
+    folder_of_launch,
+    hide_secrets,
+    write_text_atomic,
+)
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 
@@ -55,6 +62,27 @@ def test_an_output_folder_that_cannot_be_made_is_the_users_error(tmp_path: Path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="output_dir: "):
         create_run_folder(tmp_path / "file" / "runs", "run", "digits", None, NOW)
+
+
+def test_the_folder_of_a_launch_is_that_of_the_same_search_and_launcher(tmp_path: Path) -> None:
+    contents = {
+        "other": {"launch": {"search": 0, "launchers": ["b 1 1"]}},
+        "second": {"launch": {"search": 1, "launchers": ["a 1 1", "a 2 1"]}},
+        "first": {"launch": {"search": 0, "launchers": ["a 1 1", "a 2 1"]}},
+        "bare": {"launch": {"search": 0, "launchers": []}},
+        "older": {"hostname": "a"},
+        "list": [],
+    }
+    for name, content in contents.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "environment.json").write_text(json.dumps(content))
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "environment.json").write_text("{")
+    assert folder_of_launch(tmp_path, 0, ["a 2 1", "c 3 1"]) == tmp_path / "first"  # one node may have been replaced
+    assert folder_of_launch(tmp_path, 1, ["a 1 1"]) == tmp_path / "second"
+    assert folder_of_launch(tmp_path, 0, ["a 1 2"]) is None
+    assert folder_of_launch(tmp_path, 0, []) is None
+    assert folder_of_launch(tmp_path / "missing", 0, ["a 1 1"]) is None
 
 
 def test_write_text_atomic_replaces_the_text_and_leaves_nothing_else(tmp_path: Path) -> None:

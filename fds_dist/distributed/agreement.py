@@ -54,7 +54,11 @@ def with_the_others() -> Iterator[None]:
 
 def meeting_store(environment: LaunchEnvironment) -> Store:
     """A fresh part of the store that all ranks share; they must call this alike, the same number of times."""
-    return PrefixStore(f"fds-dist/{next(_meetings)}", _store(environment))
+    # torchrun keeps its store over a restart, with all that the ranks before it said. (Of several nodes each counts its
+    # own restarts; there launch/multi_node.sh asks torchrun for a fresh store each time.)
+    one_node = environment.local_world_size == environment.world_size
+    attempt = environment.restarts if one_node else 0
+    return PrefixStore(f"fds-dist/{attempt}/{next(_meetings)}", _store(environment))
 
 
 @cache  # one connection per process: a second host on the same port could not tell its clients from the first one's

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from fds_dist.faults import Fault, UserError
 
@@ -21,6 +23,8 @@ class LaunchEnvironment:
     local_world_size: int = 1
     master_address: str = ""
     master_port: int = 0
+    restarts: int = 0
+    """How often torchrun has started all ranks again because one of this node was lost; nodes count differently."""
 
     @property
     def distributed(self) -> bool:
@@ -70,9 +74,25 @@ def _from_variables(env: Mapping[str, str]) -> LaunchEnvironment:
     local_rank = whole("LOCAL_RANK", rank, 0)
     local_size = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in env else "LOCAL_SIZE"  # the second is deepspeed's
     local_world_size = whole(local_size, local_rank + 1, 1)
+    restarts = whole("TORCHELASTIC_RESTART_COUNT", 0, 0)
     if faults:
         raise UserError(faults)
-    return LaunchEnvironment(rank, world_size, local_rank, local_world_size, address, port)
+    return LaunchEnvironment(rank, world_size, local_rank, local_world_size, address, port, restarts)
+
+
+def launcher() -> str | None:
+    """What tells the launcher of this process from all others there ever were: its host, process id and start.
+
+    None where it is not torchrun, which alone may start its ranks again.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    pid = os.getppid()
+    try:  # the 22nd field, counted from behind the program's name, which may hold blanks
+        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        started = "?"  # a system without /proc
+    return f"{socket.gethostname()} {pid} {started}"
 
 
 def _slurm_variables(env: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,40 @@
+"""torchrun for the launch scripts: the same arguments, but ranks have the last word when they fail.
+
+torchrun itself ends with status 1 and a page about all failed ranks, whatever they have said. This ends with the status
+of the rank that failed first (2: the user's input is wrong), and tells only what no rank can: that one was killed, or
+that the nodes did not find each other.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.run import main
+
+BY_SIGNAL = 128
+"""Added to a signal's number: the exit status by which shells tell of it."""
+
+
+def run() -> int:
+    """Returns the exit status."""
+    try:
+        main()
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return failure.exitcode
+        print(f"fds-dist: rank {rank} was killed by {failure.signal_name()}", file=sys.stderr)
+        return BY_SIGNAL - failure.exitcode
+    except SignalException as stop:
+        return BY_SIGNAL + stop.sigval.value
+    except RendezvousError as error:
+        print(f"fds-dist: the nodes found no way to each other: {error or error!r}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

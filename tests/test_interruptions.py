@@ -1,0 +1,57 @@
+"""What has to be whole is whole, whatever signal comes."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from fds_dist.interruptions import interruptions_deferred
+
+
+@pytest.fixture(autouse=True)
+def sigterm_interrupts() -> Iterator[None]:
+    """As in the command line; pytest's own handler comes back."""
+    usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, usual)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_all_is_done(number: signal.Signals) -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt), interruptions_deferred(), interruptions_deferred():
+        signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)
+        done.append("all")
+    assert done == ["all"]
+    with pytest.raises(KeyboardInterrupt):  # at once again
+        signal.raise_signal(number)
+
+
+def test_without_a_signal_nothing_changes() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ValueError, match="planted"), interruptions_deferred():
+        raise ValueError("planted")
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with interruptions_deferred():
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_other_threads_may_use_it() -> None:
+    done = []
+
+    def work() -> None:
+        with interruptions_deferred():
+            done.append("all")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == ["all"]

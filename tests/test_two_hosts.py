@@ -1,0 +1,123 @@
+"""Two hosts: network namespaces of this machine, each with an address of its own and a cable between them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from launch_scripts import (
+    LAUNCH,
+    let_go,
+    result_of,
+    script_environment,
+    started,
+    uninterrupted,
+    wait_for_ranks,
+    wait_until,
+    write_config,
+)
+from launching import PATIENCE
+
+import fds_dist
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+ENDPOINT = "10.77.0.1:29400"
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[str]]:
+    """The names of two namespaces, 10.77.0.1 and 10.77.0.2."""
+    if shutil.which("ip") is None:
+        pytest.skip("there is no ip (iproute2)")
+    names = [f"fds-{os.getpid()}-{number}" for number in (1, 2)]
+    with ExitStack() as stack:
+        for name in names:
+            try:
+                ip("netns", "add", name)
+            except subprocess.CalledProcessError as error:
+                pytest.skip(f"no network namespaces: {error.stderr.strip()}")
+            stack.callback(ip, "netns", "delete", name)
+        ip("-n", names[0], "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", names[1])
+        for number, name in enumerate(names, start=1):
+            ip("-n", name, "address", "add", f"10.77.0.{number}/30", "dev", "cable")
+            ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "link", "set", "cable", "up")
+        yield names
+
+
+def launch_on(
+    stack: ExitStack, hosts: list[str], folder: Path, per_host: int, restarts: int = 0
+) -> list[subprocess.Popen[bytes]]:
+    """The same line on each host; nothing is said about interfaces, nor about the hosts' own addresses."""
+    settings = {"NNODES": "2", "ENDPOINT": ENDPOINT, "NPROC": str(per_host), "MAX_RESTARTS": str(restarts)}
+    environment = script_environment(**settings)
+    line = [str(LAUNCH / "multi_node.sh"), "optimize", "config.yaml", "name=run"]
+    return [
+        stack.enter_context(started(["ip", "netns", "exec", host, *line], folder, folder / f"log-{host}", environment))
+        for host in hosts
+    ]
+
+
+def said(folder: Path) -> str:
+    return "\n".join(f"{log.name}\n{log.read_text()}" for log in sorted(folder.glob("log-*")))
+
+
+@pytest.mark.parametrize("per_host", [1, 2])
+def test_two_hosts_give_the_bits_of_one(hosts: list[str], per_host: int, tmp_path: Path) -> None:
+    write_config(tmp_path)
+    let_go(tmp_path)
+    with ExitStack() as stack:
+        statuses = [launcher.wait(PATIENCE) for launcher in launch_on(stack, hosts, tmp_path, per_host)]
+    assert statuses == [0, 0], said(tmp_path)
+    line = [LAUNCH / "single_node.sh", "optimize", "config.yaml", "name=one-host"]
+    one_host = script_environment(NPROC=str(2 * per_host))
+    subprocess.run(line, cwd=tmp_path, env=one_host, check=True, capture_output=True, timeout=PATIENCE)
+    found = result_of(tmp_path / "runs" / "run")
+    assert found == result_of(tmp_path / "runs" / "one-host")
+    assert found == uninterrupted(tmp_path)
+    assert f"{2 * per_host} ranks" in said(tmp_path)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_host_ends_the_other_and_one_host_goes_on(
+    hosts: list[str], lost: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher alone is killed, on either host: its ranks must not outlive it."""
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
+    with ExitStack() as stack:
+        launchers = launch_on(stack, hosts, tmp_path, per_host=2)
+        ranks = wait_for_ranks(tmp_path, 4, launchers)
+        launchers[lost].send_signal(signal.SIGKILL)
+        let_go(tmp_path)
+        status = launchers[1 - lost].wait(PATIENCE)
+        wait_until(lambda: not any(Path(f"/proc/{rank}").exists() for rank in ranks), "all ranks to end")
+    assert status == 1, said(tmp_path)
+    log = (tmp_path / f"log-{hosts[1 - lost]}").read_text()
+    assert "fds-dist: another rank ended, or was silent for 10 minutes; what it said is why (" in log
+    result = fds_dist.optimize(resume="runs/run", progress=False)
+    assert result_of(result.run_dir) == uninterrupted(tmp_path)
+
+
+def test_a_killed_rank_starts_all_again_on_both_hosts(hosts: list[str], tmp_path: Path) -> None:
+    write_config(tmp_path)
+    with ExitStack() as stack:
+        launchers = launch_on(stack, hosts, tmp_path, per_host=1, restarts=1)
+        ranks = wait_for_ranks(tmp_path, 2, launchers)
+        os.kill(ranks[1], signal.SIGKILL)
+        let_go(tmp_path)
+        statuses = [launcher.wait(PATIENCE) for launcher in launchers]
+    assert statuses == [0, 0], said(tmp_path)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
+    assert result_of(tmp_path / "runs" / "run") == uninterrupted(tmp_path)
