@@ -20,6 +20,7 @@ from fds_dist.registry import nearest
 from fds_dist.run import RunResult, Search
 from fds_dist.run_folder import RunFolder
 from fds_dist.tasks.base import Task
+from fds_dist.tracking.wandb_session import failure_told_to_sweep
 from fds_dist.verification import Verification, compare_derivatives
 
 VERIFIED_STEPS = 50
@@ -52,10 +53,13 @@ def optimize(
     """
     environment = read_environment()
     folder = None if resume is None else Path(resume)
-    built = agreed(environment, lambda: build(draft_of(config, overrides, folder, task), environment, task, model))
+    with failure_told_to_sweep(environment.rank):
+        built = agreed(environment, lambda: build(draft_of(config, overrides, folder, task), environment, task, model))
     with built.ranks(environment) as ranks:
-        from_python = task is not None or model is not None
-        return Search(built, ranks, folder, show=progress, from_python=from_python).run()
+        with failure_told_to_sweep(environment.rank):
+            from_python = task is not None or model is not None
+            search = Search(built, ranks, folder, show=progress, from_python=from_python)
+        return search.run()
 
 
 def check(

@@ -54,7 +54,7 @@ def read_draft(source: Source, overrides: Sequence[str] = ()) -> Draft:
         source: path of a YAML file, or the config as a mapping.
         overrides: `key.sub=value`, with YAML values, applied in their order.
     """
-    data, faults = _read(source)
+    data, faults = read_mapping(source)
     for override in overrides:
         faults += _apply({} if data is None else data, override)
     broken = {fault.key for fault in faults if fault.key}
@@ -83,8 +83,8 @@ def dump_config(config: Config, width: int = 110) -> str:
     return dump_yaml(config.resolved(), width)
 
 
-def _read(source: Source) -> tuple[dict[str, Any] | None, list[Fault]]:
-    """The source as plain values in fresh containers, or None where there is no mapping."""
+def read_mapping(source: Source) -> tuple[dict[str, Any] | None, list[Fault]]:
+    """The source as plain values in fresh containers, or None where there is no mapping, and what is wrong so far."""
     faults: list[Fault] = []
     if isinstance(source, (Config, Mapping)):
         content = source

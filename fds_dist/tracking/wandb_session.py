@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fds_dist.faults import Fault, UserError
+from fds_dist.interruptions import interruptions_deferred
 
 DEFAULT_MODE = "disabled"
 DEFAULT_PROJECT = "fds-dist"
@@ -25,6 +29,7 @@ class WandbSession:
 
     Where an argument is left at its default, the environment variable that wandb itself reads decides:
     WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME, WANDB_RUN_GROUP, WANDB_JOB_TYPE, WANDB_TAGS, WANDB_RUN_ID.
+    What a sweep's agent started (it sets WANDB_SWEEP_ID) is the run that the agent waits for, and online by default.
     The run's id is kept in FOLDER/wandb_run_id.txt, and what is resumed goes on under it. Before `start`, and where
     the mode is 'disabled' (wandb is not even imported then), everything else does nothing.
 
@@ -59,6 +64,7 @@ class WandbSession:
         self._run: Any = None
         self.tell: Callable[[str], None] = lambda message: None
 
+    @interruptions_deferred()  # or the run would be there, and nobody to end it
     def start(
         self, folder: Path, name: str, config: Any, resumed: bool, step_metrics: Mapping[str, str] | None = None
     ) -> None:
@@ -140,6 +146,7 @@ class WandbSession:
             artifact.add_file(str(file))
         self._run.log_artifact(artifact)
 
+    @interruptions_deferred()
     def finish(self, exit_code: int) -> None:
         """Ends the run; `exit_code` other than 0 marks it as failed."""
         if self._run is None:
@@ -185,14 +192,35 @@ def hide_secrets(config: Any) -> Any:
 def effective_mode(mode: str) -> str:
     """'online', 'offline' or 'disabled': `mode`, or WANDB_MODE where that is left at its default.
 
+    Where neither says anything, a job of a sweep is online: its results are what the sweep is for.
+
     Raises:
         UserError: it is none of these.
     """
-    environment = os.environ.get("WANDB_MODE", "") if mode == DEFAULT_MODE else ""
+    usual = "online" if os.environ.get("WANDB_SWEEP_ID") else ""
+    environment = (os.environ.get("WANDB_MODE") or usual) if mode == DEFAULT_MODE else ""
     if (environment or mode) not in _MODES:
         key = "WANDB_MODE" if environment else "tracking.wandb.mode"
         raise UserError(Fault(key, f"{environment or mode!r} is not a mode", "online, offline or disabled"))
     return _MODES[environment or mode]
+
+
+@contextmanager
+def failure_told_to_sweep(rank: int) -> Iterator[None]:
+    """Inside, before there is a run: what ends a sweep's job ends the run that the sweep gave it too, as failed."""
+    try:
+        yield
+    except BaseException:
+        run_id = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+        if run_id and rank == 0:
+            # Whatever happens here, the exception that says why is the first one.
+            with suppress(Exception, KeyboardInterrupt), TemporaryDirectory() as folder:
+                session = WandbSession()
+                session.start(Path(folder), run_id, {}, resumed=False)
+                session.finish(exit_code=1)
+        elif run_id:
+            time.sleep(INIT_SECONDS)  # the launcher ends all ranks when one exits
+        raise
 
 
 def _id_file(folder: Path) -> Path:
