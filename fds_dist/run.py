@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import count
@@ -15,12 +16,15 @@ from typing import Any
 
 from fds_dist.build import Build
 from fds_dist.checkpoint import load_checkpoint, save_checkpoint
+from fds_dist.checkpoint_folders import remove_folders
 from fds_dist.compare.costs import estimator_cost
 from fds_dist.config import Config, dump_config, load_config
 from fds_dist.distributed.agreement import RankLost
 from fds_dist.distributed.environment import launcher
 from fds_dist.distributed.fingerprint import RunsDiverged
 from fds_dist.distributed.mesh import Ranks
+from fds_dist.engine.inner_checkpoints import KIND as INNER
+from fds_dist.engine.inner_checkpoints import InnerCheckpoints
 from fds_dist.engine.monitor import Consistency, StepMonitor
 from fds_dist.engine.outer_loop import HypergradientsNotFinite, OuterLoop, OuterProgress, initial_progress
 from fds_dist.engine.split import BatchesDiffer
@@ -38,6 +42,9 @@ from fds_dist.tracking.wandb_session import WandbSession
 
 EXPLAINED = (UserError, HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost)
 """Ends of a run whose message says all; nobody needs a traceback for them."""
+
+MAKES_AN_INNER_RUN = ("task", "model", "inner", "hyperparameters", "tangents", "dtype", "seed")
+"""Sections of the config; where one has changed, an inner run that was cut off starts anew."""
 
 _searches = count()
 
@@ -92,6 +99,7 @@ class Search:
                 outer_step, schedule, plan, ranks, self.trackers, consistency
             ),
             save=self._save,
+            make_keeper=self._keeper,
         )
         self.notes = list(built.remarks)
         self.progress = self._resumed() if self.resumed else self._fresh()
@@ -114,8 +122,7 @@ class Search:
                 self.trackers.note(note)
             self.progress = self.loop.run(self.progress)
         except KeyboardInterrupt:
-            stopped = f"stopped in outer step {self.progress.outer_step}, which starts anew when the run goes on"
-            self._finish("interrupted", stopped)
+            self._finish("interrupted", f"stopped in outer step {self.progress.outer_step}")
             raise
         except EXPLAINED as error:
             self._finish("failed", str(error))
@@ -190,6 +197,22 @@ class Search:
             write_text_atomic(self.folder.path / "schedule_best.json", best.to_json())
         keep = self.built.config.checkpoint.keep
         save_checkpoint(self.folder.checkpoints, progress.outer_step, progress.to_dict(), keep)
+        remove_folders(self.folder.checkpoints, INNER)
+
+    def _keeper(self, outer_step: int, values: Sequence[float], horizon: int) -> InnerCheckpoints:
+        """Keeps an inner run of the outer loop."""
+        config, options = self.built.config, self.built.config.checkpoint
+        run = {key: value for key, value in config.resolved().items() if key in MAKES_AN_INNER_RUN}
+        run |= {"mesh": {"batch_norm": config.mesh.batch_norm}, "outer_step": outer_step, "values": list(values)}
+        return InnerCheckpoints(
+            folder=self.folder.checkpoints,
+            run=json.loads(json.dumps(run)),
+            horizon=horizon,
+            ranks=self.ranks,
+            seconds=options.every_seconds,
+            count=options.keep,
+            note=lambda text: self.trackers.note(f"outer step {outer_step}: {text}"),
+        )
 
     @interruptions_deferred()
     def _finish(self, status: str, message: str) -> None:

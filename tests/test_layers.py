@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = {
     0: "faults interruptions blame registry randomness flat groups share live_memory config vision",
     1: "hyperparameters schedule schedule_driver inner outer tangents tasks models",
-    2: "distributed checkpoint tracking run_folder",
+    2: "distributed checkpoint checkpoint_folders tracking run_folder",
     3: "engine",
     4: "verification cost step_measurement tables compare report bench noise retrain export",
     5: "build run api studies sweep commands cli __init__ __main__",

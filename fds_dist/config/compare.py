@@ -37,8 +37,8 @@ class CompareConfig(Section):
     methods: Annotated[list[MethodName], Field(min_length=1), AfterValidator(_distinct)] = Field(
         default_factory=lambda: ["fds", "greedy", "cosine", "random", "tpe", "hyperband"]
     )
-    """fds and greedy follow hypergradients; cosine (tpe over the height of a cosine learning rate and constants), random,
-    tpe, hyperband and bohb (tpe with hyperband) only see losses."""
+    """fds and greedy follow hypergradients. cosine (tpe over the height of a cosine learning rate, and constants),
+    random, tpe, hyperband and bohb (tpe with hyperband) only see losses."""
 
     budget: Positive | None = None
     """Compute of each method in plain training steps; null: what fds spends on its outer steps."""

@@ -177,10 +177,11 @@ class ConsistencyConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When to save the state of a run: after every outer step, for now."""
+    """When to save the state of a run, besides after every outer step."""
 
     every_seconds: Positive = 600.0
-    """Seconds between two checkpoints within an outer step. Has no effect yet: such checkpoints are not written."""
+    """Seconds between two checkpoints within an outer step of the estimator `forward` without replicas: weights,
+    optimizer state and all tangents. Needs a file system that all ranks share."""
 
     keep: Count = 2
     """How many of the latest checkpoints stay."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import islice
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -77,6 +78,18 @@ OnStep = Callable[[InnerState, Tensor], bool]
 of an inner run alike."""
 
 
+class Keeper(Protocol):
+    """Keeps what an inner run has so far, so that one that was cut off can go on."""
+
+    def restore(self, network: Network, state: InnerState, tangents: Tangents) -> tuple[InnerState, Tangents]:
+        """Where the run was kept last, the network's buffers included; the initial state, given, if it never was."""
+        ...
+
+    def keep(self, network: Network, state: InnerState, tangents: Tangents) -> None:
+        """Called after each step, on every rank alike; now and then keeps what it is given."""
+        ...
+
+
 def zero_tangents(state: InnerState, elements: Sequence[int], axis: DataAxis) -> Tangents:
     """Tangents of an initial state, which does not depend on λ."""
     rows = len(elements)
@@ -103,14 +116,18 @@ def run_horizon(
     elements: Sequence[int],
     on_step: OnStep,
     axis: DataAxis = ALONE,
+    keeper: Keeper | None = None,
 ) -> tuple[InnerState, Tangents]:
     """Trains for `horizon` steps with λ = `values` [K], pushing the tangents of `elements` along.
 
-    `elements` must be in order of their first steps. Ends early where `on_step` says so.
+    `elements` must be in order of their first steps. Ends early where `on_step` says so. Goes on from where `keeper`
+    kept it.
     """
     state = initial_state(problem, network, axis)
     tangents = zero_tangents(state, elements, axis)
-    loss, batches = problem.training_loss(network), problem.batches(outer_step)
+    if keeper is not None:
+        state, tangents = keeper.restore(network, state, tangents)
+    loss, batches = problem.training_loss(network), islice(problem.batches(outer_step), state.step, None)
     width = len(state.weights)
     own = axis.columns(width)
     update = problem.update(network, own)
@@ -122,7 +139,7 @@ def run_horizon(
         theta = problem.theta(h)
         live = sum(starts[element] <= segment.start for element in elements)
         directions = one_hot_directions(problem, segment, elements[:live])
-        for step in range(segment.start, segment.stop):
+        for step in range(max(segment.start, state.step), segment.stop):
             part, network.share = axis.split(next(batches))
             seed = problem.step_seed(outer_step, step, axis.rank)
             local = problem.make_point(loss, state.weights, theta, network.cast(part), seed, vectorize)
@@ -136,6 +153,8 @@ def run_horizon(
             del local, point  # and their graph, before the next one is made
             if not on_step(state, step_loss):
                 return state, tangents
+            if keeper is not None:
+                keeper.keep(network, state, tangents)
     return state, tangents
 
 

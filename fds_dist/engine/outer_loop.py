@@ -11,6 +11,7 @@ from typing import Any
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.distributed.plan import make_plan
 from fds_dist.engine.estimators import Estimate, Estimator
+from fds_dist.engine.inner_run import Keeper
 from fds_dist.engine.monitor import MonitorMaker
 from fds_dist.engine.problem import Problem
 from fds_dist.engine.replicas import mean_over_replicas, run_number
@@ -84,6 +85,8 @@ class OuterLoop:
     make_monitor: MonitorMaker
     save: Callable[[OuterProgress], None] = field(default=lambda progress: None)
     """Called after each outer step, on every rank."""
+    make_keeper: Callable[[int, Sequence[float], int], Keeper | None] = field(default=lambda *_: None)
+    """(outer step, λ, horizon) → what keeps its inner run."""
 
     def run(self, progress: OuterProgress) -> OuterProgress:
         """Outer steps until all are done or the step sizes are below the tolerance.
@@ -110,7 +113,8 @@ class OuterLoop:
         monitor = self.make_monitor(number, self.schedule(values, horizon), plan)
         run = run_number(number, self.ranks)
         check_batches(self.problem, run, self.ranks.data)
-        estimate = self.estimator(self.problem, values, run, horizon, self.ranks, monitor)
+        keeper = self.make_keeper(number, values, horizon)
+        estimate = self.estimator(self.problem, values, run, horizon, self.ranks, monitor, keeper)
         estimate = mean_over_replicas(estimate, self.ranks)
         step, retreated = self.next_values(progress, estimate)
         best, first_val_loss = progress.best, progress.first_val_loss

@@ -17,19 +17,20 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from fds_dist.checkpoint_folders import changed_files, digests, fresh_folder, remove_folders
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.faults import Fault, UserError
 from fds_dist.retrain.checkpoints import read_state, write_state
 from fds_dist.retrain.ddp import batch_norm_notes, host_copy
-from fds_dist.retrain.deepspeed_files import changed_files, digests, fresh_folder, remove_others
 from fds_dist.retrain.deepspeed_settings import imported_deepspeed
 from fds_dist.retrain.optimizers import make_optimizer
 from fds_dist.retrain.settings import RetrainSettings
 from fds_dist.schedule import Schedule
 
 FILES = "deepspeed"
-"""The key, beside the trainer's, under which the state names DeepSpeed's files."""
+"""The key, beside the trainer's, under which the state names DeepSpeed's files, and the kind of their folders.
+DeepSpeed writes a file or two per rank with `torch.save`."""
 
 
 class DeepSpeedEngine:
@@ -123,13 +124,13 @@ class DeepSpeedEngine:
 
     def save(self, path: Path, progress: dict[str, Any]) -> None:
         """See `Engine`: DeepSpeed's files in a fresh folder beside `path`, which names them with their checksums."""
-        folder = self._ranks.on_first(lambda: fresh_folder(path.parent))
+        folder = self._ranks.on_first(lambda: fresh_folder(path.parent, FILES))
         self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
         files = digests(folder, self._ranks)
         if self._ranks.is_first:
             told = {"folder": folder.name, "world_size": self._ranks.world_size, "files": files}
             write_state(path, {}, {**progress, FILES: told})
-            remove_others(folder)
+            remove_folders(path.parent, FILES, [folder])
 
     def load(self, path: Path, accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
         """See `Engine`."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fds_dist.distributed.mesh import Ranks
-from fds_dist.engine.inner_run import OnStep
+from fds_dist.engine.inner_run import Keeper, OnStep
 from fds_dist.engine.problem import Problem
 from fds_dist.engine.validation import Validation
 
@@ -33,7 +33,8 @@ def lost_run(problem: Problem, validation: Validation) -> Estimate:
 class Estimator(Protocol):
     """One inner run of `horizon` steps with λ = `values` [K], and its hypergradients.
 
-    Called on all ranks of an inner run with the same arguments; every one of them returns the same estimate.
+    Called on all ranks of an inner run with the same arguments; every one of them returns the same estimate. One that
+    was cut off goes on from what `keeper` has, where the estimator can: `forward` does, the others start anew.
     """
 
     def __call__(
@@ -44,4 +45,5 @@ class Estimator(Protocol):
         horizon: int,
         ranks: Ranks,
         on_step: OnStep,
+        keeper: Keeper | None = None,
     ) -> Estimate: ...

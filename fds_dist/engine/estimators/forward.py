@@ -12,19 +12,25 @@ from collections.abc import Sequence
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.distributed.plan import make_plan
 from fds_dist.engine.estimators.base import Estimate, lost_run
-from fds_dist.engine.inner_run import OnStep, run_horizon
+from fds_dist.engine.inner_run import Keeper, OnStep, run_horizon
 from fds_dist.engine.problem import Problem
 from fds_dist.engine.validation import validate
 
 
 def estimate_forward(
-    problem: Problem, values: Sequence[float], outer_step: int, horizon: int, ranks: Ranks, on_step: OnStep
+    problem: Problem,
+    values: Sequence[float],
+    outer_step: int,
+    horizon: int,
+    ranks: Ranks,
+    on_step: OnStep,
+    keeper: Keeper | None = None,
 ) -> Estimate:
     """See `Estimator`."""
     plan = make_plan(problem.space.starts(horizon), horizon, ranks.shape.tangent)
     owned = plan.owned[ranks.tangent_rank]
     network = problem.network(outer_step)
-    state, tangents = run_horizon(problem, network, values, outer_step, horizon, owned, on_step, ranks.data)
+    state, tangents = run_horizon(problem, network, values, outer_step, horizon, owned, on_step, ranks.data, keeper)
     validation = validate(problem, network, state.weights, outer_step, ranks.data)
     if state.step < horizon:
         return lost_run(problem, validation)

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.engine.estimators.base import Estimate, Estimator, lost_run
-from fds_dist.engine.inner_run import InnerState, OnStep, SplitPoint, Tangents, initial_state, zero_tangents
+from fds_dist.engine.inner_run import InnerState, Keeper, OnStep, SplitPoint, Tangents, initial_state, zero_tangents
 from fds_dist.engine.problem import Problem, checked_batch
 from fds_dist.engine.validation import validate
 from fds_dist.faults import Fault, UserError
@@ -45,6 +45,7 @@ def estimate_greedy(
     horizon: int,
     ranks: Ranks,
     on_step: OnStep,
+    keeper: Keeper | None = None,
     discount: float = 0.0,
 ) -> Estimate:
     """See `Estimator`; each rank of the `tangent` axis takes some of the hyperparameters."""

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.engine.estimators.base import Estimate, lost_run
-from fds_dist.engine.inner_run import InnerState, OnStep, initial_state
+from fds_dist.engine.inner_run import InnerState, Keeper, OnStep, initial_state
 from fds_dist.engine.problem import Problem
 from fds_dist.engine.validation import validate
 from fds_dist.schedule import Segment, bucket_of
@@ -97,7 +97,13 @@ class ReverseSweep:
 
 
 def estimate_reverse(
-    problem: Problem, values: Sequence[float], outer_step: int, horizon: int, ranks: Ranks, on_step: OnStep
+    problem: Problem,
+    values: Sequence[float],
+    outer_step: int,
+    horizon: int,
+    ranks: Ranks,
+    on_step: OnStep,
+    keeper: Keeper | None = None,
 ) -> Estimate:
     """See `Estimator`; the sweep spreads over the `data` axis alone, with the whole state on every rank."""
     sweep = ReverseSweep(problem, values, outer_step, horizon, ranks.data)
