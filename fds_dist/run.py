@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -30,6 +26,7 @@ from fds_dist.engine.outer_loop import HypergradientsNotFinite, OuterLoop, Outer
 from fds_dist.engine.split import BatchesDiffer
 from fds_dist.faults import Fault, UserError
 from fds_dist.interruptions import interruptions_deferred
+from fds_dist.next_steps import epochs_differ, next_steps
 from fds_dist.report import read_run, write_report
 from fds_dist.run_folder import RunFolder, create_run_folder, environment_info, folder_of_launch, write_text_atomic
 from fds_dist.schedule import Schedule
@@ -167,12 +164,9 @@ class Search:
             tolerance = self.built.config.outer.tolerance
             return f"nothing left to do: after outer step {done - 1} every step was below outer.tolerance={tolerance:g}"
         if done >= asked:
-            also = ", and as many inner.epochs" if self._epochs_differ() else ""
+            also = ", and as many inner.epochs" if epochs_differ(self.built) else ""
             return f"nothing left to do: all {done} outer steps are done (for more: outer.steps={2 * done}{also})"
         return ""
-
-    def _epochs_differ(self) -> bool:
-        return isinstance(self.built.config.inner.epochs, list)
 
     def _start(self) -> RunStart:
         return RunStart(
@@ -228,7 +222,7 @@ class Search:
             run_dir=self.folder.path,
             plain_steps=self._plain_steps(),
             report=self._report(),
-            next_steps=self._next_steps(status),
+            next_steps=next_steps(self.folder.path, self.built, status, progress.converged, self.from_python),
         )
         self.trackers.finish(end)
 
@@ -249,26 +243,6 @@ class Search:
         discount = built.config.greedy.discount
         costs = [estimator_cost(built.config.estimator, built.problem, horizon, discount) for horizon in horizons]
         return built.shape.replica * sum(costs)
-
-    def _next_steps(self, status: str) -> dict[str, str]:
-        """What a person may want to do now, and the line that does it."""
-        folder, config = shlex.quote(str(self.folder.path)), shlex.quote(str(self.folder.config))
-        done = status == "finished"
-        if self.from_python:
-            resume = f"fds_dist.optimize(resume={str(self.folder.path)!r}, task=..., model=...)"
-        else:
-            resume = f"{program()} optimize --resume {folder}"
-        if not done:
-            return {"go on": resume}
-        sorted_by = ", its optimizer made from fds_dist.parameter_groups" if self.built.problem.groups else ""
-        load = f"fds_dist.load_schedule({str(self.folder.path)!r})"
-        steps = {"train with it": f"{load}.attach(optimizer){sorted_by}"}
-        if not self.from_python:
-            steps["train on all data"] = f"{program()} retrain {folder}"
-            steps["check its gradients"] = f"{program()} verify {config}"
-            if not self.progress.converged and not self._epochs_differ():
-                steps["search further"] = f"{resume} outer.steps={2 * len(self.built.settings.epochs)}"
-        return steps
 
     def _result(self) -> RunResult:
         """The same on every rank."""
@@ -291,12 +265,3 @@ def _new_folder(built: Build) -> Path:
     config = built.config
     model = config.model.name if config.model else None
     return create_run_folder(config.output_dir, config.name, config.task.name, model, datetime.now())
-
-
-def program() -> str:
-    """How to call this program from here."""
-    found, beside = shutil.which("fds-dist"), Path(sys.executable).with_name("fds-dist")
-    if found is not None or not beside.is_file():
-        return "fds-dist" if found else "python -m fds_dist"
-    path = os.path.relpath(beside)
-    return shlex.quote(str(beside) if path.startswith("..") else path)

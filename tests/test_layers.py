@@ -19,7 +19,7 @@ LAYERS = {
     2: "distributed checkpoint checkpoint_folders tracking run_folder",
     3: "engine",
     4: "verification cost step_measurement tables compare report bench noise retrain export",
-    5: "build run api studies sweep commands cli __init__ __main__",
+    5: "build next_steps run api studies sweep commands cli __init__ __main__",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 
