@@ -279,5 +279,5 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, number: signal.Sig
         process.kill()
     assert (process.returncode, err) == (130, "")
     stopped, next_step = out.splitlines()[-2:]
-    assert stopped.startswith("interrupted; message: stopped in outer step 0, which starts anew")
+    assert stopped.startswith("interrupted; message: stopped in outer step 0; ")
     assert re.fullmatch(r"to go on: .*fds.dist optimize --resume runs/run", next_step)

@@ -12,11 +12,12 @@ from fds_dist.interruptions import interruptions_deferred
 
 
 @pytest.fixture(autouse=True)
-def sigterm_interrupts() -> Iterator[None]:
-    """As in the command line; pytest's own handler comes back."""
-    usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def signals_interrupt() -> Iterator[None]:
+    """As in the command line, also where the tests run in the background of a shell, which ignores SIGINT there."""
+    usual = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGTERM, usual)
+    for number, handler in usual.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
