@@ -188,7 +188,7 @@ class Search:
         write_text_atomic(self.folder.schedule, self.loop.schedule(progress.values, progress.horizon).to_json())
         if progress.best is not None:
             best = self.loop.schedule(progress.best[1], progress.horizon)
-            write_text_atomic(self.folder.path / "schedule_best.json", best.to_json())
+            write_text_atomic(self.folder.best_schedule, best.to_json())
         keep = self.built.config.checkpoint.keep
         save_checkpoint(self.folder.checkpoints, progress.outer_step, progress.to_dict(), keep)
         remove_folders(self.folder.checkpoints, INNER)

@@ -49,6 +49,11 @@ class RunFolder:
         return self.path / "schedule.json"
 
     @property
+    def best_schedule(self) -> Path:
+        """The values that reached the lowest validation loss."""
+        return self.path / "schedule_best.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -59,7 +59,8 @@ def retrain(run_dir: str | Path, overrides: Sequence[str] = (), *, show: bool = 
         if not folder.config.is_file():
             raise UserError(Fault("RUN_DIR", f"{folder.path} is not the folder of a run", "OUTPUT_DIR/NAME"))
         config = load_config(folder.config)
-        return config, Schedule.load(folder.schedule), read_settings(overrides, config)
+        settings = read_settings(overrides, config)
+        return config, Schedule.load(folder.best_schedule if settings.schedule == "best" else folder.schedule), settings
 
     config, schedule, settings = agreed(environment, read)
     device, faults = choose_device(config.device, environment)
@@ -68,7 +69,7 @@ def retrain(run_dir: str | Path, overrides: Sequence[str] = (), *, show: bool = 
 
     make_task = _task_maker(config)
     build_model = agreed(environment, lambda: model_builder(config, make_task(settings.seed)))
-    target = folder.path / "retrain"
+    target = folder.path / ("retrain-best" if settings.schedule == "best" else "retrain")
     session = agreed(environment, lambda: WandbSession(**wandb_options(config), usual_job_type="retrain"))
     with Ranks(environment, MeshShape(1, environment.world_size, 1), device) as ranks:
         reporters: list[Reporter] = [ConsoleReporter()] if show else []

@@ -41,6 +41,17 @@ def test_a_run_is_retrained_from_its_folder(config: str, capsys: pytest.CaptureF
         assert len(epochs) == 2
 
 
+def test_a_run_is_retrained_with_its_best_schedule(config: str) -> None:
+    main(["optimize", config])
+    assert main(["retrain", "runs/study", "schedule=best"]) == DONE
+    best, last = (
+        json.loads(Path(f"runs/study/{name}.json").read_text())["hyperparameters"]["lr"][-1]
+        for name in ("schedule_best", "schedule")
+    )
+    epoch = json.loads(Path("runs/study/retrain-best/0/history.jsonl").read_text().splitlines()[-1])
+    assert epoch["hyperparameters"]["lr"] == best != last
+
+
 def test_retraining_what_is_no_run_is_one_line(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["retrain", "runs/nothing"]) == WRONG_INPUT
     assert main(["retrain"]) == WRONG_INPUT

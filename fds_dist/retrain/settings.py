@@ -28,6 +28,9 @@ class RetrainSettings(Section):
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Goes on to DeepSpeed, such as `deepspeed.zero_optimization.stage=3`; also `deepspeed=FILE`, JSON or YAML."""
 
+    schedule: Literal["last", "best"] = "last"
+    """The learned values: those after the last outer step, or those that reached the lowest validation loss."""
+
     epochs: Positive = 1.0
     """Passes over the training data that the schedule is stretched to. From a run: its longest inner run's."""
 

@@ -106,7 +106,7 @@ class ConsoleTracker:
         if best:
             facts["best"] = best
         if not self._terminal:
-            files = ["schedule.json", "history.jsonl", *_report(end)]
+            files = ["schedule.json", *(["schedule_best.json"] if best else []), "history.jsonl", *_report(end)]
             facts["results"] = f"{end.run_dir} ({', '.join(files)})" if end.schedule else str(end.run_dir)
             self._line("; ".join([end.status, *(f"{name}: {fact}" for name, fact in facts.items())]))
             for name, line in end.next_steps.items():
@@ -114,7 +114,9 @@ class ConsoleTracker:
             return
         if end.schedule:
             facts["learned"] = "\n".join(_pack(end.schedule, max(20, self._console.width - 18)))
-            lines = ["schedule.json       the learned values", "history.jsonl       every outer step"]
+            lines = ["schedule.json       the learned values"]
+            lines += ["schedule_best.json  those of the lowest validation loss"] if best else []
+            lines += ["history.jsonl       every outer step"]
             lines += [f"{page:<20}figures" for page in _report(end)]
             facts["results"] = "\n".join([str(end.run_dir), *lines])
         color = _COLORS.get(end.status, "none")
