@@ -66,7 +66,9 @@ def _retrain(options: argparse.Namespace) -> int:
     from fds_dist.studies import retrain
 
     seeds = [] if options.seeds is None else [f"seeds={options.seeds}"]
-    retrain(options.config, [*options.overrides, *seeds])
+    done = retrain(options.config, [*options.overrides, *seeds])
+    if _is_first():
+        print(f"results: {done.folder} (summary.json; of each seed history.jsonl, last.safetensors, best.safetensors)")
     return DONE
 
 
