@@ -102,11 +102,12 @@ def _predictions(report: CostReport) -> list[str]:
     costliest, measured = report.costliest, report.measured
     memory = max((rank.memory for rank in report.ranks), key=lambda memory: memory.total)
     on_part = f" on 1/{report.shape.data} of a batch" if report.shape.data > 1 else ""
+    few = " on a few samples, and time with it: a step is long here" if measured.extrapolated else ""
     lines = [
         "Per rank, for the longest outer step. A plain step is one training step on a whole batch without tangents. "
         f"Of the largest memory, {bytes_text(memory.total)}, weights take {bytes_text(memory.weights)}, optimizer "
         f"state {bytes_text(memory.state)}, tangents {bytes_text(memory.tangents)}, and activations, gradient and "
-        f"products at the peak of a step {bytes_text(memory.step)} (measured).",
+        f"products at the peak of a step {bytes_text(memory.step)} (measured{few}).",
         f"Here a plain step{on_part} takes {seconds_text(measured.plain_seconds)} and each tangent adds "
         f"{seconds_text(measured.tangent_seconds)}: all outer steps together take about "
         f"{seconds_text(report.total_seconds)}, communication not counted.",

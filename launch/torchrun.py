@@ -31,7 +31,8 @@ def run() -> int:
     except SignalException as stop:
         return BY_SIGNAL + stop.sigval.value
     except RendezvousError as error:
-        print(f"fds-dist: the nodes found no way to each other: {error or error!r}", file=sys.stderr)
+        problem = "the node where all meet cannot be reached, or not any more"
+        print(f"fds-dist: {problem}: {error or error!r}", file=sys.stderr)
         return 1
     return 0
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from problems import image_task, make_problem, mlp
+from problems import TensorTask, conv_bn, image_task, images, make_problem, mlp
 
+from fds_dist import step_measurement
 from fds_dist.cost import CostReport, cost_report
 from fds_dist.distributed.mesh import MeshShape
 from fds_dist.engine.outer_loop import OuterSettings
 from fds_dist.inner import SGD, Adam, InnerOptimizer
+from fds_dist.step_measurement import measure_step
 
 WEIGHTS = 36 * 5 + 5 + 5 * 4 + 4
 FLOAT64 = 8  # bytes
@@ -89,3 +91,13 @@ def test_measured_seconds_are_times_and_measured_memory_holds_at_least_the_gradi
     assert measured.plain_seconds > 0
     assert measured.tangent_seconds >= 0
     assert measured.peak_bytes > WEIGHTS * FLOAT64
+
+
+def test_where_a_step_is_long_a_few_samples_tell_what_the_whole_batch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem(TensorTask(conv_bn, images(96), images(8), batch_size=96), {"lr": [0.1]})
+    whole = measure_step(problem, parts=2)
+    monkeypatch.setattr(step_measurement, "PATIENCE", 0.0)
+    extrapolated = measure_step(problem, parts=2)
+    assert (whole.extrapolated, extrapolated.extrapolated) == (False, True)
+    # Activations are proportional to samples; what peaks beside them may change with the size: a tenth.
+    assert extrapolated.peak_bytes == pytest.approx(whole.peak_bytes, rel=0.1)

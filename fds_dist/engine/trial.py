@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sized
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from fds_dist.blame import blamed
@@ -16,9 +17,13 @@ from fds_dist.engine.problem import Problem, checked_batch
 from fds_dist.faults import Fault, UserError
 from fds_dist.randomness import seeded
 from fds_dist.schedule import Segment
-from fds_dist.tangents import Batch, Network
+from fds_dist.tangents import Batch, Network, TrainingLoss
 from fds_dist.tangents.support import choose_method
 from fds_dist.tasks.base import validation_loss
+
+FEW = 4
+"""Samples on which the second derivatives are tried: whether an operator has one does not depend on their number, and a
+large network's whole batch may take more memory than a rank's part of it."""
 
 
 def tried(problem: Problem, method: str) -> tuple[Problem, str]:
@@ -42,9 +47,24 @@ def tried(problem: Problem, method: str) -> tuple[Problem, str]:
         extra = (dict(zip(problem.loss_hyperparameters, theta.unbind(), strict=True)),) if len(theta) else ()
         _try_loss("loss", network, weights, batch, lambda output, target: problem.task.loss(output, target, *extra))
         loss = problem.training_loss(network)
-        chosen, remark = choose_method(method, loss, weights, theta, batch, problem.chunk_size > 1)
+        few = _few_samples(loss, weights, theta, batch)
+        chosen, remark = choose_method(method, loss, weights, theta, few, problem.chunk_size > 1)
         _try_validation(problem, network, weights)
     return replace(problem, tangents=replace(problem.tangents, method=chosen)), remark
+
+
+def _few_samples(loss: TrainingLoss, weights: Tensor, theta: Tensor, batch: Batch) -> Batch:
+    """The first samples of a batch, where network and loss take fewer; else all of it."""
+    inputs, targets = batch
+    if inputs.dim() == 0 or targets.dim() == 0 or not FEW < len(inputs) == len(targets):
+        return batch
+    few = inputs[:FEW], targets[:FEW]
+    try:
+        with torch.no_grad():
+            loss(weights, theta, few)
+    except Exception:  # it wants batches of one size
+        return batch
+    return few
 
 
 def _count_batches(problem: Problem) -> None:
