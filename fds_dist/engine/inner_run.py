@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -127,7 +126,7 @@ def run_horizon(
     tangents = zero_tangents(state, elements, axis)
     if keeper is not None:
         state, tangents = keeper.restore(network, state, tangents)
-    loss, batches = problem.training_loss(network), islice(problem.batches(outer_step), state.step, None)
+    loss, batches = problem.training_loss(network), problem.batches(outer_step, state.step)
     width = len(state.weights)
     own = axis.columns(width)
     update = problem.update(network, own)
