@@ -81,7 +81,7 @@ def check(
         raise UserError(Fault("--world-size", f"{world_size} is out of range", "a whole number of at least 1"))
     built = agreed(launched, lambda: build(draft_of(config, overrides, None, task), planned, task, model))
     with reproducible_threads(built.problem.device):
-        return built, cost_report(built.problem, built.settings, built.shape)
+        return built, cost_report(built.problem, built.settings, built.shape, built.config.estimator)
 
 
 def verify(

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten
 
 from fds_dist.distributed.mesh import MeshShape
 from fds_dist.distributed.plan import Plan, make_plan
+from fds_dist.engine.estimators.reverse import checkpoint_spacing
 from fds_dist.engine.inner_run import initial_state
 from fds_dist.engine.outer_loop import OuterSettings
 from fds_dist.engine.problem import Problem
@@ -31,7 +32,7 @@ class Memory:
     state: int
     """The optimizer's, one P-th of it."""
     tangents: int
-    """Of weights and state, one P-th of each that the rank owns."""
+    """Of weights and state, one P-th of each that the rank owns. Reverse mode: the states that it keeps over time."""
     step: int
     """Measured: activations, gradient and products of one chunk of tangents at the peak of a step."""
 
@@ -74,22 +75,25 @@ class CostReport:
     """On one data rank's part of a batch."""
     one_rank_plain_steps: float
     """Cost of the horizon if one rank owned all tangents and saw whole batches."""
+    reverse: RankCost
+    """Any rank's, by reverse mode."""
+    estimator: str = "forward"
+    """The one that the config asks for."""
 
     @property
     def costliest(self) -> RankCost:
-        """The ranks that the others wait for."""
+        """The ranks that the others wait for, by forward mode."""
         return max(self.ranks, key=lambda rank: rank.plain_steps)
+
+    @property
+    def chosen(self) -> RankCost:
+        """The ranks that the others wait for, by the estimator that the config asks for."""
+        return self.reverse if self.estimator == "reverse" else self.costliest
 
     @property
     def total_seconds(self) -> float:
         """Predicted time of all outer steps."""
-        horizon = self.plan.horizon
-        return self.costliest.seconds * sum(self.horizons) / horizon
-
-    @property
-    def reverse_plain_steps(self) -> float:
-        """Cost of the horizon by reverse mode, on every rank; it spreads over the `data` axis alone."""
-        return REVERSE_COST * self.plan.horizon / self.shape.data
+        return self.chosen.seconds * sum(self.horizons) / self.plan.horizon
 
     def speed_up(self, tangent: int) -> float:
         """How much faster an outer step is with `tangent` ranks on that axis instead of those it has."""
@@ -97,7 +101,7 @@ class CostReport:
         return self.costliest.plain_steps * self.shape.data / max(map(plan.cost, range(tangent)))
 
 
-def cost_report(problem: Problem, settings: OuterSettings, shape: MeshShape) -> CostReport:
+def cost_report(problem: Problem, settings: OuterSettings, shape: MeshShape, estimator: str = "forward") -> CostReport:
     """Plans the longest outer step for `shape` and measures a step on this device; trains nothing."""
     horizons = tuple(problem.horizon(epochs) for epochs in settings.epochs)
     horizon = max(horizons)
@@ -126,9 +130,35 @@ def cost_report(problem: Problem, settings: OuterSettings, shape: MeshShape) -> 
             seconds=horizon * measured.plain_seconds + plan.load(place) * measured.tangent_seconds,
         )
 
-    ranks = tuple(map(cost_of, range(shape.tangent)))
-    alone = make_plan(plan.starts, horizon, 1).cost(0)
-    return CostReport(network.layout.size, shape, horizons, plan, ranks, measured, alone)
+    return CostReport(
+        weights=network.layout.size,
+        shape=shape,
+        horizons=horizons,
+        plan=plan,
+        ranks=tuple(map(cost_of, range(shape.tangent))),
+        measured=measured,
+        one_rank_plain_steps=make_plan(plan.starts, horizon, 1).cost(0),
+        reverse=_reverse_cost(weights, state, horizon, shape, measured),
+        estimator=estimator,
+    )
+
+
+def _reverse_cost(
+    weights: Tensor, state: Sequence[Tensor], horizon: int, shape: MeshShape, measured: StepMeasurement
+) -> RankCost:
+    """Reverse mode spreads over the `data` axis alone, with the whole state on every rank."""
+    spacing = checkpoint_spacing(horizon)
+    kept = -(-horizon // spacing) + spacing  # over the horizon, and within one stretch between them
+    peak = measured.peak_bytes  # a pull-back goes twice through the graph, as the product of one tangent does
+    return RankCost(
+        ranks=tuple(range(shape.replica * shape.tangent * shape.data)),
+        elements=(),
+        plain_steps=REVERSE_COST * horizon / shape.data,
+        memory=Memory(_bytes([weights]), _bytes(state), kept * _bytes([weights, *state]), peak),
+        # The gradient, summed three times (there, back and in the pull-back), and the adjoint of the weights.
+        step_traffic=round(8 * _bytes([weights]) * (shape.data - 1) / shape.data),
+        seconds=REVERSE_COST * horizon * measured.plain_seconds,
+    )
 
 
 def _ranks_at(place: int, shape: MeshShape) -> tuple[int, ...]:

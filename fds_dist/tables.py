@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fds_dist.config import Config, dump_config
-from fds_dist.cost import CostReport
+from fds_dist.cost import REVERSE_COST, CostReport, Memory
 from fds_dist.engine.problem import Problem
 from fds_dist.hyperparameters import HyperparameterSpace
 from fds_dist.verification import Verification
@@ -71,15 +71,18 @@ def _summary(problem: Problem, report: CostReport) -> str:
 
 def _plan_table(space: HyperparameterSpace, report: CostReport) -> Table:
     """Ownership, cost and memory per rank for the longest outer step."""
+    reverse = report.estimator == "reverse"
     sends = ["sends"] if report.shape.data > 1 else []
-    table = _table("rank", "owns", "plain steps", "of costliest", "tangents", "memory", *sends, "time")
+    table = _table(
+        "rank", "owns", "plain steps", "of costliest", "states" if reverse else "tangents", "memory", *sends, "time"
+    )
     table.columns[1].justify = "left"
-    for rank in report.ranks:
+    for rank in (report.reverse,) if reverse else report.ranks:
         table.add_row(
             _runs(rank.ranks),
-            owned_text(space, rank.elements) or "no tangent",
+            "all, by one sweep back" if reverse else owned_text(space, rank.elements) or "no tangent",
             f"{rank.plain_steps:,.0f}",
-            f"{rank.plain_steps / report.costliest.plain_steps:.0%}",
+            f"{rank.plain_steps / report.chosen.plain_steps:.0%}",
             bytes_text(rank.memory.tangents),
             bytes_text(rank.memory.total),
             *([f"{bytes_text(rank.step_traffic)}/step"] if sends else []),
@@ -99,42 +102,59 @@ def _table(*headings: str) -> Table:
 
 def _predictions(report: CostReport) -> list[str]:
     """What the table counts, where memory goes, total time, what crosses the network, and what to change."""
-    costliest, measured = report.costliest, report.measured
-    memory = max((rank.memory for rank in report.ranks), key=lambda memory: memory.total)
+    measured, reverse = report.measured, report.estimator == "reverse"
+    memory = report.reverse.memory if reverse else _largest(report)
     on_part = f" on 1/{report.shape.data} of a batch" if report.shape.data > 1 else ""
     few = " on a few samples, and time with it: a step is long here" if measured.extrapolated else ""
+    kept = "states kept over the horizon" if reverse else "tangents"
+    each = "" if reverse else f" and each tangent adds {seconds_text(measured.tangent_seconds)}"
     lines = [
         "Per rank, for the longest outer step. A plain step is one training step on a whole batch without tangents. "
         f"Of the largest memory, {bytes_text(memory.total)}, weights take {bytes_text(memory.weights)}, optimizer "
-        f"state {bytes_text(memory.state)}, tangents {bytes_text(memory.tangents)}, and activations, gradient and "
+        f"state {bytes_text(memory.state)}, {kept} {bytes_text(memory.tangents)}, and activations, gradient and "
         f"products at the peak of a step {bytes_text(memory.step)} (measured{few}).",
-        f"Here a plain step{on_part} takes {seconds_text(measured.plain_seconds)} and each tangent adds "
-        f"{seconds_text(measured.tangent_seconds)}: all outer steps together take about "
-        f"{seconds_text(report.total_seconds)}, communication not counted.",
+        f"Here a plain step{on_part} takes {seconds_text(measured.plain_seconds)}{each}: all outer steps together take "
+        f"about {seconds_text(report.total_seconds)}, communication not counted.",
         _traffic_line(report),
     ]
-    if (speed := report.one_rank_plain_steps / costliest.plain_steps) > 1:
-        ranks = report.shape.tangent * report.shape.data
+    alone = REVERSE_COST * report.plan.horizon if reverse else report.one_rank_plain_steps
+    if (speed := alone / report.chosen.plain_steps) > 1:
+        ranks = report.shape.data if reverse else report.shape.tangent * report.shape.data
         lines.append(f"{ranks} ranks are {speed:.2f} times as fast as one.")
-    return lines + _advice(report)
+    return [*lines, *(_reverse_advice(report) if reverse else _forward_advice(report)), _cheaper(report)]
+
+
+def _largest(report: CostReport) -> Memory:
+    return max((rank.memory for rank in report.ranks), key=lambda memory: memory.total)
 
 
 def _traffic_line(report: CostReport) -> str:
     """What crosses the network."""
     size = report.shape.replica * report.shape.tangent
     if report.shape.data > 1:
-        traffic = max(rank.step_traffic for rank in report.ranks)
-        return (
-            f"Along the data axis each rank sends {bytes_text(traffic)} or more in a step: gradient and products are "
-            "reduced, weights and tangents gathered."
+        reverse = report.estimator == "reverse"
+        traffic = report.reverse.step_traffic if reverse else max(rank.step_traffic for rank in report.ranks)
+        what = (
+            "gradients and adjoints are summed"
+            if reverse
+            else "gradient and products are reduced, weights and tangents gathered"
         )
+        return f"Along the data axis each rank sends {bytes_text(traffic)} or more in a step: {what}."
     if size > 1:
         return "Nothing crosses the network in a step but a fingerprint now and then; the hypergradients in the end."
     return "One rank: nothing crosses a network."
 
 
-def _advice(report: CostReport) -> list[str]:
-    """Idle ranks, which axis to widen, and whether reverse mode would be cheaper."""
+def _reverse_advice(report: CostReport) -> list[str]:
+    """Ranks that a sweep back has no use for."""
+    if report.shape.tangent == 1:
+        return []
+    repeating = f"{report.shape.tangent} ranks on the tangent axis repeat the same sweep"
+    return [f"Reverse mode spreads over mesh.data alone: {repeating}."]
+
+
+def _forward_advice(report: CostReport) -> list[str]:
+    """Idle ranks, and which axis to widen."""
     lines, shape, tangents = [], report.shape, len(report.plan.starts)
     if idle := [place for rank in report.ranks if not rank.elements for place in rank.ranks]:
         own = f"Rank {idle[0]} owns" if len(idle) == 1 else f"Ranks {_runs(idle)} own"
@@ -148,21 +168,25 @@ def _advice(report: CostReport) -> list[str]:
             f"To be faster, widen the tangent axis: with {tangents} ranks on it, one for each tangent, an outer step "
             f"is {report.speed_up(tangents):.2f} times as fast, with nothing more on the network."
         )
-    memory = max((rank.memory for rank in report.ranks), key=lambda memory: memory.total)
+    memory = _largest(report)
     if memory.tangents > memory.step:
         halved = memory.total - (memory.tangents + memory.state + memory.step) // 2
         lines.append(
             "Tangents take most of the memory: more ranks on either the tangent or the data axis share them out; "
             f"mesh.data={2 * shape.data} would need about {bytes_text(halved)} per rank."
         )
-    reverse, costliest, horizon = report.reverse_plain_steps, report.costliest.plain_steps, report.plan.horizon
-    cheaper = "reverse" if reverse < costliest else "forward"
-    lines.append(
-        f"An inner step costs {costliest / horizon:.1f} plain steps by forward mode, in memory that is flat in the "
-        f"horizon, and {reverse / horizon:.1f} by reverse mode, in memory that grows with its root: "
-        f"estimator={cheaper} is cheaper here."
-    )
     return lines
+
+
+def _cheaper(report: CostReport) -> str:
+    """Which of the exact estimators costs less on these ranks, in time and in memory."""
+    forward, reverse, horizon = report.costliest.plain_steps, report.reverse.plain_steps, report.plan.horizon
+    return (
+        f"An inner step costs {forward / horizon:.1f} plain steps by forward mode, in "
+        f"{bytes_text(_largest(report).total)} whatever the horizon, and {reverse / horizon:.1f} by reverse mode, in "
+        f"{bytes_text(report.reverse.memory.total)} that grow with its root: "
+        f"estimator={'reverse' if reverse < forward else 'forward'} is faster here."
+    )
 
 
 def owned_text(space: HyperparameterSpace, elements: Sequence[int]) -> str:

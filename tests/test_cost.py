@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from problems import TensorTask, conv_bn, image_task, images, make_problem, mlp
+from problems import CPU, ONE_RANK, TensorTask, conv_bn, go_on, image_task, images, make_problem, mlp
+from torch import nn
 
 from fds_dist import step_measurement
 from fds_dist.cost import CostReport, cost_report
 from fds_dist.distributed.mesh import MeshShape
+from fds_dist.engine.estimators import estimate_reverse
 from fds_dist.engine.outer_loop import OuterSettings
 from fds_dist.inner import SGD, Adam, InnerOptimizer
+from fds_dist.live_memory import peak_bytes
 from fds_dist.step_measurement import measure_step
 
 WEIGHTS = 36 * 5 + 5 + 5 * 4 + 4
@@ -41,7 +44,7 @@ def test_plan_owns_each_tangent_once_and_costs_what_its_windows_say(ranks: int) 
         assert memory.total == memory.weights + memory.state + memory.tangents + memory.step
         assert rank.step_traffic == 0
     assert found.one_rank_plain_steps == 20 + 2 * (20 + 15 + 10 + 5 + 20 + 20)
-    assert found.reverse_plain_steps == 4 * 20
+    assert found.reverse.plain_steps == 4 * 20
     assert found.costliest.plain_steps == max(rank.plain_steps for rank in found.ranks)
 
 
@@ -77,7 +80,7 @@ def test_data_ranks_share_the_state_and_the_cost_and_send_what_they_share() -> N
         assert rank.plain_steps == 20 * (1 + 2) / 4
         # Gradient and product reduced, weights and tangent gathered: three quarters of each come from elsewhere.
         assert rank.step_traffic == 4 * 3 / 4 * WEIGHTS * FLOAT64
-    assert found.reverse_plain_steps == 4 * 20 / 4
+    assert found.reverse.plain_steps == 4 * 20 / 4
 
 
 def test_a_wider_tangent_axis_is_as_fast_as_its_costliest_rank() -> None:
@@ -101,3 +104,17 @@ def test_where_a_step_is_long_a_few_samples_tell_what_the_whole_batch_takes(monk
     assert (whole.extrapolated, extrapolated.extrapolated) == (False, True)
     # Activations are proportional to samples; what peaks beside them may change with the size: a tenth.
     assert extrapolated.peak_bytes == pytest.approx(whole.peak_bytes, rel=0.1)
+
+
+def test_reverse_mode_keeps_the_states_that_are_predicted() -> None:
+    task = TensorTask(lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 400), nn.Linear(400, 4)), images(80), images(8))
+    problem = make_problem(task, {"lr": [0.01], "momentum": [0.5]})  # 10 steps per epoch
+    peaks = [
+        peak_bytes(lambda steps=steps: estimate_reverse(problem, [0.01, 0.5], 0, steps, ONE_RANK, go_on), CPU)
+        for steps in (20, 200)
+    ]
+    costs = [cost_report(problem, OuterSettings((epochs,)), MeshShape(1, 1, 1), "reverse").chosen for epochs in (2, 20)]
+    assert [cost.plain_steps for cost in costs] == [4 * 20, 4 * 200]
+    states = [cost.memory.tangents for cost in costs]
+    # A tenth: the ends of the stretches, where a state or two more are there.
+    assert peaks[1] - peaks[0] == pytest.approx(states[1] - states[0], rel=0.1)

@@ -96,6 +96,11 @@ class ReverseSweep:
         return list(pulled[:-1]), pulled[-1]
 
 
+def checkpoint_spacing(horizon: int) -> int:
+    """Steps from one kept state to the next: ⌈√T⌉."""
+    return max(1, isqrt(horizon - 1) + 1)
+
+
 def estimate_reverse(
     problem: Problem,
     values: Sequence[float],
@@ -107,7 +112,7 @@ def estimate_reverse(
 ) -> Estimate:
     """See `Estimator`; the sweep spreads over the `data` axis alone, with the whole state on every rank."""
     sweep = ReverseSweep(problem, values, outer_step, horizon, ranks.data)
-    spacing = max(1, isqrt(horizon - 1) + 1)
+    spacing = checkpoint_spacing(horizon)
     start = state = initial_state(problem, sweep.network)
     checkpoints = [start]
     for _, _, loss, state in sweep.replay(start, horizon):
@@ -125,7 +130,8 @@ def estimate_reverse(
     stop, learned = horizon, len(problem.space.learned)
     for start in reversed(checkpoints):
         steps = [(before, batch) for before, batch, _, _ in sweep.replay(start, stop)]
-        for before, batch in reversed(steps):
+        while steps:  # taken out one by one, or the next stretch would be replayed beside this one
+            before, batch = steps.pop()
             adjoints, by_h = sweep.pull_back(before, batch, adjoints)
             total[sweep.columns(before.step)] += by_h[:learned].double()
         stop = start.step
