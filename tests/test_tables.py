@@ -66,7 +66,7 @@ def test_check_shows_the_plan_first_and_then_the_config() -> None:
 
 def test_check_answers_for_reverse_mode_where_the_config_asks_for_it() -> None:
     found = fds_dist.check({**CONFIG, "estimator": "reverse"}, world_size=2)
-    text = check_text(found, terminal=False)
+    text = check_text(found, terminal=False, width=140)
     assert re.search(r"0-1 +all, by one sweep back +64 +100%", text)  # 4 plain steps for each of 16
     assert "states kept over the horizon" in text and "each tangent adds" not in text
     assert "Reverse mode spreads over mesh.data alone: 2 ranks on the tangent axis repeat the same sweep." in text
