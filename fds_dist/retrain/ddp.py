@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +57,9 @@ class DDPEngine:
         self.optimizer.step()
         return loss.detach()
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """See `Engine`."""
-        if self._ranks.world_size > 1:
-            for buffer in self._module.buffers():
-                dist.broadcast(buffer, src=0)
-        self._module.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self._module.train()
+        return in_evaluation(self._module, self._ranks)
 
     def predict(self, inputs: Tensor) -> Tensor:
         """See `Engine`."""
@@ -127,6 +118,20 @@ class DDPEngine:
 
     def close(self) -> None:
         """See `Engine`: there is nothing to give back."""
+
+
+@contextmanager
+def in_evaluation(module: nn.Module, ranks: Ranks) -> Iterator[None]:
+    """Within the block, evaluation mode with the first rank's buffers and without gradients."""
+    if ranks.world_size > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train()
 
 
 def host_copy(tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import gc
 import importlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.faults import Fault, UserError
 from fds_dist.retrain.checkpoints import read_state, write_state
-from fds_dist.retrain.ddp import batch_norm_notes, host_copy
+from fds_dist.retrain.ddp import batch_norm_notes, host_copy, in_evaluation
 from fds_dist.retrain.deepspeed_settings import imported_deepspeed
 from fds_dist.retrain.optimizers import make_optimizer
 from fds_dist.retrain.settings import RetrainSettings
@@ -72,18 +72,9 @@ class DeepSpeedEngine:
         self._engine.step()
         return loss.detach()
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """See `Engine`."""
-        if self._ranks.world_size > 1:
-            for buffer in self._module.buffers():
-                dist.broadcast(buffer, src=0)
-        self._engine.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self._engine.train()
+        return in_evaluation(self._engine, self._ranks)
 
     def predict(self, inputs: Tensor) -> Tensor:
         """See `Engine`; the output is float32, so that the loss is."""
