@@ -207,7 +207,9 @@ def test_a_run_under_torchrun_prints_once_and_nothing_else(tmp_path: Path) -> No
     assert [line.partition(" done: ")[0] for line in lines[1:3]] == ["outer step 0", "outer step 1"]
     assert lines[3].startswith("finished; best: val accuracy ")
     next_steps = [line.partition(": ")[0] for line in lines[4:]]
-    assert next_steps == ["to train with it", "to train on all data", "to check its gradients", "to search further"]
+    assert next_steps == [
+        *("to train with it", "to train on all data", "to take it away", "to check its gradients", "to search further")
+    ]
 
 
 # --- the other axes, from the config to the files ---
