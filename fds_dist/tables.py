@@ -117,6 +117,8 @@ def _predictions(report: CostReport) -> list[str]:
         f"about {seconds_text(report.total_seconds)}, communication not counted.",
         _traffic_line(report),
     ]
+    if report.estimator == "greedy":
+        lines.append("The plan is forward mode's: estimator=greedy looks one step ahead, and costs less.")
     alone = REVERSE_COST * report.plan.horizon if reverse else report.one_rank_plain_steps
     if (speed := alone / report.chosen.plain_steps) > 1:
         ranks = report.shape.data if reverse else report.shape.tangent * report.shape.data

@@ -37,7 +37,7 @@ class RunContents:
     environment: dict[str, Any]
     records: list[OuterRecord]
     retrained: dict[str, list[dict[str, Any]]]
-    """By seed, a record per epoch."""
+    """By seed, a record per epoch: with the last schedule, or where there is no such training with the best one."""
 
     @property
     def name(self) -> str:
@@ -147,7 +147,7 @@ def read_run(path: Path) -> RunContents:
         config=config,
         environment=_json_object(folder.environment),
         records=read_history(folder.history) if folder.history.is_file() else [],
-        retrained=_retrained(path / "retrain"),
+        retrained=_retrained(path / "retrain") or _retrained(path / "retrain-best"),
     )
 
 
