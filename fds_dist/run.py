@@ -205,6 +205,7 @@ class Search:
             ranks=self.ranks,
             seconds=options.every_seconds,
             count=options.keep,
+            meeting=config.consistency.every,
             note=lambda text: self.trackers.note(f"outer step {outer_step}: {text}"),
         )
 

@@ -43,7 +43,7 @@ def keeper(
     folder: Path, ranks: Ranks, notes: list[str], seconds: float = math.inf, run: dict[str, Any] = RUN
 ) -> InnerCheckpoints:
     """One that keeps nothing more, or with 0 seconds every step, and the last two of them."""
-    return InnerCheckpoints(folder, run, HORIZON, ranks, seconds, count=2, note=notes.append)
+    return InnerCheckpoints(folder, run, HORIZON, ranks, seconds, count=2, meeting=1, note=notes.append)
 
 
 def cut_off(name: str, folder: Path, ranks: Ranks) -> None:

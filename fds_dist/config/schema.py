@@ -181,7 +181,8 @@ class CheckpointConfig(Section):
 
     every_seconds: Positive = 600.0
     """Seconds between two checkpoints within an outer step of the estimator `forward` without replicas: weights,
-    optimizer state and all tangents. Needs a file system that all ranks share."""
+    optimizer state and all tangents; ranks that share out tangents look at the clock every `consistency.every` steps.
+    Needs a file system that all ranks share."""
 
     keep: Count = 2
     """How many of the latest checkpoints stay."""

@@ -33,7 +33,7 @@ from fds_dist.tangents import Network
 KIND = "inner"
 MANIFEST = "manifest.json"
 CHANCES = 100
-"""How often in a horizon the ranks ask the first one's clock whether it is time."""
+"""How often in a horizon ranks of the `data` axis, which meet at every step, ask the first one's clock."""
 
 
 @dataclass
@@ -54,12 +54,16 @@ class InnerCheckpoints:
     """Between two checkpoints."""
     count: int
     """How many of the latest stay."""
+    meeting: int
+    """Steps from one comparison of the ranks to the next. Those of the `tangent` axis ask for the time only there: they
+    need not meet otherwise, and are balanced over the horizon, not over every stretch of it."""
     note: Callable[[str], None]
     """Hears, on every rank, what a person should know."""
 
     def __post_init__(self) -> None:
         self._saved = time.monotonic()
-        self._stride = -(-self.horizon // CHANCES)
+        alone, shape = self.ranks.world_size == 1, self.ranks.shape
+        self._stride = 1 if alone else self.meeting if shape.tangent > 1 else -(-self.horizon // CHANCES)
         self._possible = self.ranks.shape.replica == 1
 
     def restore(self, network: Network, state: InnerState, tangents: Tangents) -> tuple[InnerState, Tangents]:
