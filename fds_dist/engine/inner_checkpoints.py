@@ -144,9 +144,8 @@ class InnerCheckpoints:
         self, parts: Sequence[_Part], step: int, network: Network, state: InnerState, tangents: Tangents
     ) -> tuple[InnerState, Tangents]:
         own = self.ranks.data.columns(len(state.weights))
-        nearest = sorted(
-            parts, key=lambda part: part.start != own.start
-        )  # statistics may be those of a part of the batch
+        # Running statistics may be those of a part of the batch: this rank's, where it is cut as before.
+        nearest = sorted(parts, key=lambda part: part.start != own.start)
 
         def mine(whole: Tensor) -> Tensor:
             return whole[own] if whole.dim() else whole
