@@ -25,8 +25,8 @@ def newest_first(parent: Path, kind: str) -> list[Path]:
 
 def fresh_folder(parent: Path, kind: str) -> Path:
     """A folder's path in `parent` that no checkpoint had before; on the first rank."""
-    newest = newest_first(parent, kind)[:1]
-    return parent / f"{kind}-{max((int(path.name.rpartition('-')[2]) for path in newest), default=0) + 1}"
+    newest = next((int(path.name.rpartition("-")[2]) for path in newest_first(parent, kind)), 0)
+    return parent / f"{kind}-{newest + 1}"
 
 
 def remove_folders(parent: Path, kind: str, spared: Collection[Path] = ()) -> None:

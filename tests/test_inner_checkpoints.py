@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ from problems import CPU, ONE_RANK, conv_bn, flat, go_on, image_task, make_probl
 from torch import Tensor
 
 import fds_dist
-from fds_dist.distributed.environment import read_environment
+from fds_dist.distributed.environment import LaunchEnvironment, read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.engine.estimators import estimate_forward
 from fds_dist.engine.inner_checkpoints import InnerCheckpoints
-from fds_dist.engine.inner_run import InnerState
+from fds_dist.engine.inner_run import InnerState, initial_state, zero_tangents
 from fds_dist.engine.problem import Problem
 from fds_dist.inner import Adam
 
@@ -139,6 +141,34 @@ def test_a_disk_that_takes_nothing_is_noted_and_the_run_goes_on(tmp_path: Path) 
     estimate = estimate_forward(problem, values, 0, HORIZON, ONE_RANK, go_on, keeping)
     assert estimate.hypergradients == whole("sgd", ONE_RANK)
     assert len(notes) == 1 and notes[0].startswith("no more checkpoints within this outer step: ")
+
+
+def test_a_disk_that_is_full_is_noted_and_the_run_goes_on(tmp_path: Path) -> None:
+    (problem, values), notes = cases()["sgd"], list[str]()
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, usual[1]))  # bytes; a checkpoint has 8,000 and more
+    try:
+        keeping = keeper(tmp_path, ONE_RANK, notes, seconds=0.0)
+        estimate = estimate_forward(problem, values, 0, HORIZON, ONE_RANK, go_on, keeping)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert estimate.hypergradients == whole("sgd", ONE_RANK)
+    assert len(notes) == 1 and notes[0].startswith("no more checkpoints within this outer step: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_replicas_neither_keep_anything_nor_go_on_from_one_run_of_another_number(tmp_path: Path) -> None:
+    cut_off("sgd", tmp_path, ONE_RANK)
+    before, notes = sorted(tmp_path.rglob("*")), list[str]()
+    two = Ranks(LaunchEnvironment(world_size=2), MeshShape(2, 1, 1), CPU)  # never joined: nothing may be sent
+    problem, values = cases()["sgd"]
+    network = problem.network(0)
+    state = initial_state(problem, network)
+    given = state, zero_tangents(state, range(len(values)), two.data)
+    keeping = keeper(tmp_path, two, notes, seconds=0.0)
+    assert keeping.restore(network, *given) == given
+    keeping.keep(network, replace(state, step=HORIZON - 1), given[1])
+    assert (sorted(tmp_path.rglob("*")), notes) == (before, [])
 
 
 def test_a_search_that_is_interrupted_within_an_outer_step_loses_none_of_its_steps(

@@ -11,6 +11,7 @@ elements of λ and the columns that it owns now, whoever wrote them.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -68,7 +69,7 @@ class InnerCheckpoints:
 
     def restore(self, network: Network, state: InnerState, tangents: Tangents) -> tuple[InnerState, Tangents]:
         """See `Keeper`; the state is as it was, to the last bit."""
-        for folder, manifest in self.ranks.on_first(lambda: list(self._candidates())):
+        for folder, manifest in self.ranks.on_first(lambda: list(self._candidates())) if self._possible else ():
             files = manifest["files"]
             sums = {name: file["sha256"] for name, file in files.items()}
             if changed := changed_files(folder, sums, self.ranks):
@@ -97,8 +98,8 @@ class InnerCheckpoints:
             save_file(self._tensors(network, state, tangents), path)
             start = self.ranks.data.columns(len(state.weights)).start
             described = {"sha256": digest(path), "start": start, "elements": list(tangents.elements)}
-        except OSError as error:
-            problem = f"{path}: {error.strerror or error}"
+        except (OSError, SafetensorError) as error:
+            problem = f"{path}: {error}"
         told = self.ranks.gather_objects((path.name, described, problem))
         problem = self.ranks.on_first(lambda: self._commit(folder, state.step, told))
         if problem:
@@ -112,12 +113,16 @@ class InnerCheckpoints:
         problems += [
             f"{folder} is not one folder for all ranks" for name, _, _ in told if not (folder / name).is_file()
         ]
-        if problems:
-            remove_folders(self.folder, KIND, [other for other in newest_first(self.folder, KIND) if other != folder])
-            return problems[0]
         files = {name: described for name, described, _ in told}
         manifest = {"run": self.run, "horizon": self.horizon, "step": step, "files": files}
-        write_text_atomic(folder / MANIFEST, json.dumps(manifest) + "\n")
+        try:
+            if not problems:
+                write_text_atomic(folder / MANIFEST, json.dumps(manifest) + "\n")
+        except OSError as error:
+            problems.append(f"{folder / MANIFEST}: {error}")
+        if problems:
+            shutil.rmtree(folder, ignore_errors=True)
+            return problems[0]
         remove_folders(self.folder, KIND, [other for other, _ in self._candidates()][: self.count])
         return ""
 
