@@ -187,7 +187,9 @@ COMMANDS = {
             "--output": {"metavar": "FILE", "help": "where to write (default: standard output)"},
         },
     ),
-    "compare": Command(_compare, "FDS beside greedy, a tuned cosine, random search, TPE and Hyperband at equal compute"),
+    "compare": Command(
+        _compare, "FDS beside greedy, a tuned cosine, random search, TPE and Hyperband at equal compute"
+    ),
     "bench": Command(
         _bench,
         "the cost model's figures on this machine: step cost, scaling, memory, precision",
