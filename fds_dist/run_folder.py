@@ -159,6 +159,10 @@ def _plain(name: str) -> str:
 
 
 def _version(package: str) -> str | None:
+    """The version that an imported package tells of itself, which names its build ("2.13.0+cpu"); else its metadata's."""
+    told = getattr(sys.modules.get(package), "__version__", None)
+    if told is not None:
+        return str(told)
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

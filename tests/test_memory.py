@@ -14,10 +14,11 @@ HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 
 SHORT, LONG = 2, 100
-ALLOWED = 1.02
 
-# 123,000 weights in float32 and 3 tangents with their velocities, all live at the end of either horizon: 3 MB, beside
-# the 300 MB of PyTorch itself, of which 2 % are 6 MB. Weights and velocity kept at each step add 1 MB × 98.
+# Growth in kB, not a ratio: what PyTorch itself takes (300 MB on a CPU build, three times as much with CUDA) says nothing
+# of a run. 123,000 weights in float32 and 3 tangents with their velocities, all live at the end of either horizon, take
+# 3 MB; weights and velocity kept at each step would add 1 MB × 98.
+ALLOWED, SEEN = 6_000, 50_000
 RUN = """
 import sys
 import torch
@@ -57,8 +58,8 @@ def peak(horizon: int, method: str, leak: bool = False) -> int:
 
 @pytest.mark.parametrize("method", ["double_backward", "jvp"])
 def test_peak_memory_does_not_grow_with_the_horizon(method: str) -> None:
-    assert peak(LONG, method) / peak(SHORT, method) < ALLOWED
+    assert peak(LONG, method) - peak(SHORT, method) < ALLOWED
 
 
 def test_the_measurement_sees_a_run_that_keeps_its_states() -> None:
-    assert peak(LONG, "double_backward", leak=True) / peak(SHORT, "double_backward") > 1.15
+    assert peak(LONG, "double_backward", leak=True) - peak(SHORT, "double_backward") > SEEN
