@@ -10,28 +10,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fds_dist.api import check, optimize, verify
-    from fds_dist.faults import Fault, UserError
-    from fds_dist.run import RunResult
-    from fds_dist.schedule import Schedule, load_schedule
-    from fds_dist.schedule_driver import ScheduleDriver, parameter_groups
+    from fds_dist.commands.check.command import check
+    from fds_dist.commands.optimize import RunResult, optimize
+    from fds_dist.commands.verify import verify
+    from fds_dist.common.faults import Fault, UserError
+    from fds_dist.schedule.driver import ScheduleDriver, parameter_groups
+    from fds_dist.schedule.schedule import Schedule, load_schedule
     from fds_dist.tasks.base import Task
     from fds_dist.tasks.datasets import task_from_datasets
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "RunResult": "fds_dist.run",
-    "check": "fds_dist.api",
-    "optimize": "fds_dist.api",
-    "verify": "fds_dist.api",
-    "Fault": "fds_dist.faults",
-    "UserError": "fds_dist.faults",
-    "Schedule": "fds_dist.schedule",
-    "load_schedule": "fds_dist.schedule",
-    "ScheduleDriver": "fds_dist.schedule_driver",
+    "RunResult": "fds_dist.commands.optimize",
+    "check": "fds_dist.commands.check.command",
+    "optimize": "fds_dist.commands.optimize",
+    "verify": "fds_dist.commands.verify",
+    "Fault": "fds_dist.common.faults",
+    "UserError": "fds_dist.common.faults",
+    "Schedule": "fds_dist.schedule.schedule",
+    "load_schedule": "fds_dist.schedule.schedule",
+    "ScheduleDriver": "fds_dist.schedule.driver",
     "Task": "fds_dist.tasks.base",
-    "parameter_groups": "fds_dist.schedule_driver",
+    "parameter_groups": "fds_dist.schedule.driver",
     "task_from_datasets": "fds_dist.tasks.datasets",
 }
 

@@ -14,33 +14,26 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from fds_dist.blame import blamed
+from fds_dist.common.faults import Fault, UserError, blamed
+from fds_dist.common.flat import trainable_parameters
+from fds_dist.common.randomness import seeded
+from fds_dist.common.registry import nearest
 from fds_dist.config import Config, Draft, OuterConfig
 from fds_dist.config.hyperparameters import HyperparameterConfig
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device, mesh_shape
-from fds_dist.engine.estimators import ESTIMATORS, Estimator
-from fds_dist.engine.estimators.greedy import greedy_estimator
-from fds_dist.engine.outer_loop import OuterSettings
-from fds_dist.engine.problem import Problem, TangentOptions
-from fds_dist.engine.trial import tried
-from fds_dist.faults import Fault, UserError
-from fds_dist.flat import trainable_parameters
-from fds_dist.groups import assigned, base_of, group_of, name_in
-from fds_dist.hyperparameters import (
-    NATURAL_DOMAIN,
-    Hyperparameter,
-    HyperparameterSpace,
-    domain_faults,
-    interval,
-)
-from fds_dist.inner import INNER_OPTIMIZERS, InnerOptimizer
+from fds_dist.inner.dry_run import tried
+from fds_dist.inner.estimators import ESTIMATORS, Estimator
+from fds_dist.inner.estimators.greedy import greedy_estimator
+from fds_dist.inner.problem import Problem, TangentOptions
 from fds_dist.models import build_model
-from fds_dist.outer import AdamRule, GradientRule, OuterRule, SignRule
-from fds_dist.randomness import seeded
-from fds_dist.registry import nearest
-from fds_dist.tangents.pruning import Pruning
-from fds_dist.tangents.support import default_method
+from fds_dist.outer.loop import OuterSettings
+from fds_dist.outer.rules import AdamRule, GradientRule, OuterRule, SignRule
+from fds_dist.schedule.groups import assigned, base_of, group_of, name_in
+from fds_dist.schedule.space import NATURAL_DOMAIN, Hyperparameter, HyperparameterSpace, domain_faults, interval
+from fds_dist.tangents.methods import default_method
+from fds_dist.tangents.optimizers import INNER_OPTIMIZERS, InnerOptimizer
+from fds_dist.tangents.step import Pruning
 from fds_dist.tasks import build_task
 from fds_dist.tasks.base import Task, loss_takes_hyperparameters, task_faults
 from fds_dist.tasks.datasets import reinitialized

@@ -29,7 +29,7 @@ per_node=$(processes)
 
 # torchrun would look for this node's name, which may have no address, or one that is of no use to others.
 host=${ENDPOINT%:*} endpoint=$ENDPOINT
-address=$("$python" -m fds_dist.distributed.network "${host//[\[\]]/}") || exit 2
+address=$("$python" -m fds_dist.distributed.addresses "${host//[\[\]]/}") || exit 2
 if [[ -z $address ]]; then # this node is where they meet
     address=$host endpoint=localhost:${ENDPOINT##*:}
 fi

@@ -47,11 +47,11 @@ export NPROC PATH
 limit=(${count:+--count "$count"})
 
 if [[ $sweep == *.yaml || $sweep == *.yml ]]; then
-    "$python" -m fds_dist.sweep check "$sweep"
+    "$python" -m fds_dist.commands.sweep check "$sweep"
     if [[ -n $local ]]; then
-        exec "$python" -m fds_dist.sweep local "$sweep" --output-dir "${OUTPUT_DIR:-runs/sweeps}" "${limit[@]}"
+        exec "$python" -m fds_dist.commands.sweep local "$sweep" --output-dir "${OUTPUT_DIR:-runs/sweeps}" "${limit[@]}"
     fi
-    sweep=$("$python" -m fds_dist.sweep create "$sweep")
+    sweep=$("$python" -m fds_dist.commands.sweep create "$sweep")
     printf 'To join from another machine: launch/sweep.sh %s\n' "$sweep"
 fi
 [[ -z $local ]] || fail "$sweep: --local needs a sweep file"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fds_dist.tracking import InnerBlock, OuterRecord, RunEnd, RunStart, Trackers
+from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
+from fds_dist.tracking.trackers import Trackers
 
 
 def run_start(run_dir: Path, first_outer_step: int = 0, resumed: bool = False, **config: Any) -> RunStart:

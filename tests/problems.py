@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fds_dist.common.randomness import generator
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks
-from fds_dist.engine.inner_run import InnerState
-from fds_dist.engine.problem import Problem, TangentOptions
-from fds_dist.hyperparameters import Hyperparameter, HyperparameterSpace
-from fds_dist.inner import SGD, InnerOptimizer
-from fds_dist.randomness import generator
-from fds_dist.tangents.pruning import Pruning
+from fds_dist.inner.problem import Problem, TangentOptions
+from fds_dist.inner.run import InnerState
+from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
+from fds_dist.tangents.optimizers import SGD, InnerOptimizer
+from fds_dist.tangents.step import Pruning
 from fds_dist.tasks.base import Task
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from launching import run_jobs
 from torch import nn
 
 import fds_dist
-from fds_dist.faults import UserError
+from fds_dist.common.faults import UserError
 
 Numbers = list[dict[str, Any]]
 

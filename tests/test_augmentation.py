@@ -7,8 +7,8 @@ from itertools import islice
 import pytest
 import torch
 
-from fds_dist.faults import UserError
-from fds_dist.randomness import generator
+from fds_dist.common.faults import UserError
+from fds_dist.common.randomness import generator
 from fds_dist.tasks.augmentation import Augmentation, random_crop, random_cutout, random_flip
 from fds_dist.tasks.datasets import TensorTask
 

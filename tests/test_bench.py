@@ -10,10 +10,10 @@ import torch
 from launching import start_ranks
 from problems import CPU, ONE_RANK, image_task, make_problem, mlp
 
-from fds_dist.bench import BenchReport, run_bench
+from fds_dist.commands.bench import BenchReport, run_bench
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
-from fds_dist.engine.problem import Problem
+from fds_dist.inner.problem import Problem
 
 BUCKETS = {"lr": [0.2, 0.1], "momentum": [0.5], "weight_decay": [0.01]}
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fds_dist.build import Build, build
+from fds_dist.common.faults import UserError
 from fds_dist.config import read_draft
 from fds_dist.distributed.environment import LaunchEnvironment
-from fds_dist.faults import UserError
-from fds_dist.hyperparameters import BELOW_ONE
+from fds_dist.schedule.space import BELOW_ONE
 
 BASE: dict[str, Any] = {
     "task": {"name": "own_tasks:blobs"},

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fds_dist.checkpoint import load_checkpoint, save_checkpoint
+from fds_dist.storage.checkpoints import load_checkpoint, save_checkpoint
 
 STATE = {"values": [0.1 + 0.2, 5e-324, -1e308, math.inf], "best": None, "nested": {"λ": [True, "x"]}}
 

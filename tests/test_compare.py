@@ -17,20 +17,22 @@ import torch
 from problems import ONE_RANK, conv_bn, image_task, make_problem, mlp, regression_task
 from torch import Tensor, nn
 
-from fds_dist.compare import Comparison, compare, estimator_cost
-from fds_dist.compare.records import Record, Trial
-from fds_dist.compare.repetitions import RenumberedTask
-from fds_dist.compare.trials import plain_run
+from fds_dist.commands.compare.comparison import compare
+from fds_dist.commands.compare.job import Trial
+from fds_dist.commands.compare.judge import RenumberedTask
+from fds_dist.commands.compare.plain_run import plain_run
+from fds_dist.commands.compare.results import Comparison
+from fds_dist.common.faults import UserError
+from fds_dist.common.files import Record
 from fds_dist.config.compare import CompareConfig
-from fds_dist.distributed.plan import make_plan
-from fds_dist.engine.inner_run import run_horizon
-from fds_dist.engine.outer_loop import OuterSettings
-from fds_dist.engine.problem import Problem
-from fds_dist.engine.validation import validate
-from fds_dist.faults import UserError
-from fds_dist.outer import SignRule
-from fds_dist.schedule import Schedule
-from fds_dist.tangents.pruning import Pruning
+from fds_dist.inner.estimate import validate
+from fds_dist.inner.plan import estimator_cost, make_plan
+from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import run_horizon
+from fds_dist.outer.loop import OuterSettings
+from fds_dist.outer.rules import SignRule
+from fds_dist.schedule.schedule import Schedule
+from fds_dist.tangents.step import Pruning
 from fds_dist.tasks.base import Task
 from fds_dist.tasks.synthetic import synthetic
 

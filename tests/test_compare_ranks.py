@@ -9,13 +9,14 @@ from pathlib import Path
 from launching import start_ranks
 from problems import CPU, image_task, make_problem, mlp
 
-from fds_dist.compare import Comparison, compare
-from fds_dist.compare.records import Record
+from fds_dist.commands.compare.comparison import compare
+from fds_dist.commands.compare.results import Comparison
+from fds_dist.common.files import Record
 from fds_dist.config.compare import CompareConfig
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
-from fds_dist.engine.outer_loop import OuterSettings
-from fds_dist.outer import SignRule
+from fds_dist.outer.loop import OuterSettings
+from fds_dist.outer.rules import SignRule
 
 HORIZON, TRIALS = 10, 11
 

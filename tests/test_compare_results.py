@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fds_dist.compare import Comparison, plot_comparison, print_comparison
-from fds_dist.compare.judge import Judgement, incumbents
-from fds_dist.compare.plot import judged_curve
-from fds_dist.compare.records import Record, Trial
-from fds_dist.compare.results import Incumbent, MethodRun, spread
-from fds_dist.faults import UserError
+from fds_dist.commands.compare.job import Trial
+from fds_dist.commands.compare.judge import Judgement, incumbents
+from fds_dist.commands.compare.plot import judged_curve, plot_comparison
+from fds_dist.commands.compare.results import Comparison, Incumbent, MethodRun, spread
+from fds_dist.commands.compare.table import print_comparison
+from fds_dist.common.faults import UserError
+from fds_dist.common.files import Record
 
 HORIZON = 100
 

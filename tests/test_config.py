@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from fds_dist.common.faults import UserError
 from fds_dist.config import Config, HyperparameterConfig, dump_config, load_config, read_draft
-from fds_dist.faults import UserError
 
 MINIMAL = {"task": {"name": "digits"}, "hyperparameters": {"lr": {"init": 0.0, "step": 0.1}}}
 
@@ -565,6 +565,6 @@ def test_random_damage_never_escapes_as_an_exception(tmp_path):
 
 
 def test_the_config_is_read_without_torch():
-    code = "import sys, fds_dist.config, fds_dist.registry; sys.exit('torch' in sys.modules)"
+    code = "import sys, fds_dist.config, fds_dist.common.registry; sys.exit('torch' in sys.modules)"
     root = Path(__file__).resolve().parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -6,14 +6,14 @@ import pytest
 from problems import CPU, ONE_RANK, TensorTask, conv_bn, go_on, image_task, images, make_problem, mlp
 from torch import nn
 
-from fds_dist import step_measurement
-from fds_dist.cost import CostReport, cost_report
+from fds_dist.commands.check import measurement as step_measurement
+from fds_dist.commands.check.cost import CostReport, cost_report
+from fds_dist.commands.check.measurement import measure_step
+from fds_dist.common.memory import peak_bytes
 from fds_dist.distributed.mesh import MeshShape
-from fds_dist.engine.estimators import estimate_reverse
-from fds_dist.engine.outer_loop import OuterSettings
-from fds_dist.inner import SGD, Adam, InnerOptimizer
-from fds_dist.live_memory import peak_bytes
-from fds_dist.step_measurement import measure_step
+from fds_dist.inner.estimators import estimate_reverse
+from fds_dist.outer.loop import OuterSettings
+from fds_dist.tangents.optimizers import SGD, Adam, InnerOptimizer
 
 WEIGHTS = 36 * 5 + 5 + 5 * 4 + 4
 FLOAT64 = 8  # bytes

@@ -19,13 +19,15 @@ from problems import CPU, ONE_RANK, TensorTask, conv_bn, image_task, smoothed_ta
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fds_dist.commands.retrain.records import Block, EpochRecord, SeedStart, Summary
+from fds_dist.commands.retrain.settings import RetrainSettings, read_settings
+from fds_dist.commands.retrain.trainer import retrain
+from fds_dist.common.faults import UserError
 from fds_dist.config import Config
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
-from fds_dist.faults import UserError
 from fds_dist.models import build_model
-from fds_dist.retrain import Block, EpochRecord, RetrainSettings, SeedStart, Summary, read_settings, retrain
-from fds_dist.schedule import Schedule
+from fds_dist.schedule.schedule import Schedule
 from fds_dist.tasks.base import Task
 
 needs_deepspeed = pytest.mark.skipif(

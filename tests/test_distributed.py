@@ -11,10 +11,10 @@ import torch
 import yaml
 from launching import clean_environment, free_port, run_jobs, start_ranks
 
+from fds_dist.common.faults import Fault, UserError
 from fds_dist.distributed.agreement import agreed, merged_faults
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device, mesh_shape
-from fds_dist.faults import Fault, UserError
 
 BUCKETS = {1: {"lr": 1}, 3: {"lr": 1, "momentum": 1, "weight_decay": 1}, 9: {"lr": 7, "momentum": 1, "weight_decay": 1}}
 INITIAL = {"lr": 0.05, "momentum": 0.5, "weight_decay": 1e-3}

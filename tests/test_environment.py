@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from fds_dist.common.faults import UserError
 from fds_dist.distributed.environment import LaunchEnvironment, first_host, launcher, read_environment, tasks_on_node
-from fds_dist.faults import UserError
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1",

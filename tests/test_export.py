@@ -18,10 +18,10 @@ from problems import conv_bn, image_task
 from torch import Tensor, nn
 
 import fds_dist
-from fds_dist.cli import WRONG_INPUT, main
-from fds_dist.commands import COMMANDS, DONE
-from fds_dist.export import FORMS, snippet, table
-from fds_dist.schedule import Schedule
+from fds_dist.cli import COMMANDS, main
+from fds_dist.commands import DONE, WRONG_INPUT
+from fds_dist.commands.export import FORMS, snippet, table
+from fds_dist.schedule.schedule import Schedule
 
 HORIZON = 12
 GROUPS = {"norm": r"^[14]\.", "rest": ""}

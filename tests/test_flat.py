@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vmap
 
-from fds_dist.flat import FlatLayout, trainable_parameters
+from fds_dist.common.flat import FlatLayout, trainable_parameters
 
 
 def network() -> nn.Sequential:

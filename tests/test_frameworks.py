@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import fds_dist
-from fds_dist.schedule import Schedule
+from fds_dist.schedule.schedule import Schedule
 
 ACCUMULATED = 2  # batches per optimizer step
 STEPS = 12  # optimizer steps

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from fds_dist.common.faults import UserError
+from fds_dist.common.randomness import seeded
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks
-from fds_dist.engine.estimators import estimate_greedy
-from fds_dist.engine.inner_run import InnerState, run_horizon
-from fds_dist.engine.problem import Problem, TangentOptions
-from fds_dist.engine.validation import validate
-from fds_dist.faults import UserError
-from fds_dist.hyperparameters import Hyperparameter, HyperparameterSpace
-from fds_dist.inner import SGD
-from fds_dist.randomness import seeded
+from fds_dist.inner.estimate import validate
+from fds_dist.inner.estimators import estimate_greedy
+from fds_dist.inner.problem import Problem, TangentOptions
+from fds_dist.inner.run import InnerState, run_horizon
+from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
+from fds_dist.tangents.optimizers import SGD
 from fds_dist.tasks.synthetic import synthetic
 
 ONE = Ranks(LaunchEnvironment(), MeshShape(1, 1, 1), torch.device("cpu"))

@@ -17,19 +17,19 @@ from torch.nn import functional as F
 
 import fds_dist
 from fds_dist.build import Build, build
+from fds_dist.commands.retrain.command import retrain
+from fds_dist.common.faults import UserError
+from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.config import read_draft
 from fds_dist.distributed.environment import LaunchEnvironment
-from fds_dist.engine.estimators import ESTIMATORS, Estimator
-from fds_dist.engine.estimators.greedy import greedy_estimator
-from fds_dist.engine.inner_run import InnerState, run_horizon
-from fds_dist.faults import UserError
-from fds_dist.flat import FlatLayout, trainable_parameters
-from fds_dist.groups import assigned, base_of, group_of, name_in
-from fds_dist.hyperparameters import BELOW_ONE, Hyperparameter
-from fds_dist.inner import SGD, Adam, InnerOptimizer
-from fds_dist.schedule import Schedule
-from fds_dist.studies import retrain
+from fds_dist.inner.estimators import ESTIMATORS, Estimator
+from fds_dist.inner.estimators.greedy import greedy_estimator
+from fds_dist.inner.run import InnerState, run_horizon
+from fds_dist.schedule.groups import assigned, base_of, group_of, name_in
+from fds_dist.schedule.schedule import Schedule
+from fds_dist.schedule.space import BELOW_ONE, Hyperparameter
 from fds_dist.tangents import WeightGroups
+from fds_dist.tangents.optimizers import SGD, Adam, InnerOptimizer
 
 NAMES = ("conv.weight", "bn1.weight", "bn1.bias", "head.weight", "head.bias")
 GROUPS = {"norm_and_bias": "bn|bias", "rest": ".*"}

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from events import outer_record, run_end, run_start, write_history
 
-from fds_dist.faults import UserError
-from fds_dist.tracking import OuterRecord
+from fds_dist.common.faults import UserError
 from fds_dist.tracking.history import HistoryFile, read_history, steps_before
+from fds_dist.tracking.records import OuterRecord
 
 
 def test_a_record_survives_its_line_exactly() -> None:

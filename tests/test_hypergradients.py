@@ -32,9 +32,9 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from fds_dist.engine.estimators import ESTIMATORS, Estimate
-from fds_dist.engine.inner_run import InnerState, run_horizon
-from fds_dist.inner import SGD, Adam, InnerOptimizer
+from fds_dist.inner.estimators import ESTIMATORS, Estimate
+from fds_dist.inner.run import InnerState, run_horizon
+from fds_dist.tangents.optimizers import SGD, Adam, InnerOptimizer
 from fds_dist.tasks.synthetic import LeastSquares, synthetic
 
 EXACT = 1e-12

@@ -8,8 +8,8 @@ import random
 import pytest
 import torch
 
-from fds_dist.hyperparameters import BELOW_ONE, NATURAL_DOMAIN, Hyperparameter, HyperparameterSpace, domain_faults
-from fds_dist.schedule import bucket_of
+from fds_dist.schedule.buckets import bucket_of
+from fds_dist.schedule.space import BELOW_ONE, NATURAL_DOMAIN, Hyperparameter, HyperparameterSpace, domain_faults
 
 SPACE = HyperparameterSpace(
     (

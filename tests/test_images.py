@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from fds_dist.faults import UserError
+from fds_dist.common.faults import UserError
+from fds_dist.common.vision import import_torchvision
 from fds_dist.tasks import build_task
 from fds_dist.tasks.base import task_faults
 from fds_dist.tasks.download import download_once
 from fds_dist.tasks.images import IMAGE_SETS
-from fds_dist.vision import import_torchvision
 
 TRAIN, TEST = 60, 20
 SETS = {images.name: images for images in IMAGE_SETS}

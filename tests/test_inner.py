@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.func import jvp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from fds_dist.inner import INNER_OPTIMIZERS, InnerOptimizer
-from fds_dist.inner.adam import AdamState, safe_sqrt
+from fds_dist.tangents.optimizers import INNER_OPTIMIZERS, AdamState, InnerOptimizer, safe_sqrt
 
 STEPS = 1000
 D = 37  # no multiple of a vector register's length, so that the loops' remainders are tested too

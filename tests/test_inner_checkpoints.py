@@ -19,11 +19,11 @@ from torch import Tensor
 import fds_dist
 from fds_dist.distributed.environment import LaunchEnvironment, read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
-from fds_dist.engine.estimators import estimate_forward
-from fds_dist.engine.inner_checkpoints import InnerCheckpoints
-from fds_dist.engine.inner_run import InnerState, initial_state, zero_tangents
-from fds_dist.engine.problem import Problem
-from fds_dist.inner import Adam
+from fds_dist.inner.checkpoints import InnerCheckpoints
+from fds_dist.inner.estimators import estimate_forward
+from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import InnerState, initial_state, zero_tangents
+from fds_dist.tangents.optimizers import Adam
 
 HORIZON, CUT = 12, 7
 RUN = {"seed": 0}

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
+from fds_dist.distributed.addresses import INTERFACE, interface_of, name_interface, way_to
 from fds_dist.distributed.environment import LaunchEnvironment
-from fds_dist.distributed.network import INTERFACE, interface_of, name_interface, way_to
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the addresses of its interfaces")
 
@@ -57,7 +57,7 @@ def test_gloo_is_told_of_the_interface_unless_the_user_has(rank: int, monkeypatc
 
 
 def test_the_program_says_nothing_of_this_host_and_one_line_of_none() -> None:
-    command = [sys.executable, "-m", "fds_dist.distributed.network"]
+    command = [sys.executable, "-m", "fds_dist.distributed.addresses"]
     here = subprocess.run([*command, "127.0.0.1"], capture_output=True, text=True)
     assert (here.returncode, here.stdout, here.stderr) == (0, "\n", "")
     nowhere = subprocess.run([*command, "nowhere.invalid"], capture_output=True, text=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fds_dist.interruptions import interruptions_deferred
+from fds_dist.common.interruptions import interruptions_deferred
 
 
 @pytest.fixture(autouse=True)

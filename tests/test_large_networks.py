@@ -9,13 +9,13 @@ import torch
 from problems import ONE_RANK, TensorTask, flat, go_on, make_problem, relative_error
 from torch import Tensor, nn
 
-from fds_dist.engine.estimators import estimate_forward
-from fds_dist.engine.problem import Problem
-from fds_dist.live_memory import peak_bytes
+from fds_dist.commands.verify import compare_derivatives
+from fds_dist.common.memory import peak_bytes
+from fds_dist.inner.estimators import estimate_forward
+from fds_dist.inner.problem import Problem
 from fds_dist.models import build_model
 from fds_dist.tangents import differentiate
-from fds_dist.tangents.support import choose_method
-from fds_dist.verification import compare_derivatives
+from fds_dist.tangents.methods import choose_method
 
 BUCKETS = {"lr": [0.01], "momentum": [0.5]}
 SMALL_VIT = {"patch_size": 4, "num_layers": 2, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 16}

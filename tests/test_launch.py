@@ -81,7 +81,7 @@ def stand_in(tmp_path: Path) -> Path:
     path = tmp_path / "python"
     path.write_text(
         """#!/usr/bin/env bash
-        [[ $1 == -c || $2 == fds_dist.distributed.network ]] && exit
+        [[ $1 == -c || $2 == fds_dist.distributed.addresses ]] && exit
         echo "$OMP_NUM_THREADS:" "$@"
         """
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from fds_dist.live_memory import peak_bytes
+from fds_dist.common.memory import peak_bytes
 
 CPU = torch.device("cpu")
 COUNT, SIZE = 1000, 8000

@@ -15,16 +15,16 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 SHORT, LONG = 2, 100
 
-# Growth in kB, not a ratio: what PyTorch itself takes (300 MB on a CPU build, three times as much with CUDA) says nothing
-# of a run. 123,000 weights in float32 and 3 tangents with their velocities, all live at the end of either horizon, take
-# 3 MB; weights and velocity kept at each step would add 1 MB × 98.
+# Growth in kB, not a ratio: what PyTorch itself takes (300 MB on a CPU build, three times as much with CUDA) says
+# nothing of a run. 123,000 weights in float32 and 3 tangents with their velocities, all live at the end of either
+# horizon, take 3 MB; weights and velocity kept at each step would add 1 MB × 98.
 ALLOWED, SEEN = 6_000, 50_000
 RUN = """
 import sys
 import torch
 from torch import nn
 from problems import ONE_RANK, flat, image_task, make_problem
-from fds_dist.engine.estimators import estimate_forward
+from fds_dist.inner.estimators import estimate_forward
 
 torch.set_num_threads(1)
 method, horizon, leak = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "leak"

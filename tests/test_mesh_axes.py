@@ -20,12 +20,12 @@ from torch.utils._pytree import tree_flatten
 
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
-from fds_dist.engine.estimators import Estimate, Estimator, estimate_forward, estimate_reverse
-from fds_dist.engine.estimators.greedy import greedy_estimator
-from fds_dist.engine.inner_run import InnerState, run_horizon
-from fds_dist.engine.problem import Problem
-from fds_dist.engine.replicas import mean_over_replicas, run_number
-from fds_dist.inner import SGD, Adam
+from fds_dist.inner.estimators import Estimate, Estimator, estimate_forward, estimate_reverse
+from fds_dist.inner.estimators.greedy import greedy_estimator
+from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import InnerState, run_horizon
+from fds_dist.outer.loop import mean_over_replicas, run_number
+from fds_dist.tangents.optimizers import SGD, Adam
 
 HORIZON = 8
 SGD_BUCKETS = {"lr": [0.2, 0.1, 0.3], "momentum": [0.5, 0.8], "weight_decay": [0.02, 0.01]}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fds_dist.faults import UserError
+from fds_dist.common.faults import UserError
 from fds_dist.models import build_model
 from fds_dist.models.wide_resnet import wide_resnet
 

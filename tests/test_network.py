@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fds_dist.engine.estimators import estimate_forward
-from fds_dist.engine.inner_run import run_horizon
-from fds_dist.faults import UserError
+from fds_dist.common.faults import UserError
+from fds_dist.inner.estimators import estimate_forward
+from fds_dist.inner.run import run_horizon
 from fds_dist.tangents import METHODS, Network, TrainingLoss
 
 ROUNDING = 1e-12

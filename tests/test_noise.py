@@ -17,18 +17,26 @@ from problems import CPU, ONE_RANK, TensorTask, flat, go_on, image_task, make_pr
 from rich.console import Console
 from torch import Tensor
 
+from fds_dist.commands.noise.estimates import estimate_noise
+from fds_dist.commands.noise.measure import (
+    Unshared,
+    cosine_schedule,
+    measure_noise,
+    run_hypergradients,
+    without_sharing,
+)
+from fds_dist.commands.noise.plot import plot_noise
+from fds_dist.commands.noise.report import NoiseReport, print_noise, write_noise
+from fds_dist.common.faults import UserError
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
-from fds_dist.engine.estimators import estimate_reverse
-from fds_dist.engine.inner_run import InnerState, run_horizon
-from fds_dist.engine.problem import Problem
-from fds_dist.engine.validation import validate
-from fds_dist.faults import UserError
-from fds_dist.inner import SGD
-from fds_dist.noise import NoiseReport, cosine_schedule, measure_noise, plot_noise, print_noise, write_noise
-from fds_dist.noise.estimates import estimate_noise
-from fds_dist.noise.runs import Unshared, run_hypergradients, without_sharing
-from fds_dist.schedule import Schedule, bucket_window
+from fds_dist.inner.estimate import validate
+from fds_dist.inner.estimators import estimate_reverse
+from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import InnerState, run_horizon
+from fds_dist.schedule.buckets import bucket_window
+from fds_dist.schedule.schedule import Schedule
+from fds_dist.tangents.optimizers import SGD
 
 HORIZON = 12
 BUCKETS = {"lr": [0.08, 0.12, 0.1], "momentum": [0.5], "weight_decay": [1e-3, 2e-3]}

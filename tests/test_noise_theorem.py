@@ -9,8 +9,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fds_dist.noise.estimates import candidate_buckets, correlation_and_drift, estimate_noise, jackknife, window_errors
-from fds_dist.noise.theorem import Floats, best_window, mse_bound, sample_hypergradients, true_mse
+from fds_dist.commands.noise.estimates import (
+    candidate_buckets,
+    correlation_and_drift,
+    estimate_noise,
+    jackknife,
+    window_errors,
+)
+from fds_dist.commands.noise.theorem import Floats, best_window, mse_bound, sample_hypergradients, true_mse
 
 HORIZON, WINDOW, SAMPLES = 400, 40, 10_000
 

@@ -9,19 +9,14 @@ from typing import Any
 import pytest
 from problems import ONE_RANK, Buckets, TensorTask, image_task, make_problem, mlp, regression_task
 
-from fds_dist.distributed.plan import Plan
-from fds_dist.engine.estimators import Estimate, estimate_forward, estimate_reverse
-from fds_dist.engine.monitor import Consistency, StepMonitor
-from fds_dist.engine.outer_loop import (
-    HypergradientsNotFinite,
-    OuterLoop,
-    OuterProgress,
-    OuterSettings,
-    initial_progress,
-)
-from fds_dist.outer import SignRule
-from fds_dist.schedule import Schedule
-from fds_dist.tracking import InnerBlock, OuterRecord, RunEnd, RunStart, Trackers
+from fds_dist.inner.estimators import Estimate, estimate_forward, estimate_reverse
+from fds_dist.inner.monitor import Consistency, StepMonitor
+from fds_dist.inner.plan import Plan
+from fds_dist.outer.loop import HypergradientsNotFinite, OuterLoop, OuterProgress, OuterSettings, initial_progress
+from fds_dist.outer.rules import SignRule
+from fds_dist.schedule.schedule import Schedule
+from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
+from fds_dist.tracking.trackers import Trackers
 
 
 class Recorder:

@@ -11,8 +11,8 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from fds_dist.hyperparameters import Hyperparameter, HyperparameterSpace
-from fds_dist.outer import AdamRule, GradientRule, OuterRule, OuterState, SignRule
+from fds_dist.outer.rules import AdamRule, GradientRule, OuterRule, OuterState, SignRule
+from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 
 RULES = [SignRule(), SignRule(growth=1.2), GradientRule(momentum=0.9), AdamRule(beta1=0.5)]
 

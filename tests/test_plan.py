@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from fds_dist.distributed.plan import Plan, make_plan
-from fds_dist.hyperparameters import Hyperparameter, HyperparameterSpace
+from fds_dist.inner.plan import Plan, make_plan
+from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 
 
 def starts_of(buckets: Sequence[int], horizon: int) -> list[int]:

@@ -7,7 +7,7 @@ from math import ceil
 
 import pytest
 
-from fds_dist.tangents.pruning import Pruning
+from fds_dist.tangents.step import Pruning
 
 
 def kept(mode: str, ratio: float, window: int) -> list[int]:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from fds_dist.engine.estimators import estimate_forward
-from fds_dist.engine.inner_run import run_horizon
+from fds_dist.inner.estimators import estimate_forward
+from fds_dist.inner.run import run_horizon
 from fds_dist.tangents import METHODS, Point
-from fds_dist.tangents.pruning import Pruning
+from fds_dist.tangents.step import Pruning
 
 EXACT = 1e-12
 """Float64 rounding through ten steps, with room."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from fds_dist.faults import Fault, UserError
-from fds_dist.registry import call_faults, load_object, nearest
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.registry import call_faults, load_object, nearest
 
 
 @pytest.fixture

@@ -13,13 +13,12 @@ from random import Random
 import numpy as np
 import pytest
 
-from fds_dist.cli import WRONG_INPUT, main
-from fds_dist.commands import DONE
-from fds_dist.report import RunContents, read_run, write_report
-from fds_dist.report.contents import labels
-from fds_dist.report.hypergradients import hypergradients
-from fds_dist.report.look import CSS
-from fds_dist.report.panels import COLORS, DARK_RAMP, FAINT, INK, RAMP, compose
+from fds_dist.cli import main
+from fds_dist.commands import DONE, WRONG_INPUT
+from fds_dist.commands.report.contents import RunContents, labels, read_run
+from fds_dist.commands.report.hypergradients import hypergradients
+from fds_dist.commands.report.page import CSS, write_report
+from fds_dist.commands.report.panels import COLORS, DARK_RAMP, FAINT, INK, RAMP, compose
 from fds_dist.tracking.records import OuterRecord
 
 HOSTILE = "<script>alert('x')</script>"

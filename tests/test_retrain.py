@@ -22,26 +22,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fds_dist.commands.retrain.records import Block, EpochRecord, RetrainResult, SeedStart, Summary
+from fds_dist.commands.retrain.reporting import ConsoleReporter
+from fds_dist.commands.retrain.settings import RetrainSettings, read_settings
+from fds_dist.commands.retrain.trainer import KEY, retrain
+from fds_dist.common.faults import UserError
+from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.config import Config
-from fds_dist.engine.inner_run import InnerState, run_horizon
-from fds_dist.engine.problem import Problem
-from fds_dist.faults import UserError
-from fds_dist.flat import FlatLayout, trainable_parameters
-from fds_dist.inner import SGD, Adam
+from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import InnerState, run_horizon
 from fds_dist.models import build_model
-from fds_dist.retrain import (
-    Block,
-    ConsoleReporter,
-    EpochRecord,
-    RetrainResult,
-    RetrainSettings,
-    SeedStart,
-    Summary,
-    read_settings,
-    retrain,
-)
-from fds_dist.retrain.trainer import KEY
-from fds_dist.schedule import Schedule
+from fds_dist.schedule.schedule import Schedule
+from fds_dist.tangents.optimizers import SGD, Adam
 from fds_dist.tasks.base import Task
 from fds_dist.tasks.digits import digits
 

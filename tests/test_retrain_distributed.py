@@ -21,10 +21,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fds_dist.commands.retrain.records import Block, EpochRecord, SeedStart, Summary
+from fds_dist.commands.retrain.reporting import Reporter
+from fds_dist.commands.retrain.settings import RetrainSettings
+from fds_dist.commands.retrain.trainer import retrain
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
-from fds_dist.retrain import Block, EpochRecord, Reporter, RetrainSettings, SeedStart, Summary, retrain
-from fds_dist.schedule import Schedule
+from fds_dist.schedule.schedule import Schedule
 
 SCHEDULE = Schedule(
     12,

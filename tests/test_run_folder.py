@@ -12,15 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from fds_dist.faults import UserError
-from fds_dist.run_folder import (
-    RunFolder,
-    create_run_folder,
-    environment_info,
-    folder_of_launch,
-    hide_secrets,
-    write_text_atomic,
-)
+from fds_dist.common.faults import UserError
+from fds_dist.common.files import write_text_atomic
+from fds_dist.storage.provenance import environment_info, hide_secrets
+from fds_dist.storage.run_folder import RunFolder, create_run_folder, folder_of_launch
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from fds_dist.faults import UserError
-from fds_dist.schedule import Schedule, bucket_of, bucket_window, load_schedule, segments
+from fds_dist.common.faults import UserError
+from fds_dist.schedule.buckets import bucket_of, bucket_window, segments
+from fds_dist.schedule.schedule import Schedule, load_schedule
 
 SCHEDULE = Schedule(10, {"lr": (0.1, 0.2, 0.3), "momentum": (0.9,)}, {"weight_decay": 5e-4}, {"name": "sgd"})
 

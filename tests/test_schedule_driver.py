@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fds_dist.faults import UserError
-from fds_dist.inner import INNER_OPTIMIZERS
-from fds_dist.schedule import OPTIMIZER_HYPERPARAMETERS, Schedule
-from fds_dist.schedule_driver import ScheduleDriver
+from fds_dist.common.faults import UserError
+from fds_dist.schedule.driver import ScheduleDriver
+from fds_dist.schedule.schedule import OPTIMIZER_HYPERPARAMETERS, Schedule
+from fds_dist.tangents.optimizers import INNER_OPTIMIZERS
 
 HORIZON = 40
 SGD_SCHEDULE = Schedule(

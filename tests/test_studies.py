@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fds_dist.cli import WRONG_INPUT, main
-from fds_dist.commands import DONE
+from fds_dist.cli import main
+from fds_dist.commands import DONE, WRONG_INPUT
 
 CONFIG = """\
 task: {name: digits, val_fraction: 0.5}

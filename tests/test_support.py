@@ -14,9 +14,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fds_dist.faults import UserError
+from fds_dist.common.faults import UserError
 from fds_dist.tangents import METHODS, Network, TrainingLoss
-from fds_dist.tangents.support import choose_method, default_method, probe
+from fds_dist.tangents.methods import choose_method, default_method, probe
 
 CLASSES = 4
 Loss = Callable[..., Tensor]
@@ -149,7 +149,7 @@ def test_error_says_where_neither_method_works(name: str, requested: str) -> Non
 def test_auto_switches_with_a_remark(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = ONE_METHOD_FAILS[name]
     # `auto` begins with jvp on a GPU; here there may be none.
-    monkeypatch.setattr("fds_dist.tangents.support.default_method", lambda device: "jvp")
+    monkeypatch.setattr("fds_dist.tangents.methods.default_method", lambda device: "jvp")
     method, remark = choose_method("auto", *arguments(case))
     assert method == "double_backward"
     assert remark.startswith("tangents by double_backward: jvp cannot differentiate")

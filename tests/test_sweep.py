@@ -14,9 +14,9 @@ import pytest
 import yaml
 from launching import PATIENCE, clean_environment, wait_for
 
-from fds_dist.faults import UserError
-from fds_dist.sweep import read_sweep
-from fds_dist.sweep.__main__ import main
+from fds_dist.commands.sweep.__main__ import main
+from fds_dist.commands.sweep.file import read_sweep
+from fds_dist.common.faults import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
@@ -332,7 +332,7 @@ def test_another_sweep_of_the_same_name_does_not_mix_with_the_first(
 def test_an_interrupted_sweep_ends_its_job_and_keeps_what_is_done(here: Path, number: signal.Signals) -> None:
     written(a_sweep())
     Path("wait").touch()
-    command = [sys.executable, "-m", "fds_dist.sweep", "local", "sweep.yaml", "--output-dir", "results"]
+    command = [sys.executable, "-m", "fds_dist.commands.sweep", "local", "sweep.yaml", "--output-dir", "results"]
     runner = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for(lambda: Path("started").exists() and Path("started").read_text())
     runner.send_signal(number)

@@ -159,7 +159,7 @@ def test_what_is_created_is_what_the_file_says(server: WandbServer) -> None:
         f"method: grid\ncommand: {json.dumps(COMMAND)}\n"
         "parameters: {hyperparameters.lr.step: {values: [1e-3, 2.5e-5]}, inner.clip_gradient: {value: 'null'}}\n"
     )
-    done = run([sys.executable, "-m", "fds_dist.sweep", "create", "sweep.yaml"], **server.environment)
+    done = run([sys.executable, "-m", "fds_dist.commands.sweep", "create", "sweep.yaml"], **server.environment)
     assert (done.returncode, done.stdout) == (0, f"{ENTITY}/{PROJECT}/{SWEEP}\n")
     assert server.sweep == {
         "name": "sweep",
@@ -175,7 +175,9 @@ def test_what_is_created_is_what_the_file_says(server: WandbServer) -> None:
 
 def test_without_an_account_there_is_one_line(here: Path) -> None:
     write_sweep(task__turn={"values": [0]})
-    done = run([sys.executable, "-m", "fds_dist.sweep", "create", "sweep.yaml"], WANDB_BASE_URL="http://127.0.0.1:9")
+    done = run(
+        [sys.executable, "-m", "fds_dist.commands.sweep", "create", "sweep.yaml"], WANDB_BASE_URL="http://127.0.0.1:9"
+    )
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("fds-dist: W&B did not create the sweep: No API key")

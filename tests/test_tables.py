@@ -10,10 +10,11 @@ from rich.console import Console
 
 import fds_dist
 from fds_dist.build import Build
-from fds_dist.cost import CostReport
-from fds_dist.hyperparameters import Hyperparameter, HyperparameterSpace
-from fds_dist.tables import bytes_text, owned_text, print_check, print_verification, seconds_text
-from fds_dist.verification import Comparison, Verification
+from fds_dist.commands.check.command import owned_text, print_check
+from fds_dist.commands.check.cost import CostReport
+from fds_dist.commands.verify import Comparison, Verification, print_verification
+from fds_dist.common.console import bytes_text, seconds_text
+from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 
 CONFIG = {
     "task": {"name": "own_tasks:blobs"},

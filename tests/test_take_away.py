@@ -11,10 +11,10 @@ from problems import conv_bn, flat, make_problem, relative_error, smoothed_task
 from torch import Tensor, nn
 
 import fds_dist
-from fds_dist.engine.inner_run import InnerState, run_horizon
-from fds_dist.engine.problem import Problem
-from fds_dist.flat import FlatLayout, trainable_parameters
-from fds_dist.inner import SGD, Adam
+from fds_dist.common.flat import FlatLayout, trainable_parameters
+from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import InnerState, run_horizon
+from fds_dist.tangents.optimizers import SGD, Adam
 
 LEARNED_OVER, HORIZON = 12, 31
 CLIP = 0.02  # two thirds of a gradient's elements are larger

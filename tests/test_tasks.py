@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fds_dist.faults import UserError
-from fds_dist.randomness import derive_seed, generator, seeded
+from fds_dist.common.faults import UserError
+from fds_dist.common.randomness import derive_seed, generator, seeded
 from fds_dist.tasks import build_task
 from fds_dist.tasks.base import loss_takes_hyperparameters, task_faults, validation_loss
 from fds_dist.tasks.datasets import TensorTask, task_from_datasets

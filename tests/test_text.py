@@ -9,12 +9,12 @@ import pytest
 import torch
 from problems import CPU, ONE_RANK
 
-from fds_dist.engine.validation import right_answers
-from fds_dist.faults import UserError
+from fds_dist.commands.retrain.data import RetrainData
+from fds_dist.commands.verify import compare_derivatives
+from fds_dist.common.faults import UserError
+from fds_dist.inner.estimate import right_answers
 from fds_dist.models import build_model
-from fds_dist.retrain.data import RetrainData
 from fds_dist.tasks import build_task
-from fds_dist.verification import compare_derivatives
 
 CONTEXT, BATCH = 8, 4
 

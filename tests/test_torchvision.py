@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fds_dist import vision
-from fds_dist.faults import UserError
+from fds_dist.common import vision
+from fds_dist.common.faults import UserError
+from fds_dist.common.randomness import seeded
+from fds_dist.common.vision import import_torchvision
 from fds_dist.models import build_model
 from fds_dist.models.torchvision_models import torchvision_names
-from fds_dist.randomness import seeded
 from fds_dist.tangents import METHODS, Network, TrainingLoss
-from fds_dist.vision import import_torchvision
 
 COLOR, DIGIT = (3, 32, 32), (1, 28, 28)
 TINY_VIT = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 8}

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from events import Recorder, inner_block, outer_record, run_end, run_start, whole_run, write_history
 
-from fds_dist.tracking import Trackers
 from fds_dist.tracking.history import HistoryFile
 from fds_dist.tracking.tensorboard import TensorBoardTracker
+from fds_dist.tracking.trackers import Trackers
 
 
 def test_every_tracker_hears_everything(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_without_tensorboard_there_is_one_note(tmp_path: Path, monkeypatch: pyte
 
 def test_nothing_heavy_is_imported() -> None:
     modules = "console, history, records, tensorboard, wandb_run, wandb_session"
-    code = f"import sys, fds_dist.run_folder; from fds_dist.tracking import {modules}; print(*sys.modules)"
+    code = f"import sys, fds_dist.storage.run_folder; from fds_dist.tracking import {modules}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "fds_dist.tracking.wandb_run" in loaded
     assert not {"torch", "numpy", "wandb", "tensorboard"} & set(loaded)

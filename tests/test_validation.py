@@ -11,9 +11,9 @@ from problems import TensorTask, conv_bn, image_task, make_problem, mlp, regress
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fds_dist.engine.problem import Problem
-from fds_dist.engine.validation import right_answers, validate
-from fds_dist.faults import UserError
+from fds_dist.common.faults import UserError
+from fds_dist.inner.estimate import right_answers, validate
+from fds_dist.inner.problem import Problem
 from fds_dist.tangents import Network
 
 ROUNDING = 1e-13

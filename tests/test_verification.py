@@ -11,9 +11,9 @@ from problems import ONE_RANK, TensorTask, conv_bn, image_task, make_problem, ml
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fds_dist.hyperparameters import Hyperparameter, HyperparameterSpace
+from fds_dist.commands.verify import Verification, compare_derivatives, relative_error, verification_point, worst_error
+from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 from fds_dist.tangents import METHODS, Point
-from fds_dist.verification import Verification, compare_derivatives, relative_error, verification_point, worst_error
 
 BUCKETS = {"lr": [0.2, 0.2], "momentum": [0.5], "weight_decay": [0.01]}
 HORIZON = 12

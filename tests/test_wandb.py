@@ -17,10 +17,11 @@ import pytest
 from events import Recorder, inner_block, outer_record, run_end, run_start, whole_run, write_history
 
 import fds_dist
-from fds_dist.faults import UserError
-from fds_dist.retrain import Block, EpochRecord, RetrainResult, SeedStart, Summary, WandbReporter
-from fds_dist.tracking import Trackers
+from fds_dist.commands.retrain.records import Block, EpochRecord, RetrainResult, SeedStart, Summary
+from fds_dist.commands.retrain.reporting import WandbReporter
+from fds_dist.common.faults import UserError
 from fds_dist.tracking.records import outer_metrics
+from fds_dist.tracking.trackers import Trackers
 from fds_dist.tracking.wandb_run import WandbTracker
 from fds_dist.tracking.wandb_session import WandbSession
 

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from fds_dist.config.hyperparameters import Section
-from fds_dist.config.kinds import FAULT, problem_of, show
+from fds_dist.common.faults import Fault
+from fds_dist.common.registry import nearest
+from fds_dist.config.kinds import FAULT, Section, problem_of, show
 from fds_dist.config.schema import Config
-from fds_dist.faults import Fault
-from fds_dist.registry import nearest
 
 Path = tuple[str | int, ...]
 

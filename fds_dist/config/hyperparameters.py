@@ -1,44 +1,32 @@
-"""The `hyperparameters:` section: what a user says about one hyperparameter."""
+"""The `hyperparameters:` section: what a user says about one hyperparameter, and what may contradict in it."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import TypeAdapter
 
-from fds_dist.config.kinds import Bound, Count, Name, Number, Positive, fault, read_by, wrong_kind
+from fds_dist.config.kinds import (
+    Bound,
+    Contradiction,
+    Count,
+    Name,
+    Number,
+    Positive,
+    Section,
+    fault,
+    read_by,
+    show,
+    wrong_kind,
+)
+
+if TYPE_CHECKING:
+    pass
+
 
 LEFT_OUT: Any = None
 """Stands for a key that is left out."""
-
-
-class Section(BaseModel):
-    """A section of the config: unknown keys, other types and changes after reading are errors."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    MEANINGFUL_ABSENCE: ClassVar[frozenset[str]] = frozenset()
-    """The keys that mean something else when they are left out than with any value."""
-
-    def resolved(self) -> dict[str, Any]:
-        """The section as plain values with every default explicit, in the order of the fields.
-
-        Keys whose absence has a meaning of its own stay absent.
-        """
-        absent = self.MEANINGFUL_ABSENCE - self.model_fields_set
-        return {name: _plain(value) for name, value in self if name not in absent}
-
-    def __eq__(self, other: object) -> bool:
-        """Equal settings; a bound left out differs from `null`."""
-        return type(self) is type(other) and isinstance(other, Section) and self.resolved() == other.resolved()
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Section):
-        return value.resolved()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 class GroupOverride(Section):
@@ -120,3 +108,42 @@ def _hyperparameter(value: Any) -> float | HyperparameterConfig:
 
 
 Hyperparameters = dict[Name, Annotated[float | HyperparameterConfig, read_by(_hyperparameter)]]
+
+
+LOG_OF_COMPLEMENT = ("momentum", "beta1", "beta2")
+"""Hyperparameters in [0, 1): on the log scale these move by log(1 - x) instead of log(x)."""
+
+
+def hyperparameter_contradictions(
+    name: str, hyperparameter: HyperparameterConfig, groups: tuple[str, ...]
+) -> Iterator[Contradiction]:
+    """What is wrong within one learned hyperparameter, with paths below its own key; `groups`: `inner.groups`."""
+    own = list(_range_contradictions(name, hyperparameter))
+    yield from own
+    overrides = hyperparameter.per_group
+    if overrides and not groups:
+        yield Contradiction(("per_group",), "there are no groups", "groups in inner.groups", ("inner.groups",))
+    elif isinstance(overrides, dict):
+        for group, override in overrides.items():
+            if group not in groups:
+                names = ", ".join(groups)
+                yield Contradiction(("per_group", group), "unknown group", f"one of {names}", ("inner.groups",))
+            elif not own:
+                for found in _range_contradictions(name, hyperparameter.for_group(group)):
+                    below = found.path if found.path[0] in override.model_fields_set else ()
+                    yield found._replace(path=("per_group", group, *below))
+
+
+def _range_contradictions(name: str, hyperparameter: HyperparameterConfig) -> Iterator[Contradiction]:
+    init, low, high = hyperparameter.init, hyperparameter.min, hyperparameter.max
+    if low is not None and high is not None and low > high:
+        yield Contradiction(("min",), f"{show(low)} is above max", f"a number of at most {show(high)} (max)")
+    elif low is not None and init < low:
+        yield Contradiction(("init",), f"{show(init)} is out of range", f"a number of at least {show(low)} (min)")
+    elif high is not None and init > high:
+        yield Contradiction(("init",), f"{show(init)} is out of range", f"a number of at most {show(high)} (max)")
+    if hyperparameter.scale == "log":
+        if name in LOG_OF_COMPLEMENT and init >= 1:
+            yield Contradiction(("init",), f"{show(init)} has no log(1 - x)", "a number below 1, or scale: linear")
+        if name not in LOG_OF_COMPLEMENT and init <= 0:
+            yield Contradiction(("init",), f"{show(init)} has no logarithm", "a number above 0, or scale: linear")

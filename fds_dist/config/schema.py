@@ -5,16 +5,17 @@ The order of the fields is the order in the resolved `config.yaml`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from fds_dist.config.compare import CompareConfig
-from fds_dist.config.contradictions import config_contradictions, option_contradictions, refuse
-from fds_dist.config.hyperparameters import Hyperparameters, Section
+from fds_dist.config.hyperparameters import HyperparameterConfig, Hyperparameters, hyperparameter_contradictions
 from fds_dist.config.kinds import (
     AutoCount,
     Clip,
+    Contradiction,
     Count,
     Epochs,
     FolderName,
@@ -24,10 +25,14 @@ from fds_dist.config.kinds import (
     Pattern,
     Positive,
     Ratio,
+    Section,
     Seed,
     Switch,
     Text,
     UnitInterval,
+    option_contradictions,
+    refuse,
+    show,
 )
 
 
@@ -286,3 +291,20 @@ class Config(Section):
     def _no_contradictions(self) -> Config:
         refuse(config_contradictions(self))
         return self
+
+
+def config_contradictions(config: Config) -> Iterator[Contradiction]:
+    """Values of one config that are right by themselves and wrong together."""
+    epochs, steps = config.inner.epochs, config.outer.steps
+    if isinstance(epochs, list) and len(epochs) != steps:
+        problem = f"{show(epochs)} has {len(epochs)} entries for {steps} outer steps"
+        expected = f"one number, or as many as outer.steps ({steps})"
+        yield Contradiction(("inner", "epochs"), problem, expected, ("outer.steps",))
+    if config.inner.nesterov and config.inner.optimizer != "sgd":
+        problem = f"{config.inner.optimizer} has no such switch"
+        yield Contradiction(("inner", "nesterov"), problem, "false, or inner.optimizer: sgd", ("inner.optimizer",))
+    groups = tuple(config.inner.groups or ())
+    for name, value in config.hyperparameters.items():
+        if isinstance(value, HyperparameterConfig):
+            for found in hyperparameter_contradictions(name, value, groups):
+                yield found._replace(path=("hyperparameters", name, *found.path))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import yaml
 
-from fds_dist.faults import Fault
+from fds_dist.common.faults import Fault
 
 STR, NULL, BOOL, INT, FLOAT, MERGE = (
     f"tag:yaml.org,2002:{name}" for name in ("str", "null", "bool", "int", "float", "merge")

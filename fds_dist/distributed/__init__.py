@@ -1,3 +1,3 @@
-"""Ranks: the launcher's environment, the mesh, who owns which tangent, and the few collectives there are."""
+"""Ranks: the launcher's environment, the mesh, and the few collectives there are."""
 
 from __future__ import annotations

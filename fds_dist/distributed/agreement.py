@@ -16,8 +16,8 @@ from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from fds_dist.common.faults import Fault, UserError
 from fds_dist.distributed.environment import LaunchEnvironment
-from fds_dist.faults import Fault, UserError
 
 Made = TypeVar("Made")
 

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
+from fds_dist.common.batch import WHOLE, Batch, Share
 from fds_dist.distributed.agreement import with_the_others
-from fds_dist.share import WHOLE, Batch, Share
 
 # PyTorch 2.13 warns of the names that 2.11 has.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fds_dist.faults import Fault, UserError
+from fds_dist.common.faults import Fault, UserError
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.distributed.addresses import name_interface
 from fds_dist.distributed.agreement import TIMEOUT, meeting_store, with_the_others
 from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.distributed.environment import LaunchEnvironment
-from fds_dist.distributed.network import name_interface
-from fds_dist.faults import Fault, UserError
 
 Value = TypeVar("Value")
 AXES = ("replica", "tangent", "data")

@@ -8,16 +8,15 @@ from typing import cast
 
 from torch import nn
 
-from fds_dist.faults import Fault, UserError
-from fds_dist.models.checkpointing import checkpoint_blocks
-from fds_dist.models.initialization import INITIALIZATIONS, initialize
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.randomness import seeded
+from fds_dist.common.registry import call_faults, call_user_function, is_count, load_object, nearest, with_offers
 from fds_dist.models.lenet import lenet
 from fds_dist.models.mlp import mlp
+from fds_dist.models.parts import INITIALIZATIONS, checkpoint_blocks, initialize
 from fds_dist.models.torchvision_models import torchvision_builder, torchvision_names
 from fds_dist.models.transformer import transformer
 from fds_dist.models.wide_resnet import wide_resnet
-from fds_dist.randomness import seeded
-from fds_dist.registry import call_faults, call_user_function, is_count, load_object, nearest, with_offers
 
 Builder = Callable[..., nn.Module]
 MODELS: dict[str, Builder] = {"mlp": mlp, "lenet": lenet, "transformer": transformer}  # and wrn-D-K, and torchvision's

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from fds_dist.models.images import image_shape
+from fds_dist.models.parts import image_shape
 
 
 def lenet(input_shape: Sequence[int], classes: int) -> nn.Module:

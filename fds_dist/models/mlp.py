@@ -8,8 +8,8 @@ from itertools import pairwise
 
 from torch import nn
 
-from fds_dist.faults import Fault, UserError
-from fds_dist.registry import is_count
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.registry import is_count
 
 
 def mlp(input_shape: Sequence[int], classes: int, *, hidden: Sequence[int] = (64, 64)) -> nn.Module:

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fds_dist.faults import Fault, UserError
-from fds_dist.models.checkpointing import checkpoint_blocks
-from fds_dist.models.images import image_shape
-from fds_dist.vision import import_torchvision
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.vision import import_torchvision
+from fds_dist.models.parts import checkpoint_blocks, image_shape
 
 SMALL_IMAGE = 64  # pixels; below, a ResNet's stem would throw away most of the image
 PATCHES = 7  # at least this many patches along a side of a vision transformer's image; 224 / 32, the coarsest there is

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fds_dist.faults import Fault, UserError
-from fds_dist.models.checkpointing import checkpoint_blocks
-from fds_dist.registry import is_count
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.registry import is_count
+from fds_dist.models.parts import checkpoint_blocks
 
 INITIAL_DEVIATION = 0.02  # of embeddings and linear maps, as in GPT-2
 

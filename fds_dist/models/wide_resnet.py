@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from fds_dist.faults import Fault, UserError
-from fds_dist.models.images import image_shape
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.models.parts import image_shape
 
 
 class _Block(nn.Module):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fds_dist.tangents.groups import WeightGroups
+from fds_dist.common.batch import Batch
 from fds_dist.tangents.network import Network, TrainingLoss, differentiate
-from fds_dist.tangents.products import METHODS, Batch, Point, PointMaker
-from fds_dist.tangents.step import Primals, Update, inner_update, tangent_step
+from fds_dist.tangents.products import METHODS, Point, PointMaker
+from fds_dist.tangents.step import Primals, Update, WeightGroups, inner_update, tangent_step
 
 __all__ = [
     "METHODS",

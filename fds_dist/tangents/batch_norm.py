@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fds_dist.share import WHOLE
+from fds_dist.common.batch import WHOLE
 
 Statistics = tuple[tuple[Tensor, Tensor], ...]
 """Mean and unbiased variance [C] of the batch, per batch-norm call of one forward pass."""

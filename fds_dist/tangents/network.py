@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fds_dist.faults import Fault, UserError
-from fds_dist.flat import FlatLayout, trainable_parameters
-from fds_dist.share import Share
+from fds_dist.common.batch import Share
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.tangents.batch_norm import RunningStatistics, Statistics
 
 

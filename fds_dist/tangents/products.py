@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.func import grad, jvp, vmap
 
-from fds_dist.share import Batch
+from fds_dist.common.batch import Batch
 from fds_dist.tangents.batch_norm import Statistics
 from fds_dist.tangents.network import TrainingLoss, differentiate
 

@@ -1,6 +1,7 @@
-"""One tangent step: the JVP of the inner update, for a chunk of tangents.
+"""One tangent step: the JVP of the inner update, for a chunk of tangents; values of parameter groups; skipped steps.
 
-Shapes: D = weights, H = hyperparameters in use, C = tangents in the chunk.
+Shapes: D = weights, S = those in the columns at hand (all D, unless they are sharded), G = parameter groups,
+H = hyperparameters in use, C = tangents in the chunk.
 
 The inner step is w, s ← U(w, s, g, h). Its tangent along element k of λ is the JVP of the same function along
 (dw_k, ds_k, dg_k, dh_k), dh_k being one-hot where the bucket of k is in use. For SGD with momentum this is equation 3
@@ -9,7 +10,10 @@ of FDS (arXiv 2007.07869); here no optimizer needs a rule of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
 from typing import Any
 
 import torch
@@ -17,9 +21,9 @@ from torch import Tensor
 from torch.func import jvp, vmap
 from torch.utils._pytree import tree_map
 
-from fds_dist.groups import base_of, group_of
-from fds_dist.inner import InnerOptimizer
-from fds_dist.tangents.groups import WeightGroups
+from fds_dist.common.flat import FlatLayout
+from fds_dist.schedule.groups import assigned, base_of, group_of, name_in
+from fds_dist.tangents.optimizers import InnerOptimizer
 
 Update = Callable[[Tensor, Any, Tensor, Tensor], tuple[Tensor, Any]]
 """(w [D], optimizer state, g [D], h [H]) → new w and state."""
@@ -72,3 +76,51 @@ def tangent_step(
     count = len(tangents[0])
     rows = [push(*tree_map(lambda tensor, row=row: tensor[row], tangents)) for row in range(count)]
     return tree_map(lambda *parts: torch.stack(parts), *rows)
+
+
+@dataclass(frozen=True)
+class WeightGroups:
+    """The group of each weight in some columns of the flat vector."""
+
+    names: tuple[str, ...]  # [G]
+    of_weight: Tensor  # [S] positions in `names`; 32 bits, since there is one per weight
+
+    @classmethod
+    def of(
+        cls, patterns: Mapping[str, str], layout: FlatLayout, columns: slice, device: torch.device | str
+    ) -> WeightGroups:
+        """The groups with these `patterns` on the weights of `layout` in `columns`.
+
+        Raises:
+            UserError: the patterns do not fit the names of the parameters.
+        """
+        group, names = assigned(patterns, layout.names), tuple(patterns)
+        of_parameter = torch.tensor([names.index(group[name]) for name in layout.names], dtype=torch.int32)
+        return cls(names, of_parameter.repeat_interleave(torch.tensor(layout.sizes))[columns].to(device))
+
+    def stacked(self, base: str, values: Mapping[str, Tensor]) -> Tensor:
+        """The copies of the hyperparameter `base` in `values` (by name, [] each) as one tensor [G]."""
+        return torch.stack([values[name_in(base, group)] for group in self.names])
+
+    def per_weight(self, value: Tensor) -> Tensor:
+        """A value of all weights [] as it is, values of the groups [G] as one per weight [S].
+
+        By `index_select`: indexing with brackets takes four times as long, and its reverse mode on a GPU is a sort.
+        """
+        return value if value.dim() == 0 else value.index_select(0, self.of_weight)
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Skips the fraction `ratio` of each window's steps; ratio 0 skips none."""
+
+    mode: str = "alternate"
+    """`alternate` keeps the first step of each period; `truncate` skips the first part of each window."""
+    ratio: float = 0.0
+
+    def keeps(self, offset: int, window: int) -> bool:
+        """Whether tangents are updated on step `offset` (from 0) of a window of `window` steps."""
+        kept_share = 1 - Fraction(str(self.ratio))  # exact: 0.6 skips 3 of 5, not 3 ± rounding
+        if self.mode == "truncate":
+            return offset >= window - ceil(window * kept_share)
+        return ceil((offset + 1) * kept_share) > ceil(offset * kept_share)

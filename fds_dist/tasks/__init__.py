@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from fds_dist.faults import Fault, UserError
-from fds_dist.registry import call_faults, call_user_function, load_object, nearest, with_offers
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.registry import call_faults, call_user_function, load_object, nearest, with_offers
 from fds_dist.tasks.base import Task, task_faults
 from fds_dist.tasks.digits import digits
 from fds_dist.tasks.image_folder import imagefolder

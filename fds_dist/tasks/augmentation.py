@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fds_dist.faults import Fault
-from fds_dist.tasks.checks import SWITCH, is_whole, option_faults
+from fds_dist.common.faults import Fault
+from fds_dist.tasks.base import SWITCH, is_whole, option_faults
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from fds_dist.faults import Fault
-from fds_dist.registry import is_count
+from fds_dist.common.batch import Batch
+from fds_dist.common.faults import Fault
+from fds_dist.common.registry import is_count
 
-Batch = tuple[Tensor, Tensor]  # (inputs, targets), samples along dimension 0 of both
 Loss = Callable[..., Tensor]
 
 
@@ -162,3 +162,24 @@ def _accepts(function: Callable[..., object], arguments: int) -> bool:
     except TypeError:
         return False
     return True
+
+
+COUNT = "a whole number of at least 1"
+SWITCH = "true or false"
+
+Check = tuple[str, object, bool, str]
+"""(option, its value, whether it is right, what would be)"""
+
+
+def option_faults(checks: Iterable[Check]) -> list[Fault]:
+    """A fault for each option of the task that is not right."""
+    return [
+        Fault(f"task.{name}", f"{value!r} is not valid", expected)
+        for name, value, right, expected in checks
+        if not right
+    ]
+
+
+def is_whole(value: object) -> bool:
+    """Whether ``value`` is a whole number of at least 0 (``False`` is not one)."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

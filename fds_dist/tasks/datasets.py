@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from fds_dist.faults import Fault, UserError
-from fds_dist.randomness import seeded
-from fds_dist.tasks.base import Batch, Loss
-from fds_dist.tasks.sampled import EVALUATION_BATCH, Augment, Prepare, SampledTask, sampling_faults
-from fds_dist.tasks.sources import TensorSource
+from fds_dist.common.batch import Batch
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.randomness import seeded
+from fds_dist.tasks.base import Loss
+from fds_dist.tasks.sampled import EVALUATION_BATCH, Augment, Prepare, SampledTask, TensorSource, sampling_faults
 
 Model = nn.Module | Callable[[int], nn.Module]
 

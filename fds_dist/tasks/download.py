@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
-from fds_dist.faults import Fault, UserError
+from fds_dist.common.faults import Fault, UserError
 
 PATIENCE = 3600.0  # seconds to wait for another process that downloads
 

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fds_dist.faults import Fault, UserError
-from fds_dist.registry import is_count
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.registry import is_count
+from fds_dist.common.vision import import_torchvision
 from fds_dist.tasks.augmentation import Augmentation
-from fds_dist.tasks.checks import COUNT, is_whole, option_faults
+from fds_dist.tasks.base import COUNT, is_whole, option_faults
 from fds_dist.tasks.images import Normalize, evenly_spaced
-from fds_dist.tasks.sampled import SampledTask, sampling_faults
-from fds_dist.tasks.sources import StreamSource, UnreadableSample
-from fds_dist.vision import import_torchvision
+from fds_dist.tasks.sampled import SampledTask, StreamSource, UnreadableSample, sampling_faults
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fds_dist.faults import Fault, UserError
-from fds_dist.registry import is_count
+from fds_dist.common.batch import Batch
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.registry import is_count
+from fds_dist.common.vision import import_torchvision
 from fds_dist.tasks.augmentation import Augmentation
-from fds_dist.tasks.base import Batch
-from fds_dist.tasks.checks import COUNT, SWITCH, option_faults
+from fds_dist.tasks.base import COUNT, SWITCH, option_faults
 from fds_dist.tasks.datasets import TensorTask
 from fds_dist.tasks.download import download_once
 from fds_dist.tasks.sampled import sampling_faults
-from fds_dist.vision import import_torchvision
 
 DATA_VARIABLE = "FDS_DIST_DATA"
 

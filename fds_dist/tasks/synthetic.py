@@ -9,10 +9,10 @@ from itertools import repeat
 import torch
 from torch import Tensor, nn
 
-from fds_dist.faults import Fault, UserError
-from fds_dist.randomness import generator, seeded
-from fds_dist.registry import is_count
-from fds_dist.tasks.base import Batch
+from fds_dist.common.batch import Batch
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.randomness import generator, seeded
+from fds_dist.common.registry import is_count
 
 
 class LeastSquares:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fds_dist.faults import Fault, UserError
-from fds_dist.registry import is_count
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.registry import is_count
 from fds_dist.tasks.datasets import TensorTask
 
 BYTES = 256

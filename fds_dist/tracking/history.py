@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from fds_dist.faults import Fault, UserError
+from fds_dist.common.faults import Fault, UserError
 from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
 
 

@@ -66,7 +66,7 @@ class OuterRecord:
     rank_seconds: list[float] | None = None
     """By rank, the part of `seconds` in which it did not wait for the others."""
     rank_peak_bytes: list[int] | None = None
-    """By rank, the most memory so far: see `fds_dist.live_memory.own_peak_bytes`."""
+    """By rank, the most memory so far: see `fds_dist.common.memory.own_peak_bytes`."""
 
     def to_json(self) -> str:
         """One line of strict JSON. Finite floats are exact; NaN and infinities become null; a field that may be left

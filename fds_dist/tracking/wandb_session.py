@@ -12,8 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fds_dist.faults import Fault, UserError
-from fds_dist.interruptions import interruptions_deferred
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.interruptions import interruptions_deferred
 
 DEFAULT_MODE = "disabled"
 DEFAULT_PROJECT = "fds-dist"

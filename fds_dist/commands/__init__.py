@@ -1,0 +1,6 @@
+"""What each command does and prints; the room has the command's name."""
+
+from __future__ import annotations
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses."""

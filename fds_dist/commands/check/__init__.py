@@ -1,0 +1,3 @@
+"""What `optimize` would do and cost, without training."""
+
+from __future__ import annotations

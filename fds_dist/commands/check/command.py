@@ -1,0 +1,211 @@
+"""`fds-dist check`: the plan, its cost, and the resolved config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+
+from fds_dist.build import Build, ModelBuilder, build
+from fds_dist.commands.check.cost import CostReport, Memory, cost_report
+from fds_dist.commands.inputs import Source, draft_of
+from fds_dist.common.console import (
+    bytes_text,
+    counted,
+    default_console,
+    paragraph,
+    plain_table,
+    runs_text,
+    seconds_text,
+)
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.config import Config, dump_config
+from fds_dist.distributed.agreement import agreed
+from fds_dist.distributed.environment import read_environment
+from fds_dist.distributed.mesh import reproducible_threads
+from fds_dist.inner.plan import REVERSE_COST
+from fds_dist.inner.problem import Problem
+from fds_dist.schedule.space import HyperparameterSpace
+from fds_dist.tasks.base import Task
+
+
+def check(
+    config: Source | None,
+    overrides: Sequence[str] = (),
+    *,
+    world_size: int | None = None,
+    task: Task | None = None,
+    model: nn.Module | ModelBuilder | None = None,
+) -> tuple[Build, CostReport]:
+    """What `optimize` would do and cost on `world_size` ranks (default: those that were launched); trains nothing.
+
+    Raises:
+        UserError: the input is wrong.
+    """
+    launched = read_environment()
+    planned = launched if world_size is None else replace(launched, rank=0, world_size=world_size)
+    if planned.world_size < 1:
+        raise UserError(Fault("--world-size", f"{world_size} is out of range", "a whole number of at least 1"))
+    built = agreed(launched, lambda: build(draft_of(config, overrides, None, task), planned, task, model))
+    with reproducible_threads(built.problem.device):
+        return built, cost_report(built.problem, built.settings, built.shape, built.config.estimator)
+
+
+def print_check(
+    config: Config, problem: Problem, report: CostReport, remarks: Sequence[str] = (), console: Console | None = None
+) -> None:
+    """Who owns which tangent, what it costs, and the resolved config."""
+    console = console or default_console()
+    paragraph(console, f"[bold]Plan[/bold]  {_summary(problem, report)}")
+    for remark in remarks:
+        paragraph(console, f"note: {escape(remark)}")
+    console.print()
+    console.print(_plan_table(problem.space, report))
+    console.print()
+    for line in _predictions(report):
+        paragraph(console, line)
+    console.print()
+    paragraph(console, "[bold]Config[/bold]  with every default:")
+    console.print()
+    width = console.width - 25  # YAML breaks a line only behind the item that passes the width
+    console.print(dump_config(config, min(110, width)).rstrip(), markup=False, soft_wrap=True)
+
+
+def _summary(problem: Problem, report: CostReport) -> str:
+    """The size of the problem in a sentence."""
+    shortest, longest = min(report.horizons), max(report.horizons)
+    horizons = f"{longest:,}" if shortest == longest else f"{shortest:,} to {longest:,}"
+    shape = report.shape
+    size = shape.replica * shape.tangent * shape.data
+    mesh = f", replica {shape.replica} × tangent {shape.tangent} × data {shape.data}" if size > shape.tangent else ""
+    return (
+        f"{counted(len(report.horizons), 'outer step')} of {horizons} inner steps on "
+        f"{counted(size, 'rank')} ({problem.device}{mesh}); {counted(report.weights, 'weight')}, "
+        f"{counted(problem.space.size, 'tangent')} by {problem.tangents.method}"
+    )
+
+
+def _plan_table(space: HyperparameterSpace, report: CostReport) -> Table:
+    """Ownership, cost and memory per rank for the longest outer step."""
+    reverse = report.estimator == "reverse"
+    sends = ["sends"] if report.shape.data > 1 else []
+    table = plain_table(
+        "rank", "owns", "plain steps", "of costliest", "states" if reverse else "tangents", "memory", *sends, "time"
+    )
+    table.columns[1].justify = "left"
+    for rank in (report.reverse,) if reverse else report.ranks:
+        table.add_row(
+            runs_text(rank.ranks),
+            "all, by one sweep back" if reverse else owned_text(space, rank.elements) or "no tangent",
+            f"{rank.plain_steps:,.0f}",
+            f"{rank.plain_steps / report.chosen.plain_steps:.0%}",
+            bytes_text(rank.memory.tangents),
+            bytes_text(rank.memory.total),
+            *([f"{bytes_text(rank.step_traffic)}/step"] if sends else []),
+            seconds_text(rank.seconds),
+        )
+    return table
+
+
+def _predictions(report: CostReport) -> list[str]:
+    """What the table counts, where memory goes, total time, what crosses the network, and what to change."""
+    measured, reverse = report.measured, report.estimator == "reverse"
+    memory = report.reverse.memory if reverse else _largest(report)
+    on_part = f" on 1/{report.shape.data} of a batch" if report.shape.data > 1 else ""
+    few = " on a few samples, and time with it: a step is long here" if measured.extrapolated else ""
+    kept = "states kept over the horizon" if reverse else "tangents"
+    each = "" if reverse else f" and each tangent adds {seconds_text(measured.tangent_seconds)}"
+    lines = [
+        "Per rank, for the longest outer step. A plain step is one training step on a whole batch without tangents. "
+        f"Of the largest memory, {bytes_text(memory.total)}, weights take {bytes_text(memory.weights)}, optimizer "
+        f"state {bytes_text(memory.state)}, {kept} {bytes_text(memory.tangents)}, and activations, gradient and "
+        f"products at the peak of a step {bytes_text(memory.step)} (measured{few}).",
+        f"Here a plain step{on_part} takes {seconds_text(measured.plain_seconds)}{each}: all outer steps together take "
+        f"about {seconds_text(report.total_seconds)}, communication not counted.",
+        _traffic_line(report),
+    ]
+    if report.estimator == "greedy":
+        lines.append("The plan is forward mode's: estimator=greedy looks one step ahead, and costs less.")
+    alone = REVERSE_COST * report.plan.horizon if reverse else report.one_rank_plain_steps
+    if (speed := alone / report.chosen.plain_steps) > 1:
+        ranks = report.shape.data if reverse else report.shape.tangent * report.shape.data
+        lines.append(f"{ranks} ranks are {speed:.2f} times as fast as one.")
+    return [*lines, *(_reverse_advice(report) if reverse else _forward_advice(report)), _cheaper(report)]
+
+
+def _largest(report: CostReport) -> Memory:
+    return max((rank.memory for rank in report.ranks), key=lambda memory: memory.total)
+
+
+def _traffic_line(report: CostReport) -> str:
+    """What crosses the network."""
+    size = report.shape.replica * report.shape.tangent
+    if report.shape.data > 1:
+        reverse = report.estimator == "reverse"
+        traffic = report.reverse.step_traffic if reverse else max(rank.step_traffic for rank in report.ranks)
+        what = (
+            "gradients and adjoints are summed"
+            if reverse
+            else "gradient and products are reduced, weights and tangents gathered"
+        )
+        return f"Along the data axis each rank sends {bytes_text(traffic)} or more in a step: {what}."
+    if size > 1:
+        return "Nothing crosses the network in a step but a fingerprint now and then; the hypergradients in the end."
+    return "One rank: nothing crosses a network."
+
+
+def _reverse_advice(report: CostReport) -> list[str]:
+    """Ranks that a sweep back has no use for."""
+    if report.shape.tangent == 1:
+        return []
+    repeating = f"{report.shape.tangent} ranks on the tangent axis repeat the same sweep"
+    return [f"Reverse mode spreads over mesh.data alone: {repeating}."]
+
+
+def _forward_advice(report: CostReport) -> list[str]:
+    """Idle ranks, and which axis to widen."""
+    lines, shape, tangents = [], report.shape, len(report.plan.starts)
+    if idle := [place for rank in report.ranks if not rank.elements for place in rank.ranks]:
+        own = f"Rank {idle[0]} owns" if len(idle) == 1 else f"Ranks {runs_text(idle)} own"
+        others = shape.replica * shape.data
+        lines.append(
+            f"{own} no tangent and would only repeat the training run: use at most {tangents * others} ranks, or give "
+            "them to mesh.replica (less noise) or mesh.data (less memory, less time on large batches)."
+        )
+    elif shape.tangent < tangents:
+        lines.append(
+            f"To be faster, widen the tangent axis: with {tangents} ranks on it, one for each tangent, an outer step "
+            f"is {report.speed_up(tangents):.2f} times as fast, with nothing more on the network."
+        )
+    memory = _largest(report)
+    if memory.tangents > memory.step:
+        halved = memory.total - (memory.tangents + memory.state + memory.step) // 2
+        lines.append(
+            "Tangents take most of the memory: more ranks on either the tangent or the data axis share them out; "
+            f"mesh.data={2 * shape.data} would need about {bytes_text(halved)} per rank."
+        )
+    return lines
+
+
+def _cheaper(report: CostReport) -> str:
+    """Which of the exact estimators costs less on these ranks, in time and in memory."""
+    forward, reverse, horizon = report.costliest.plain_steps, report.reverse.plain_steps, report.plan.horizon
+    return (
+        f"An inner step costs {forward / horizon:.1f} plain steps by forward mode, in "
+        f"{bytes_text(_largest(report).total)} whatever the horizon, and {reverse / horizon:.1f} by reverse mode, in "
+        f"{bytes_text(report.reverse.memory.total)} that grow with its root: "
+        f"estimator={'reverse' if reverse < forward else 'forward'} is faster here."
+    )
+
+
+def owned_text(space: HyperparameterSpace, elements: Sequence[int]) -> str:
+    """Elements of λ in words: `lr[0-2, 5] momentum[0]`."""
+    parts = []
+    for name, group in groupby(sorted(elements), key=lambda element: space.elements[element][0].name):
+        parts.append(f"{name}[{runs_text([space.elements[element][1] for element in group])}]")
+    return " ".join(parts)

@@ -1,0 +1,125 @@
+"""Time and memory of one inner step, measured on this device."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fds_dist.common.batch import Share
+from fds_dist.common.memory import peak_bytes
+from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import initial_state
+from fds_dist.schedule.buckets import Segment
+from fds_dist.tangents import differentiate
+
+REPEATS = 5
+FEW = 2
+"""Samples of the first look; twice as many are the other end of an extrapolation."""
+PATIENCE = 2.0
+"""Seconds that a plain step may take; where it takes longer, the whole batch is extrapolated from a few samples."""
+
+
+@dataclass(frozen=True)
+class StepMeasurement:
+    """One inner step on one rank's part of a batch."""
+
+    plain_seconds: float
+    """A step without tangents."""
+    tangent_seconds: float
+    """What one more tangent adds."""
+    peak_bytes: int
+    """Activations, gradient and the products of one chunk of tangents; beside weights, state and tangents."""
+    extrapolated: bool = False
+    """Whether only `FEW` and twice as many samples were measured."""
+
+
+def measure_step(problem: Problem, parts: int = 1, chunk: int = 1) -> StepMeasurement:
+    """Medians over a few steps on the first batch, of which this rank sees one of `parts` equal parts.
+
+    Args:
+        chunk: tangents in the product whose memory is measured.
+    """
+    probe = _Probe(problem, parts, chunk)
+    if probe.samples <= 2 * FEW or probe.plain_seconds(FEW) * probe.samples / FEW <= PATIENCE:
+        return probe.measured(probe.samples, REPEATS)
+    few, more = (probe.measured(count, repeats=1) for count in (FEW, 2 * FEW))
+
+    def at_all(quantity: str) -> float:
+        ends = getattr(few, quantity), getattr(more, quantity)
+        return max(ends[1] + (ends[1] - ends[0]) * (probe.samples - 2 * FEW) / FEW, ends[1])
+
+    return StepMeasurement(
+        at_all("plain_seconds"), at_all("tangent_seconds"), round(at_all("peak_bytes")), extrapolated=True
+    )
+
+
+class _Probe:
+    """Steps of a problem at its initial weights, with tangents of zero."""
+
+    def __init__(self, problem: Problem, parts: int, chunk: int) -> None:
+        self._problem, self._chunk = problem, chunk
+        self._network = problem.network(0)
+        self._loss = problem.training_loss(self._network)
+        self._state = initial_state(problem, self._network)
+        self._update = problem.update(self._network)
+        self._network.share = Share(1 / parts)
+        self._batch = next(problem.batches(0))
+        self.samples = -(-len(self._batch[0]) // parts)
+        """That one rank sees."""
+        no_buckets = Segment(0, 1, dict.fromkeys(problem.space.bucket_counts, 0))
+        self._h = problem.values_in(no_buckets, problem.space.initial())
+        self._theta = problem.theta(self._h)
+
+    def measured(self, samples: int, repeats: int) -> StepMeasurement:
+        """Medians over `repeats` steps on as many samples."""
+        device = self._problem.device
+        one, two = (_median_seconds(self._with_tangents(samples, count), device, repeats) for count in (1, 2))
+        return StepMeasurement(
+            self.plain_seconds(samples, repeats),
+            max(two - one, 0.0),
+            peak_bytes(self._with_tangents(samples, self._chunk), device),
+        )
+
+    def plain_seconds(self, samples: int, repeats: int = 1) -> float:
+        """Of a step without tangents."""
+        state, batch = self._state, self._part(samples)
+
+        def plain() -> None:
+            leaf = state.weights.detach().requires_grad_()
+            (gradient,) = differentiate(self._loss(leaf, self._theta, batch)[0], leaf)
+            self._update(state.weights, state.optimizer, gradient, self._h)
+
+        return _median_seconds(plain, self._problem.device, repeats)
+
+    def _with_tangents(self, samples: int, count: int) -> Callable[[], None]:
+        problem, state, batch = self._problem, self._state, self._part(samples)
+        tangents = state.weights.new_zeros(count, len(state.weights))
+        theta_tangents = self._theta.new_zeros(count, len(self._theta))
+
+        def step() -> None:
+            vectorize = problem.chunk_size > 1
+            point = problem.make_point(self._loss, state.weights, self._theta, batch, 0, vectorize)
+            point.products(tangents, theta_tangents)
+
+        return step
+
+    def _part(self, samples: int) -> tuple[Tensor, Tensor]:
+        inputs, targets = self._batch
+        return self._network.cast((inputs[:samples], targets[:samples]))
+
+
+def _median_seconds(step: Callable[[], None], device: torch.device, repeats: int) -> float:
+    def timed() -> float:
+        began = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    timed()  # warm-up
+    return statistics.median(timed() for _ in range(repeats))

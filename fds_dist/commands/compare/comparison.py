@@ -1,0 +1,244 @@
+"""FDS beside its rivals over one problem, at equal compute, judged on fresh seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fds_dist.commands.compare.black_box import BLACK_BOXES, black_box, need_optuna
+from fds_dist.commands.compare.gradient import fds, greedy
+from fds_dist.commands.compare.job import Job, Method, Say, Teller, Trial
+from fds_dist.commands.compare.judge import Found, Judgement, incumbents, judge, judging, repetition
+from fds_dist.commands.compare.results import Comparison, Incumbent, MethodRun
+from fds_dist.commands.compare.space import SearchRange, search_ranges
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import Record, write_text_atomic
+from fds_dist.config.compare import CompareConfig
+from fds_dist.distributed.mesh import Ranks
+from fds_dist.inner.monitor import Consistency
+from fds_dist.inner.plan import estimator_cost
+from fds_dist.inner.problem import Problem
+from fds_dist.outer.loop import OuterSettings
+from fds_dist.outer.rules import OuterRule
+from fds_dist.schedule.schedule import Schedule
+
+METHODS: dict[str, Method] = {
+    "fds": fds,
+    "greedy": greedy,
+    **{name: partial(black_box, name) for name in BLACK_BOXES},
+}
+"""By name in the config, `compare.methods`."""
+
+Retrain = Callable[[Schedule, Path], list[float]]
+"""(learned schedule, a folder of its own) → test accuracy of each of `retrain_seeds` networks trained with it on all
+training data. On every rank alike."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What one method did in one repetition."""
+
+    method: str
+    repetition: int
+    trials: list[Trial]
+    note: str
+
+
+def compare(
+    problem: Problem,
+    rule: OuterRule,
+    settings: OuterSettings,
+    estimator: str,
+    options: CompareConfig,
+    ranks: Ranks,
+    folder: Path,
+    greedy_discount: float = 0.0,
+    say: Say = lambda line: None,
+    consistency: Consistency | None = None,
+    retrain: Retrain | None = None,
+) -> Comparison:
+    """Runs every method of `options` on every repetition, judges what they found and writes `folder/compare.json`.
+
+    Called on all ranks alike; every rank returns the same. Whatever is finished is in `folder` at once, and a later
+    call with the same folder goes on from there.
+
+    Args:
+        estimator: the name of the estimator that `fds` uses.
+        greedy_discount: what the estimator of `greedy` remembers from step to step.
+        say: takes lines about how it goes, on rank 0.
+        retrain: used where `options.retrain_seeds` asks for it; else test accuracy is that of the judges' runs.
+
+    Raises:
+        UserError: a range is missing or wrong, Optuna is not installed, the budget is below one run, or the folder
+            holds a comparison of something else.
+    """
+    ranges = search_ranges(problem.space, options)
+    if any(name in BLACK_BOXES for name in options.methods):
+        need_optuna()
+    horizons = [problem.horizon(epochs) for epochs in settings.epochs]
+    horizon = max(horizons)
+    budget = options.budget or sum(estimator_cost(estimator, problem, steps, greedy_discount) for steps in horizons)
+    if budget < horizon:
+        raise UserError(Fault("compare.budget", f"{budget:g} is out of range", f"at least one run: {horizon}"))
+    ranks.on_first(
+        lambda: _claim(folder, _fixed(problem, (rule, settings.retreat), estimator, greedy_discount, ranges, horizon)),
+    )
+    tell = say if ranks.is_first else lambda line: None
+    searches = []
+    for index in range(options.seeds):
+        job = Job(
+            problem=repetition(problem, index),
+            rule=rule,
+            settings=settings,
+            estimator=estimator,
+            greedy_discount=greedy_discount,
+            ranges=ranges,
+            horizon=horizon,
+            budget=budget,
+            ranks=ranks,
+            consistency=consistency or Consistency(),
+        )
+        searches += [_search(name, index, job, folder, tell) for name in options.methods]
+    found = [incumbents(search.trials, horizon) for search in searches]
+    candidates = [incumbent.trial.values for row in found for incumbent in row]
+    record = Record(folder / "judge.jsonl")
+    judged = judge(judging(problem), candidates, horizon, options.judge_seeds, ranks, record, tell)
+    runs = [_run(problem, search, row, judged) for search, row in zip(searches, found, strict=True)]
+    if retrain is not None and options.retrain_seeds:
+        runs = [_retrained(problem, run, horizon, retrain, options.retrain_seeds, ranks, folder) for run in runs]
+    order = list[str](options.methods)
+    runs.sort(key=lambda run: order.index(run.method))  # by method, then by repetition
+    comparison = Comparison(horizon, budget, ranks.world_size, options.judge_seeds, estimator, _described(ranges), runs)
+    if ranks.is_first:
+        write_text_atomic(folder / "compare.json", comparison.to_json())
+    return comparison
+
+
+def _search(name: str, index: int, job: Job, folder: Path, say: Say) -> Search:
+    """One search, from where an earlier start left it."""
+    record = Record(folder / name / f"trials-{index}.jsonl")
+    trials = _affordable(job.ranks.on_first(record.read), job.budget)
+    told = Teller(f"{name}, repetition {index}", job, say)
+    told.before(trials)
+
+    def report(batch: list[Trial]) -> None:
+        if job.ranks.is_first:
+            record.append(trial.to_dict() for trial in batch)
+        trials.extend(batch)
+        told.after(batch)
+
+    note = METHODS[name](job, tuple(trials), report)
+    told.end(len(trials), note)
+    return Search(name, index, trials, note)
+
+
+def _affordable(entries: list[dict[str, Any]], budget: float) -> list[Trial]:
+    """The recorded trials from the first on that this budget pays for: an earlier one may have been larger."""
+    trials, spent = [], 0.0
+    for trial in map(Trial.from_dict, entries):
+        spent += trial.cost
+        if spent > budget:
+            break
+        trials.append(trial)
+    return trials
+
+
+def _run(
+    problem: Problem, search: Search, found: list[Found], judged: dict[tuple[float, ...], list[Judgement]]
+) -> MethodRun:
+    """A search with what its incumbents are worth."""
+    best = [
+        Incumbent(
+            number=trial.number,
+            hyperparameters=problem.space.unpack(trial.values),
+            cost=cost,
+            seconds=seconds,
+            own_loss=trial.val_loss,
+            judgements=judged[tuple(trial.values)],
+        )
+        for trial, cost, seconds in found
+    ]
+    return MethodRun(
+        method=search.method,
+        repetition=search.repetition,
+        trials=len(search.trials),
+        cost=sum(trial.cost for trial in search.trials),
+        seconds=sum(trial.seconds for trial in search.trials),
+        incumbents=best,
+        note=search.note,
+    )
+
+
+def _retrained(
+    problem: Problem, run: MethodRun, horizon: int, retrain: Retrain, seeds: int, ranks: Ranks, folder: Path
+) -> MethodRun:
+    """The run with the test accuracies of its answer after retraining, from the record where they are there already."""
+    if run.answer is None:
+        return run
+    values = run.answer.hyperparameters
+    target = folder / run.method / f"retrained-{run.repetition}"
+    record = Record(target.with_suffix(".jsonl"))
+    for entry in ranks.on_first(record.read):
+        if entry["hyperparameters"] == values and len(entry["test_accuracies"]) == seeds:
+            return replace(run, retrained_accuracies=entry["test_accuracies"])
+    schedule = problem.space.schedule(problem.space.pack(values), horizon, problem.optimizer_info)
+    accuracies = retrain(schedule, target)
+    if ranks.is_first:
+        record.append([{"hyperparameters": values, "test_accuracies": accuracies}])
+    return replace(run, retrained_accuracies=accuracies)
+
+
+def _described(ranges: Sequence[SearchRange]) -> dict[str, dict[str, Any]]:
+    """The search space for `compare.json`."""
+    return {
+        found.owner.name: {
+            "low": found.low,
+            "high": found.high,
+            "scale": found.owner.scale,
+            "buckets": found.owner.buckets,
+        }
+        for found in ranges
+    }
+
+
+def _fixed(
+    problem: Problem,
+    outer: tuple[OuterRule, bool],
+    estimator: str,
+    greedy_discount: float,
+    ranges: tuple[SearchRange, ...],
+    horizon: int,
+) -> dict[str, str]:
+    """What recorded trials depend on, by the config's key."""
+    space = problem.space
+    return {
+        "hyperparameters": repr((space.learned, sorted(space.fixed.items()))),
+        "inner": repr((problem.optimizer.name, problem.clip_gradient, horizon)),
+        "outer": repr(outer),
+        "estimator": estimator,
+        "greedy": str(greedy_discount),
+        "tangents": repr((problem.tangents.clip_hvp, problem.tangents.pruning)),
+        "compare.ranges": repr([(found.low, found.high, found.owner.scale) for found in ranges]),
+        "seed": str(problem.seed),
+    }
+
+
+def _claim(folder: Path, fixed: dict[str, str]) -> None:
+    """Makes the folder this comparison's.
+
+    Raises:
+        UserError: it holds trials of another one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    record = Record(folder / "settings.jsonl")
+    before = record.read()
+    if not before:
+        record.append([fixed])
+        return
+    changed = [key for key in fixed if before[0].get(key) != fixed[key]]
+    if changed:
+        problem = f"differs from the comparison in {folder}"
+        raise UserError(Fault(key, problem, "the same as there, or another folder") for key in changed)

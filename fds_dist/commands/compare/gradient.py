@@ -1,0 +1,105 @@
+"""The methods that follow hypergradients: the outer loop, with one estimator or another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from fds_dist.commands.compare.job import Job, Report, Trial, loss_or_infinity
+from fds_dist.inner.estimators import ESTIMATORS
+from fds_dist.inner.estimators.greedy import greedy_estimator
+from fds_dist.inner.monitor import StepMonitor
+from fds_dist.inner.plan import Plan, estimator_cost
+from fds_dist.outer.loop import HypergradientsNotFinite, OuterLoop, OuterProgress, initial_progress
+from fds_dist.schedule.schedule import Schedule
+from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
+from fds_dist.tracking.trackers import Trackers
+
+NOT_FINITE = "too many hypergradients in a row were not finite"
+
+
+@dataclass
+class _LastRecord:
+    """The tracker that remembers the last outer step."""
+
+    required: bool = True
+    records: list[OuterRecord] = field(default_factory=list)
+
+    def start(self, run: RunStart) -> None: ...
+
+    def inner(self, block: InnerBlock) -> None: ...
+
+    def outer(self, record: OuterRecord) -> None:
+        self.records = [record]
+
+    def note(self, message: str) -> None: ...
+
+    def finish(self, end: RunEnd) -> None: ...
+
+
+def fds(job: Job, before: Sequence[Trial], report: Report) -> str:
+    """What `optimize` does: the outer steps of the config, as far as the budget goes."""
+    return _outer_loop(job, job.estimator, job.settings.epochs, before, report)
+
+
+def greedy(job: Job, before: Sequence[Trial], report: Report) -> str:
+    """The same outer loop on greedy hypergradients; it goes on with the last horizon while the budget lasts."""
+    epochs = job.settings.epochs
+    more = int(job.budget // _cost(job, "greedy", job.problem.horizon(epochs[-1])))
+    return _outer_loop(job, "greedy", epochs + epochs[-1:] * more, before, report)
+
+
+def affordable(job: Job, estimator: str, epochs: Sequence[float]) -> tuple[float, ...]:
+    """The outer steps from the first on that the budget pays for, by their epochs."""
+    spent = 0.0
+    for done, horizon in enumerate(map(job.problem.horizon, epochs)):
+        spent += _cost(job, estimator, horizon)
+        if spent > job.budget:
+            return tuple(epochs[:done])
+    return tuple(epochs)
+
+
+def _cost(job: Job, estimator: str, horizon: int) -> float:
+    return estimator_cost(estimator, job.problem, horizon, job.greedy_discount)
+
+
+def _outer_loop(job: Job, estimator: str, epochs: Sequence[float], before: Sequence[Trial], report: Report) -> str:
+    settings = replace(job.settings, epochs=affordable(job, estimator, epochs))
+    if not settings.epochs:
+        return "one outer step costs more than the budget"
+    progress = initial_progress(job.problem, job.rule, settings)
+    if before:
+        progress = OuterProgress.from_dict(before[-1].state)
+    if progress.state.failures >= settings.nonfinite_patience:
+        return NOT_FINITE
+    last = _LastRecord()
+    silent = Trackers([])
+
+    def monitor(outer_step: int, schedule: Schedule, plan: Plan) -> StepMonitor:
+        return StepMonitor(outer_step, schedule, plan, job.ranks, silent, job.consistency)
+
+    def save(progress: OuterProgress) -> None:
+        (record,) = last.records
+        seconds = job.ranks.broadcast_object(record.seconds)  # by the first rank's clock, so that all ranks agree
+        report([_trial(job, estimator, record, float(seconds), progress)])  # type: ignore[arg-type]
+
+    chosen = greedy_estimator(job.greedy_discount) if estimator == "greedy" else ESTIMATORS[estimator]
+    loop = OuterLoop(job.problem, chosen, job.rule, settings, job.ranks, Trackers([last]), monitor, save=save)
+    try:
+        progress = loop.run(progress)
+    except HypergradientsNotFinite:
+        return NOT_FINITE
+    return "every step is below the tolerance" if progress.converged else ""
+
+
+def _trial(job: Job, estimator: str, record: OuterRecord, seconds: float, progress: OuterProgress) -> Trial:
+    return Trial(
+        number=record.outer_step,
+        values=job.problem.space.pack(record.hyperparameters),
+        val_loss=loss_or_infinity(record.val_loss),
+        val_accuracy=record.val_accuracy,
+        steps=record.horizon,
+        cost=_cost(job, estimator, record.horizon),
+        seconds=seconds * job.ranks.world_size,
+        state=progress.to_dict(),
+    )

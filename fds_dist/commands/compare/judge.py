@@ -1,0 +1,160 @@
+"""Judging: what a λ is worth on fresh seeds. The best value that a search saw is also its luck; this is not.
+
+Fresh randomness is the same problem with other weights, splits and batches. All of these are functions of (seed, outer
+step). A task keeps its own seed, so a repetition has other outer steps too, far from those of all others: no two
+searches share a split, and no search shares one with the judges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, TypeVar
+
+from fds_dist.commands.compare.job import Say, Trial, finite_or_none, loss_or_infinity
+from fds_dist.commands.compare.plain_run import plain_run
+from fds_dist.common.batch import Batch
+from fds_dist.common.files import Record
+from fds_dist.common.randomness import derive_seed
+from fds_dist.distributed.mesh import Ranks
+from fds_dist.inner.problem import Problem
+from fds_dist.tasks.base import Loss, Task
+
+STRIDE = 1_000_000
+"""Outer steps that belong to one repetition."""
+
+JUDGE = 1000
+"""The repetition that belongs to the judges."""
+
+
+@dataclass(frozen=True)
+class RenumberedTask:
+    """A task whose outer steps begin at `first`."""
+
+    task: Task
+    first: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.task.steps_per_epoch
+
+    @property
+    def loss(self) -> Loss:
+        return self.task.loss
+
+    def train_batches(self, outer_step: int, epoch: int) -> Iterable[Batch]:
+        return self.task.train_batches(self.first + outer_step, epoch)
+
+    def val_batches(self, outer_step: int) -> Iterable[Batch]:
+        return self.task.val_batches(self.first + outer_step)
+
+    def test_batches(self) -> Iterable[Batch]:
+        return self.task.test_batches()
+
+    def __getattr__(self, name: str) -> Any:
+        """The optional attributes of a task."""
+        return getattr(self.task, name)
+
+
+def repetition(problem: Problem, index: int) -> Problem:
+    """The problem for the repetition `index`; the first is the problem itself, as `optimize` searches it."""
+    return problem if index == 0 else _renewed(problem, index, "repetition")
+
+
+def judging(problem: Problem) -> Problem:
+    """The problem that judges train; its outer step `seed` is the judges' seed."""
+    return _renewed(problem, JUDGE, "judge")
+
+
+def _renewed(problem: Problem, index: int, purpose: str) -> Problem:
+    seed = derive_seed(problem.seed, "compare", purpose, index)
+    return replace(problem, seed=seed, task=RenumberedTask(problem.task, index * STRIDE))
+
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def in_batches(ranks: Ranks, jobs: Sequence[Job], run: Callable[[Job], Result]) -> Iterator[list[tuple[Job, Result]]]:
+    """Runs as many jobs at a time as there are ranks; yields each batch in the jobs' order, on all ranks."""
+    for first in range(0, len(jobs), ranks.world_size):
+        batch = jobs[first : first + ranks.world_size]
+        mine = run(batch[ranks.rank]) if ranks.rank < len(batch) else None
+        results = ranks.gather_objects(mine)[: len(batch)]
+        yield list(zip(batch, results, strict=True))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One plain run over the whole horizon, from fresh weights on a split and batches that no search has seen."""
+
+    seed: int
+    val_loss: float
+    val_accuracy: float | None
+    test_accuracy: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; an infinite loss is null."""
+        return {**asdict(self), "val_loss": finite_or_none(self.val_loss)}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Judgement:
+        """The inverse of `to_dict`."""
+        return cls(**{**content, "val_loss": loss_or_infinity(content["val_loss"])})
+
+
+class Found(NamedTuple):
+    """A trial that was a method's best when it ended, with what had been spent until then."""
+
+    trial: Trial
+    cost: float
+    seconds: float
+
+
+def incumbents(trials: Sequence[Trial], horizon: int) -> list[Found]:
+    """Each trial that improved on those before.
+
+    Only whole runs count: a loss after a part of the horizon is no value of a schedule.
+    """
+    best, cost, seconds, found = math.inf, 0.0, 0.0, []
+    for trial in trials:
+        cost, seconds = cost + trial.cost, seconds + trial.seconds
+        if trial.steps == horizon and trial.val_loss < best:
+            best = trial.val_loss
+            found.append(Found(trial, cost, seconds))
+    return found
+
+
+def judge(
+    problem: Problem,
+    candidates: Iterable[Sequence[float]],
+    horizon: int,
+    seeds: int,
+    ranks: Ranks,
+    record: Record,
+    say: Say,
+) -> dict[tuple[float, ...], list[Judgement]]:
+    """Trains each λ of `candidates` on the same `seeds` seeds of `problem`, which must be `judging(...)`'s.
+
+    What `record` holds already is not trained again.
+    """
+    judged = {
+        (tuple(entry.pop("values")), entry["seed"]): Judgement.from_dict(entry) for entry in ranks.on_first(record.read)
+    }
+    wanted = [(values, seed) for values in dict.fromkeys(map(tuple, candidates)) for seed in range(seeds)]
+    missing = [job for job in wanted if job not in judged]
+
+    def run(job: tuple[tuple[float, ...], int]) -> Judgement:
+        values, seed = job
+        outcome = plain_run(problem, values, seed, horizon, test=True)
+        accuracy = None if outcome.test is None else outcome.test.accuracy
+        return Judgement(seed, outcome.val.loss, outcome.val.accuracy, accuracy)
+
+    if missing:
+        say(f"judging {len(wanted) // seeds} values on {seeds} fresh seeds: {len(missing)} runs")
+    for batch in in_batches(ranks, missing, run):
+        judged |= batch
+        if ranks.is_first:
+            record.append({"values": list(job[0]), **found.to_dict()} for job, found in batch)
+    return {values: [judged[values, seed] for seed in range(seeds)] for values, _ in wanted}

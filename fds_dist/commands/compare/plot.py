@@ -1,0 +1,164 @@
+"""The comparison as a figure: how good each method's best is, judged on fresh seeds, by the compute spent."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fds_dist.commands.compare.results import REFERENCE, Comparison
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+STYLES = {
+    "fds": ("#D55E00", "-"),
+    "greedy": ("#CC79A7", (0, (5, 1))),
+    "cosine": ("#56B4E9", (0, (6, 1, 1, 1))),
+    "random": ("#000000", ":"),
+    "tpe": ("#0072B2", "--"),
+    "hyperband": ("#009E73", "-."),
+    "bohb": ("#E69F00", (0, (3, 1, 1, 1, 1, 1))),
+}
+"""Color (Okabe and Ito's, told apart by the color-blind) and dashes (told apart in print without color)."""
+
+LABELS = {
+    "fds": "FDS",
+    "cosine": "tuned cosine",
+    "random": "random search",
+    "tpe": "TPE",
+    "hyperband": "Hyperband",
+    "bohb": "BOHB",
+}
+
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7.5,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "pdf.fonttype": 42,  # text stays text
+}
+
+
+class Curve(NamedTuple):
+    """A step function of compute over the repetitions; NaN where a judge's run diverged."""
+
+    cost: list[float]
+    mean: list[float]
+    error: list[float]
+    """Standard error of the mean; 0 for a single repetition."""
+
+
+def judged_curve(comparison: Comparison, method: str) -> Curve | None:
+    """The judged loss of the method's best so far, from where every repetition has one; None where one has none.
+
+    The searches' own best chooses, so this may rise: what looked better was luck.
+    """
+    runs = comparison.runs_of(method)
+    if not all(run.incumbents for run in runs):
+        return None
+    first = max(run.incumbents[0].cost for run in runs)
+    last = max(run.cost for run in runs)
+    costs = sorted({first, last} | {found.cost for run in runs for found in run.incumbents if found.cost > first})
+    means, errors = [], []
+    for cost in costs:
+        losses = [[found.judged_loss for found in run.incumbents if found.cost <= cost][-1] for run in runs]
+        finite = all(map(math.isfinite, losses))
+        means.append(statistics.fmean(losses) if finite else math.nan)
+        errors.append(statistics.stdev(losses) / math.sqrt(len(losses)) if finite and len(losses) > 1 else 0.0)
+    return Curve(costs, means, errors)
+
+
+def plot_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
+    """Writes `compare.pdf` and `compare.png` into `folder`; returns their paths."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    curves = {method: judged_curve(comparison, method) for method in comparison.methods}
+    drawn = {method: curve for method, curve in curves.items() if curve is not None}
+    limits = _limits(drawn)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.5, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        for method, curve in drawn.items():
+            _draw(axes, method, curve, limits[1])
+        _frame(axes, limits)
+        if drawn:
+            axes.set_xlim(left=0.8 * min(_appears(curve, limits[1]) for curve in drawn.values()))
+        _compute_axes(axes, comparison.horizon)
+        paths = [Path(folder) / f"compare.{suffix}" for suffix in ("pdf", "png")]
+        for path in paths:
+            figure.savefig(path, dpi=300)
+    return paths
+
+
+def _draw(axes: Axes, method: str, curve: Curve, top: float) -> None:
+    """Line, band and end point; of the reference also how far the others have to come down."""
+    color, dashes = STYLES[method]
+    cost, mean, error = map(np.asarray, curve)
+    reference = method == REFERENCE
+    order = 3 if reference else 2
+    seen = mean <= top  # the band of a line beyond the figure would only hide the others
+    axes.fill_between(cost, mean - error, mean + error, where=seen, step="post", color=color, alpha=0.15, linewidth=0)
+    axes.step(
+        cost,
+        mean,
+        where="post",
+        color=color,
+        linestyle=dashes,
+        linewidth=1.8 if reference else 1.2,
+        label=LABELS.get(method, method),
+        zorder=order,
+    )
+    axes.plot(cost[-1:], mean[-1:], marker="o", markersize=3.5, color=color, zorder=order)
+    if reference and math.isfinite(mean[-1]):
+        axes.axhline(mean[-1], color=color, linewidth=0.7, linestyle=(0, (1, 2)), zorder=1)
+
+
+def _frame(axes: Axes, limits: tuple[float, float]) -> None:
+    """Scales, the vertical axis and the legend."""
+    axes.set_xscale("log")
+    axes.set_ylabel("validation loss on fresh seeds")
+    axes.grid(True, axis="y", linewidth=0.3, alpha=0.5)
+    if all(map(math.isfinite, limits)):
+        axes.set_ylim(*limits)
+    if axes.has_data():
+        axes.legend(frameon=False)
+
+
+def _compute_axes(axes: Axes, horizon: int) -> None:
+    """Compute in training steps below and in training runs above; numbers for few decades, powers for many."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xlabel("compute (plain training steps)")
+    runs = axes.secondary_xaxis("top", functions=(partial(np.multiply, 1 / horizon), partial(np.multiply, horizon)))
+    runs.set_xlabel("compute (training runs)")
+    low, high = axes.get_xlim()
+    for axis in (axes.xaxis, runs.xaxis):
+        if high < 100 * low:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.7g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _appears(curve: Curve, top: float) -> float:
+    """The compute from which a line is seen."""
+    return next((cost for cost, mean in zip(curve.cost, curve.mean, strict=True) if mean <= top), curve.cost[-1])
+
+
+def _limits(curves: dict[str, Curve]) -> tuple[float, float]:
+    """From the best answer to well above the worst: the answers decide what is seen, not where the lines begin.
+
+    (-inf, inf) where there is nothing to go by.
+    """
+    ends = [(curve.mean[-1], curve.error[-1]) for curve in curves.values() if math.isfinite(curve.mean[-1])]
+    lowest = min((mean - error for mean, error in ends), default=0.0)
+    highest = max((mean + error for mean, error in ends), default=0.0)
+    room = highest - lowest
+    return (lowest - 0.2 * room, highest + 1.5 * room) if room > 0 else (-math.inf, math.inf)

@@ -1,0 +1,233 @@
+"""What a comparison found, as values that are written to `compare.json` and read back from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fds_dist.commands.compare.job import finite_or_none, loss_or_infinity
+from fds_dist.commands.compare.judge import Judgement
+from fds_dist.common.faults import Fault, UserError
+
+REFERENCE = "fds"
+"""The method that the others are measured by."""
+
+FORMAT = "fds-dist comparison"
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation of a figure over repetitions."""
+
+    mean: float
+    deviation: float | None
+    """None for a single number, and where not all are finite."""
+
+
+def spread(numbers: Iterable[float | None]) -> Spread | None:
+    """Over those that are there; None where none is."""
+    found = [number for number in numbers if number is not None]
+    if not found:
+        return None
+    if len(found) == 1 or not all(map(math.isfinite, found)):
+        return Spread(statistics.fmean(found), None)
+    return Spread(statistics.fmean(found), statistics.stdev(found))
+
+
+@dataclass(frozen=True)
+class Incumbent:
+    """A λ that was a method's best so far."""
+
+    number: int
+    """The trial or outer step it comes from."""
+    hyperparameters: dict[str, list[float]]
+    cost: float
+    """Plain training steps that the method had spent when it had it."""
+    seconds: float
+    own_loss: float
+    """The validation loss that the method saw."""
+    judgements: list[Judgement]
+
+    @property
+    def judged_loss(self) -> float:
+        """The mean over fresh seeds; infinite where one of them diverged."""
+        return statistics.fmean(found.val_loss for found in self.judgements)
+
+    @property
+    def judged_accuracy(self) -> float | None:
+        """The mean over fresh seeds of the validation accuracy."""
+        return _mean(found.val_accuracy for found in self.judgements)
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """The mean over the judges' runs."""
+        return _mean(found.test_accuracy for found in self.judgements)
+
+
+@dataclass(frozen=True)
+class MethodRun:
+    """One search by one method."""
+
+    method: str
+    repetition: int
+    trials: int
+    """Trials or outer steps."""
+    cost: float
+    """In plain training steps."""
+    seconds: float
+    """Summed over ranks."""
+    incumbents: list[Incumbent]
+    """In the order they were found; the last is the method's answer."""
+    note: str = ""
+    """How the search ended, where that is worth knowing."""
+    retrained_accuracies: list[float] = field(default_factory=list)
+    """Test accuracies after training with the answer on all training data, one per seed, where that was asked for."""
+
+    @property
+    def answer(self) -> Incumbent | None:
+        """The best λ by the method's own measure; None where no whole run ended well."""
+        return self.incumbents[-1] if self.incumbents else None
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """The mean after retraining, else that of the judges' runs."""
+        if self.retrained_accuracies:
+            return statistics.fmean(self.retrained_accuracies)
+        return None if self.answer is None else self.answer.test_accuracy
+
+    def cost_to_reach(self, loss: float) -> float | None:
+        """What had been spent when the incumbent was first judged at `loss` or better; None if it never was."""
+        return next((found.cost for found in self.incumbents if found.judged_loss <= loss), None)
+
+
+class Reach(NamedTuple):
+    """The compute a method needs to be judged as good as the reference's answer, repetition by repetition."""
+
+    factor: Spread | None
+    """In units of what the reference needed, over the repetitions in which it got there."""
+    reached: int
+    repetitions: int
+    within: float
+    """What it spent in all, in the same units: where it did not get there, it needs more than this."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All searches of all methods."""
+
+    horizon: int
+    """Inner steps of a run."""
+    budget: float
+    """Of each search, in plain training steps."""
+    world_size: int
+    judge_seeds: int
+    estimator: str
+    search_space: dict[str, dict[str, Any]]
+    """Name to low, high, scale and buckets of what the black boxes search."""
+    runs: list[MethodRun]
+
+    @property
+    def methods(self) -> list[str]:
+        """In the order of the config."""
+        return list(dict.fromkeys(run.method for run in self.runs))
+
+    def runs_of(self, method: str) -> list[MethodRun]:
+        """One per repetition."""
+        return [run for run in self.runs if run.method == method]
+
+    def reach(self, method: str) -> Reach | None:
+        """How much more compute than the reference `method` needs; None where there is nothing to compare."""
+        references = {run.repetition: run for run in self.runs_of(REFERENCE)}
+        factors, within = [], []
+        for run in self.runs_of(method):
+            reference = references.get(run.repetition)
+            if reference is None or reference.answer is None or not math.isfinite(reference.answer.judged_loss):
+                continue
+            target = reference.answer.judged_loss
+            unit = reference.cost_to_reach(target)
+            assert unit is not None  # its own answer reaches it
+            cost = run.cost_to_reach(target)
+            factors.append(None if cost is None else cost / unit)
+            within.append(run.cost / unit)
+        if not factors:
+            return None
+        reached = sum(factor is not None for factor in factors)
+        return Reach(spread(factors), reached, len(factors), statistics.fmean(within))
+
+    def to_json(self) -> str:
+        """JSON text; infinite losses are null. Beside the raw results a summary per method, for other programs."""
+        runs = [
+            {
+                **{name: value for name, value in vars(run).items() if name != "incumbents"},
+                "incumbents": [
+                    {
+                        **vars(found),
+                        "own_loss": finite_or_none(found.own_loss),
+                        "judged_loss": finite_or_none(found.judged_loss),
+                        "judgements": [judgement.to_dict() for judgement in found.judgements],
+                    }
+                    for found in run.incumbents
+                ],
+            }
+            for run in self.runs
+        ]
+        summary = {method: self._summary(method) for method in self.methods}
+        content = {"format": FORMAT, **{**vars(self), "runs": runs}, "summary": summary}
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def load(cls, path: str | Path) -> Comparison:
+        """Reads `compare.json`, or the folder that holds it.
+
+        Raises:
+            UserError: no such file, or something else.
+        """
+        file = Path(path)
+        file = file / "compare.json" if file.is_dir() else file
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(Fault(str(file), f"cannot be read ({error})", "a compare.json")) from None
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise UserError(Fault(str(file), "is not a comparison", f'an object with "format": "{FORMAT}"'))
+        content.pop("summary")
+        return cls(**{**content, "runs": [_run(entry) for entry in content["runs"]]})
+
+    def _summary(self, method: str) -> dict[str, Any]:
+        runs = self.runs_of(method)
+        answers = [run.answer for run in runs if run.answer is not None]
+        figures = {
+            "own_loss": spread(found.own_loss for found in answers),
+            "judged_loss": spread(found.judged_loss for found in answers),
+            "judged_accuracy": spread(found.judged_accuracy for found in answers),
+            "test_accuracy": spread(run.test_accuracy for run in runs),
+            "cost": spread(run.cost for run in runs),
+            "seconds": spread(run.seconds for run in runs),
+        }
+        reach = self.reach(method)
+        plain = {name: found and _finite(found._asdict()) for name, found in figures.items()}
+        factor = reach and reach.factor and _finite(reach.factor._asdict())
+        return {**plain, "reach": reach and {**reach._asdict(), "factor": factor}}
+
+
+def _run(entry: dict[str, Any]) -> MethodRun:
+    found = []
+    for incumbent in entry["incumbents"]:
+        incumbent.pop("judged_loss")
+        judgements = [Judgement.from_dict(judgement) for judgement in incumbent["judgements"]]
+        own_loss = loss_or_infinity(incumbent["own_loss"])
+        found.append(Incumbent(**{**incumbent, "own_loss": own_loss, "judgements": judgements}))
+    return MethodRun(**{**entry, "incumbents": found})
+
+
+def _mean(numbers: Iterable[float | None]) -> float | None:
+    found: Sequence[float] = [number for number in numbers if number is not None]
+    return statistics.fmean(found) if found else None
+
+
+def _finite(figures: dict[str, float | None]) -> dict[str, float | None]:
+    return {name: None if value is None else finite_or_none(value) for name, value in figures.items()}

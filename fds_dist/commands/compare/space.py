@@ -1,0 +1,124 @@
+"""The space that the black boxes search: the learned elements of λ, each in a finite range and on a scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.registry import nearest
+from fds_dist.config.compare import CompareConfig
+from fds_dist.schedule.space import NATURAL_DOMAIN, UNIT_INTERVAL, Hyperparameter, HyperparameterSpace, interval
+
+CUSTOMARY: dict[str, tuple[float, float]] = {
+    "lr": (1e-4, 1.0),
+    "momentum": (0.0, 0.99),
+    "weight_decay": (1e-6, 1e-2),
+    "beta1": (0.0, 0.99),
+    "beta2": (0.9, 0.9999),
+    "eps": (1e-10, 1e-4),
+}
+"""Where a hyperparameter has no bound of its own, only that of its natural domain."""
+
+UNBOUNDED = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class SearchRange:
+    """Where one hyperparameter is searched; all of its buckets alike."""
+
+    owner: Hyperparameter
+    """With the scale of the search, which may differ from the outer optimizer's."""
+    low: float
+    high: float
+
+    @property
+    def coordinates(self) -> tuple[float, float]:
+        """The range on the scale, ascending: the black box draws from it evenly."""
+        ends = self.owner.to_scale(self.low), self.owner.to_scale(self.high)
+        return min(ends), max(ends)  # log(1 - x) falls
+
+    def value(self, coordinate: float) -> float:
+        """The value at a coordinate; within the range whatever the rounding."""
+        return min(max(self.owner.from_scale(coordinate), self.low), self.high)
+
+
+def search_ranges(space: HyperparameterSpace, options: CompareConfig) -> tuple[SearchRange, ...]:
+    """One range per learned hyperparameter: `compare.ranges`, else its bounds, else the customary range.
+
+    The scale is logarithmic if the options ask for it and both ends have a logarithm.
+
+    Raises:
+        UserError: a range for what is not learned, beyond the bounds, or none where one is needed.
+    """
+    known = [name for owner in space.learned for name in (owner.name, owner.base)]
+    faults = []
+    for name in options.ranges:
+        if name not in known:
+            near = nearest(name, known)
+            suggestion = f"compare.ranges.{near}" if near else ""
+            learned = ", ".join(owner.name for owner in space.learned)
+            faults.append(Fault(f"compare.ranges.{name}", "is not learned", f"one of {learned}", suggestion))
+    found = []
+    for owner in space.learned:
+        low, high = _range(owner, options.ranges, options.scale)
+        key = f"compare.ranges.{owner.name}"
+        if not low < high:
+            faults.append(Fault(key, "is missing, and the bounds are not finite", "two numbers, [low, high]"))
+        elif (owner.clamp(low), owner.clamp(high)) != (low, high):
+            faults.append(Fault(key, f"[{low:g}, {high:g}] goes beyond the bounds", interval(*owner.bounds)))
+        else:
+            logarithmic = options.scale == "log" and _has_logarithm(owner, low) and _has_logarithm(owner, high)
+            found.append(SearchRange(replace(owner, scale="log" if logarithmic else "linear"), low, high))
+    if faults:
+        raise UserError(faults)
+    return tuple(found)
+
+
+def values_at(ranges: Sequence[SearchRange], coordinates: Sequence[float]) -> list[float]:
+    """λ [K] at `coordinates` [K]."""
+    owners = [found for found in ranges for _ in range(found.owner.buckets)]
+    return [found.value(coordinate) for found, coordinate in zip(owners, coordinates, strict=True)]
+
+
+def cosine_at(ranges: Sequence[SearchRange], coordinates: Sequence[float]) -> list[float]:
+    """λ [K] of half a cosine, at one coordinate per hyperparameter: the learning rate falls from its value there to 0,
+    each bucket being the mean over its window (as far as the bounds let it); all others are constant.
+    """
+    values: list[float] = []
+    for found, coordinate in zip(ranges, coordinates, strict=True):
+        owner, height = found.owner, found.value(coordinate)
+        falls = owner.base == "lr" and owner.buckets > 1
+        factors = [
+            _mean_cosine(bucket / owner.buckets, (bucket + 1) / owner.buckets) for bucket in range(owner.buckets)
+        ]
+        values += [owner.clamp(height * factor) if falls else height for factor in factors]
+    return values
+
+
+def _mean_cosine(start: float, stop: float) -> float:
+    """The mean of (1 + cos πx) / 2 for x from `start` to `stop`."""
+    return 0.5 + (math.sin(math.pi * stop) - math.sin(math.pi * start)) / (2 * math.pi * (stop - start))
+
+
+def _range(owner: Hyperparameter, given: Mapping[str, Sequence[float]], scale: str) -> tuple[float, float]:
+    """(low, high), NaN where there is none."""
+    chosen = given.get(owner.name) or given.get(owner.base)
+    if chosen:
+        return chosen[0], chosen[1]
+    natural = NATURAL_DOMAIN.get(owner.base, UNBOUNDED)
+    customary = CUSTOMARY.get(owner.base)
+    ends = []
+    for side in (0, 1):
+        bound = owner.bounds[side]
+        own = math.isfinite(bound) and bound != natural[side]
+        if customary and not (own and (scale == "linear" or _has_logarithm(owner, bound))):
+            ends.append(owner.clamp(customary[side]))
+        else:
+            ends.append(bound if math.isfinite(bound) else math.nan)
+    return ends[0], ends[1]
+
+
+def _has_logarithm(owner: Hyperparameter, value: float) -> bool:
+    return value < 1 if owner.base in UNIT_INTERVAL else value > 0

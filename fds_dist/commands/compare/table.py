@@ -1,0 +1,111 @@
+"""The comparison as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from statistics import fmean
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fds_dist.commands.compare.results import REFERENCE, Comparison, Reach, spread
+from fds_dist.common.console import default_console, seconds_text
+
+ABSENT = "-"
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """One row per method: mean ± standard deviation over the repetitions."""
+    console = console or default_console()
+    console.print(comparison_table(comparison))
+    for line in explanations(comparison):
+        console.print(escape(line), highlight=False, soft_wrap=True)
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Losses, accuracy, compute, and what it takes to reach the reference."""
+    repetitions = len({run.repetition for run in comparison.runs})
+    table = Table(title=f"{repetitions} repetitions" if repetitions > 1 else None, box=None, title_justify="left")
+    table.add_column("method")
+    for title in ("own best\nval loss", "judged\nval loss", "judged\nval acc", "test acc", "runs", "seconds"):
+        table.add_column(title, justify="right")
+    table.add_column(f"compute to reach {REFERENCE}")
+    for method in comparison.methods:
+        runs = comparison.runs_of(method)
+        answers = [run.answer for run in runs if run.answer is not None]
+        table.add_row(
+            method,
+            spread_text((found.own_loss for found in answers), "{:.4f}".format),
+            spread_text((found.judged_loss for found in answers), "{:.4f}".format),
+            spread_text((found.judged_accuracy for found in answers), _percent),
+            spread_text((run.test_accuracy for run in runs), _percent),
+            f"{fmean(run.cost for run in runs) / comparison.horizon:.3g}",
+            seconds_text(fmean(run.seconds for run in runs)),
+            reach_text(comparison, method),
+        )
+    return table
+
+
+def explanations(comparison: Comparison) -> list[str]:
+    """What the columns mean, and how searches ended that did not use up their budget."""
+    space = ", ".join(
+        f"{name} {found['low']:g} to {found['high']:g} ({found['scale']}{_buckets(found['buckets'])})"
+        for name, found in comparison.search_space.items()
+    )
+    retrained = max(len(run.retrained_accuracies) for run in comparison.runs)
+    source = f"mean of {retrained} trained on all training data" if retrained else "of the judges' runs"
+    lines = [
+        f"own best: what the search saw. judged: the same values trained anew on {comparison.judge_seeds} fresh seeds. "
+        f"test acc: {source}.",
+        f"runs: compute in plain training runs of {comparison.horizon:,} steps, at most "
+        f"{comparison.budget / comparison.horizon:.3g}. seconds: summed over ranks. {REFERENCE} uses estimator "
+        f"{comparison.estimator}.",
+        f"black boxes search {space}.",
+    ]
+    ends = [f"{run.method}, repetition {run.repetition}: {run.note}" for run in comparison.runs if run.note]
+    return lines + ends
+
+
+def spread_text(numbers: Iterable[float | None], text: Callable[[float], str]) -> str:
+    """`0.3651 ± 0.0021`, or the number alone."""
+    found = spread(numbers)
+    if found is None:
+        return ABSENT
+    return text(found.mean) if found.deviation is None else f"{text(found.mean)} ± {text(found.deviation)}"
+
+
+def reach_text(comparison: Comparison, method: str) -> str:
+    """How much more compute than the reference this method needs to be judged as good."""
+    reach = comparison.reach(method)
+    if reach is None:
+        return ABSENT
+    if method == REFERENCE:
+        costs = [
+            run.cost_to_reach(run.answer.judged_loss) for run in comparison.runs_of(method) if run.answer is not None
+        ]
+        needed = spread_text((cost / comparison.horizon for cost in costs if cost is not None), "{:.3g}".format)
+        return f"needed {needed} runs"
+    return _reached(reach)
+
+
+def _reached(reach: Reach) -> str:
+    if reach.factor is None:
+        return f"not within its budget ({_factor(reach.within)}×)"
+    mean, deviation = reach.factor
+    factor = f"needs {_factor(mean)}×" if deviation is None else f"needs {_factor(mean)} ± {_factor(deviation)}×"
+    if reach.reached == reach.repetitions:
+        return factor
+    return f"{factor} in {reach.reached} of {reach.repetitions}, else more than {_factor(reach.within)}×"
+
+
+def _factor(value: float) -> str:
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def _buckets(count: int) -> str:
+    return f", {count} buckets" if count > 1 else ""

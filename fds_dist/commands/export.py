@@ -1,0 +1,187 @@
+"""A learned schedule as text to take away: Python that needs torch alone, a table, or JSON. Needs no torch itself."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.registry import nearest
+from fds_dist.schedule.groups import base_of, group_of
+from fds_dist.schedule.schedule import Schedule
+
+FILES = {
+    False: ("schedule.json", "the values after the last outer step"),
+    True: ("schedule_best.json", "the values that reached the lowest validation loss"),
+}
+"""By whether the best schedule is asked for: its file in a run's folder, and what it holds."""
+
+TORCH_OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
+"""By name in a config: the class in `torch.optim`."""
+
+_quoted = partial(json.dumps, ensure_ascii=False)
+"""Text as a Python literal, in double quotes."""
+
+
+def export(run_dir: str | Path, form: str = "snippet", *, horizon: int | None = None, best: bool = False) -> str:
+    """The schedule of the run in `run_dir` in one of `FORMS`.
+
+    Args:
+        horizon: the number of steps to stretch it to; None: its own.
+        best: the schedule of the lowest validation loss instead of the last one.
+
+    Raises:
+        UserError: no such run, a horizon below 1, or a schedule of which no snippet can be made.
+    """
+    name, holds = FILES[best]
+    file = Path(run_dir) / name
+    faults = [] if file.is_file() else [_missing(file)]
+    if horizon is not None and horizon < 1:
+        faults.append(Fault("--horizon", f"{horizon} is out of range", "a whole number of at least 1"))
+    if faults:
+        raise UserError(faults)
+    schedule = Schedule.load(file)
+    schedule = schedule if horizon is None else schedule.stretch(horizon)
+    return FORMS[form](schedule, f"{file.resolve().parent.name}/{name}, {holds}")
+
+
+def _missing(file: Path) -> Fault:
+    """That there is no such schedule, with the nearest run that has one."""
+    folder = file.parent
+    problem = f"{folder} holds no {file.name}" if folder.is_dir() else f"there is no folder {folder}"
+    near = nearest(folder.name, (other.parent.name for other in folder.parent.glob(f"*/{file.name}")))
+    suggestion = str(folder.with_name(near)) if near else ""
+    return Fault("RUN_DIR", problem, "the folder of a run that has done an outer step", suggestion)
+
+
+def table(schedule: Schedule, source: str = "") -> str:
+    """Comma-separated values: a line of names, then one line per step."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["step", *schedule.at(0)])
+    writer.writerows([step, *schedule.at(step).values()] for step in range(schedule.horizon))
+    return text.getvalue()
+
+
+def snippet(schedule: Schedule, source: str = "fds-dist") -> str:
+    """Python that needs torch alone and trains as `schedule.attach` does; its head says that it is from `source`.
+
+    Raises:
+        UserError: the schedule does not name its optimizer, or not the patterns of its parameter groups.
+    """
+    if faults := list(_snippet_faults(schedule)):
+        raise UserError(faults)
+    grouped = bool(schedule.groups)
+    head = "".join(f"# {line}".rstrip() + "\n" for line in _head(schedule, source))
+    imports = "import re\n\nimport torch" if grouped else "import torch"
+    parts = [f"{head}\n{imports}\n\n{_values(schedule)}", VALUE_AT, _set_hyperparameters(schedule)]
+    parts += [_groups(schedule.optimizer["groups"]), PARAMETER_GROUPS] if grouped else []
+    return "\n\n\n".join([*parts, _make_optimizer(schedule)]) + "\n"
+
+
+FORMS: dict[str, Callable[[Schedule, str], str]] = {
+    "snippet": snippet,
+    "csv": table,
+    "json": lambda schedule, source: schedule.to_json(),
+}
+"""By name: a schedule, and where it is from, to text."""
+
+
+def _snippet_faults(schedule: Schedule) -> Iterator[Fault]:
+    name, patterns = schedule.optimizer.get("name"), schedule.optimizer.get("groups")
+    if str(name) not in TORCH_OPTIMIZERS:
+        yield Fault("schedule: optimizer.name", f"{name!r} is unknown", f"one of {', '.join(TORCH_OPTIMIZERS)}")
+    if schedule.groups and not (isinstance(patterns, dict) and {*schedule.groups} == {*patterns}):
+        expected = f"a pattern for each of {', '.join(schedule.groups)}"
+        yield Fault("schedule: optimizer.groups", f"{patterns!r} is not valid", expected)
+
+
+def _head(schedule: Schedule, source: str) -> Iterator[str]:
+    """Where it is from, and the training loop that it is made for."""
+    yield " ".join(f"A hyperparameter schedule learned by fds-dist: {source}.".split())
+    yield "It needs torch alone. In a training loop:"
+    yield ""
+    yield "    optimizer = make_optimizer(model)"
+    yield "    for step, (x, y) in enumerate(batches):"
+    yield "        set_hyperparameters(optimizer, step)"
+    yield "        optimizer.zero_grad()"
+    if names := schedule.loss_hyperparameters:
+        own = ", ".join(f"{_quoted(name)}: value_at({_quoted(name)}, step)" for name in names)
+        yield f"        own = {{{own}}}  # the loss's own: pass them on to yours"
+    yield f"        loss_function(model(x), y{', own' if names else ''}).backward()"
+    if (bound := schedule.optimizer.get("clip_gradient")) is not None:
+        yield f"        torch.nn.utils.clip_grad_value_(model.parameters(), {bound!r})  # as when it was learned"
+    yield "        optimizer.step()"
+
+
+def _values(schedule: Schedule) -> str:
+    settings = schedule.for_optimizer()
+    rows = schedule.values | settings.values | {name: (value,) for name, value in schedule.fixed.items()}
+    note = "" if rows.items() >= schedule.values.items() else "; momentum 1e-300 is 0, but SGD keeps its velocity"
+    lists = {name: textwrap.fill(str(list(row)), 110, subsequent_indent=" " * 8) for name, row in rows.items()}
+    lines = "".join(f"    {_quoted(name)}: {text},\n" for name, text in lists.items())
+    return f"""\
+HORIZON = {schedule.horizon}  # optimizer steps; another number stretches the schedule
+SCHEDULE = {{  # each row is spread evenly over the horizon{note}
+{lines}}}"""
+
+
+VALUE_AT = '''\
+def value_at(name, step):
+    """The value of a hyperparameter at a step, counted from 0. Past the horizon the last one stays."""
+    row = SCHEDULE[name]
+    return row[len(row) * min(step, HORIZON - 1) // HORIZON]'''
+
+
+def _set_hyperparameters(schedule: Schedule) -> str:
+    names = schedule.for_optimizer().at(0)
+    bases = dict.fromkeys(map(base_of, names))
+    grouped = {base_of(name) for name in names if group_of(name)}
+
+    def value(base: str) -> str:
+        name = f'"{base}." + group["name"]' if base in grouped else f'"{base}"'
+        return f"value_at({name}, step)"
+
+    betas = [value(base) if base in bases else f'group["betas"][{i}]' for i, base in enumerate(("beta1", "beta2"))]
+    settings = {base: value(base) for base in bases if base not in ("beta1", "beta2")}
+    settings |= {"betas": f"({', '.join(betas)})"} if len(settings) < len(bases) else {}
+    lines = "\n".join(f'        group["{key}"] = {text}' for key, text in settings.items())
+    return f'''\
+def set_hyperparameters(optimizer, step):
+    """Sets the values of an optimizer step, counted from 0: call it before `optimizer.step()`."""
+    for group in optimizer.param_groups:
+{lines}'''
+
+
+def _groups(patterns: Mapping[str, str]) -> str:
+    rows = "".join(f"    {_quoted(name)}: {_quoted(pattern)},\n" for name, pattern in patterns.items())
+    return f"GROUPS = {{  # the first pattern that is found in a parameter's name decides\n{rows}}}"
+
+
+PARAMETER_GROUPS = '''\
+def parameter_groups(model):
+    """The parameters by group; `model` is the network itself, before anything wraps it."""
+    groups = {name: {"name": name, "params": []} for name in GROUPS}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            group = next((group for group, pattern in GROUPS.items() if re.search(pattern, name)), None)
+            if group is None:
+                raise ValueError(f"no pattern matches {name}")
+            groups[group]["params"].append(parameter)
+    return list(groups.values())'''
+
+
+def _make_optimizer(schedule: Schedule) -> str:
+    chosen = TORCH_OPTIMIZERS[schedule.optimizer["name"]]
+    parameters = "parameter_groups(model)" if schedule.groups else "model.parameters()"
+    nesterov = schedule.optimizer.get("nesterov") and any(base_of(name) == "momentum" for name in schedule.at(0))
+    options = ", momentum=0.9, nesterov=True" if nesterov else ""  # torch.optim.SGD refuses one without the other
+    return f'''\
+def make_optimizer(model):
+    """The optimizer that the values were learned for; `set_hyperparameters` sets them all."""
+    return torch.optim.{chosen}({parameters}, lr=0.0{options})'''

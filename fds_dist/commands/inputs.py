@@ -1,0 +1,99 @@
+"""What several commands begin with: the config with its overrides, as far as it can be read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.registry import nearest
+from fds_dist.config import Config, Draft, HyperparameterConfig, read_draft
+from fds_dist.storage.run_folder import RunFolder
+from fds_dist.tasks import build_task
+from fds_dist.tasks.base import Task
+
+Source = str | Path | Mapping[str, Any] | Config
+
+
+def draft_of(
+    config: Source | None, overrides: Sequence[str], resume: Path | None = None, task: Task | None = None
+) -> Draft:
+    """The config of a command with its overrides, as far as it can be read.
+
+    Raises:
+        UserError: there is none, or it is given beside a run to go on with.
+    """
+    if resume is not None:
+        if config is not None:
+            raise UserError(Fault("--resume", "goes without CONFIG", "the folder of a run, and overrides"))
+        return _resumed_draft(RunFolder(resume), overrides)
+    if config is None:
+        raise UserError(Fault("CONFIG", "is missing", "a YAML file (or, to go on with a run, --resume RUN_DIR)"))
+    if task is not None and isinstance(config, Mapping) and "task" not in config:
+        config = {"task": {"name": type(task).__name__}, **config}
+    return read_draft(config, overrides)
+
+
+def _resumed_draft(folder: RunFolder, overrides: Sequence[str]) -> Draft:
+    """The run's own config with overrides; what the checkpoint holds a number for cannot change."""
+    if not folder.config.is_file():
+        siblings = folder.path.parent.glob("*/config.yaml")
+        near = nearest(folder.path.name, (path.parent.name for path in siblings))
+        suggestion = str(folder.path.with_name(near)) if near else ""
+        problem = f"{folder.path} is not the folder of a run: there is no config.yaml in it"
+        raise UserError(Fault("--resume", problem, "OUTPUT_DIR/NAME of an earlier run", suggestion))
+    before, draft = read_draft(folder.config), read_draft(folder.config, overrides)
+    if before.config is None or draft.config is None:
+        return draft
+    (had, had_groups), (has, has_groups) = ((c.hyperparameters, c.inner.groups) for c in (before.config, draft.config))
+    faults = [
+        Fault(f"hyperparameters.{name}", "cannot change when a run is resumed", "step, min and max alone")
+        for name in {**had, **has}
+        if not draft.is_broken(f"hyperparameters.{name}")
+        and _fixed_part(had.get(name), had_groups) != _fixed_part(has.get(name), had_groups)
+    ]
+    if had_groups != has_groups and not draft.is_broken("inner.groups"):
+        faults.append(Fault("inner.groups", "cannot change when a run is resumed", "the groups that it began with"))
+    return replace(draft, faults=[*draft.faults, *faults])
+
+
+def _fixed_part(hyperparameter: HyperparameterConfig | float | None, groups: Mapping[str, str] | None) -> object:
+    """What a run's checkpoint depends on."""
+    if isinstance(hyperparameter, HyperparameterConfig):
+        per_group = bool(hyperparameter.per_group)
+        copies = map(hyperparameter.for_group, groups or ()) if per_group else [hyperparameter]
+        return per_group, [(copy.init, copy.buckets, copy.scale) for copy in copies]
+    return hyperparameter
+
+
+def task_maker(config: Config) -> Callable[[int], Task]:
+    """seed → the config's task."""
+    return lambda seed: build_task(config.task.name, config.task.options, seed=seed)
+
+
+def one_run_per_rank(draft: Draft) -> Draft:
+    """The draft, with faults where it spreads one inner run: a study trains on each rank a run of its own."""
+    if draft.config is None:
+        return draft
+    mesh = draft.config.mesh
+    faults = [
+        Fault(f"mesh.{axis}", f"{size} has no meaning in a study, whose ranks each train a run of their own", "1")
+        for axis, size in (("data", mesh.data), ("replica", mesh.replica))
+        if size > 1
+    ]
+    return replace(draft, faults=[*draft.faults, *faults])
+
+
+def study_folder(config: Config, study: str) -> Path:
+    """`OUTPUT_DIR/STUDY-TASK-MODEL` (or `OUTPUT_DIR/NAME`): the same for the same config, so that a study goes on."""
+    parts = [study, config.task.name, *([config.model.name] if config.model else [])]
+    name = config.name or "-".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part) for part in parts)
+    return Path(config.output_dir) / name
+
+
+def wandb_options(config: Config) -> dict[str, Any]:
+    """`tracking.wandb` as `WandbSession` takes it."""
+    return dict(config.tracking.wandb)

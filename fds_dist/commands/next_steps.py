@@ -1,0 +1,53 @@
+"""What a person may want to do when a search has ended, and the lines that do it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from fds_dist.build import Build
+from fds_dist.storage.run_folder import RunFolder
+
+
+def next_steps(run_dir: Path, built: Build, status: str, converged: bool, from_python: bool) -> dict[str, str]:
+    """By what they do, lines for the shell or for Python.
+
+    Args:
+        status: "finished", else the search can only go on.
+        converged: whether more outer steps would change nothing.
+        from_python: whether task or model are objects that no command line could name.
+    """
+    folder = shlex.quote(str(run_dir))
+    resume = f"{program()} optimize --resume {folder}"
+    if from_python:
+        resume = f"fds_dist.optimize(resume={str(run_dir)!r}, task=..., model=...)"
+    if status != "finished":
+        return {"go on": resume}
+    sorted_by = ", its optimizer made from fds_dist.parameter_groups" if built.problem.groups else ""
+    load = f"fds_dist.load_schedule({str(run_dir)!r})"
+    steps = {"train with it": f"{load}.attach(optimizer){sorted_by}"}
+    if not from_python:
+        config = shlex.quote(str(RunFolder(run_dir).config))
+        steps["train on all data"] = f"{program()} retrain {folder}"
+        steps["take it away"] = f"{program()} export {folder} > schedule.py"
+        steps["check its gradients"] = f"{program()} verify {config}"
+        if not converged and not epochs_differ(built):
+            steps["search further"] = f"{resume} outer.steps={2 * len(built.settings.epochs)}"
+    return steps
+
+
+def epochs_differ(built: Build) -> bool:
+    """Whether the config names the epochs of each outer step."""
+    return isinstance(built.config.inner.epochs, list)
+
+
+def program() -> str:
+    """How to call this program from here."""
+    found, beside = shutil.which("fds-dist"), Path(sys.executable).with_name("fds-dist")
+    if found is not None or not beside.is_file():
+        return "fds-dist" if found else "python -m fds_dist"
+    path = os.path.relpath(beside)
+    return shlex.quote(str(beside) if path.startswith("..") else path)

@@ -1,0 +1,203 @@
+"""Per-step hypergradients of independent runs at one schedule, spread over the ranks and kept in files as they are
+done; and what they tell together.
+
+Shapes: E = estimators (non-greedy, greedy), N = analyzed hyperparameters, T = steps of the horizon.
+
+Run r is outer step r without sharing, with other weights, validation split and batches than all others: every step has
+hyperparameters h_t of its own, so that
+
+    non-greedy_t = dL_val(w_T)/dh_t                    by one reverse sweep, about 4 plain runs whatever N·T is
+    greedy_t     = ∇L_val(w_{t+1}) · ∂w_{t+1}/∂h_t     the state before step t held fixed; L_val on one batch
+
+The validation batch of a greedy hypergradient is the next one in the task's order, the first again after the last. Rank
+r does runs r, r + world size, ..., and hands each to the others when it is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from fds_dist.commands.noise.estimates import FEWEST_RUNS, estimate_noise
+from fds_dist.commands.noise.report import NoiseReport
+from fds_dist.commands.noise.theorem import Floats
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.registry import nearest
+from fds_dist.distributed.environment import LaunchEnvironment
+from fds_dist.distributed.mesh import MeshShape, Ranks
+from fds_dist.inner.estimators import Estimator, estimate_reverse
+from fds_dist.inner.estimators.greedy import greedy_estimator
+from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import InnerState
+from fds_dist.schedule.groups import base_of
+from fds_dist.schedule.schedule import Schedule
+from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
+
+ESTIMATORS: dict[str, Estimator] = {"non-greedy": estimate_reverse, "greedy": greedy_estimator(0.0)}
+
+
+@dataclass(frozen=True)
+class Unshared:
+    """A problem whose N learned hyperparameters have a bucket for every step, and their values."""
+
+    problem: Problem
+    values: list[float]  # [N·T] λ
+    horizon: int
+
+
+def cosine_schedule(problem: Problem, horizon: int, lr: float = 0.01, momentum: float = 0.9) -> Schedule:
+    """The paper's: a cosine from `lr` down to 0, and `momentum` where the problem's optimizer has one; the same in all
+    parameter groups."""
+    rates = tuple(lr * (1 + math.cos(math.pi * step / horizon)) / 2 for step in range(horizon))
+    names = problem.space.names
+    fixed = {name: momentum for name in names if base_of(name) == "momentum"}
+    return Schedule(horizon, {name: rates for name in names if base_of(name) == "lr"}, fixed)
+
+
+def without_sharing(problem: Problem, schedule: Schedule, horizon: int) -> Unshared:
+    """`problem` with a bucket for each of `horizon` steps of every analyzed hyperparameter.
+
+    Analyzed are those that the problem learns and those that the schedule changes over time. What the schedule leaves
+    out has its initial or fixed value of the problem.
+
+    Raises:
+        UserError: the schedule has a hyperparameter that the problem has not.
+    """
+    names = problem.space.names
+    steps = [schedule.stretch(horizon).at(step) for step in range(horizon)]
+    if unknown := [name for name in steps[0] if name not in names]:
+        expected = f"of {', '.join(names)}"
+        raise UserError(Fault(f"schedule: {name}", "unknown", expected, nearest(name, names)) for name in unknown)
+    learned = {owner.name: owner.init for owner in problem.space.learned}
+    constants = learned | problem.space.fixed
+    rows = {name: [step.get(name, constants[name]) for step in steps] for name in names}
+    analyzed = [name for name in names if name in learned or len(set(rows[name])) > 1]
+    space = HyperparameterSpace(
+        tuple(Hyperparameter(name, init=rows[name][0], step=0.0, buckets=horizon) for name in analyzed),
+        {name: row[0] for name, row in rows.items() if name not in analyzed},
+    )
+    return Unshared(replace(problem, space=space), [value for name in analyzed for value in rows[name]], horizon)
+
+
+def run_hypergradients(unshared: Unshared, run: int) -> Floats:
+    """[E, N, T] of one run; not finite where the run diverges."""
+    alone = Ranks(LaunchEnvironment(), MeshShape(1, 1, 1), unshared.problem.device)  # other ranks are at other runs
+    estimates = [
+        estimate(unshared.problem, unshared.values, run, unshared.horizon, alone, _go_on).hypergradients
+        for estimate in ESTIMATORS.values()
+    ]
+    return np.array(estimates).reshape(len(estimates), -1, unshared.horizon)
+
+
+def settings_key(unshared: Unshared) -> str:
+    """A short hash of what the hypergradients of a run depend on: settings, initial weights and first batches."""
+    problem = unshared.problem
+    settings = (
+        problem.space.bucket_counts,
+        problem.space.fixed,
+        unshared.values,
+        problem.optimizer_info,
+        (problem.clip_gradient, problem.val_batch_norm, str(problem.dtype), problem.seed),
+    )
+    digest = hashlib.sha256(repr(settings).encode())
+    val_batch = next(iter(problem.task.val_batches(0)), ())
+    for part in (problem.network(0).initial_weights, *next(problem.batches(0)), *val_batch):
+        digest.update(part.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _go_on(state: InnerState, loss: Tensor) -> bool:
+    return True
+
+
+Progress = Callable[[int, int], None]
+"""(runs done, all runs), those of all ranks together."""
+
+
+def measure_noise(
+    problem: Problem,
+    schedule: Schedule,
+    horizon: int,
+    runs: int,
+    ranks: Ranks,
+    folder: Path,
+    progress: Progress = lambda done, total: None,
+) -> NoiseReport:
+    """Hypergradient noise of `problem` at `schedule`, stretched to `horizon` steps; the same on every rank.
+
+    Args:
+        runs: how many, at least 4; 100 in the paper.
+        folder: keeps each run in `runs/` once it is done, so that an interrupted analysis goes on where it stopped, or
+            a finished one with more runs. Runs of other settings may lie there too.
+
+    Raises:
+        UserError: too few steps or runs, too few of them finite, or a schedule that does not fit the problem.
+    """
+    checks = (("horizon", horizon, 2), ("runs", runs, FEWEST_RUNS))
+    faults = [
+        Fault(name, f"{value} is out of range", f"a whole number of at least {least}")
+        for name, value, least in checks
+        if value < least
+    ]
+    if faults:
+        raise UserError(faults)
+    unshared = without_sharing(problem, schedule, horizon)
+    kept, key = folder / "runs", settings_key(unshared)
+    kept.mkdir(parents=True, exist_ok=True)
+    done: list[Floats] = []
+    for first in range(0, runs, ranks.world_size):
+        run = first + ranks.rank
+        done += gather(kept_run(unshared, run, kept / f"{key}-{run:04d}.npy") if run < runs else None, ranks)
+        progress(len(done), runs)
+    finite = finite_runs(done)
+    space = unshared.problem.space
+    return NoiseReport(
+        horizon=horizon,
+        runs=len(finite),
+        left_out=runs - len(finite),
+        schedule=space.unpack(unshared.values),
+        fixed=dict(space.fixed),
+        estimates=[
+            estimate_noise(finite[:, column, row], owner.name, estimator)
+            for row, owner in enumerate(space.learned)
+            for column, estimator in enumerate(ESTIMATORS)
+        ],
+    )
+
+
+def finite_runs(done: list[Floats]) -> Floats:
+    """[R, E, N, T] the runs that did not diverge.
+
+    Raises:
+        UserError: they are too few.
+    """
+    finite = [found for found in done if np.isfinite(found).all()]
+    if len(finite) < FEWEST_RUNS:
+        problem = f"{len(finite)} of {len(done)} runs have finite hypergradients"
+        remedy = "lower its learning rate or clip the gradient (inner.clip_gradient)"
+        raise UserError(Fault("schedule", problem, f"at least {FEWEST_RUNS}; {remedy}"))
+    return np.stack(finite)
+
+
+def kept_run(unshared: Unshared, run: int, file: Path) -> Floats:
+    """[E, N, T] of one run: read from `file`, or computed and written to it."""
+    try:
+        return np.load(file)
+    except (OSError, ValueError, EOFError):  # no such file, or no array in it
+        found = run_hypergradients(unshared, run)
+        temporary = file.with_suffix(".tmp")
+        with temporary.open("wb") as stream:
+            np.save(stream, found)
+        temporary.replace(file)  # there as a whole or not at all
+        return found
+
+
+def gather(run: Floats | None, ranks: Ranks) -> list[Floats]:
+    """The runs of all ranks that have one, in the ranks' order, on every rank."""
+    return [part for part in ranks.gather_objects(run) if part is not None]

@@ -1,0 +1,302 @@
+"""One search from its folder to its result: what goes into the folder, who is told, how it resumes and how it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+
+from torch import nn
+
+from fds_dist.build import Build, ModelBuilder, build
+from fds_dist.commands.inputs import Source, draft_of, wandb_options
+from fds_dist.commands.next_steps import epochs_differ, next_steps
+from fds_dist.commands.report.contents import read_run
+from fds_dist.commands.report.page import write_report
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import write_text_atomic
+from fds_dist.common.interruptions import interruptions_deferred
+from fds_dist.config import dump_config, load_config
+from fds_dist.distributed.agreement import RankLost, agreed
+from fds_dist.distributed.environment import launcher, read_environment
+from fds_dist.distributed.fingerprint import RunsDiverged
+from fds_dist.distributed.mesh import Ranks
+from fds_dist.inner.checkpoints import KIND as INNER
+from fds_dist.inner.checkpoints import InnerCheckpoints
+from fds_dist.inner.monitor import BatchesDiffer, Consistency, StepMonitor
+from fds_dist.inner.plan import estimator_cost
+from fds_dist.outer.loop import HypergradientsNotFinite, OuterLoop, OuterProgress, initial_progress
+from fds_dist.schedule.schedule import Schedule
+from fds_dist.storage.checkpoints import load_checkpoint, remove_folders, save_checkpoint
+from fds_dist.storage.provenance import environment_info
+from fds_dist.storage.run_folder import RunFolder, create_run_folder, folder_of_launch
+from fds_dist.tasks.base import Task
+from fds_dist.tracking.console import ConsoleTracker
+from fds_dist.tracking.history import HistoryFile, read_history
+from fds_dist.tracking.records import OuterRecord, RunEnd, RunStart
+from fds_dist.tracking.tensorboard import TensorBoardTracker
+from fds_dist.tracking.trackers import Tracker, Trackers
+from fds_dist.tracking.wandb_run import WandbTracker
+from fds_dist.tracking.wandb_session import WandbSession, failure_told_to_sweep
+
+EXPLAINED = (UserError, HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost)
+"""Ends of a run whose message says all; nobody needs a traceback for them."""
+
+MAKES_AN_INNER_RUN = ("task", "model", "inner", "hyperparameters", "tangents", "dtype", "seed")
+"""Sections of the config; where one has changed, an inner run that was cut off starts anew."""
+
+_searches = count()
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `optimize` did; the same on every rank."""
+
+    run_dir: Path
+    schedule: Schedule
+    """The values after the last update."""
+    best_schedule: Schedule | None
+    """The values that trained to the lowest validation loss; None where no inner run ended well."""
+    history: list[OuterRecord]
+    """One record per outer step."""
+    converged: bool
+    """Whether the step sizes fell below the tolerance before the outer steps were used up."""
+
+
+class Search:
+    """The outer loop of `built`, wired to its folder, trackers and checkpoints.
+
+    Where torchrun starts its ranks again after one was lost, the search goes on in the folder that it had before.
+
+    Args:
+        resume: the folder of the run to go on with; None for a new one.
+        show: whether rank 0 prints how it goes.
+        from_python: whether task or model are objects that no command line could name.
+
+    Raises:
+        UserError: the folder cannot be made; the checkpoint does not fit the config.
+    """
+
+    def __init__(self, built: Build, ranks: Ranks, resume: Path | None, show: bool, from_python: bool) -> None:
+        self.built, self.ranks = built, ranks
+        self.show, self.from_python = show and ranks.is_first, from_python
+        launchers = {name for name in ranks.gather_objects(launcher()) if name}
+        self.launch = {"search": next(_searches), "launchers": sorted(launchers)}
+        resume = ranks.on_first(lambda: resume or folder_of_launch(built.config.output_dir, **self.launch))
+        self.resumed = resume is not None
+        self.folder = RunFolder(resume or ranks.on_first(lambda: _new_folder(built)))
+        self.trackers = Trackers(self._own_trackers() if ranks.is_first else [])
+        consistency = Consistency(built.config.consistency.mode, built.config.consistency.every)
+        self.loop = OuterLoop(
+            problem=built.problem,
+            estimator=built.estimator,
+            rule=built.rule,
+            settings=built.settings,
+            ranks=ranks,
+            trackers=self.trackers,
+            make_monitor=lambda outer_step, schedule, plan: StepMonitor(
+                outer_step, schedule, plan, ranks, self.trackers, consistency
+            ),
+            save=self._save,
+            make_keeper=self._keeper,
+        )
+        self.notes = list(built.remarks)
+        self.progress = self._resumed() if self.resumed else self._fresh()
+
+    def run(self) -> RunResult:
+        """Runs what is left of the outer loop, and tells the trackers how it ended, however it ended."""
+        if self.resumed and (reason := self._nothing_left()):
+            if self.show:
+                ConsoleTracker().note(reason)
+            return self._result()
+        if self.ranks.is_first:
+            write_text_atomic(self.folder.config, dump_config(self.built.config))
+            info = environment_info(self.ranks.world_size, str(self.built.problem.device))
+            info["weights"] = self.built.problem.network(0).layout.size
+            info["launch"] = self.launch
+            write_text_atomic(self.folder.environment, json.dumps(info, indent=2) + "\n")
+        try:
+            self.trackers.start(self._start())
+            for note in self.notes:
+                self.trackers.note(note)
+            self.progress = self.loop.run(self.progress)
+        except KeyboardInterrupt:
+            self._finish("interrupted", f"stopped in outer step {self.progress.outer_step}")
+            raise
+        except EXPLAINED as error:
+            self._finish("failed", str(error))
+            raise
+        except Exception as error:
+            self._finish("failed", f"{type(error).__name__}: {error}")
+            raise
+        self._finish("finished", "every step is below the tolerance" if self.progress.converged else "")
+        return self._result()
+
+    def _own_trackers(self) -> list[Tracker]:
+        """Rank 0's; the record itself comes first."""
+        trackers: list[Tracker] = [HistoryFile(self.folder.history)]
+        if self.show:
+            trackers.append(ConsoleTracker())
+        if self.built.config.tracking.tensorboard:
+            trackers.append(TensorBoardTracker())
+        trackers.append(WandbTracker(WandbSession(**wandb_options(self.built.config), usual_job_type="optimize")))
+        return trackers
+
+    def _fresh(self) -> OuterProgress:
+        return initial_progress(self.built.problem, self.built.rule, self.built.settings)
+
+    def _resumed(self) -> OuterProgress:
+        """Where the newest whole checkpoint stands; before the first outer step where there is none."""
+        config = load_config(self.folder.config)  # as it was
+        state = self.ranks.on_first(lambda: load_checkpoint(self.folder.checkpoints, self.notes.append))
+        if state is None:
+            return self._fresh()
+        progress = OuterProgress.from_dict(state)
+        if len(progress.values) != self.built.problem.space.size:
+            problem = f"the checkpoint holds {len(progress.values)} learned numbers"
+            expected = f"{self.built.problem.space.size}, as in this config; buckets cannot change on resuming"
+            raise UserError(Fault("hyperparameters", problem, expected))
+        stricter = self.built.config.outer.tolerance < config.outer.tolerance
+        return replace(progress, converged=progress.converged and not stricter)
+
+    def _nothing_left(self) -> str:
+        """Why there is nothing to resume, or ""."""
+        done, asked = self.progress.outer_step, len(self.built.settings.epochs)
+        if self.progress.converged:
+            tolerance = self.built.config.outer.tolerance
+            return f"nothing left to do: after outer step {done - 1} every step was below outer.tolerance={tolerance:g}"
+        if done >= asked:
+            also = ", and as many inner.epochs" if epochs_differ(self.built) else ""
+            return f"nothing left to do: all {done} outer steps are done (for more: outer.steps={2 * done}{also})"
+        return ""
+
+    def _start(self) -> RunStart:
+        return RunStart(
+            run_dir=self.folder.path,
+            config=self.built.config.resolved(),
+            outer_steps=len(self.built.settings.epochs),
+            first_outer_step=self.progress.outer_step,
+            tangents=self.built.problem.space.size,
+            world_size=self.ranks.world_size,
+            device=str(self.built.problem.device),
+            resumed=self.resumed,
+        )
+
+    def _save(self, progress: OuterProgress) -> None:
+        """After an outer step: the schedules, and a checkpoint to go on from. Rank 0 writes."""
+        self.progress = progress
+        if not self.ranks.is_first:
+            return
+        write_text_atomic(self.folder.schedule, self.loop.schedule(progress.values, progress.horizon).to_json())
+        if progress.best is not None:
+            best = self.loop.schedule(progress.best[1], progress.horizon)
+            write_text_atomic(self.folder.best_schedule, best.to_json())
+        keep = self.built.config.checkpoint.keep
+        save_checkpoint(self.folder.checkpoints, progress.outer_step, progress.to_dict(), keep)
+        remove_folders(self.folder.checkpoints, INNER)
+
+    def _keeper(self, outer_step: int, values: Sequence[float], horizon: int) -> InnerCheckpoints:
+        """Keeps an inner run of the outer loop."""
+        config, options = self.built.config, self.built.config.checkpoint
+        run = {key: value for key, value in config.resolved().items() if key in MAKES_AN_INNER_RUN}
+        run |= {"mesh": {"batch_norm": config.mesh.batch_norm}, "outer_step": outer_step, "values": list(values)}
+        return InnerCheckpoints(
+            folder=self.folder.checkpoints,
+            run=json.loads(json.dumps(run)),
+            horizon=horizon,
+            ranks=self.ranks,
+            seconds=options.every_seconds,
+            count=options.keep,
+            meeting=config.consistency.every,
+            note=lambda text: self.trackers.note(f"outer step {outer_step}: {text}"),
+        )
+
+    @interruptions_deferred()
+    def _finish(self, status: str, message: str) -> None:
+        progress = self.progress
+        outer_step, _, val_loss, val_accuracy = progress.best or (None, None, None, None)
+        end = RunEnd(
+            status=status,
+            message=message,
+            schedule=self.built.problem.space.unpack(progress.values) if progress.outer_step else None,
+            best_outer_step=outer_step,
+            best_val_loss=val_loss,
+            best_val_accuracy=val_accuracy,
+            run_dir=self.folder.path,
+            plain_steps=self._plain_steps(),
+            report=self._report(),
+            next_steps=next_steps(self.folder.path, self.built, status, progress.converged, self.from_python),
+        )
+        self.trackers.finish(end)
+
+    def _report(self) -> Path | None:
+        """Writes the page that shows the run, where a person watches it; that it fails must not fail the run."""
+        if not self.show or not self.progress.outer_step:
+            return None
+        try:
+            return write_report([read_run(self.folder.path)], self.folder.report, endings=())
+        except Exception as error:
+            self.trackers.note(f"no report: {' '.join(str(error).split()) or type(error).__name__}")
+            return None
+
+    def _plain_steps(self) -> float:
+        """What the outer steps so far have cost over all replicas, in plain training steps."""
+        built = self.built
+        horizons = [built.problem.horizon(epochs) for epochs in built.settings.epochs[: self.progress.outer_step]]
+        discount = built.config.greedy.discount
+        costs = [estimator_cost(built.config.estimator, built.problem, horizon, discount) for horizon in horizons]
+        return built.shape.replica * sum(costs)
+
+    def _result(self) -> RunResult:
+        """The same on every rank."""
+        progress, best = self.progress, self.progress.best
+        return RunResult(
+            run_dir=self.folder.path,
+            schedule=self.loop.schedule(progress.values, progress.horizon),
+            best_schedule=None if best is None else self.loop.schedule(best[1], progress.horizon),
+            history=self.ranks.on_first(lambda: read_history(self.folder.history)),
+            converged=progress.converged,
+        )
+
+
+def _new_folder(built: Build) -> Path:
+    config = built.config
+    model = config.model.name if config.model else None
+    return create_run_folder(config.output_dir, config.name, config.task.name, model, datetime.now())
+
+
+def optimize(
+    config: Source | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    task: Task | None = None,
+    model: nn.Module | ModelBuilder | None = None,
+    resume: str | Path | None = None,
+    progress: bool = True,
+) -> RunResult:
+    """Learns the schedules that `config` asks for. Under a launcher, call it alike on every rank.
+
+    Args:
+        config: a YAML file, or the config as a mapping; None with `resume`.
+        overrides: `key.sub=value` strings.
+        task: an object used in place of the config's task; see `fds_dist.task_from_datasets`.
+        model: a module or a function from a seed to one, used in place of the config's model.
+        resume: the folder of a run to go on with.
+        progress: whether rank 0 prints how it goes.
+
+    Raises:
+        UserError: the input is wrong; nothing was trained.
+        HypergradientsNotFinite, RunsDiverged: the run cannot go on; what was computed is in its folder.
+    """
+    environment = read_environment()
+    folder = None if resume is None else Path(resume)
+    with failure_told_to_sweep(environment.rank):
+        built = agreed(environment, lambda: build(draft_of(config, overrides, folder, task), environment, task, model))
+    with built.ranks(environment) as ranks:
+        with failure_told_to_sweep(environment.rank):
+            from_python = task is not None or model is not None
+            search = Search(built, ranks, folder, show=progress, from_python=from_python)
+        return search.run()

@@ -1,0 +1,129 @@
+"""Hypergradients and their signs: a triangle per learned number and outer step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fds_dist.commands.report.contents import RunContents, labels
+from fds_dist.commands.report.panels import COLORS, FAINT, SIZE, Panel, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+DECADES = 6
+"""Sizes that are told apart; what is smaller is drawn as small as the smallest."""
+CELL = 0.22
+"""Inches between two triangles, where there is room."""
+LARGEST = (5.0, 9.0)
+"""Inches that all columns and all rows may take."""
+RASTER_FROM = 2000
+"""Triangles from which they are one picture in the page, whose weight is bounded then."""
+
+
+def hypergradients(runs: Sequence[RunContents]) -> list[Panel]:
+    """A panel per run: up for positive, down for negative, the larger the triangle the larger the number."""
+    decades = _decades(np.concatenate([_values(run).ravel() for run in runs]))
+    return [
+        Panel(
+            partial(_grid, run, label if len(runs) > 1 else "", decades),
+            f"sign and size of every hypergradient of {label}, a row per learned number, a column per outer step",
+            _size(run),
+        )
+        for run, label in zip(runs, labels(runs), strict=True)
+    ]
+
+
+def _cells(run: RunContents) -> tuple[float, float]:
+    """Inches of a column and of a row."""
+    columns, rows = max(1, len(run.records)), max(1, len(run.elements))
+    return min(CELL, LARGEST[0] / columns), min(CELL, LARGEST[1] / rows)
+
+
+def _size(run: RunContents) -> tuple[float, float]:
+    (width, height), longest = _cells(run), max(map(len, run.names), default=0)
+    used = 0.6 + 0.06 * longest + width * len(run.records), 1.1 + height * len(run.elements)
+    return max(1.3 * SIZE[0], used[0]), used[1]
+
+
+def _values(run: RunContents) -> np.ndarray:
+    """[elements, outer steps]"""
+    return np.array([[_of(record.hypergradients, element) for record in run.records] for element in run.elements])
+
+
+def _spread(run: RunContents) -> np.ndarray:
+    """[elements, outer steps] standard errors over the replicas; NaN where there is one."""
+    size = math.sqrt(int(run.section("mesh").get("replica", 1)))
+    spreads = [record.hypergradient_spread or {} for record in run.records]
+    return np.array([[_of(spread, element) / size for spread in spreads] for element in run.elements])
+
+
+def _grid(run: RunContents, title: str, decades: tuple[int, int], ax: Axes) -> None:
+    values, (low, high) = _values(run), decades
+    unsure = np.abs(values) < _spread(run)  # nothing is smaller than NaN
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.clip((np.log10(np.abs(values)) - low) / (high - low), 0.0, 1.0)
+    largest = 72 * 0.9 * min(_cells(run))
+    sizes = np.where(np.isfinite(values), _diameter(share, largest), 0.6 * largest) ** 2
+    up, down, lost = values > 0, values < 0, ~np.isfinite(values)
+    for found, marker, color, face, label in (
+        (up & ~unsure, "^", COLORS[1], COLORS[1], "positive"),
+        (down & ~unsure, "v", COLORS[0], COLORS[0], "negative"),
+        (up & unsure, "^", COLORS[1], "none", "positive, unsure"),
+        (down & unsure, "v", COLORS[0], "none", "negative, unsure"),
+        (values == 0, "d", FAINT, FAINT, "0"),
+        (lost, "X", FAINT, FAINT, "not finite"),
+    ):
+        if found.any():
+            rows, columns = np.nonzero(found)
+            style: dict[str, Any] = {"marker": marker, "edgecolor": color, "facecolor": face, "linewidths": 0.8}
+            ax.scatter(columns, rows, s=sizes[found], rasterized=found.size > RASTER_FROM, **style)
+            ax.scatter([], [], s=(0.6 * largest) ** 2, label=label, **style)
+    for decade in sorted({low, high}):
+        size = _diameter(np.array(float(decade > low)), largest) ** 2
+        ax.scatter([], [], s=size, marker="^", color=FAINT, label=f"±{short(10.0**decade)}")
+    _axes(run, ax)
+    ax.set_title(title)
+
+
+def _diameter(share: np.ndarray, largest: float) -> np.ndarray:
+    """Points."""
+    return largest * (0.3 + 0.7 * share)
+
+
+def _decades(values: np.ndarray) -> tuple[int, int]:
+    """The powers of ten between which sizes are told apart."""
+    finite = np.abs(values[np.isfinite(values) & (values != 0)])
+    if not finite.size:
+        return -1, 0
+    low, high = math.floor(np.log10(finite.min())), math.ceil(np.log10(finite.max()))
+    return max(low, high - DECADES) if low < high else high - 1, high
+
+
+def _axes(run: RunContents, ax: Axes) -> None:
+    """Ticks with names, as many as there is room for."""
+    every, stride = (max(1, math.ceil(room / cell)) for room, cell in zip((0.2, 0.13), _cells(run), strict=True))
+    names = {
+        row: name if run.buckets(name) == 1 else f"{name}[{bucket}]"
+        for row, (name, bucket) in enumerate(run.elements)
+        if bucket % stride == 0 and (bucket == 0 or bucket + stride <= run.buckets(name))
+    }
+    ax.set_yticks(list(names), list(names.values()))
+    steps = [record.outer_step for record in run.records]
+    ax.set_xticks(range(0, len(steps), every), [str(step) for step in steps[::every]])
+    ax.tick_params(length=0)
+    ax.set(xlabel="outer step", xlim=(-0.6, len(steps) - 0.4), ylim=(len(run.elements) - 0.4, -0.6))
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    for first in (y - 0.5 for y, (_, bucket) in enumerate(run.elements) if bucket == 0 and y):
+        ax.axhline(first, color=FAINT, linewidth=0.5)
+
+
+def _of(values: dict[str, list[float]], element: tuple[str, int]) -> float:
+    name, bucket = element
+    return values[name][bucket] if bucket < len(values.get(name, [])) else math.nan

@@ -1,0 +1,246 @@
+"""One HTML page that needs nothing else: its figures are inside, in the page's own colors, light or dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+from fds_dist.commands.report import figures
+from fds_dist.commands.report.contents import RunContents, labels
+from fds_dist.commands.report.hypergradients import hypergradients
+from fds_dist.commands.report.panels import DARK_RAMP, INK, RAMP, SIZE, STYLE, Panel, compose
+from fds_dist.commands.report.tables import cards, config_differences, event_table, outer_step_table, run_table, table
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import write_text_atomic
+
+PAGE = "index.html"
+ZOOM = 1.3
+"""Panels are larger on the page than in print, so that a column of it has letters of the size of its text."""
+
+
+class Shown(NamedTuple):
+    """A figure with its heading and what a reader has to know."""
+
+    draw: figures.Draw
+    title: str
+    caption: str
+
+
+VALIDATION = Shown(
+    figures.validation, "Validation", "After each outer step's training run. A ring marks the lowest loss."
+)
+SIGNS = (
+    "d validation loss / d value, summed over a bucket's steps. Up, positive: the loss rises with the value, and the "
+    "outer optimizer lowers it. Down, negative: it raises it. The larger the triangle, the larger the number (by its "
+    "logarithm); hollow, unsure: smaller than its standard error over the replicas."
+)
+ONE_RUN = {
+    "schedules": Shown(figures.schedules, "Schedules", "The values that each outer step trained with."),
+    "validation": VALIDATION,
+    "paths": Shown(
+        figures.paths,
+        "Values over the outer steps",
+        "A line per bucket, with its number: 0 is the first of the horizon.",
+    ),
+    "hypergradients": Shown(hypergradients, "Hypergradients and their signs", SIGNS),
+    "step_sizes": Shown(
+        figures.step_sizes, "Step sizes", "Of the outer optimizer after each outer step, on the scale that it moves on."
+    ),
+    "costs": Shown(
+        figures.costs,
+        "Time, load and memory",
+        "Time and peak memory are measured. By the plan: plain steps (a training step without tangents is one) and the "
+        "memory of the tangents.",
+    ),
+    "retraining": Shown(figures.retraining, "Retraining", "On all training data, with the learned schedule."),
+}
+SEVERAL_RUNS = {
+    "validation": VALIDATION,
+    "schedules": Shown(figures.schedules, "Best schedules", "The values that reached each run's lowest loss."),
+    "hypergradients": Shown(hypergradients, "Hypergradients and their signs", SIGNS),
+    "costs": Shown(figures.costs, "Time", ""),
+}
+
+
+def write_report(runs: Sequence[RunContents], folder: Path, endings: Sequence[str] = ("png", "pdf")) -> Path:
+    """Writes the page and, beside it, its figures as files with these `endings`; returns the page's path.
+
+    One run is shown in full, several side by side.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"cannot make the folder {folder}: {error.strerror}"
+        raise UserError(Fault("--output", problem, "a folder to write in")) from None
+    drawn = _drawn(runs, folder, endings)
+    body = _one(runs[0], drawn) if len(runs) == 1 else _several(runs, drawn)
+    text = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(', '.join(labels(runs)))}</title>"
+        f'<link rel="icon" href="data:,"><style>{CSS}</style></head>\n<body><main>\n{body}\n</main></body></html>\n'
+    )
+    write_text_atomic(folder / PAGE, text)
+    return folder / PAGE
+
+
+def _drawn(runs: Sequence[RunContents], folder: Path, endings: Sequence[str]) -> list[str]:
+    """The figures as sections of the page; each is written as files too."""
+    import matplotlib as mpl
+
+    begun = [run for run in runs if run.records]
+    sections = []
+    for name, shown in (ONE_RUN if len(runs) == 1 else SEVERAL_RUNS).items():
+        panels = shown.draw(begun) if begun else []
+        if not panels:
+            continue
+        with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+            if endings:
+                figure = compose(panels)
+                figure.draw_without_rendering()  # lays it out, once for all files
+                figure.set_layout_engine("none")
+                for ending in endings:
+                    figure.savefig(folder / f"{name}.{ending}", dpi=300, facecolor="white")
+            drawings = "".join(_svg(panel, f"{name}{index}") for index, panel in enumerate(panels))
+        caption = f"<figcaption>{escape(shown.caption)}</figcaption>" if shown.caption else ""
+        kind = "panels wide" if any(map(_is_wide, panels)) else "panels"
+        figure_text = f'<figure>{caption}<div class="{kind}">{drawings}</div></figure>'
+        sections.append(_section(shown.title, figure_text, name))
+    return sections
+
+
+def _svg(panel: Panel, key: str) -> str:
+    """The panel inline, in the colors of the page's text; ids begin with `key`."""
+    wide = _is_wide(panel)
+    figure = compose([panel], 1.0 if wide else ZOOM)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, dpi=100, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    for index, color in enumerate(RAMP):
+        text = text.replace(color, f"var(--ramp{index})")
+    text = re.sub(r'(id="|url\(#|xlink:href="#)', rf"\g<1>{key}-", text)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # For a path a hundredth of a point is enough.
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
+    points = figure.get_figwidth() * 72
+    box = f' style="width:{1.45 * points:.0f}px;min-width:{1.25 * points:.0f}px"' if wide else ""
+    drawing = re.sub(
+        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>',
+        lambda found: f'<svg role="img" aria-label="{escape(panel.alt)}" {found[1]}{box}>',
+        text,
+        count=1,
+    )
+    return f'<div class="panel">{drawing}</div>'
+
+
+def _is_wide(panel: Panel) -> bool:
+    """Whether it takes its own width on the page instead of a column's."""
+    return panel.size[0] > SIZE[0]
+
+
+def _section(title: str, content: str, key: str) -> str:
+    """A part of the page under a heading; none where there is no content."""
+    if not content:
+        return ""
+    return f'<section aria-labelledby="{key}"><h2 id="{key}">{escape(title)}</h2>\n{content}</section>'
+
+
+def _one(run: RunContents, drawn: Sequence[str]) -> str:
+    environment = [(key, _plain(value)) for key, value in run.environment.items()]
+    parts = [
+        f'<header><h1>{escape(run.name)}</h1>\n<p class="sub">{escape(_described(run))}</p></header>',
+        cards(run),
+        "" if run.records else "<p>No outer step is done yet.</p>",
+        *drawn,
+        _section("Events", event_table([run]), "events"),
+        _section("Outer steps", outer_step_table(run), "outer-steps"),
+        _folded("Config", f"<pre>{escape(run.config_text)}</pre>"),
+        _folded("Environment", table(("", ""), environment)) if environment else "",
+    ]
+    return "\n".join(filter(None, parts))
+
+
+def _several(runs: Sequence[RunContents], drawn: Sequence[str]) -> str:
+    configs = zip(labels(runs), runs, strict=True)
+    parts = [
+        f"<header><h1>{len(runs)} runs side by side</h1></header>",
+        run_table(runs),
+        *drawn,
+        _section("Events", event_table(runs), "events"),
+        _section("Where their configs differ", config_differences(runs), "configs"),
+        *(_folded(f"Config of {label}", f"<pre>{escape(run.config_text)}</pre>") for label, run in configs),
+    ]
+    return "\n".join(filter(None, parts))
+
+
+def _folded(title: str, content: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{content}</details>"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "–" if value is None else str(value)
+
+
+def _described(run: RunContents) -> str:
+    def name(key: str) -> str:
+        return str(run.section(key).get("name", "of its own"))
+
+    started = str(run.environment.get("started", ""))[:16].replace("T", " ")
+    words = [f"task {name('task')}", f"model {name('model')}", f"estimator {run.estimator}"]
+    return ", ".join([*words, f"started {started}"] if started else words)
+
+
+def _ramp(colors: Sequence[str]) -> str:
+    return "; ".join(f"--ramp{index}: {color}" for index, color in enumerate(colors))
+
+
+# On paper it is light, whatever the screen is.
+CSS = f"""
+:root {{ color-scheme: light dark; --back: #ffffff; --text: #1d2126; --faint: #616871; --line: #dfe3e8; --card: #f5f7f9;
+  {_ramp(RAMP)} }}
+@media screen and (prefers-color-scheme: dark) {{
+  :root {{ --back: #14171a; --text: #e4e7eb; --faint: #98a1ab; --line: #31373e; --card: #1e2328;
+    {_ramp(DARK_RAMP)} }} }}
+* {{ box-sizing: border-box }}
+body {{ margin: 0; background: var(--back); color: var(--text); font: 16px/1.5 system-ui, sans-serif;
+  overflow-wrap: break-word }}
+main {{ max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 4rem }}
+h1 {{ font-size: 1.5rem; line-height: 1.25; margin: 0; overflow-wrap: anywhere }}
+h2 {{ font-size: 1.15rem; margin: 2.5rem 0 .25rem }}
+p.sub, figcaption {{ color: var(--faint); margin: .2rem 0 1rem }} figcaption {{ font-size: .9rem; max-width: 46rem }}
+.cards {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .6rem; margin: 0 }}
+.cards div {{ display: flex; flex-direction: column-reverse; justify-content: flex-end; background: var(--card);
+  border-radius: .5rem; padding: .6rem .8rem }}
+.cards dd {{ margin: 0; font-size: 1.25rem; font-weight: 600 }} .cards dt {{ color: var(--faint); font-size: .85rem }}
+figure {{ margin: 0 }}
+.panels {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); gap: 1rem 1.25rem;
+  align-items: end }}
+.panel svg {{ display: block; width: 100%; height: auto }}
+.panels.wide {{ display: flex; flex-wrap: wrap }} .wide .panel {{ overflow-x: auto; max-width: 100% }}
+.wide .panel svg {{ max-width: 100% }}
+svg text {{ font-family: system-ui, sans-serif !important }}
+.scroll {{ overflow-x: auto; margin-top: .5rem }}
+table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }}
+th, td {{ text-align: left; padding: .3rem 1.1rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
+  font-weight: 400 }}
+tbody th {{ white-space: nowrap }} thead th {{ color: var(--faint); vertical-align: bottom }}
+td.number, th.number {{ text-align: right }} td.number {{ white-space: nowrap }}
+td {{ max-width: 34rem }} tr.best > * {{ font-weight: 600 }}
+pre {{ background: var(--card); border-radius: .5rem; padding: .8rem; overflow-x: auto; font-size: .82rem;
+  line-height: 1.4 }}
+summary {{ cursor: pointer; margin-top: 2rem; font-weight: 600 }}
+@media print {{
+  main {{ max-width: none; padding: 0 }} section {{ break-inside: avoid }}
+  .scroll, .wide .panel, pre {{ overflow: visible }} pre {{ white-space: pre-wrap }}
+  details::details-content {{ content-visibility: visible; display: block }} }}
+"""

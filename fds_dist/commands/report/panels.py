@@ -1,0 +1,170 @@
+"""The look of a report's figures: panels, which a page shows one by one and a file for a paper side by side.
+
+Everything must be told apart without color too: by dashes, markers, hatches, or a number at a line's end. All colors
+have a contrast of 3 to 1 at least on the page's light and on its dark ground (WCAG 2.1, 1.4.11).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+INK = "#010203"
+"""Stands for the color of text and axes; the page replaces it by that of its own text, light or dark."""
+FAINT = "#8a8a8a"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", INK)
+"""Okabe and Ito's, which the color-blind tell apart, without those that are too faint on white."""
+LINES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+RAMP = ("#440154", "#481c6e", "#453581", "#3d4d8a", "#34618d", "#2b748e", "#24878e", "#1f9a8a")
+"""From the first bucket to the last, on a light ground: the darker part of viridis, which gets lighter all the way."""
+DARK_RAMP = ("#2a788e", "#228d8d", "#1fa187", "#32b67a", "#5ac864", "#8ed645", "#c8e020", "#fde725")
+"""What the page shows instead on a dark ground: the lighter part."""
+
+SIZE = (2.3, 1.9)
+"""Inches of a panel in print; three side by side fill a page of two columns, two a page of one."""
+PAGE_WIDTH = 7.0
+"""Inches that panels may take side by side in print."""
+MOST_NUMBERED = 12
+"""Lines that still get a number each."""
+LONGEST_LABEL = 32
+
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "font.sans-serif": ["DejaVu Sans"],  # the one that comes with matplotlib; the page has its own
+    "legend.fontsize": 7.5,
+    "axes.titlesize": 8,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "hatch.linewidth": 0.6,
+    "text.parse_math": False,  # a dollar sign in a name is one
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # letters stay letters
+    "svg.fonttype": "none",
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes."""
+
+    draw: Callable[[Axes], None]
+    """Gets them empty; what it labels goes to the legend."""
+    alt: str
+    """What it shows, for those who cannot see it."""
+    size: tuple[float, float] = SIZE
+    """Inches, width and height."""
+
+
+def compose(panels: Sequence[Panel], zoom: float = 1.0) -> Figure:
+    """The panels in rows, with one legend above them.
+
+    Args:
+        zoom: stretches the panels, but not their text.
+    """
+    from matplotlib.figure import Figure
+
+    width, height = (max(panel.size[axis] for panel in panels) * zoom for axis in (0, 1))
+    columns = max(1, min(len(panels), int(PAGE_WIDTH * zoom / width)))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for panel, ax in zip(panels, axes, strict=False):
+        panel.draw(ax)
+    for unused in axes[len(panels) :]:
+        unused.remove()
+    _legend(figure, axes[: len(panels)])
+    return figure
+
+
+def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend above all panels, in as many columns as fit; the figure grows by its height."""
+    found = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    if not found:
+        return
+    texts = [label if len(label) <= LONGEST_LABEL else f"…{label[1 - LONGEST_LABEL :]}" for label in found]
+    inches = 0.45 + 0.065 * max(map(len, texts))
+    columns = max(1, min(len(texts), int(figure.get_figwidth() / inches)))
+    figure.legend(found.values(), texts, loc="outside upper left", ncols=columns, borderaxespad=0.2)
+    figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(texts) // columns))
+
+
+def run_style(index: int) -> dict[str, Any]:
+    """Color, dashes and marker of one of several runs; twenty can be told apart without color."""
+    return {
+        "color": COLORS[index % len(COLORS)],
+        "linestyle": LINES[index % len(LINES)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "markersize": 3.5,
+        "linewidth": 1.4,
+    }
+
+
+def bucket_color(bucket: int, buckets: int) -> str:
+    """Of `RAMP`, from the first bucket to the last."""
+    return RAMP[round((len(RAMP) - 1) * bucket / max(1, buckets - 1))]
+
+
+def value_axis(ax: Axes, values: Iterable[float]) -> None:
+    """Ticks of the y-axis in plain numbers, logarithmic where positive `values` spread far."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    finite = [value for value in values if math.isfinite(value)]
+    if finite and 0 < 8 * min(finite) < max(finite):
+        ax.set_yscale("log")
+        few = max(finite) < 2000 * min(finite)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def short(value: float) -> str:
+    """`0.05`, `5e-5`."""
+    return f"{value:g}".replace("e-0", "e−").replace("e-", "e−").replace("e+0", "e")
+
+
+def whole_numbers(ax: Axes) -> None:
+    """Ticks of the x-axis at whole numbers only."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def number_lines(ax: Axes, x: float, ends: Mapping[int, float]) -> None:
+    """The number of each line at its end (x, y): those of lines that end together in one place, none on another one."""
+    ax.autoscale_view()
+    to_share = ax.transData + ax.transAxes.inverted()
+    shares = {number: float(to_share.transform((x, y))[1]) for number, y in ends.items() if math.isfinite(y)}
+    together: list[tuple[float, list[int]]] = []
+    for number, share in sorted(shares.items(), key=lambda item: item[1]):
+        if together and share - together[-1][0] < 0.02:
+            together[-1][1].append(number)
+        else:
+            together.append((share, [number]))
+    lowest = -math.inf
+    for share, numbers in together:
+        place = max(share, lowest)
+        lowest = place + 0.085
+        text = ",".join(map(str, sorted(numbers)))
+        ax.annotate(text, (x, place), (4, 0), ("data", "axes fraction"), "offset points", va="center", fontsize=7)
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Seconds of the unit in which so long a time is told, and its symbol."""
+    return (1.0, "s") if seconds < 120 else (60.0, "min") if seconds < 7200 else (3600.0, "h")
+
+
+def byte_unit(count: float) -> tuple[float, str]:
+    """Bytes of the unit in which so large a memory is told, and its symbol."""
+    return (2.0**10, "KiB") if count < 2**20 else (2.0**20, "MiB") if count < 2**32 else (2.0**30, "GiB")

@@ -1,0 +1,181 @@
+"""What a report says in words and numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from html import escape
+from statistics import mean
+from typing import Any
+
+from fds_dist.commands.report.contents import RunContents, labels
+from fds_dist.commands.report.panels import byte_unit
+
+MOST_VALUES = 12
+"""Values of a hyperparameter that a table holds; `history.jsonl` has all."""
+
+
+def cards(run: RunContents) -> str:
+    """The figures of a run that are looked for first."""
+    best, records, weights = run.best, run.records, run.environment.get("weights")
+    facts = {
+        "best validation loss": _number(best.val_loss if best else None),
+        "best validation accuracy": _percent(_best_accuracy(run)),
+        "outer steps": _done(run),
+        "learned numbers": str(len(run.elements)),
+        "weights": f"{weights:,}" if isinstance(weights, int) else "–",
+        "ranks": str(records[-1].world_size if records else run.environment.get("world_size", "–")),
+        "time": _duration(run.seconds),
+        "inner steps": f"{sum(record.horizon for record in records):,}",
+    }
+    if run.peak_bytes is not None:
+        facts["peak memory of a rank"] = _bytes(run.peak_bytes)
+    if (plan := run.plan()) and (tangents := run.tangent_bytes(plan)):
+        facts["tangents of a rank"] = _bytes(max(tangents))
+    if accuracies := run.retrained_accuracies:
+        seeds = "1 seed" if len(accuracies) == 1 else f"{len(accuracies)} seeds"
+        facts[f"retrained test accuracy ({seeds})"] = _percent(mean(accuracies))
+    shown = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+    return f'<dl class="cards">{"".join(shown)}</dl>'
+
+
+def run_table(runs: Sequence[RunContents]) -> str:
+    """A row per run."""
+    headings = (
+        *("run", "task", "model", "best validation loss", "at outer step", "best validation accuracy"),
+        *("retrained test accuracy", "outer steps", "learned numbers", "ranks", "time", "peak memory"),
+    )
+    rows = []
+    for label, run in zip(labels(runs), runs, strict=True):
+        best, accuracies = run.best, run.retrained_accuracies
+        rows.append(
+            (
+                label,
+                run.section("task").get("name", "–"),
+                run.section("model").get("name", "–"),
+                _number(best.val_loss if best else None),
+                best.outer_step if best else "–",
+                _percent(_best_accuracy(run)),
+                _percent(mean(accuracies) if accuracies else None),
+                _done(run),
+                len(run.elements),
+                run.records[-1].world_size if run.records else "–",
+                _duration(run.seconds),
+                _bytes(run.peak_bytes),
+            )
+        )
+    return table(headings, rows, range(3, len(headings)))
+
+
+def event_table(runs: Sequence[RunContents]) -> str:
+    """What a person should know of the outer steps; empty where there is nothing."""
+    rows = [
+        (label, record.outer_step, event)
+        for label, run in zip(labels(runs), runs, strict=True)
+        for record in run.records
+        for event in record.events
+    ]
+    if len(runs) == 1:
+        return table(("outer step", "event"), [row[1:] for row in rows], [0]) if rows else ""
+    return table(("run", "outer step", "event"), rows, [1]) if rows else ""
+
+
+def outer_step_table(run: RunContents) -> str:
+    """A row per outer step with the values it trained with; the best stands out."""
+    if not run.records:
+        return ""
+    headings = ("outer step", "inner steps", "validation loss", "validation accuracy", "time", *run.names)
+    rows = [
+        (
+            f"{record.outer_step} (best)" if record is run.best else record.outer_step,
+            f"{record.horizon:,}",
+            _number(record.val_loss),
+            _percent(record.val_accuracy),
+            _duration(record.seconds),
+            *(_values(record.hyperparameters.get(name, [])) for name in run.names),
+        )
+        for record in run.records
+    ]
+    best = next((index for index, record in enumerate(run.records) if record is run.best), None)
+    return table(headings, rows, range(len(headings)), best)
+
+
+def config_differences(runs: Sequence[RunContents]) -> str:
+    """The keys whose values are not alike."""
+    flat = [dict(_flattened(run.config)) for run in runs]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    rows = [
+        (key, *(str(config.get(key, "–")) for config in flat))
+        for key in keys
+        if len({str(config.get(key)) for config in flat}) > 1
+    ]
+    return table(("key", *labels(runs)), rows) if rows else "<p>Nowhere.</p>"
+
+
+def table(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    numbers: Collection[int] = (),
+    best: int | None = None,
+) -> str:
+    """A table whose first column heads its rows; the columns `numbers` stand right, the row `best` stands out."""
+
+    def cell(tag: str, column: int, content: object, scope: str = "") -> str:
+        kind = ' class="number"' if column in numbers else ""
+        return f"<{tag}{scope}{kind}>{escape(str(content))}</{tag}>"
+
+    head = "".join(cell("th", column, heading, ' scope="col"') for column, heading in enumerate(headings))
+    body = []
+    for index, (first, *others) in enumerate(rows):
+        cells = [cell("th", 0, first, ' scope="row"'), *(cell("td", at, each) for at, each in enumerate(others, 1))]
+        kind = ' class="best"' if index == best else ""
+        body.append(f"<tr{kind}>{''.join(cells)}</tr>")
+    top = f"<thead><tr>{head}</tr></thead>" if any(headings) else ""
+    return f'<div class="scroll" tabindex="0"><table>{top}<tbody>{"".join(body)}</tbody></table></div>'
+
+
+def _flattened(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _flattened(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
+
+
+def _done(run: RunContents) -> str:
+    done = len(run.records)
+    return str(done) if run.asked in (None, done) else f"{done} of {run.asked}"
+
+
+def _best_accuracy(run: RunContents) -> float | None:
+    return max((r.val_accuracy for r in run.records if r.val_accuracy is not None), default=None)
+
+
+def _values(values: Sequence[float]) -> str:
+    texts = [_number(value, 3) for value in values]
+    if len(texts) > MOST_VALUES:
+        half = MOST_VALUES // 2
+        texts = [*texts[:half], "…", *texts[-half:]]
+    return " ".join(texts)
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.1f} %"
+
+
+def _bytes(count: int | None) -> str:
+    if count is None:
+        return "–"
+    byte, unit = byte_unit(count)
+    return f"{count / byte:.3g} {unit}" if count < 1000 * byte else f"{count / byte:,.0f} {unit}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

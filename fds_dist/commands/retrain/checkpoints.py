@@ -1,0 +1,101 @@
+"""Files of a retraining: weights for anybody, and the state to go on from. Safetensors only: nothing is unpickled.
+
+A file is either whole or not there: it is written under another name and renamed into place. The state is one file,
+weights included, so that no crash can leave weights of one epoch beside the optimizer of another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fds_dist.common.faults import Fault, UserError
+
+
+@dataclass(frozen=True)
+class SeedFolder:
+    """The files of one seed."""
+
+    path: Path
+
+    @property
+    def state(self) -> Path:
+        """What the engine needs to go on; its own business what is in there."""
+        return self.path / "state.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """Weights and buffers after the last epoch, by their names in the network."""
+        return self.path / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """Those of the epoch that tested best."""
+        return self.path / "best.safetensors"
+
+    @property
+    def history(self) -> Path:
+        """One line per epoch."""
+        return self.path / "history.jsonl"
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Named tensors as a safetensors file, atomically; `safetensors.torch.load_file` reads it."""
+    _write(path, weights, {"format": "pt"})
+
+
+def write_state(path: Path, tensors: Mapping[str, Tensor], progress: dict[str, Any]) -> None:
+    """`tensors` and `progress` (JSON values) with a checksum over both, atomically."""
+    text = json.dumps(progress)
+    _write(path, tensors, {"progress": text, "sha256": _digest(tensors, text)})
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What `write_state` wrote; None where there is no such file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if metadata["sha256"] == _digest(tensors, metadata["progress"]):
+            return tensors, json.loads(metadata["progress"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        pass
+    raise UserError(Fault("", f"{path} is damaged", "restart=true, to train anew"))
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:  # the usual permissions; `save_file` leaves its owner's alone
+            file.write(save(dict(tensors), metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,104 @@
+"""The batches of a retraining, and each rank's part of them.
+
+Shapes: B = samples of a batch, W = ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fds_dist.common.batch import Batch, checked_batch
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.distributed.mesh import Ranks
+from fds_dist.tasks.base import Task
+
+
+class RetrainData:
+    """All training data of `task` and its test data, on `device`.
+
+    Trains on `retrain_batches` where the task has them, else on `train_batches(0, ·)`, which leave out the validation
+    part. Tests on `test_batches()`, or `val_batches(0)` where there are none. `notes` tell of the second choices.
+
+    Raises:
+        UserError: there are neither test nor validation batches.
+    """
+
+    def __init__(self, task: Task, device: torch.device) -> None:
+        self.task: Any = task
+        if (move := getattr(task, "to", None)) is not None:
+            move(device)
+        self.on_all_data = getattr(task, "retrain_batches", None) is not None
+        self.steps_per_epoch: int = self.task.retrain_steps_per_epoch if self.on_all_data else task.steps_per_epoch
+        self.has_test = next(iter(task.test_batches()), None) is not None
+        if not self.has_test and next(iter(task.val_batches(0)), None) is None:
+            raise UserError(Fault("task.test_batches", "there are neither test nor validation batches", "at least one"))
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know about the data."""
+        notes = []
+        if not self.on_all_data:
+            notes.append("the task has no retrain_batches: trained on train_batches, without the validation part")
+        if not self.has_test:
+            seen = " They may be part of what is trained on." if self.on_all_data else ""
+            notes.append(f"the task has no test data: tested on val_batches(0).{seen}")
+        return notes
+
+    def horizon(self, epochs: float) -> int:
+        """Optimizer steps in `epochs`, at least 1."""
+        return max(1, round(epochs * self.steps_per_epoch))
+
+    def training(self, epoch: int, steps: int) -> Iterator[Batch]:
+        """The first `steps` batches of an epoch.
+
+        Raises:
+            UserError: there are fewer, or one is no pair of tensors.
+        """
+        source = "retrain_batches" if self.on_all_data else "train_batches"
+        batches = self.task.retrain_batches(epoch) if self.on_all_data else self.task.train_batches(0, epoch)
+        given = 0
+        for batch in islice(batches, steps):
+            given += 1
+            yield checked_batch(batch, source)
+        if given < steps:
+            problem = f"{source} gave {given} batches in epoch {epoch}"
+            raise UserError(Fault("task", problem, f"{self.steps_per_epoch}, as it says of itself"))
+
+    def testing(self) -> Iterator[Batch]:
+        """Every test batch."""
+        source = "test_batches" if self.has_test else "val_batches"
+        batches = self.task.test_batches() if self.has_test else self.task.val_batches(0)
+        return (checked_batch(batch, source) for batch in batches)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One rank's part of a batch."""
+
+    inputs: Tensor
+    targets: Tensor
+    samples: int
+    """n ≤ B/W rounded up. A rank that gets none (B < W) computes on one sample, which must not count."""
+    weight: float
+    """W·n/B: what to multiply the part's mean loss by, so that the mean over ranks is the mean over the batch."""
+
+
+def part_of(batch: Batch, ranks: Ranks, dtype: torch.dtype) -> Part:
+    """This rank's part of `batch`, in rank order, on its device; floating-point tensors in `dtype`.
+
+    Parts differ by at most one sample, the first ranks' being the larger ones.
+    """
+    parts = [tensor.tensor_split(ranks.world_size)[ranks.rank] for tensor in batch]
+    samples = len(parts[1])
+    if not samples:
+        parts = [tensor[:1] for tensor in batch]
+    inputs, targets = (
+        part.to(ranks.device, dtype if part.is_floating_point() else part.dtype, non_blocking=True) for part in parts
+    )
+    return Part(inputs, targets, samples, ranks.world_size * samples / len(batch[1]))

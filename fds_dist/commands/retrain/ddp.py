@@ -1,0 +1,150 @@
+"""Plain PyTorch on one rank, `DistributedDataParallel` on several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from fds_dist.commands.retrain.checkpoints import read_state, write_state
+from fds_dist.commands.retrain.optimizers import make_optimizer
+from fds_dist.commands.retrain.settings import RetrainSettings
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.flat import trainable_parameters
+from fds_dist.distributed.mesh import Ranks
+from fds_dist.schedule.schedule import Schedule
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class DDPEngine:
+    """See `Engine`. Each rank holds the whole network and all of the optimizer's state.
+
+    Batch-norm on several GPUs is synchronized, so that its statistics are the whole batch's. On CPUs PyTorch has no
+    such layer: each rank uses its own part's, and the running statistics are the first rank's. Over several ranks every
+    trained parameter must take part in every step, which `DistributedDataParallel` asks for.
+    """
+
+    def __init__(self, module: nn.Module, schedule: Schedule, settings: RetrainSettings, ranks: Ranks) -> None:
+        self._settings, self._ranks = settings, ranks
+        self._dtype = DTYPES[settings.dtype]
+        self.notes = batch_norm_notes(module, ranks)
+        if ranks.world_size > 1 and ranks.device.type == "cuda":
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        self._module = module.to(ranks.device, self._dtype).train()
+        self._parameters = list(trainable_parameters(module).values())
+        self.optimizer = make_optimizer(schedule, module)
+        self._network = self._module
+        if ranks.world_size > 1:
+            self._network = DistributedDataParallel(module, [ranks.device] if ranks.device.type == "cuda" else None)
+
+    def step(self, inputs: Tensor, loss_of: Callable[[Tensor], Tensor], weight: float) -> Tensor:
+        """See `Engine`."""
+        self.optimizer.zero_grad()
+        loss = loss_of(self._output(self._network, inputs))
+        (loss * weight).backward()
+        if self._settings.clip_gradient is not None:
+            nn.utils.clip_grad_value_(self._parameters, self._settings.clip_gradient)
+        if self._settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._settings.clip_norm)
+        self.optimizer.step()
+        return loss.detach()
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """See `Engine`."""
+        return in_evaluation(self._module, self._ranks)
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """See `Engine`."""
+        return self._output(self._module, inputs)
+
+    def _output(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        """In the weights' precision, so that the loss is."""
+        mixed = self._settings.mixed_precision == "bf16"
+        with torch.autocast(self._ranks.device.type, torch.bfloat16, enabled=mixed):
+            output = network(inputs)
+        return output.to(self._dtype)
+
+    def weights(self) -> dict[str, Tensor]:
+        """See `Engine`."""
+        if not self._ranks.is_first:
+            return {}
+        # Copies, since the format refuses tensors that share memory, as tied weights do.
+        return {name: host_copy(tensor) for name, tensor in self._module.state_dict().items()}
+
+    def save(self, path: Path, progress: dict[str, Any]) -> None:
+        """See `Engine`: the first rank writes one file."""
+        if not self._ranks.is_first:
+            return
+        tensors = {f"weights/{name}": tensor for name, tensor in self.weights().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {
+                f"optimizer/{index}/{name}": host_copy(value) for name, value in state.items() if value is not None
+            }
+        write_state(path, tensors, progress)
+
+    def load(self, path: Path, accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+        """See `Engine`: the first rank reads, so that no other needs to see its files."""
+        found = self._ranks.on_first(lambda: read_state(path))
+        if found is None:
+            return None
+        tensors, progress = found
+        accept(progress)
+        try:
+            self._set(tensors)
+        except (RuntimeError, ValueError, KeyError):
+            problem = f"{path} is of another network than this task and model make"
+            raise UserError(Fault("", problem, "restart=true, to train anew")) from None
+        return progress
+
+    def _set(self, tensors: dict[str, Tensor]) -> None:
+        prefix = "weights/"
+        weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        self._module.load_state_dict(weights)
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            if key.startswith("optimizer/"):
+                _, index, name = key.split("/")
+                states.setdefault(int(index), {})[name] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+    def close(self) -> None:
+        """See `Engine`: there is nothing to give back."""
+
+
+@contextmanager
+def in_evaluation(module: nn.Module, ranks: Ranks) -> Iterator[None]:
+    """Within the block, evaluation mode with the first rank's buffers and without gradients."""
+    if ranks.world_size > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train()
+
+
+def host_copy(tensor: Tensor) -> Tensor:
+    """In host memory, sharing none with `tensor`."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def batch_norm_notes(module: nn.Module, ranks: Ranks) -> list[str]:
+    """What a person should know where batch-norm does not see the whole batch."""
+    has_batch_norm = any(isinstance(layer, _BatchNorm) for layer in module.modules())
+    if ranks.world_size == 1 or ranks.device.type == "cuda" or not has_batch_norm:
+        return []
+    return [
+        "batch-norm sees each rank's part of a batch: on CPUs its statistics cannot be those of the whole batch, "
+        "so the result depends on the number of ranks"
+    ]

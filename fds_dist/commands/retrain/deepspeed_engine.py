@@ -1,0 +1,205 @@
+"""DeepSpeed: ZeRO stages 0 to 3, which spread optimizer state, gradients and weights over the ranks."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from fds_dist.commands.retrain.checkpoints import read_state, write_state
+from fds_dist.commands.retrain.ddp import batch_norm_notes, host_copy, in_evaluation
+from fds_dist.commands.retrain.deepspeed_settings import imported_deepspeed
+from fds_dist.commands.retrain.optimizers import make_optimizer
+from fds_dist.commands.retrain.settings import RetrainSettings
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.distributed.environment import read_environment
+from fds_dist.distributed.mesh import Ranks
+from fds_dist.schedule.schedule import Schedule
+from fds_dist.storage.checkpoints import changed_files, digests, fresh_folder, remove_folders
+
+FILES = "deepspeed"
+"""The key, beside the trainer's, under which the state names DeepSpeed's files, and the kind of their folders.
+DeepSpeed writes a file or two per rank with `torch.save`."""
+
+
+class DeepSpeedEngine:
+    """See `Engine`. What each rank holds depends on the ZeRO stage; the optimizer is the schedule's, of `torch.optim`.
+
+    Weights and optimizer state are float32; with `bf16` the network computes on a bfloat16 copy of the weights. A
+    checkpoint goes on with as many ranks as wrote it, and all of them have to see its folder. Batch-norm: as with
+    `DDPEngine`.
+    """
+
+    def __init__(self, module: nn.Module, schedule: Schedule, settings: RetrainSettings, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self.notes = batch_norm_notes(module, ranks)
+        if ranks.world_size > 1 and ranks.device.type == "cuda":
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        self._module = module.to(ranks.device, torch.float32).train()
+        bf16 = bool(settings.deepspeed.get("bf16", {}).get("enabled", False))
+        self._dtype = torch.bfloat16 if bf16 else torch.float32
+        self._tool = _ready(ranks.device)
+        self.optimizer = make_optimizer(schedule, module)
+        for group in self.optimizer.param_groups:
+            group.update(lr=0.0, weight_decay=0.0)  # until the schedule says more: bf16 without ZeRO begins with a step
+        if settings.clip_gradient is not None:
+            # Every stage ends in this optimizer's step, where its part of the averaged gradient is.
+            self.optimizer.register_step_pre_hook(_clipping(settings.clip_gradient))
+        self._own_group = _join_alone(ranks)
+        self._engine, *_ = self._tool.initialize(
+            model=self._module, optimizer=self.optimizer, config=full_config(settings), dist_init_required=False
+        )
+        self.optimizer.state.clear()  # of that step, which Adam would count
+        gc.collect()  # it leaves all of the weights behind in reference cycles
+        if bf16 and any(isinstance(layer, _BatchNorm) for layer in self._module.modules()):
+            self.notes += ["batch-norm's running statistics are bfloat16, as its weights are"]
+
+    def step(self, inputs: Tensor, loss_of: Callable[[Tensor], Tensor], weight: float) -> Tensor:
+        """See `Engine`."""
+        loss = loss_of(self.predict(inputs))
+        self._engine.backward(loss * weight)
+        self._engine.step()
+        return loss.detach()
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """See `Engine`."""
+        return in_evaluation(self._engine, self._ranks)
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """See `Engine`; the output is float32, so that the loss is."""
+        return self._engine(inputs.to(self._dtype) if inputs.is_floating_point() else inputs).float()
+
+    def weights(self) -> dict[str, Tensor]:
+        """See `Engine`: float32, with bf16 too. One parameter at a time is whole on a rank."""
+        copies: dict[str, Tensor] = {}
+        names: dict[int, str] = {}
+        for name, tensor in self._module.state_dict(keep_vars=True).items():
+            known = names.setdefault(id(tensor), name)
+            if known == name:
+                with self._gathered(tensor) as whole:
+                    if self._ranks.is_first:
+                        copies[name] = host_copy(whole.float() if whole.is_floating_point() else whole)
+            elif self._ranks.is_first:
+                copies[name] = copies[known].clone()  # the format refuses tensors that share memory, as tied weights do
+        return copies
+
+    @contextmanager
+    def _gathered(self, tensor: Tensor) -> Iterator[Tensor]:
+        """Within the block, all of a weight in the optimizer's precision, or a buffer."""
+        if isinstance(tensor, nn.Parameter) and tensor.requires_grad and (master := self._master(tensor)) is not None:
+            yield master.view(getattr(tensor, "ds_shape", tensor.shape))
+        elif hasattr(tensor, "ds_id"):
+            with self._tool.zero.GatheredParameters([tensor]):
+                yield tensor
+        else:
+            yield tensor
+
+    def _master(self, parameter: nn.Parameter) -> Tensor | None:
+        """The optimizer's own copy of a trained weight, all of it; None where it has none."""
+        if hasattr(self._engine.optimizer, "fp32_groups"):  # bf16 without ZeRO
+            groups = self._engine.optimizer
+            pairs = zip(chain(*groups.fp16_groups), chain(*groups.fp32_groups), strict=True)
+            return next(master for low, master in pairs if low is parameter)
+        return importlib.import_module("deepspeed.utils").safe_get_full_fp32_param(parameter)
+
+    def save(self, path: Path, progress: dict[str, Any]) -> None:
+        """See `Engine`: DeepSpeed's files in a fresh folder beside `path`, which names them with their checksums."""
+        folder = self._ranks.on_first(lambda: fresh_folder(path.parent, FILES))
+        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+        files = digests(folder, self._ranks)
+        if self._ranks.is_first:
+            told = {"folder": folder.name, "world_size": self._ranks.world_size, "files": files}
+            write_state(path, {}, {**progress, FILES: told})
+            remove_folders(path.parent, FILES, [folder])
+
+    def load(self, path: Path, accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
+        """See `Engine`."""
+        found = self._ranks.on_first(lambda: read_state(path))
+        if found is None:
+            return None
+        progress = found[1]
+        accept(progress)
+        told = progress.pop(FILES)
+        if told["world_size"] != self._ranks.world_size:
+            problem = f"{path} was written by {told['world_size']} ranks, and there are {self._ranks.world_size} now"
+            raise UserError(Fault("", problem, "as many ranks with engine=deepspeed, or restart=true to train anew"))
+        folder = path.parent / told["folder"]
+        changed = changed_files(folder, told["files"], self._ranks)
+        if changed:
+            problem = f"{folder} is damaged ({', '.join(changed)})"
+            raise UserError(Fault("", problem, "restart=true, to train anew"))
+        try:
+            self._engine.load_checkpoint(str(folder.parent), tag=folder.name, load_lr_scheduler_states=False)
+        except (RuntimeError, ValueError, KeyError, AssertionError):
+            problem = f"{folder} is of another network than this task and model make"
+            raise UserError(Fault("", problem, "restart=true, to train anew")) from None
+        return progress
+
+    def close(self) -> None:
+        """See `Engine`."""
+        self._engine.destroy()
+        # DeepSpeed keeps process groups in module variables, and would use them in the next process group too.
+        forget = getattr(importlib.import_module("deepspeed.utils.groups"), "_release_process_group_references", None)
+        if forget is not None:
+            forget()
+        if self._own_group:
+            dist.destroy_process_group()
+
+
+def _ready(device: torch.device) -> Any:
+    """The library, computing where this rank does."""
+    tool = imported_deepspeed()
+    os.environ.setdefault("LOCAL_RANK", str(read_environment().local_rank))  # its `initialize` asks for no less
+    accelerator = importlib.import_module("deepspeed.accelerator")
+    if device.type == "cpu" and accelerator.get_accelerator().device_name() != "cpu":
+        accelerator.set_accelerator(importlib.import_module("deepspeed.accelerator.cpu_accelerator").CPU_Accelerator())
+    return tool
+
+
+def full_config(settings: RetrainSettings) -> dict[str, Any]:
+    """The user's section with what follows from the other settings."""
+    section = dict(settings.deepspeed)
+    if section.get("bf16", {}).get("enabled"):
+        # Otherwise a step whose gradient is not finite is left out while the schedule goes on.
+        section["bf16"] = {"check_grad_overflow": False, **section["bf16"]}
+        # Otherwise buffers stay float32, which batch-norm and most products with bfloat16 do not take.
+        section["data_types"] = {"buffer_dtype": "bf16", **section.get("data_types", {})}
+    return {
+        "log_level": "error",  # it warns of every optimizer that is not its own
+        **section,
+        "train_micro_batch_size_per_gpu": 1,  # it sees single batches, and uses this for its own statistics alone
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.clip_norm or 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def _clipping(bound: float) -> Callable[..., None]:
+    """A hook before an optimizer's step that clips its gradients elementwise."""
+
+    def clip(optimizer: Optimizer, *arguments: object) -> None:
+        for group in optimizer.param_groups:
+            nn.utils.clip_grad_value_(group["params"], bound)
+
+    return clip
+
+
+def _join_alone(ranks: Ranks) -> bool:
+    """DeepSpeed wants a process group for one process too; whether one had to be made."""
+    if ranks.world_size > 1 or dist.is_initialized():
+        return False
+    backend = "nccl" if ranks.device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    return True

@@ -1,0 +1,68 @@
+"""The `torch.optim` optimizer that a schedule was learned for, and the schedule ready to drive it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.registry import nearest
+from fds_dist.schedule.driver import parameter_groups
+from fds_dist.schedule.groups import base_of
+from fds_dist.schedule.schedule import Schedule
+from fds_dist.tangents.optimizers import INNER_OPTIMIZERS, InnerOptimizer
+
+
+def inner_optimizer(schedule: Schedule) -> InnerOptimizer:
+    """The optimizer that `schedule` was learned for.
+
+    Raises:
+        UserError: the schedule names none, or an unknown one.
+    """
+    name = str(schedule.optimizer.get("name", ""))
+    if name not in INNER_OPTIMIZERS:
+        problem = f"{name!r} is unknown" if name else "is missing"
+        near = nearest(name, INNER_OPTIMIZERS)
+        raise UserError(Fault("schedule: optimizer.name", problem, f"one of {', '.join(INNER_OPTIMIZERS)}", near))
+    return INNER_OPTIMIZERS[name](bool(schedule.optimizer.get("nesterov", False)))
+
+
+def prepared(schedule: Schedule, horizon: int) -> Schedule:
+    """`schedule` over `horizon` steps, with the optimizer's default for whatever it leaves out.
+
+    Raises:
+        UserError: it could train nothing: its learning rate is 0 throughout, or a value is not finite; every fault.
+    """
+    defaults = inner_optimizer(schedule).defaults
+    given = {base_of(name) for name in (*schedule.values, *schedule.fixed)}
+    fixed = {name: value for name, value in defaults.items() if name not in given} | schedule.fixed
+    rows = schedule.values | {name: (value,) for name, value in fixed.items()}
+    faults = [
+        Fault(f"schedule: {name}", f"{value} is not finite", "the schedule of a run that went well")
+        for name, row in rows.items()
+        for value in row
+        if not math.isfinite(value)
+    ]
+    if not any(any(row) for name, row in rows.items() if base_of(name) == "lr"):
+        expected = "a learned schedule (did the run end before its first update?)"
+        faults.append(Fault("schedule: lr", "is 0 at every step, which trains nothing", expected))
+    if faults:
+        raise UserError(faults)
+    return Schedule(horizon, schedule.values, fixed, schedule.optimizer)
+
+
+def make_optimizer(schedule: Schedule, module: nn.Module) -> Optimizer:
+    """The `torch.optim` optimizer for a `prepared` schedule, whose driver sets every value before the first step.
+
+    Raises:
+        UserError: the schedule's parameter groups do not fit the parameters of `module`.
+    """
+    parameters = parameter_groups(module, schedule)
+    chosen = inner_optimizer(schedule)
+    if chosen.name == "sgd":
+        # The momentum stands for "some": torch.optim.SGD refuses nesterov without, the driver may set 0 later.
+        return torch.optim.SGD(parameters, lr=0.0, momentum=0.9, nesterov=bool(chosen.switches["nesterov"]))
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[chosen.name](parameters)

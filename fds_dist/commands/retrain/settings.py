@@ -1,0 +1,159 @@
+"""What a user can say about a retraining: `key=value`, with defaults from the run's config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from fds_dist.commands.retrain.deepspeed_settings import (
+    imported_deepspeed,
+    put,
+    section_faults,
+    section_of,
+    without_auto,
+)
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.registry import nearest
+from fds_dist.config import Config
+from fds_dist.config.explain import findings
+from fds_dist.config.kinds import Clip, Contradiction, Count, Positive, Section, Seed, Switch, refuse
+from fds_dist.config.yaml_text import parse_yaml
+
+
+class RetrainSettings(Section):
+    """A retraining."""
+
+    engine: Literal["ddp", "deepspeed"] = "ddp"
+    """What spreads it over ranks: ddp (`torch.nn.parallel.DistributedDataParallel`; plain PyTorch for one rank), or
+    deepspeed (ZeRO)."""
+
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Goes on to DeepSpeed, such as `deepspeed.zero_optimization.stage=3`; also `deepspeed=FILE`, JSON or YAML."""
+
+    schedule: Literal["last", "best"] = "last"
+    """The learned values: those after the last outer step, or those that reached the lowest validation loss."""
+
+    epochs: Positive = 1.0
+    """Passes over the training data that the schedule is stretched to. From a run: its longest inner run's."""
+
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of weights, data and optimizer state."""
+
+    mixed_precision: Literal["none", "bf16"] = "none"
+    """bf16 runs the network under `torch.autocast`; weights, optimizer state and loss keep `dtype`."""
+
+    clip_gradient: Clip = None
+    """Elementwise bound on the gradient, as `inner.clip_gradient`; null: none."""
+
+    clip_norm: Clip = None
+    """Bound on the Euclidean norm of the whole gradient; null: none. Takes the place of the run's clip_gradient."""
+
+    seed: Seed = 0
+    """What weights, batches and dropout of the first retraining are derived from."""
+
+    seeds: Count = 1
+    """How many retrainings, one after the other, with seeds counting up from `seed`."""
+
+    restart: Switch = False
+    """Begin anew, over whatever an earlier retraining left in the folder, instead of going on with it."""
+
+    @property
+    def all_seeds(self) -> range:
+        """The seed of each retraining."""
+        return range(self.seed, self.seed + self.seeds)
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> RetrainSettings:
+        refuse(self._contradictions())
+        return self
+
+    def _contradictions(self) -> Iterator[Contradiction]:
+        if self.clip_gradient is not None and self.clip_norm is not None:
+            problem = f"{self.clip_norm:g} and clip_gradient={self.clip_gradient:g} exclude each other"
+            yield Contradiction(("clip_norm",), problem, "one of the two, null for the other")
+        if self.mixed_precision != "none" and self.dtype != "float32":
+            problem = f"{self.mixed_precision} has no effect on {self.dtype}"
+            yield Contradiction(("mixed_precision",), problem, "none, or dtype=float32")
+        if self.engine == "deepspeed":
+            if self.dtype != "float32":
+                yield Contradiction(("dtype",), f"{self.dtype} has no ZeRO", "float32 with engine=deepspeed")
+            if self.mixed_precision != "none":
+                expected = "deepspeed.bf16.enabled=true with engine=deepspeed"
+                yield Contradiction(("mixed_precision",), f"{self.mixed_precision} is autocast", expected)
+        elif self.deepspeed:
+            yield Contradiction(("deepspeed",), f"has no effect with engine={self.engine}", "engine=deepspeed")
+
+
+def read_settings(overrides: Sequence[str], config: Config | None = None) -> RetrainSettings:
+    """The settings that `key=value` strings ask for, on top of what `config`, the run's, implies.
+
+    Raises:
+        UserError: with every fault: an unknown key (and the nearest valid one), a value that is none.
+    """
+    given: dict[str, Any] = {}
+    faults: list[Fault] = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            faults.append(Fault(override, "is not an override", "key=value, such as epochs=100"))
+            continue
+        value, of_yaml = parse_yaml(text, prefix=key)
+        faults += of_yaml
+        if key == "deepspeed":
+            given[key], of_section = section_of(value)
+            faults += of_section
+        elif key.startswith("deepspeed."):
+            faults += put(given.setdefault("deepspeed", {}), key, value)
+        else:
+            given[key] = value
+    faults += _check_deepspeed(given)
+    faults += _unknown_keys(given)
+    known = {key: value for key, value in given.items() if key in RetrainSettings.model_fields}
+    try:
+        settings = RetrainSettings.model_validate({**_defaults(config, given), **known})
+    except ValidationError as error:
+        broken = {fault.key for fault in faults}
+        faults += [finding.fault for finding in findings(error) if finding.fault.key not in broken]
+        raise UserError(faults) from None
+    if faults:
+        raise UserError(faults)
+    return settings
+
+
+def _defaults(config: Config | None, given: dict[str, Any]) -> dict[str, Any]:
+    """What the run's config says where the user does not."""
+    if config is None:
+        return {}
+    epochs = config.inner.epochs
+    return {
+        "epochs": max(epochs) if isinstance(epochs, list) else epochs,
+        "dtype": config.dtype,
+        "clip_gradient": None if given.get("clip_norm") is not None else config.inner.clip_gradient,
+        "seed": config.seed,
+    }
+
+
+def _check_deepspeed(given: dict[str, Any]) -> list[Fault]:
+    """Leaves out of the section what says "auto", and says what is wrong with the rest, or that there is no DeepSpeed.
+
+    Without DeepSpeed only the keys of the section can be checked.
+    """
+    if given.get("engine") != "deepspeed":
+        return []
+    section = given["deepspeed"] = without_auto(given.get("deepspeed", {}))
+    try:
+        imported_deepspeed()
+    except UserError as error:
+        return [*error.faults, *section_faults(section, with_schemas=False)]
+    return section_faults(section)
+
+
+def _unknown_keys(given: Iterable[str]) -> list[Fault]:
+    """Taken out before the model is asked, which looks for contradictions only where every key is known."""
+    known = RetrainSettings.model_fields
+    nearby = {key: nearest(key, known) for key in given if key not in known}
+    everything = f"one of {', '.join(known)}"
+    return [Fault(key, "unknown key", "" if near else everything, near) for key, near in nearby.items()]

@@ -1,0 +1,277 @@
+"""The retraining itself: epochs of driven optimizer steps, a test after each, one seed after the other."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fds_dist.commands.retrain.checkpoints import SeedFolder, write_weights
+from fds_dist.commands.retrain.data import RetrainData, part_of
+from fds_dist.commands.retrain.ddp import DTYPES
+from fds_dist.commands.retrain.engines import ENGINES
+from fds_dist.commands.retrain.optimizers import inner_optimizer, prepared
+from fds_dist.commands.retrain.records import Block, EpochRecord, RetrainResult, SeedStart, Summary
+from fds_dist.commands.retrain.reporting import Reporter, Reporters
+from fds_dist.commands.retrain.settings import RetrainSettings
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import write_text_atomic
+from fds_dist.common.randomness import derive_seed, seeded
+from fds_dist.distributed.mesh import Ranks
+from fds_dist.inner.estimate import right_answers
+from fds_dist.schedule.driver import ScheduleDriver
+from fds_dist.schedule.groups import base_of
+from fds_dist.schedule.schedule import Schedule
+from fds_dist.tasks.base import Task, validation_loss
+
+BLOCKS_PER_HORIZON = 100
+
+KEY = "retrain"
+"""Stands where the inner runs' random numbers have the outer step: a retraining shares no weights with them."""
+
+
+def retrain(
+    make_task: Callable[[int], Task],
+    build_model: Callable[[int], nn.Module],
+    schedule: Schedule,
+    settings: RetrainSettings,
+    ranks: Ranks,
+    folder: Path,
+    reporters: Sequence[Reporter] = (),
+) -> list[RetrainResult]:
+    """Trains a network from scratch for each of `settings.all_seeds`, by `schedule` stretched to `settings.epochs`.
+
+    Under a launcher it is called alike on every rank; each computes its part of every batch. `folder`/SEED/ gets
+    ``history.jsonl``, ``last.safetensors``, ``best.safetensors`` and the state from which a later call with the same
+    settings goes on; ``summary.json`` beside them has mean and spread over the seeds. All seeds share one test set.
+
+    Args:
+        make_task: seed → task, so that the order of the data differs between seeds too.
+        build_model: seed → network.
+        reporters: are told how it goes; used on the first rank only.
+
+    Raises:
+        UserError: the schedule could train nothing, the task gives no such data, or `folder` holds a retraining with
+            other settings.
+    """
+    told = Reporters(reporters if ranks.is_first else ())
+    results: list[RetrainResult] = []
+    summary = None
+    try:
+        prepared(schedule, 1)  # before any data is loaded
+        for seed in settings.all_seeds:
+            task, files = make_task(seed), SeedFolder(folder / str(seed))
+            with seeded(derive_seed(seed, KEY)):  # leaves the caller's generators as they were
+                results.append(_SeedRun(seed, task, build_model, schedule, settings, ranks, files, told).run())
+        summary = Summary.of(results)
+        if ranks.is_first:
+            write_text_atomic(folder / "summary.json", summary.to_json())
+    finally:
+        told.finish(summary)
+    return results
+
+
+class _SeedRun:
+    """One seed from its initial weights, or its last checkpoint, to its result."""
+
+    def __init__(
+        self,
+        seed: int,
+        task: Task,
+        build_model: Callable[[int], nn.Module],
+        schedule: Schedule,
+        settings: RetrainSettings,
+        ranks: Ranks,
+        files: SeedFolder,
+        told: Reporters,
+    ) -> None:
+        self.seed, self.task, self.settings, self.ranks = seed, task, settings, ranks
+        self.files, self.told = files, told
+        self.dtype = DTYPES[settings.dtype]
+        self.data = RetrainData(task, ranks.device)
+        self.schedule = prepared(schedule, self.data.horizon(settings.epochs))
+        defaults = inner_optimizer(schedule).defaults
+        self.loss_names = [name for name in self.schedule.at(0) if base_of(name) not in defaults]
+        module = build_model(derive_seed(seed, KEY, "weights"))
+        self.engine = ENGINES[settings.engine](module, self.schedule, settings, ranks)
+        self.driver = ScheduleDriver(self.engine.optimizer, self.schedule)
+        self.records: list[EpochRecord] = []
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that makes the same retraining; on resuming it must be as it was."""
+        launch = {"seed", "seeds", "restart"}
+        settings = {name: value for name, value in self.settings.resolved().items() if name not in launch}
+        schedule = json.loads(self.schedule.to_json())
+        return {**settings, "horizon": schedule.pop("horizon"), "schedule": schedule}
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the data, the last of which may be a part of one."""
+        return math.ceil(self.schedule.horizon / self.data.steps_per_epoch)
+
+    @property
+    def done(self) -> bool:
+        return len(self.records) == self.epochs or (bool(self.records) and self.records[-1].diverged)
+
+    def run(self) -> RetrainResult:
+        """Trains what is left to train."""
+        with closing(self.engine):
+            if not self.settings.restart:
+                self._go_on()
+            return self._train_all()
+
+    def _train_all(self) -> RetrainResult:
+        self.told.start(self._start())
+        for note in (*self.data.notes, *self.engine.notes):
+            self.told.note(note)
+        if self.ranks.is_first:
+            self.files.path.mkdir(parents=True, exist_ok=True)
+        while not self.done:
+            record = self._epoch(len(self.records))
+            is_best = all(record.score > earlier.score for earlier in self.records)
+            self.records.append(record)
+            self._save(is_best)
+            self.told.epoch(record)
+        if self.records[-1].diverged:
+            self.told.note(f"seed {self.seed} diverged: the training loss is {self.records[-1].train_loss}")
+        return RetrainResult(self.seed, self.files.path, tuple(self.records))
+
+    def _epoch(self, epoch: int) -> EpochRecord:
+        began = time.perf_counter()
+        train_loss = self._train(epoch)
+        test_loss, test_accuracy = self._test()
+        return EpochRecord(
+            seed=self.seed,
+            epoch=epoch,
+            step=self.driver.last_epoch,
+            train_loss=train_loss,
+            test_loss=test_loss,
+            test_accuracy=test_accuracy,
+            hyperparameters=self.schedule.at(self.driver.last_epoch - 1),
+            seconds=time.perf_counter() - began,
+            world_size=self.ranks.world_size,
+        )
+
+    def _train(self, epoch: int) -> float:
+        """One epoch of optimizer steps; the mean training loss over its samples."""
+        loss_sum, samples = self._zero(), 0
+        steps = min(self.data.steps_per_epoch, self.schedule.horizon - self.driver.last_epoch)
+        for batch in self.data.training(epoch, steps):
+            part = part_of(batch, self.ranks, self.dtype)
+            self._seed_step()
+            loss = self.engine.step(part.inputs, self._training_loss(part.targets), part.weight)
+            self.driver.step()
+            self._report(loss)
+            if part.samples:
+                loss_sum += loss * part.samples
+                samples += part.samples
+        total_loss, total = self._over_ranks(loss_sum, samples)
+        return total_loss / total
+
+    def _training_loss(self, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        """The task's loss as a function of the output, with the hyperparameters that are the loss's own."""
+        values = self.driver.values
+        own = {name: torch.tensor(values[name], dtype=self.dtype, device=self.ranks.device) for name in self.loss_names}
+        extra = (own,) if own else ()
+        return lambda output: self.task.loss(output, targets, *extra)
+
+    def _test(self) -> tuple[float, float | None]:
+        """Mean loss over the test samples, and the share of right answers where targets are class indices."""
+        loss_of = validation_loss(self.task)
+        loss_sum, right_sum, samples, answers = self._zero(), self._zero(), 0, 0
+        are_classes = True
+        with self.engine.evaluating():
+            for batch in self.data.testing():
+                part = part_of(batch, self.ranks, self.dtype)
+                output = self.engine.predict(part.inputs)
+                right = right_answers(output, part.targets)
+                are_classes = are_classes and right is not None
+                if part.samples:
+                    loss_sum += loss_of(output, part.targets) * part.samples
+                    samples += part.samples
+                    right_sum += 0 if right is None else right
+                    answers += part.targets.numel()
+        total_loss, total, total_right, total_answers = self._over_ranks(loss_sum, samples, right_sum, answers)
+        return total_loss / total, total_right / total_answers if are_classes else None
+
+    def _zero(self) -> Tensor:
+        return torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+
+    def _over_ranks(self, *numbers: Tensor | int) -> list[float]:
+        """The sum of each over all ranks, the same on each."""
+        sums = torch.tensor([float(number) for number in numbers], dtype=torch.float64, device=self.ranks.device)
+        if self.ranks.world_size > 1:
+            dist.all_reduce(sums)
+        return sums.tolist()
+
+    def _seed_step(self) -> None:
+        """Random numbers of this step (dropout) are keyed by (seed, step), and by the rank beyond the first: parts of a
+        batch must not share their masks."""
+        rank = (self.ranks.rank,) if self.ranks.rank else ()
+        seed = derive_seed(self.seed, KEY, self.driver.last_epoch, "step", *rank)
+        torch.default_generator.manual_seed(seed)
+        if self.ranks.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _report(self, loss: Tensor) -> None:
+        step, horizon = self.driver.last_epoch, self.schedule.horizon
+        if self.ranks.is_first and step % max(1, horizon // BLOCKS_PER_HORIZON) == 0:
+            self.told.block(Block(self.seed, step, horizon, loss.item(), self.schedule.at(step - 1)))
+
+    def _save(self, is_best: bool) -> None:
+        """The state comes last: where a crash prevents it, the epoch is done again and writes all of this again."""
+        weights = self.engine.weights()
+        if self.ranks.is_first:
+            if is_best:
+                write_weights(self.files.best, weights)
+            write_weights(self.files.last, weights)
+            write_text_atomic(self.files.history, "".join(record.to_json() + "\n" for record in self.records))
+        records = [asdict(record) for record in self.records]
+        self.engine.save(self.files.state, {"identity": self.identity, "records": records})
+
+    def _go_on(self) -> None:
+        """To the end of the epochs that an interrupted call with the same settings did.
+
+        Raises:
+            UserError: an earlier call had other settings.
+        """
+        progress = self.engine.load(self.files.state, self._accept)
+        if progress is None:
+            return
+        self.records = [EpochRecord(**record) for record in progress["records"]]
+        state = {"last_epoch": self.records[-1].step, "schedule": self.schedule.to_json()}
+        self.driver.load_state_dict(state)
+
+    def _accept(self, progress: dict[str, Any]) -> None:
+        """That the state is of a call with the same settings."""
+        before, now = progress["identity"], self.identity
+        if before != now:
+            differing = [name for name in now if before.get(name) != now[name]]
+            had = ", ".join(
+                f"another {name}" if name in ("schedule", "deepspeed") else f"{name}={before[name]}"
+                for name in differing
+            )
+            problem = f"{self.files.path} holds a retraining with {had}"
+            raise UserError(Fault("", problem, "the same settings, or restart=true to train anew"))
+
+    def _start(self) -> SeedStart:
+        return SeedStart(
+            seed=self.seed,
+            seeds=self.settings.all_seeds,
+            epochs=self.epochs,
+            first_epoch=len(self.records),
+            horizon=self.schedule.horizon,
+            world_size=self.ranks.world_size,
+            device=str(self.ranks.device),
+            folder=self.files.path,
+        )

@@ -1,0 +1,184 @@
+"""A sweep without W&B: its jobs one after the other, through the same command, and a table of what came of them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fds_dist.commands.sweep.command_line import as_overrides
+from fds_dist.commands.sweep.file import Sweep
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import write_text_atomic
+from fds_dist.config.yaml_text import dump_yaml
+from fds_dist.storage.run_folder import RunFolder
+from fds_dist.tracking.history import read_history
+
+RESULTS = "results.jsonl"
+"""One line per job that ran to its end, and another one where a failed job ran again."""
+
+LAST_LINES = 15
+"""How much of a failed job's output is shown."""
+
+KILL_SECONDS = 60.0
+"""How long a job may take to end after it was told to; torchrun gives its ranks 30 seconds."""
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """One job that ran to its end: a line of `results.jsonl`."""
+
+    job: int
+    values: dict[str, Any]
+    status: str
+    """'finished', or 'failed'."""
+    exit_status: int
+    seconds: float
+    run_dir: str
+    best_val_loss: float | None = None
+    best_val_accuracy: float | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+
+def run_locally(sweep: Sweep, output_dir: Path, count: int | None = None) -> tuple[list[JobResult], Path]:
+    """Runs the jobs that are not finished yet, and says how each ends.
+
+    Args:
+        output_dir: gets the folder NAME with `results.jsonl`, and a run's folder and a log for each job.
+        count: the first `count` jobs; by default all, or the file's `run_cap`.
+
+    Returns:
+        The last result of each job, and the folder.
+
+    Raises:
+        UserError: W&B is needed; there is no number of jobs; the folder holds another sweep's results.
+    """
+    limit = _number_of_jobs(sweep, count)
+    folder = _folder(sweep, output_dir)
+    results = _read_results(folder)
+    finished = {result.job for result in results if result.finished}
+    jobs = list(itertools.islice(sweep.jobs(), limit))
+    for number, values in enumerate(jobs):
+        if number not in finished:
+            print(f"job {number + 1} of {len(jobs)}: {' '.join(as_overrides(values))}", flush=True)
+            results.append(_run(sweep, folder, number, values))
+            write_text_atomic(folder / RESULTS, "".join(json.dumps(asdict(result)) + "\n" for result in results))
+            print(f"  {_told(results[-1])}", flush=True)
+    last = {result.job: result for result in results}
+    return [last[number] for number in range(len(jobs))], folder
+
+
+def _number_of_jobs(sweep: Sweep, count: int | None) -> int | None:
+    """None: all that there are."""
+    if sweep.method == "bayes":
+        raise UserError(Fault("method", "bayes needs W&B", "grid or random, with --local"))
+    limits = [limit for limit in (count, sweep.run_cap) if limit is not None]
+    if sweep.method == "random" and not limits:
+        raise UserError(Fault("run_cap", "is missing: random draws have no end", "run_cap in the file, or --count N"))
+    return min(limits, default=None)
+
+
+def _folder(sweep: Sweep, output_dir: Path) -> Path:
+    """The sweep's folder: a new one, or that of the very same jobs."""
+    folder = output_dir / sweep.name
+    jobs = dump_yaml({key: sweep.content[key] for key in ("method", "command", "parameters")}, width=110)
+    record = folder / "sweep.yaml"
+    if record.exists():
+        if record.read_text(encoding="utf-8") != jobs:
+            expected = "another name in the file, or that folder moved away"
+            raise UserError(Fault("name", f"{folder} holds the results of another sweep", expected))
+        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(record, jobs)
+    except OSError as error:
+        problem = f"cannot write in {folder}: {error.strerror}"
+        raise UserError(Fault("--output-dir", problem, "a folder to write in")) from None
+    return folder
+
+
+def _read_results(folder: Path) -> list[JobResult]:
+    path = folder / RESULTS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [JobResult(**json.loads(line)) for line in lines]
+
+
+def _run(sweep: Sweep, folder: Path, number: int, values: Mapping[str, Any]) -> JobResult:
+    names = (f"job-{number + 1}" + (f"-try-{again}" if again > 1 else "") for again in itertools.count(1))
+    run_dir = next(path for name in names if not (path := folder / name).exists() and not _log(path).exists())
+    line = sweep.command.line({**values, "output_dir": folder, "name": run_dir.name})
+    began = time.monotonic()
+    with _log(run_dir).open("wb") as log, _stopped_in_order() as started:
+        process = subprocess.Popen(
+            line, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        started.append(process)
+        status = process.wait()
+    loss, accuracy = _best(run_dir)
+    return JobResult(
+        job=number,
+        values=dict(values),
+        status="finished" if status == 0 else "failed",
+        exit_status=status,
+        seconds=round(time.monotonic() - began, 3),
+        run_dir=str(run_dir),
+        best_val_loss=loss,
+        best_val_accuracy=accuracy,
+    )
+
+
+@contextmanager
+def _stopped_in_order() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Inside, what ends this process ends the processes in the list before, and in order."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    usual = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield started
+    except BaseException:
+        for process in started:
+            process.terminate()
+            try:
+                process.wait(KILL_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+        raise
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+def _best(run_dir: Path) -> tuple[float | None, float | None]:
+    """The lowest validation loss of a run, and the accuracy there."""
+    history = RunFolder(run_dir).history
+    records = [record for record in read_history(history) if math.isfinite(record.val_loss)] if history.exists() else []
+    best = min(records, key=lambda record: record.val_loss, default=None)
+    return (None, None) if best is None else (best.val_loss, best.val_accuracy)
+
+
+def _log(run_dir: Path) -> Path:
+    return run_dir.with_name(f"{run_dir.name}.log")
+
+
+def _told(result: JobResult) -> str:
+    log = _log(Path(result.run_dir))
+    if result.finished:
+        loss = "" if result.best_val_loss is None else f", best validation loss {result.best_val_loss:.4g}"
+        return f"finished in {result.seconds:.0f} s{loss} ({result.run_dir})"
+    last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+    return "\n    ".join([f"failed with status {result.exit_status} after {result.seconds:.0f} s ({log})", *last])

@@ -1,0 +1,238 @@
+"""Hypergradients of a user's own task against independent derivatives, on a short horizon in float64.
+
+Forward mode by both methods, reverse mode through the whole unrolled run, and central finite differences of the
+validation loss.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+from rich.markup import escape
+from torch import Tensor, nn
+
+from fds_dist.build import Build, ModelBuilder, build
+from fds_dist.commands.inputs import Source, draft_of
+from fds_dist.common.console import counted, default_console, paragraph, plain_table
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.config import Draft, PruneConfig
+from fds_dist.distributed.agreement import agreed
+from fds_dist.distributed.environment import read_environment
+from fds_dist.distributed.mesh import Ranks
+from fds_dist.inner.estimate import validate
+from fds_dist.inner.estimators import estimate_forward, estimate_reverse
+from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import InnerState, run_horizon
+from fds_dist.schedule.space import HyperparameterSpace
+from fds_dist.tangents import METHODS
+from fds_dist.tangents.methods import choose_method
+from fds_dist.tasks.base import Task
+
+EXACT_TOLERANCE = 1e-10
+"""Between exact methods: float64 rounding (1e-16) through some 10² steps, each amplifying it a little."""
+
+DIFFERENCE_TOLERANCE = 1e-5
+"""To finite differences: their own error is about 1e-8 on smooth networks, more where a ReLU switches within ±h."""
+
+DIFFERENCE_STEPS = (1e-6, 1e-5, 1e-7)
+"""h relative to the value, tried until one agrees: kinks spoil large steps and rounding small ones."""
+
+SMALLEST_SHARE = 1e-4
+"""Of all hypergradients together: one hyperparameter's below that are compared with this share instead of their own
+size, which may be nothing but rounding."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One derivative beside the reference."""
+
+    name: str
+    hypergradients: list[float]  # [K]
+    error: float
+    """|this − reverse mode| / |reverse mode|, Euclidean over buckets, the largest over hyperparameters."""
+    tolerance: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the error is within the tolerance (a NaN is not)."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All derivatives at one point λ."""
+
+    horizon: int
+    values: list[float]  # [K]
+    reference: list[float]  # [K] reverse mode
+    comparisons: tuple[Comparison, ...]
+    left_out: tuple[str, ...]
+    """What could not be compared, and why."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether all agree, and there was something to compare."""
+        return bool(self.comparisons) and all(comparison.agrees for comparison in self.comparisons)
+
+
+def verification_point(problem: Problem) -> list[float]:
+    """λ to verify at [K]: the initial values, and a first outer step's size where one is zero.
+
+    At lr = 0 all other hypergradients are exactly zero, and agreement would mean nothing.
+    """
+    return [owner.clamp(owner.init or owner.step) for owner, _ in problem.space.elements]
+
+
+def compare_derivatives(problem: Problem, horizon: int, ranks: Ranks) -> Verification:
+    """Compares all derivatives over `horizon` steps; the problem must be in float64, without `clip_hvp` and pruning."""
+    values = verification_point(problem)
+    reference = estimate_reverse(problem, values, 0, horizon, ranks, _go_on).hypergradients
+    comparisons, left_out = [], []
+    for method in METHODS:
+        if reason := _unusable(problem, method):
+            left_out.append(f"forward mode by {method}: {reason}")
+            continue
+        forward = replace(problem, tangents=replace(problem.tangents, method=method))
+        found = estimate_forward(forward, values, 0, horizon, ranks, _go_on).hypergradients
+        error = worst_error(problem.space, found, reference)
+        comparisons.append(Comparison(f"forward, {method}", found, error, EXACT_TOLERANCE))
+    differences = finite_differences(problem, values, horizon, reference)
+    error = worst_error(problem.space, differences, reference)
+    comparisons.append(Comparison("finite differences", differences, error, DIFFERENCE_TOLERANCE))
+    return Verification(horizon, values, reference, tuple(comparisons), tuple(left_out))
+
+
+def finite_differences(
+    problem: Problem, values: Sequence[float], horizon: int, reference: Sequence[float]
+) -> list[float]:
+    """Central differences of the validation loss [K]; per element the step size that agrees best with `reference`.
+
+    The validation loss reads the running statistics (where it does) of the run at `values`: ∇L_val takes them as
+    constants, by definition.
+    """
+    validated = problem.network(0)
+    run_horizon(problem, validated, values, 0, horizon, (), _go_on)
+
+    def loss_at(element: int, value: float) -> float:
+        moved = list(values)
+        moved[element] = value
+        state, _ = run_horizon(problem, problem.network(0), moved, 0, horizon, (), _go_on)
+        return validate(problem, validated, state.weights, 0).loss
+
+    def difference(element: int) -> float:
+        value, candidates = values[element], []
+        for relative_step in DIFFERENCE_STEPS:
+            h = relative_step * (abs(value) or 1.0)
+            candidates.append((loss_at(element, value + h) - loss_at(element, value - h)) / (2 * h))
+            if relative_error(candidates[-1:], [reference[element]]) < DIFFERENCE_TOLERANCE / 10:
+                break
+        return min(candidates, key=lambda candidate: abs(candidate - reference[element]))
+
+    return [difference(element) for element in range(len(values))]
+
+
+def relative_error(found: Sequence[float], reference: Sequence[float], floor: float = 0.0) -> float:
+    """|found − reference| / max(|reference|, floor); infinite where that means nothing."""
+    difference, norm = math.dist(found, reference), max(math.hypot(*reference), floor)
+    if difference == 0:
+        return 0.0
+    return difference / norm if norm and math.isfinite(difference) else math.inf
+
+
+def worst_error(space: HyperparameterSpace, found: Sequence[float], reference: Sequence[float]) -> float:
+    """The largest relative error of a hyperparameter's buckets: no large derivative hides the error of a small one."""
+    floor = SMALLEST_SHARE * math.hypot(*reference)
+    rows = zip(space.unpack(found).values(), space.unpack(reference).values(), strict=True)
+    return max(relative_error(*pair, floor) for pair in rows)
+
+
+def _unusable(problem: Problem, method: str) -> str:
+    network = problem.network(0)
+    batch = network.cast(next(problem.batches(0)))
+    loss, theta = problem.training_loss(network), network.initial_weights.new_zeros(len(problem.loss_hyperparameters))
+    try:
+        choose_method(method, loss, network.initial_weights, theta, batch, problem.chunk_size > 1)
+    except UserError as error:
+        return error.faults[0].problem
+    return ""
+
+
+def _go_on(state: InnerState, loss: Tensor) -> bool:
+    return True
+
+
+VERIFIED_STEPS = 50
+
+
+def verify(
+    config: Source | None,
+    overrides: Sequence[str] = (),
+    *,
+    steps: int | None = None,
+    task: Task | None = None,
+    model: nn.Module | ModelBuilder | None = None,
+) -> tuple[Build, Verification]:
+    """Compares the task's hypergradients with independent derivatives, in float64 over a short horizon.
+
+    Args:
+        steps: inner steps; by default the run's own horizon, or 50 where that is longer (more for many buckets).
+
+    Raises:
+        UserError: the input is wrong.
+    """
+    environment = read_environment()
+    built = agreed(
+        environment, lambda: build(_exact(draft_of(config, overrides, None, task)), environment, task, model)
+    )
+    problem = built.problem
+    buckets = max(owner.buckets for owner in problem.space.learned)
+    longest = max(problem.horizon(epochs) for epochs in built.settings.epochs)
+    horizon = max(min(longest, VERIFIED_STEPS), buckets) if steps is None else steps
+    if horizon < buckets:
+        raise UserError(Fault("--steps", f"{horizon} is out of range", f"at least {buckets}, the number of buckets"))
+    with built.ranks(environment) as ranks:
+        return built, compare_derivatives(problem, horizon, ranks)
+
+
+def _exact(draft: Draft) -> Draft:
+    """In float64, without clipped products and pruning: these are deliberate approximations."""
+    if draft.config is None:
+        return draft
+    exact = {"dtype": None, "clip_hvp": None, "prune": PruneConfig()}
+    tangents = draft.config.tangents.model_copy(update=exact)
+    return replace(draft, config=draft.config.model_copy(update={"dtype": "float64", "tangents": tangents}))
+
+
+def print_verification(problem: Problem, verification: Verification, console: Console | None = None) -> None:
+    """Every hypergradient by every method, and the verdict."""
+    console = console or default_console()
+    comparisons = verification.comparisons
+    paragraph(
+        console,
+        f"Hypergradients over {counted(verification.horizon, 'inner step')} in float64, by reverse mode through the "
+        "whole unrolled run and by independent ways:",
+    )
+    console.print()
+    # The words of a heading stand one below the other: numbers are narrow.
+    headings = [re.sub(r",? |(?<=_)", "\n", comparison.name) for comparison in comparisons]
+    table = plain_table("hyperparameter", "value", "reverse", *headings)
+    table.columns[0].justify = "left"
+    for index, (owner, bucket) in enumerate(problem.space.elements):
+        found = [f"{comparison.hypergradients[index]:.5g}" for comparison in comparisons]
+        reference = f"{verification.reference[index]:.5g}"
+        table.add_row(f"{owner.name}[{bucket}]", f"{verification.values[index]:.4g}", reference, *found)
+    table.add_section()
+    table.add_row()
+    table.add_row("relative error", "", "", *(f"{comparison.error:.1e}" for comparison in comparisons))
+    table.add_row("allowed", "", "", *(f"{comparison.tolerance:.0e}" for comparison in comparisons))
+    verdicts = ["[green]agrees[/green]" if found.agrees else "[red]differs[/red]" for found in comparisons]
+    table.add_row("", "", "", *verdicts)
+    console.print(table)
+    console.print()
+    for reason in verification.left_out:
+        paragraph(console, f"left out: {escape(reason)}")
+    console.print("[bold green]verified[/]" if verification.passed else "[bold red]not verified[/]")

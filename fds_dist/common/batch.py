@@ -1,0 +1,41 @@
+"""A batch of a task, checked, and the part of it that one process sees where batches are split over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fds_dist.common.faults import Fault, UserError
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs [B, ...] and targets [B, ...]."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a batch that this process sees."""
+
+    fraction: float = 1.0
+    """Of the batch's samples."""
+    total: Callable[[Tensor], Tensor] | None = None
+    """Sum over all parts of the batch, differentiable twice: batch-norm then uses the statistics of the whole batch.
+    None: those of this part."""
+
+
+WHOLE = Share()
+
+
+def checked_batch(batch: object, source: str) -> Batch:
+    """`batch`, if it is a pair of tensors.
+
+    Raises:
+        UserError: it is not.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+        return batch[0], batch[1]
+    kind = type(batch).__name__
+    if isinstance(batch, (tuple, list)):
+        kind += f" of {', '.join(type(part).__name__ for part in batch)}" if batch else " without parts"
+    raise UserError(Fault(f"task.{source}", f"gave a {kind}", "pairs (x, y) of tensors"))

@@ -1,0 +1,77 @@
+"""Mistakes in the user's input, as values, so that all of them are reported at once; and which line of the user's own
+code an exception came from.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One mistake in the user's input."""
+
+    key: str
+    """Dotted key as the user would type it, e.g. `hyperparameters.lr.buckets`; "" where none fits."""
+
+    problem: str
+    """What is wrong, with the value: "0 is out of range", "unknown key"."""
+
+    expected: str = ""
+    """What would be right: "a whole number of at least 1"."""
+
+    suggestion: str = ""
+    """The nearest valid name, e.g. `inner.epochs`."""
+
+    def __str__(self) -> str:
+        """One line, whatever the parts hold."""
+        text = f"{self.key}: {self.problem}" if self.key else self.problem
+        if self.expected:
+            text += f"; expected {self.expected}"
+        if self.suggestion:
+            text += f"; did you mean {self.suggestion}?"
+        return " ".join(text.split())
+
+
+class UserError(Exception):
+    """The user's input is wrong: the command line prints one line per fault and exits with status 2."""
+
+    def __init__(self, faults: Iterable[Fault] | Fault) -> None:
+        self.faults: tuple[Fault, ...] = (faults,) if isinstance(faults, Fault) else tuple(faults)
+        super().__init__(self.faults)
+
+    def __str__(self) -> str:
+        """One line per fault."""
+        return "\n".join(map(str, self.faults))
+
+
+PACKAGE = Path(__file__).resolve().parents[1]
+LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
+
+
+@contextmanager
+def blamed(key: str, what: str, circumstances: str = "") -> Iterator[None]:
+    """Exceptions inside become a `UserError` of `key` that tells what was raised, and in which line of whose file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        message = next(iter(str(error).strip().splitlines()), "")
+        raised = f"{type(error).__name__}: {message}" if message else type(error).__name__
+        raise UserError(Fault(key, f"{what} raised {raised}{user_line(error)}{circumstances}")) from error
+
+
+def user_line(error: BaseException) -> str:
+    """` at file:line` of the innermost line that is neither of this package nor of a library; "" if there is none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in (PACKAGE, *LIBRARIES)):
+            shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+            return f" at {shown}:{frame.lineno}"
+    return ""

@@ -1,0 +1,164 @@
+"""Names that stand for functions: nearest names, checked arguments, `package.module:function`, and calling it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from fds_dist.common.faults import Fault, UserError
+
+FORM = "package.module:function"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The one of `names` that `name` most likely was meant to be, letter case aside; "" when nothing is close."""
+    folded = {candidate.casefold(): candidate for candidate in names}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1)
+    return folded[close[0]] if close else ""
+
+
+def call_faults(
+    function: Callable[..., object], options: Mapping[str, object], key: str, provided: Collection[str] = ()
+) -> list[Fault]:
+    """Would `function(**options)` work?
+
+    Args:
+        function: anything callable; one without a readable signature passes.
+        options: the user's keyword arguments.
+        key: dotted key under which the user wrote them.
+        provided: names of keyword arguments that the program fills in: the user need not, and may not, give them.
+
+    Returns:
+        A fault for each name that the function does not take and for each required one that is absent.
+    """
+    signature = _signature(function)
+    if signature is None:
+        return []
+    parameters = signature.parameters.values()
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    open_names = [name for name in named if name not in provided]
+    faults = []
+    for name in options:
+        if name in provided:
+            faults.append(Fault(f"{key}.{name}", "is set by the program, not in the config"))
+        elif name not in named and not takes_any:
+            near = nearest(name, open_names)
+            expected = "" if near else ("one of " + ", ".join(open_names) if open_names else "no options here")
+            faults.append(Fault(f"{key}.{name}", "unknown key", expected, f"{key}.{near}" if near else ""))
+    for p in parameters:
+        if p.default is not p.empty or p.name in provided:
+            continue
+        if p.kind is p.POSITIONAL_ONLY:
+            faults.append(Fault(key, f"the function takes {p.name!r} by position only", "parameters with names"))
+        elif p.name in named and p.name not in options:
+            faults.append(Fault(f"{key}.{p.name}", "is missing", "a value"))
+    return faults
+
+
+def is_count(value: object) -> bool:
+    """Whether `value` is a whole number of at least 1 (`True` is not one)."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def with_offers(
+    function: Callable[..., object], options: Mapping[str, object], offers: Mapping[str, object]
+) -> dict[str, object]:
+    """`options`, and of `offers` what `function` has a parameter for and `options` does not set; None is no offer."""
+    signature = _signature(function)
+    names = () if signature is None else signature.parameters
+    taken = {name: offers[name] for name in names if offers.get(name) is not None and name not in options}
+    return {**taken, **options}
+
+
+def call_user_function(function: Callable[..., object], arguments: Mapping[str, object], key: str) -> object:
+    """`function(**arguments)`; an exception inside becomes a `UserError` that tells what was raised and where."""
+    try:
+        return function(**arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        name = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__qualname__)}"
+        frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is this function's
+        # Of what it calls, the deepest line in the user's own file tells most.
+        own = [frame for frame in frames if frame.filename == frames[0].filename]
+        where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+        raise UserError(Fault(key, f"{name} raised {type(error).__name__}: {error}{where}")) from error
+
+
+def _signature(function: Callable[..., object]) -> inspect.Signature | None:
+    """None for the few built-in functions that do not tell."""
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+
+
+def load_object(path: str, key: str) -> Callable[..., Any]:
+    """The function or class that `package.module:function` names; modules of the current folder are found too.
+
+    Raises:
+        UserError: naming `key`: a path of another form, no such module or attribute, nothing that can be called, or
+            a module that fails while it is imported (with the file and the line).
+    """
+    module_name, _, attribute = path.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
+        near = f"{module_name.removesuffix('.py').strip('./').replace('/', '.')}:{attribute}"
+        well_formed = all(part.isidentifier() for part in near.replace(":", ".").split("."))
+        raise UserError(Fault(key, f"{path!r} is not of the right form", FORM, near if well_formed else ""))
+    module = _import(module_name, path, key)
+    if not hasattr(module, attribute):
+        near = nearest(attribute, (name for name in vars(module) if not name.startswith("_")))
+        suggestion = f"{module_name}:{near}" if near else ""
+        raise UserError(Fault(key, f"module {module_name} has no {attribute!r}", FORM, suggestion))
+    found = getattr(module, attribute)
+    if not callable(found):
+        raise UserError(Fault(key, f"{path} is a {type(found).__name__}", "a function"))
+    return found
+
+
+def _import(name: str, path: str, key: str) -> ModuleType:
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # where `python -m` has it, so that both entry points find the same module
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # whatever the user's module does while it is imported
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            near = nearest(name, (module.name for module in pkgutil.iter_modules([folder])))
+            suggestion = path.replace(name, near, 1) if near and near != name else ""
+            fault = Fault(key, f"there is no module {error.name} in the current folder or installed", FORM, suggestion)
+        else:
+            kind = f"{type(error).__name__}: {error}"
+            fault = Fault(key, f"importing {name} fails at {_place(error)}: {kind}", "a module that can be imported")
+        raise UserError(fault) from error
+
+
+def _place(error: BaseException) -> str:
+    """`file:line` where the import went wrong: the innermost line of the user's own files, if there is one."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{_shown(error.filename)}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if _is_own(frame.filename)]
+    frame = own[-1] if own else frames[-1]
+    return f"{_shown(frame.filename)}:{frame.lineno}"
+
+
+def _is_own(filename: str) -> bool:
+    path = Path(filename)
+    return path.is_relative_to(Path.cwd()) and "site-packages" not in path.parts and path != Path(__file__)
+
+
+def _shown(filename: str) -> str:
+    path = Path(filename)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else filename

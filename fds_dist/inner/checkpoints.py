@@ -1,0 +1,203 @@
+"""Checkpoints within an outer step: the inner state and every tangent, to go on from with any number of ranks.
+
+Shapes: D = weights, S = columns of a flat vector that a rank of the `data` axis keeps, R = tangents that a rank of the
+`tangent` axis owns.
+
+A checkpoint is a folder that counts once its manifest is there, which is written last. Each rank writes the tangents
+that it owns, and those at the first place of the `tangent` axis the primal state too. A rank that goes on reads the
+elements of λ and the columns that it owns now, whoever wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from fds_dist.common.files import digest, write_text_atomic
+from fds_dist.distributed.mesh import Ranks
+from fds_dist.inner.run import InnerState, Tangents
+from fds_dist.storage.checkpoints import changed_files, fresh_folder, newest_first, remove_folders
+from fds_dist.tangents import Network
+
+KIND = "inner"
+MANIFEST = "manifest.json"
+CHANCES = 100
+"""How often in a horizon ranks of the `data` axis, which meet at every step, ask the first one's clock."""
+
+
+@dataclass
+class InnerCheckpoints:
+    """The `Keeper` of one inner run.
+
+    Only ranks that share a file system can keep anything; where they do not, or the disk is full, that is noted and the
+    run goes on. Replicas keep nothing: they end at steps of their own, and so cannot meet within an outer step.
+    """
+
+    folder: Path
+    """Holds the folders of the checkpoints."""
+    run: Mapping[str, Any]
+    """What the inner run is a function of, as JSON values; a checkpoint of another run is passed over."""
+    horizon: int
+    ranks: Ranks
+    seconds: float
+    """Between two checkpoints."""
+    count: int
+    """How many of the latest stay."""
+    meeting: int
+    """Steps from one comparison of the ranks to the next. Those of the `tangent` axis ask for the time only there: they
+    need not meet otherwise, and are balanced over the horizon, not over every stretch of it."""
+    note: Callable[[str], None]
+    """Hears, on every rank, what a person should know."""
+
+    def __post_init__(self) -> None:
+        self._saved = time.monotonic()
+        alone, shape = self.ranks.world_size == 1, self.ranks.shape
+        self._stride = 1 if alone else self.meeting if shape.tangent > 1 else -(-self.horizon // CHANCES)
+        self._possible = self.ranks.shape.replica == 1
+
+    def restore(self, network: Network, state: InnerState, tangents: Tangents) -> tuple[InnerState, Tangents]:
+        """See `Keeper`; the state is as it was, to the last bit."""
+        for folder, manifest in self.ranks.on_first(lambda: list(self._candidates())) if self._possible else ():
+            files = manifest["files"]
+            sums = {name: file["sha256"] for name, file in files.items()}
+            if changed := changed_files(folder, sums, self.ranks):
+                self.note(f"{folder} is damaged ({', '.join(changed)}) and is passed over")
+                continue
+            self.note(f"goes on from inner step {manifest['step']} of {self.horizon}")
+            with ExitStack() as stack:
+                parts = [
+                    _Part(stack.enter_context(safe_open(folder / name, "pt")), file["start"], file["elements"])
+                    for name, file in files.items()
+                ]
+                parts.sort(key=lambda part: part.start)
+                return self._read(parts, manifest["step"], network, state, tangents)
+        return state, tangents
+
+    def keep(self, network: Network, state: InnerState, tangents: Tangents) -> None:
+        """See `Keeper`."""
+        chance = self._possible and state.step % self._stride == 0 and state.step < self.horizon
+        if not chance or not self.ranks.broadcast_object(time.monotonic() - self._saved >= self.seconds):
+            return
+        folder = self.ranks.on_first(lambda: fresh_folder(self.folder, KIND))
+        path = folder / f"rank-{self.ranks.rank}.safetensors"
+        problem, described = "", {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(self._tensors(network, state, tangents), path)
+            start = self.ranks.data.columns(len(state.weights)).start
+            described = {"sha256": digest(path), "start": start, "elements": list(tangents.elements)}
+        except (OSError, SafetensorError) as error:
+            problem = f"{path}: {error}"
+        told = self.ranks.gather_objects((path.name, described, problem))
+        problem = self.ranks.on_first(lambda: self._commit(folder, state.step, told))
+        if problem:
+            self._possible = False
+            self.note(f"no more checkpoints within this outer step: {problem}")
+        self._saved = time.monotonic()
+
+    def _commit(self, folder: Path, step: int, told: Sequence[tuple[str, dict[str, Any], str]]) -> str:
+        """On the first rank: lets the checkpoint count and removes older ones; returns what is in the way."""
+        problems = [problem for _, _, problem in told if problem]
+        problems += [
+            f"{folder} is not one folder for all ranks" for name, _, _ in told if not (folder / name).is_file()
+        ]
+        files = {name: described for name, described, _ in told}
+        manifest = {"run": self.run, "horizon": self.horizon, "step": step, "files": files}
+        try:
+            if not problems:
+                write_text_atomic(folder / MANIFEST, json.dumps(manifest) + "\n")
+        except OSError as error:
+            problems.append(f"{folder / MANIFEST}: {error}")
+        if problems:
+            shutil.rmtree(folder, ignore_errors=True)
+            return problems[0]
+        remove_folders(self.folder, KIND, [other for other, _ in self._candidates()][: self.count])
+        return ""
+
+    def _candidates(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """This run's checkpoints, newest first, with their manifests."""
+        for folder in newest_first(self.folder, KIND):
+            try:
+                manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+                if manifest["run"] == self.run and manifest["horizon"] == self.horizon:
+                    yield folder, manifest
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # left half-way
+
+    def _tensors(self, network: Network, state: InnerState, tangents: Tangents) -> dict[str, Tensor]:
+        """What this rank writes, by name."""
+        found = {"tangents.weights": tangents.weights}
+        found |= _numbered("tangents.optimizer", tangents.optimizer)
+        if self.ranks.tangent_rank == 0:
+            found |= {"weights": state.weights, **_numbered("optimizer", state.optimizer)}
+            found |= {f"buffers.{name}": buffer for name, buffer in network.module.named_buffers()}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+
+    def _read(
+        self, parts: Sequence[_Part], step: int, network: Network, state: InnerState, tangents: Tangents
+    ) -> tuple[InnerState, Tangents]:
+        own = self.ranks.data.columns(len(state.weights))
+        # Running statistics may be those of a part of the batch: this rank's, where it is cut as before.
+        nearest = sorted(parts, key=lambda part: part.start != own.start)
+
+        def mine(whole: Tensor) -> Tensor:
+            return whole[own] if whole.dim() else whole
+
+        def fill(like: Any, name: str, element: int | None = None) -> Any:
+            tensors, spec = tree_flatten(like)
+            found = [mine(_joined(parts, f"{name}.{index}", element)) for index in range(len(tensors))]
+            return tree_unflatten([new.to(old) for new, old in zip(found, tensors, strict=True)], spec)
+
+        for name, buffer in network.module.named_buffers():
+            buffer.copy_(_joined(nearest, f"buffers.{name}", whole=True))
+        weights = _joined(parts, "weights", whole=True).to(state.weights)
+        for row, element in enumerate(tangents.elements):
+            tangents.weights[row] = mine(_joined(parts, "tangents.weights", element))
+            one = fill(state.optimizer, "tangents.optimizer", element)
+            for tensor, new in zip(tree_flatten(tangents.optimizer)[0], tree_flatten(one)[0], strict=True):
+                tensor[row] = new
+        return replace(state, step=step, weights=weights, optimizer=fill(state.optimizer, "optimizer")), tangents
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one rank wrote."""
+
+    file: Any
+    start: int
+    """Of its columns."""
+    elements: list[int]
+    """[R] of λ, whose tangents are the rows of its tangents."""
+
+
+def _numbered(name: str, tree: Any) -> dict[str, Tensor]:
+    return {f"{name}.{index}": tensor for index, tensor in enumerate(tree_flatten(tree)[0])}
+
+
+def _joined(parts: Sequence[_Part], name: str, element: int | None = None, whole: bool = False) -> Tensor:
+    """The tensor `name`, or its row of `element`, from the `parts` in order of their columns.
+
+    A single number, and what every part has `whole`, comes from the first.
+    """
+    found = []
+    for part in parts:
+        if name not in part.file.keys() or (element is not None and element not in part.elements):  # noqa: SIM118
+            continue
+        if element is None:
+            found.append(part.file.get_tensor(name))
+        else:
+            row = part.elements.index(element)
+            found.append(part.file.get_slice(name)[row : row + 1][0])
+    return found[0] if whole or not found[0].dim() else torch.cat(found)

@@ -1,0 +1,129 @@
+"""What happens alike on every rank before an inner run and after each of its steps: losses, the ranks compared, the end
+of a lost run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from fds_dist.distributed.data_axis import DataAxis
+from fds_dist.distributed.fingerprint import RunsDiverged, deviating_ranks, fingerprint
+from fds_dist.distributed.mesh import Ranks
+from fds_dist.inner.plan import Plan
+from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import InnerState
+from fds_dist.schedule.schedule import Schedule
+from fds_dist.tracking.records import InnerBlock
+from fds_dist.tracking.trackers import Trackers
+
+
+class BatchesDiffer(RuntimeError):
+    """Ranks that split each batch between them got different batches from the task."""
+
+
+def check_batches(problem: Problem, outer_step: int, axis: DataAxis) -> None:
+    """Compares the first training batch of `outer_step` along the axis.
+
+    All weights stay the same on these ranks whatever they train on, so that no later comparison would show it.
+
+    Raises:
+        BatchesDiffer: on every rank of the axis.
+    """
+    if axis.size == 1:
+        return
+    prints = torch.stack([fingerprint(part.to(problem.device)) for part in next(problem.batches(outer_step))])
+    gathered = axis.gather(prints, axis.size * len(prints)).reshape(axis.size, -1)
+    if deviating := deviating_ranks([hash(tuple(row)) for row in gathered.tolist()]):
+        raise BatchesDiffer(
+            f"the first training batch of outer step {outer_step} is another one on places {deviating} of the data "
+            "axis. "
+            "Every rank must get the same batches (a task may depend on its arguments and the seed alone)"
+        )
+
+
+BLOCKS_PER_HORIZON = 100
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """What is done about ranks that do not replay the same run: `verify`, `broadcast` or `off`, each `every` steps."""
+
+    mode: str = "verify"
+    every: int = 100
+
+
+class StepMonitor:
+    """The `OnStep` of one horizon.
+
+    Losses stay on the device and are read in blocks: one synchronisation per hundredth of the horizon.
+    """
+
+    def __init__(
+        self,
+        outer_step: int,
+        schedule: Schedule,
+        plan: Plan,
+        ranks: Ranks,
+        trackers: Trackers,
+        consistency: Consistency,
+    ) -> None:
+        self._outer_step, self._schedule, self._plan = outer_step, schedule, plan
+        self._ranks, self._trackers, self._consistency = ranks, trackers, consistency
+        self._block_size = -(-schedule.horizon // BLOCKS_PER_HORIZON)
+        self._losses: list[Tensor] = []
+        self._agreed: int | None = None
+
+    def __call__(self, state: InnerState, loss: Tensor) -> bool:
+        """Returns False where the run has diverged beyond return (weights that are not finite)."""
+        self._losses.append(loss)
+        last = state.step == self._schedule.horizon
+        if last or state.step % self._consistency.every == 0:
+            self._compare(state)
+        if last or len(self._losses) == self._block_size:
+            return self._report(state)
+        return True
+
+    def _report(self, state: InnerState) -> bool:
+        mean = self._ranks.data.sum(torch.stack(self._losses).double().mean()).item()
+        healthy = math.isfinite(mean) or bool(torch.isfinite(state.weights).all())
+        first, last = state.step - len(self._losses), state.step - 1
+        self._losses = []
+        self._trackers.inner(
+            InnerBlock(
+                outer_step=self._outer_step,
+                steps=range(first, state.step),
+                horizon=self._schedule.horizon,
+                live_tangents=self._plan.live(last),
+                train_loss=mean,
+                hyperparameters=self._schedule.at(last),
+            )
+        )
+        return healthy
+
+    def _compare(self, state: InnerState) -> None:
+        """Compares the weights of the ranks of one inner run, or overwrites them with those of the first.
+
+        Raises:
+            RunsDiverged: they differ; names the step and the ranks.
+        """
+        ranks = self._ranks
+        if self._consistency.mode == "off" or ranks.shape.tangent == 1:
+            return
+        if self._consistency.mode == "broadcast":
+            for tensor in (state.weights, *tree_flatten(state.optimizer)[0]):
+                ranks.broadcast_tangent_axis(tensor)
+            return
+        prints = [int(part) for part in ranks.gather_axis("tangent", fingerprint(state.weights))]
+        if deviating := deviating_ranks(prints):
+            raise RunsDiverged(state.step, [ranks.on_tangent_axis(place) for place in deviating], self._agreed)
+        self._agreed = state.step
+
+
+MonitorMaker = Callable[[int, Schedule, Plan], StepMonitor]
+"""(outer step, schedule of this horizon, plan) → its monitor."""

@@ -1,0 +1,113 @@
+"""Who owns which tangent, and what an inner run costs in plain training steps: the one place where costs are charged.
+
+A tangent that begins at step s costs T − s tangent steps over a horizon of T, and nothing before. Contiguous ownership
+would leave the ranks of late buckets idle, so tangents are dealt out by cost, the longest first.
+
+A plain step (forward, backward, update) costs 1, and a black box's trial therefore its horizon. The charge of an
+estimator is for the work of all ranks together, each piece once: it does not depend on how many ranks share it.
+Validation is free for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fds_dist.inner.problem import Problem
+from fds_dist.schedule.buckets import bucket_window
+
+PLAIN_STEP_COST = 1.0
+TANGENT_STEP_COST = 2.0
+"""In plain training steps: an exact Hessian-vector product needs two products for each one of a plain step."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Ownership of K tangents over the ranks of the `tangent` axis."""
+
+    horizon: int
+    starts: tuple[int, ...]
+    """[K] first step of each tangent."""
+    owned: tuple[tuple[int, ...], ...]
+    """Per rank the tangents it owns, in order of their starts, so that the live ones are always a prefix."""
+
+    def load(self, rank: int) -> int:
+        """Tangent steps that `rank` takes over the horizon."""
+        return sum(self.horizon - self.starts[index] for index in self.owned[rank])
+
+    def cost(self, rank: int) -> float:
+        """Cost of one outer step on `rank`, in plain training steps."""
+        return self.horizon * PLAIN_STEP_COST + self.load(rank) * TANGENT_STEP_COST
+
+    def live(self, step: int) -> int:
+        """Tangents over all ranks that have begun at `step`."""
+        return sum(start <= step for start in self.starts)
+
+
+def make_plan(starts: Sequence[int], horizon: int, ranks: int) -> Plan:
+    """Balances tangents over ranks by longest processing time first; ties keep memory (tangents per rank) even.
+
+    The costliest rank is within 4/3 of the best possible (Graham, 1969); for the bucket counts of the paper it is best.
+
+    Raises:
+        ValueError: no ranks, or a start outside the horizon.
+    """
+    if ranks < 1:
+        raise ValueError(f"{ranks} ranks; at least 1 is needed")
+    if any(not 0 <= start < horizon for start in starts):
+        raise ValueError(f"tangents must begin within the horizon of {horizon} steps: {list(starts)}")
+    owned: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for index in sorted(range(len(starts)), key=lambda index: (starts[index], index)):
+        rank = min(range(ranks), key=lambda rank: (loads[rank], len(owned[rank]), rank))
+        owned[rank].append(index)
+        loads[rank] += horizon - starts[index]
+    return Plan(horizon, tuple(starts), tuple(map(tuple, owned)))
+
+
+REVERSE_COST = 4.0
+"""Plain steps per step of a reverse sweep, whatever K is: forward twice, and a pull-back that costs two."""
+
+
+def tangent_steps(problem: Problem, horizon: int) -> int:
+    """Tangent updates over a horizon, all elements of λ together: those that are live and not pruned.
+
+    In the window of its bucket b, a hyperparameter has b + 1 live tangents: those of buckets 0 to b.
+    """
+    pruning = problem.tangents.pruning
+    total = 0
+    for owner in problem.space.learned:
+        for bucket in range(owner.buckets):
+            window = len(bucket_window(bucket, owner.buckets, horizon))
+            kept = sum(pruning.keeps(offset, window) for offset in range(window)) if pruning.ratio else window
+            total += kept * (bucket + 1)
+    return total
+
+
+def forward_cost(problem: Problem, horizon: int) -> float:
+    """1 + 2k per step with k live tangents: an exact Hessian-vector product costs two plain steps."""
+    return PLAIN_STEP_COST * horizon + TANGENT_STEP_COST * tangent_steps(problem, horizon)
+
+
+def reverse_cost(problem: Problem, horizon: int) -> float:
+    """The same for every number of hyperparameters."""
+    return REVERSE_COST * horizon
+
+
+def greedy_cost(problem: Problem, horizon: int, discount: float) -> float:
+    """Per step a plain step and a validation gradient, charged as another; and where a product is needed, that is with
+    memory or with hyperparameters of the loss, two plain steps per hyperparameter (not per bucket)."""
+    needs_products = discount > 0 or problem.loss_hyperparameters
+    products = TANGENT_STEP_COST * len(problem.space.learned) if needs_products else 0.0
+    return horizon * (2 * PLAIN_STEP_COST + products)
+
+
+def estimator_cost(name: str, problem: Problem, horizon: int, discount: float = 0.0) -> float:
+    """One outer step with the estimator `name` over `horizon` inner steps, in plain training steps.
+
+    Args:
+        discount: what the estimator `greedy` remembers from step to step.
+    """
+    if name == "greedy":
+        return greedy_cost(problem, horizon, discount)
+    return {"forward": forward_cost, "reverse": reverse_cost}[name](problem, horizon)

@@ -1,0 +1,141 @@
+"""The inner problem: everything that defines a training run but the values of its hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import count, islice
+
+import torch
+from torch import Tensor, nn
+
+from fds_dist.common.batch import checked_batch
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.randomness import derive_seed
+from fds_dist.schedule.buckets import Segment
+from fds_dist.schedule.groups import base_of
+from fds_dist.schedule.space import HyperparameterSpace
+from fds_dist.tangents import METHODS, Batch, Network, PointMaker, TrainingLoss, Update, WeightGroups, inner_update
+from fds_dist.tangents.optimizers import InnerOptimizer
+from fds_dist.tangents.step import Pruning
+from fds_dist.tasks.base import Task
+
+GPU_CHUNK = 16
+"""Tangents that a GPU takes at once where `chunk_size` is auto."""
+
+ALL = slice(None)
+"""All columns of a vector over the weights."""
+
+
+@dataclass(frozen=True)
+class TangentOptions:
+    """How tangents are computed."""
+
+    method: str
+    clip_hvp: float | None = None
+    pruning: Pruning = field(default_factory=Pruning)
+    chunk_size: int | None = None
+    """Tangents per Hessian-vector product; None means auto."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One inner problem. Fresh weights, batches and random numbers are functions of (seed, outer step, step)."""
+
+    task: Task
+    build_model: Callable[[int], nn.Module]
+    """seed → network"""
+    optimizer: InnerOptimizer
+    space: HyperparameterSpace
+    tangents: TangentOptions
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    clip_gradient: float | None = None
+    val_batch_norm: str = "batch"
+    seed: int = 0
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """Parameter groups, name to pattern, where the space has copies of a hyperparameter for them; else empty."""
+
+    def network(self, outer_step: int) -> Network:
+        """A network with fresh weights for `outer_step`, in training mode."""
+        module = self.build_model(derive_seed(self.seed, outer_step, "weights"))
+        network = Network(module, self.dtype, self.device)
+        network.train()
+        return network
+
+    @cached_property
+    def loss_hyperparameters(self) -> tuple[str, ...]:
+        """Names of the hyperparameters that are the loss's own."""
+        return tuple(name for name in self.space.names if base_of(name) not in self.optimizer.defaults)
+
+    @property
+    def optimizer_info(self) -> dict[str, object]:
+        """What a schedule is learned for, as plain values; see `Schedule.optimizer`."""
+        groups = {"groups": dict(self.groups)} if self.groups else {}
+        clip = {} if self.clip_gradient is None else {"clip_gradient": self.clip_gradient}
+        return {"name": self.optimizer.name, **self.optimizer.switches, **groups, **clip}
+
+    def training_loss(self, network: Network) -> TrainingLoss:
+        """The task's loss as a function of the network's flat weights."""
+        return TrainingLoss(network, self.task.loss, self.loss_hyperparameters)
+
+    def theta(self, h: Tensor) -> Tensor:
+        """The part of the H values `h` [H] (or of rows [..., H]) that belongs to the loss [..., P]."""
+        columns = self._theta_columns
+        return h[..., columns] if columns else h[..., :0]  # a list as index would be copied to the device
+
+    @cached_property
+    def _theta_columns(self) -> list[int]:
+        return [self.space.names.index(name) for name in self.loss_hyperparameters]
+
+    def update(self, network: Network, columns: slice = ALL) -> Update:
+        """The inner step of the weights in `columns` of `network`'s flat vector, as a pure function of tensors."""
+        groups = WeightGroups.of(self.groups, network.layout, columns, self.device) if self.groups else None
+        return inner_update(self.optimizer, self.space.names, self.clip_gradient, groups)
+
+    @property
+    def make_point(self) -> PointMaker:
+        """The method of Hessian-vector products."""
+        return METHODS[self.tangents.method]
+
+    @property
+    def chunk_size(self) -> int:
+        """Tangents per Hessian-vector product.
+
+        On a CPU one at a time by default: a batched product's last bits depend on the number of tangents in the
+        batch, and so on the number of ranks.
+        """
+        return self.tangents.chunk_size or (1 if self.device.type == "cpu" else GPU_CHUNK)
+
+    def values_in(self, segment: Segment, values: Sequence[float]) -> Tensor:
+        """h [H]: what each hyperparameter is on `segment`, given λ = `values` [K]."""
+        learned = [values[self.space.offsets[owner.name] + segment.buckets[owner.name]] for owner in self.space.learned]
+        return torch.tensor([*learned, *self.space.fixed.values()], dtype=self.dtype, device=self.device)
+
+    def step_seed(self, outer_step: int, step: int, part: int = 0) -> int:
+        """The seed of the random numbers (dropout) of one inner step on one part of its batch."""
+        return derive_seed(self.seed, outer_step, step, "step", *([part] if part else []))
+
+    def batches(self, outer_step: int, first_step: int = 0) -> Iterator[Batch]:
+        """Training batches from inner step `first_step` on without end, epoch after epoch, as the task gives them.
+
+        Raises:
+            UserError: an epoch has fewer batches than `steps_per_epoch`, or a batch is no pair of tensors.
+        """
+        per_epoch = self.task.steps_per_epoch
+        first_epoch, skip = divmod(first_step, per_epoch)
+        for epoch in count(first_epoch):
+            given = 0
+            for batch in islice(self.task.train_batches(outer_step, epoch), per_epoch):
+                given += 1
+                if given > skip:
+                    yield checked_batch(batch, "train_batches")
+            if given < per_epoch:
+                problem = f"train_batches(outer_step={outer_step}, epoch={epoch}) gave {given} batches"
+                raise UserError(Fault("task.train_batches", problem, f"at least steps_per_epoch = {per_epoch}"))
+            skip = 0
+
+    def horizon(self, epochs: float) -> int:
+        """Inner steps in `epochs`, at least 1."""
+        return max(1, round(epochs * self.task.steps_per_epoch))

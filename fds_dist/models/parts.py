@@ -1,0 +1,72 @@
+"""What several networks share: the check of an image's shape, initializations, and activation checkpointing.
+
+Activation checkpointing computes a block's activations again in the backward pass instead of keeping them.
+Double-backward products work through it; `torch.func`, and with it the method `jvp`, does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import chain
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fds_dist.common.faults import Fault, UserError
+
+
+def image_shape(input_shape: Sequence[int], smallest_side: int) -> tuple[int, int, int]:
+    """``input_shape`` as (channels, height, width). Raises `UserError` where it is no image or one too small."""
+    expected = f"channels × height × width with sides of at least {smallest_side}"
+    shape = tuple(input_shape)
+    if len(shape) != 3 or min(shape[1:]) < smallest_side:
+        raise UserError(Fault("model.input_shape", f"{'×'.join(map(str, shape))} does not fit this model", expected))
+    return shape
+
+
+def _kaiming(weight: Tensor) -> None:
+    nn.init.kaiming_normal_(weight, nonlinearity="relu")
+
+
+INITIALIZATIONS: Mapping[str, Callable[[Tensor], object] | None] = {
+    "default": None,
+    "xavier": nn.init.xavier_normal_,
+    "kaiming": _kaiming,
+    "orthogonal": nn.init.orthogonal_,
+}
+
+
+def initialize(model: nn.Module, name: str) -> None:
+    """Redraw, in place, every weight of two dimensions or more and zero its bias.
+
+    Normalization layers (one-dimensional weights) and what is not called a weight, such as embeddings of positions,
+    keep their values; ``default`` keeps everything.
+    """
+    redraw = INITIALIZATIONS[name]
+    if redraw is None:
+        return
+    for module in model.modules():
+        parameters = dict(module.named_parameters(recurse=False))
+        for key, parameter in parameters.items():
+            if key.endswith("weight") and parameter.dim() >= 2:  # attention has an in_proj_weight too
+                redraw(parameter)
+                bias = parameters.get(f"{key.removesuffix('weight')}bias")
+                if bias is not None:
+                    nn.init.zeros_(bias)
+
+
+def checkpoint_blocks(model: nn.Module) -> nn.Module:
+    """Makes each child of each outermost `nn.Sequential` of `model` (or, where these are all such themselves, of those)
+    a checkpointed block, in place; returns `model`."""
+    for block in chain.from_iterable(sequential.children() for sequential in _chains(model)):
+        if any(True for _ in block.parameters()):  # others keep nothing worth a second pass
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign, assignment]
+    return model
+
+
+def _chains(module: nn.Module) -> list[nn.Sequential]:
+    """The chains of blocks: sequentials, outermost first, that are more than a list of sequentials."""
+    if isinstance(module, nn.Sequential) and not all(isinstance(child, nn.Sequential) for child in module):
+        return [module]
+    return [found for child in module.children() for found in _chains(child)]

@@ -1,0 +1,232 @@
+"""The outer loop: inner runs, their hypergradients, a step of the hyperparameters; until done.
+
+Replicas are independent inner runs side by side, of which the mean counts: noise falls as one over their number.
+Replica r of R in outer step s has the weights, split, batches and random numbers of outer step s·R + r of a run without
+replicas, so that the mean can be checked against single runs, and any task serves.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from fds_dist.common.memory import own_peak_bytes
+from fds_dist.distributed.mesh import Ranks
+from fds_dist.inner.estimators import Estimate, Estimator
+from fds_dist.inner.monitor import MonitorMaker, check_batches
+from fds_dist.inner.plan import make_plan
+from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import Keeper
+from fds_dist.outer.rules import OuterRule, OuterState, OuterStep
+from fds_dist.schedule.schedule import Schedule
+from fds_dist.tracking.records import OuterRecord
+from fds_dist.tracking.trackers import Trackers
+
+
+class HypergradientsNotFinite(RuntimeError):
+    """Too many outer steps in a row gave a hypergradient that is not finite."""
+
+
+@dataclass(frozen=True)
+class OuterSettings:
+    """How long the outer loop goes on."""
+
+    epochs: tuple[float, ...]
+    """Epochs of the inner run, one per outer step."""
+    nonfinite_patience: int = 3
+    """This many outer steps in a row with a hypergradient that is not finite end the run with an error."""
+    retreat: bool = False
+    """Whether to go back to the best λ, with half the steps, when an inner run ends worse than the very first."""
+
+
+@dataclass(frozen=True)
+class OuterProgress:
+    """Where the outer loop stands between two outer steps: all that is needed to go on."""
+
+    outer_step: int
+    """Outer steps done."""
+    values: list[float]
+    """[K] λ for the next outer step."""
+    state: OuterState
+    horizon: int
+    """Of the last outer step; the schedule's."""
+    converged: bool = False
+    best: tuple[int, list[float], float, float | None] | None = None
+    """(outer step, its λ, validation loss, accuracy) of the lowest validation loss so far."""
+    first_val_loss: float = math.inf
+    """Of the first outer step; infinite where that one was lost."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> OuterProgress:
+        """The inverse of `to_dict`."""
+        state, best = OuterState.from_dict(content["state"]), content["best"]
+        return cls(**{**content, "state": state, "best": None if best is None else tuple(best)})
+
+
+def initial_progress(problem: Problem, rule: OuterRule, settings: OuterSettings) -> OuterProgress:
+    """Before the first outer step."""
+    values = problem.space.initial()
+    return OuterProgress(0, values, rule.init(problem.space), problem.horizon(settings.epochs[0]))
+
+
+@dataclass(frozen=True)
+class OuterLoop:
+    """The outer loop with all that it works with; `run` may be called on any progress."""
+
+    problem: Problem
+    estimator: Estimator
+    rule: OuterRule
+    settings: OuterSettings
+    ranks: Ranks
+    trackers: Trackers
+    make_monitor: MonitorMaker
+    save: Callable[[OuterProgress], None] = field(default=lambda progress: None)
+    """Called after each outer step, on every rank."""
+    make_keeper: Callable[[int, Sequence[float], int], Keeper | None] = field(default=lambda *_: None)
+    """(outer step, λ, horizon) → what keeps its inner run."""
+
+    def run(self, progress: OuterProgress) -> OuterProgress:
+        """Outer steps until all are done or the step sizes are below the tolerance.
+
+        Raises:
+            HypergradientsNotFinite: after `nonfinite_patience` outer steps in a row; `save` was called before.
+        """
+        while progress.outer_step < len(self.settings.epochs) and not progress.converged:
+            progress = self.outer_step(progress)
+            if progress.state.failures >= self.settings.nonfinite_patience:
+                raise HypergradientsNotFinite(
+                    f"{progress.state.failures} outer steps in a row had hypergradients that are not finite. "
+                    "The inner run diverges: lower the learning rate (hyperparameters.lr.init, .step or .max), "
+                    "clip the gradient (inner.clip_gradient) or use dtype=float64"
+                )
+        return progress
+
+    def outer_step(self, progress: OuterProgress) -> OuterProgress:
+        """One outer step: inner run, hypergradients, update, record."""
+        began, waited = time.perf_counter(), self.ranks.waited
+        number, values = progress.outer_step, progress.values
+        horizon = self.problem.horizon(self.settings.epochs[number])
+        plan = make_plan(self.problem.space.starts(horizon), horizon, self.ranks.shape.tangent)
+        monitor = self.make_monitor(number, self.schedule(values, horizon), plan)
+        run = run_number(number, self.ranks)
+        check_batches(self.problem, run, self.ranks.data)
+        keeper = self.make_keeper(number, values, horizon)
+        estimate = self.estimator(self.problem, values, run, horizon, self.ranks, monitor, keeper)
+        estimate = mean_over_replicas(estimate, self.ranks)
+        step, retreated = self.next_values(progress, estimate)
+        best, first_val_loss = progress.best, progress.first_val_loss
+        if number == 0 and math.isfinite(estimate.val_loss):
+            first_val_loss = estimate.val_loss
+        if math.isfinite(estimate.val_loss) and (best is None or estimate.val_loss < best[2]):
+            best = (number, list(values), estimate.val_loss, estimate.val_accuracy)
+        after = replace(
+            progress,
+            outer_step=number + 1,
+            values=step.values,
+            state=step.state,
+            horizon=horizon,
+            converged=step.converged,
+            best=best,
+            first_val_loss=first_val_loss,
+        )
+        events = self._events(values, step, retreated)
+        seconds = time.perf_counter() - began
+        own_seconds = seconds - (self.ranks.waited - waited)
+        usage = self.ranks.gather_objects((own_seconds, own_peak_bytes(self.ranks.device)))
+        self._record(progress, estimate, after, events, seconds, usage)
+        self.save(after)
+        return after
+
+    def next_values(self, progress: OuterProgress, estimate: Estimate) -> tuple[OuterStep, bool]:
+        """The rule's step along the hypergradients, or a retreat to the best λ where the inner run diverged."""
+        diverged = not estimate.val_loss <= progress.first_val_loss  # a NaN has diverged too
+        if self.settings.retreat and diverged and progress.best is not None:
+            return self.rule.retreat(progress.best[1], estimate.hypergradients, progress.state), True
+        return self.rule.update(self.problem.space, progress.values, estimate.hypergradients, progress.state), False
+
+    def schedule(self, values: Sequence[float], horizon: int) -> Schedule:
+        """λ as a schedule that says which optimizer it is for."""
+        return self.problem.space.schedule(values, horizon, self.problem.optimizer_info)
+
+    def _events(self, values: Sequence[float], step: OuterStep, retreated: bool) -> list[str]:
+        events = ["the inner run diverged: back to the best values, with half the steps"] if retreated else []
+        if step.non_finite:
+            elements = self.problem.space.elements
+            kept = ", ".join(
+                f"{elements[index][0].name}[{elements[index][1]}] stays {values[index]:.4g}"
+                for index in step.non_finite
+            )
+            events.append(f"hypergradients that are not finite: {kept}; their steps are halved")
+        if step.converged:
+            events.append("every step is below the tolerance: the search ends here")
+        return events
+
+    def _record(
+        self,
+        before: OuterProgress,
+        estimate: Estimate,
+        after: OuterProgress,
+        events: list[str],
+        seconds: float,
+        usage: Sequence[tuple[float, int]],
+    ) -> None:
+        unpack = self.problem.space.unpack
+        record = OuterRecord(
+            outer_step=before.outer_step,
+            horizon=after.horizon,
+            hyperparameters=unpack(before.values),
+            hypergradients=unpack(estimate.hypergradients),
+            val_loss=estimate.val_loss,
+            val_accuracy=estimate.val_accuracy,
+            seconds=seconds,
+            world_size=self.ranks.world_size,
+            step_sizes=unpack(after.state.steps),
+            hypergradient_spread=None if estimate.spread is None else unpack(estimate.spread),
+            events=events,
+            rank_seconds=[own_seconds for own_seconds, _ in usage],
+            rank_peak_bytes=[peak for _, peak in usage],
+        )
+        self.trackers.outer(record)
+        for event in events:
+            self.trackers.note(f"outer step {before.outer_step}: {event}")
+
+
+def run_number(outer_step: int, ranks: Ranks) -> int:
+    """Which outer step's random numbers this rank's inner run of `outer_step` draws."""
+    return outer_step * ranks.shape.replica + ranks.replica
+
+
+def mean_over_replicas(estimate: Estimate, ranks: Ranks) -> Estimate:
+    """The mean of all replicas' estimates with the spread of their hypergradients, the same on every rank.
+
+    One replica whose run was lost (NaN) makes the mean NaN: the outer rule treats it as any lost run.
+    """
+    if ranks.shape.replica == 1:
+        return estimate
+    accuracy = math.nan if estimate.val_accuracy is None else estimate.val_accuracy
+    rows = ranks.gather_numbers("replica", [*estimate.hypergradients, estimate.val_loss, accuracy])
+    *hypergradients, val_loss, accuracy = [_mean(column) for column in zip(*rows, strict=True)]
+    return replace(
+        estimate,
+        hypergradients=hypergradients,
+        val_loss=val_loss,
+        val_accuracy=None if estimate.val_accuracy is None else accuracy,
+        spread=[_deviation(column) for column in list(zip(*rows, strict=True))[: len(hypergradients)]],
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Standard deviation of one replica, from a sample of them."""
+    mean = _mean(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))

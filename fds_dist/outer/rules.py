@@ -1,0 +1,192 @@
+"""Outer optimizers: pure rules that move the elements of λ along their hypergradients.
+
+All arithmetic is on Python floats, so that every rank takes the same step to the last bit.
+
+The paper's rule takes fixed-size steps along the sign of the hypergradient, shrunk where the sign flips (FDS, arXiv
+2007.07869, algorithm 1); RProp grows the step as well where the sign stays (Riedmiller & Braun, 1993). Gradient descent
+and Adam use the size of the hypergradient too. Their steps shrink by `decay` after every outer step: past the edge of
+stability of the inner run hypergradients are locally right and globally misleading, and steps that stay large leave a
+good schedule again.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from fds_dist.schedule.space import HyperparameterSpace
+
+SHRINK = 0.5
+"""Factor on a step that led to, or met, something that is not finite."""
+
+
+class Element(NamedTuple):
+    """State of one element of λ. Every rule has a step; of the others each uses what it needs."""
+
+    step: float  # in units of the hyperparameter's scale
+    sign: int = 0  # of the last non-zero hypergradient, 0 before there was one
+    first: float = 0.0  # velocity, or running mean of the hypergradient
+    second: float = 0.0  # running mean of its square
+    seen: int = 0  # hypergradients seen
+
+
+@dataclass(frozen=True)
+class OuterState:
+    """State of an outer optimizer."""
+
+    elements: tuple[Element, ...]  # [K]
+    failures: int = 0  # outer steps in a row with a hypergradient that was not finite
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """Step sizes [K]."""
+        return tuple(element.step for element in self.elements)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> OuterState:
+        """The inverse of `dataclasses.asdict` after a trip through JSON."""
+        return cls(tuple(Element(*row) for row in content["elements"]), content["failures"])
+
+
+@dataclass(frozen=True)
+class OuterStep:
+    """What one outer step decided."""
+
+    values: list[float]  # [K] the new λ
+    state: OuterState
+    converged: bool
+    non_finite: tuple[int, ...]  # elements whose hypergradient was not finite: their λ stayed, their step was shrunk
+
+
+@dataclass(frozen=True)
+class OuterRule(ABC):
+    """An outer optimizer: how one element moves; a relative `tolerance` ends the search."""
+
+    decay: float = 0.5
+    tolerance: float = 0.05
+
+    @abstractmethod
+    def move(self, slope: float, element: Element) -> tuple[float, Element]:
+        """The move of one element along its hypergradient `slope`, both in its own scale, and its next state."""
+
+    def reach(self, move: float, element: Element) -> float:
+        """How far the element goes in one step now, for the tolerance."""
+        return element.step
+
+    def init(self, space: HyperparameterSpace) -> OuterState:
+        """The state before the first outer step."""
+        return OuterState(tuple(Element(owner.step) for owner, _ in space.elements))
+
+    def update(
+        self,
+        space: HyperparameterSpace,
+        values: Sequence[float],
+        hypergradients: Sequence[float],
+        state: OuterState,
+    ) -> OuterStep:
+        """λ [K] and its hypergradients [K] to the next λ.
+
+        An element whose hypergradient is NaN or infinite keeps its value and halves its step: it is not "sign 0".
+        """
+        moved, elements, non_finite, settled = list(values), list(state.elements), [], True
+        for index, (owner, _) in enumerate(space.elements):
+            hypergradient, value = hypergradients[index], values[index]
+            if not math.isfinite(hypergradient):
+                non_finite.append(index)
+                elements[index] = shrunk(elements[index])
+                continue
+            move, elements[index] = self.move(bounded_product(hypergradient, owner.scale_slope(value)), elements[index])
+            if move:
+                moved[index] = owner.clamp(owner.from_scale(owner.to_scale(value) + move))
+            # On a log scale a step is relative by itself.
+            size = abs(moved[index]) if owner.scale == "linear" else 1.0
+            settled = settled and self.reach(move, elements[index]) < self.tolerance * size
+        failures = state.failures + 1 if non_finite else 0
+        return OuterStep(moved, OuterState(tuple(elements), failures), settled and not non_finite, tuple(non_finite))
+
+    def retreat(self, values: Sequence[float], hypergradients: Sequence[float], state: OuterState) -> OuterStep:
+        """Back to `values` [K], with half the steps and no momentum: for a λ at which the inner run diverged."""
+        elements = tuple(shrunk(element)._replace(first=0.0) for element in state.elements)
+        finite = all(map(math.isfinite, hypergradients))
+        return OuterStep(list(values), OuterState(elements, 0 if finite else state.failures + 1), False, ())
+
+
+def shrunk(element: Element) -> Element:
+    """The element with half its step."""
+    return element._replace(step=element.step * SHRINK)
+
+
+def bounded_product(a: float, b: float) -> float:
+    """a·b, with its sign kept where it would overflow, or underflow to zero."""
+    product = a * b
+    if math.isinf(product):
+        return math.copysign(sys.float_info.max, product)
+    return product if product or not (a and b) else math.copysign(5e-324, math.copysign(1.0, a) * b)
+
+
+def sign_of(x: float) -> int:
+    """−1, 0 or 1."""
+    return (x > 0) - (x < 0)
+
+
+@dataclass(frozen=True)
+class SignRule(OuterRule):
+    """The sign rule: the step shrinks by `decay` at a flip, and never grows.
+
+    A zero hypergradient moves nothing, and the sign before it is remembered for the next comparison.
+    """
+
+    growth: float = 1.0
+    """Factor on the step where the sign stays: 1 in the paper, above 1 for RProp."""
+
+    def move(self, slope: float, element: Element) -> tuple[float, Element]:
+        """See `OuterRule`."""
+        sign = sign_of(slope)
+        if not sign:
+            return 0.0, element
+        agreement = sign * element.sign
+        step = element.step * (self.decay if agreement < 0 else self.growth if agreement > 0 else 1.0)
+        return -sign * step, element._replace(step=step, sign=sign)
+
+
+EPSILON = 1e-12
+"""Keeps Adam's quotient finite where every hypergradient so far was zero."""
+
+
+@dataclass(frozen=True)
+class GradientRule(OuterRule):
+    """v ← momentum·v + slope;  λ ← λ − step·v."""
+
+    momentum: float = 0.0
+
+    def move(self, slope: float, element: Element) -> tuple[float, Element]:
+        """See `OuterRule`."""
+        velocity = self.momentum * element.first + slope
+        return -element.step * velocity, element._replace(step=element.step * self.decay, first=velocity)
+
+    def reach(self, move: float, element: Element) -> float:
+        """The step is a learning rate here; what counts is the move itself."""
+        return abs(move)
+
+
+@dataclass(frozen=True)
+class AdamRule(OuterRule):
+    """λ ← λ − step·m̂/√ŝ with bias-corrected running means m of the slope and s of its square (Kingma & Ba, 2015)."""
+
+    beta1: float = 0.0
+    beta2: float = 0.9
+
+    def move(self, slope: float, element: Element) -> tuple[float, Element]:
+        """See `OuterRule`."""
+        slope = max(-1e150, min(1e150, slope))  # so that its square is finite
+        seen = element.seen + 1
+        first = self.beta1 * element.first + (1 - self.beta1) * slope
+        second = self.beta2 * element.second + (1 - self.beta2) * slope * slope
+        mean = first / (1 - self.beta1**seen)
+        size = math.sqrt(second / (1 - self.beta2**seen))
+        move = -element.step * mean / (size + EPSILON)
+        return move, element._replace(step=element.step * self.decay, first=first, second=second, seen=seen)

@@ -1,0 +1,44 @@
+"""How a horizon is cut into buckets. Needs no torch.
+
+Hyperparameter `i` holds `n_i` buckets over a horizon of `T` steps; step `t` reads bucket `⌊n_i·t/T⌋`
+(design of FDS, arXiv 2007.07869, section 4: hyperparameters are shared over contiguous steps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+
+def bucket_of(step: int, buckets: int, horizon: int) -> int:
+    """The bucket that `step` (0 ≤ step < horizon) reads."""
+    return buckets * step // horizon
+
+
+def bucket_start(bucket: int, buckets: int, horizon: int) -> int:
+    """The first step that reads `bucket`: the smallest t with ⌊buckets·t/horizon⌋ ≥ bucket."""
+    return -(-bucket * horizon // buckets)
+
+
+def bucket_window(bucket: int, buckets: int, horizon: int) -> range:
+    """The steps that read `bucket`. Windows differ by at most one step where `buckets` does not divide `horizon`."""
+    return range(bucket_start(bucket, buckets, horizon), bucket_start(bucket + 1, buckets, horizon))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Contiguous steps `[start, stop)` on which no hyperparameter changes its bucket."""
+
+    start: int
+    stop: int
+    buckets: dict[str, int]
+    """The bucket in use, by hyperparameter."""
+
+
+def segments(buckets: Mapping[str, int], horizon: int) -> Iterator[Segment]:
+    """The horizon cut where any hyperparameter changes its bucket; `buckets` maps names to bucket counts."""
+    cuts = {bucket_start(bucket, count, horizon) for count in buckets.values() for bucket in range(count)}
+    edges = sorted(cuts | {0, horizon})
+    for start, stop in pairwise(edges):
+        yield Segment(start, stop, {name: bucket_of(start, count, horizon) for name, count in buckets.items()})

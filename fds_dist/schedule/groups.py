@@ -1,0 +1,58 @@
+"""Parameter groups: which parameters share a copy of a hyperparameter. Needs no torch.
+
+A group is a name and a regular expression, searched in the parameters' qualified names; the first match wins. The copy
+of a hyperparameter in a group is called by both names: `lr.norm_and_bias` is the learning rate of `norm_and_bias`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+from fds_dist.common.faults import Fault, UserError
+
+SHOWN = 5
+"""Parameters that a message names before it counts."""
+
+
+def name_in(base: str, group: str) -> str:
+    """The name of the copy of `base` in `group`: `lr.norm_and_bias`."""
+    return f"{base}.{group}"
+
+
+def base_of(name: str) -> str:
+    """The hyperparameter that `name` is, or is a copy of: `lr.norm_and_bias` → `lr`."""
+    return name.partition(".")[0]
+
+
+def group_of(name: str) -> str:
+    """The parameter group that `name` is a copy for, "" for all parameters: `lr.norm_and_bias` → `norm_and_bias`."""
+    return name.partition(".")[2]
+
+
+def assigned(patterns: Mapping[str, str], parameters: Collection[str], key: str = "inner.groups") -> dict[str, str]:
+    """The group of each parameter, given the groups' `patterns` in their order; `key` is where a person wrote them.
+
+    Raises:
+        UserError: parameters that no pattern matches, and groups that are left without one; every fault.
+    """
+    matches = {
+        parameter: [group for group, pattern in patterns.items() if re.search(pattern, parameter)]
+        for parameter in parameters
+    }
+    found = {parameter: groups[0] for parameter, groups in matches.items() if groups}
+    faults = []
+    if unmatched := [parameter for parameter, groups in matches.items() if not groups]:
+        more = f" and {len(unmatched) - SHOWN} more" if len(unmatched) > SHOWN else ""
+        problem = f"no pattern matches {', '.join(unmatched[:SHOWN])}{more}"
+        faults.append(Fault(key, problem, "a group for every parameter, such as a last one with '.*'"))
+    for group in patterns.keys() - set(found.values()):
+        if any(group in groups for groups in matches.values()):
+            problem, expected = "all parameters that it matches belong to groups before it", "another order, or pattern"
+        else:
+            names = ", ".join([*parameters][:SHOWN])
+            problem, expected = f"{patterns[group]!r} matches no parameter", f"a pattern found in names like {names}"
+        faults.append(Fault(f"{key}.{group}", problem, expected))
+    if faults:
+        raise UserError(sorted(faults, key=lambda fault: fault.key))
+    return found

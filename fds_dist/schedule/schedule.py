@@ -1,0 +1,196 @@
+"""A schedule: which value each hyperparameter has at each inner step. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import operator
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.schedule.buckets import bucket_of
+from fds_dist.schedule.groups import base_of, group_of
+
+FORMAT = "fds-dist schedule"
+VERSION = 1
+
+_ADAM = ("lr", "beta1", "beta2", "eps", "weight_decay")
+OPTIMIZER_HYPERPARAMETERS = {"sgd": ("lr", "momentum", "weight_decay"), "adam": _ADAM, "adamw": _ADAM}
+"""By optimizer: the hyperparameters that are its own. Any other belongs to the loss."""
+
+ALMOST_ZERO = 1e-300
+"""Stands for momentum 0 in a schedule that has other momenta too. At exactly 0 `torch.optim.SGD` keeps no velocity, and
+later steps would start from none or from an old one; the formula that the schedule was learned with keeps it at g."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Values by hyperparameter and bucket over `horizon` steps.
+
+    ```python
+    schedule = Schedule.load("runs/digits/schedule.json")
+    schedule.at(0)                      # {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+    schedule.stretch(20_000).at(19_999)
+    ```
+    """
+
+    horizon: int
+    values: dict[str, tuple[float, ...]]
+    """Learned values, one per bucket."""
+    fixed: dict[str, float] = field(default_factory=dict)
+    """Hyperparameters that were not learned."""
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    """What the values were learned for, e.g. `{"name": "sgd", "nesterov": False}`; with parameter groups also "groups",
+    the patterns that sort the parameters into them (see `fds_dist.schedule.groups`); where the run clipped each element
+    of the gradient, "clip_gradient", the bound."""
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise ValueError(f"horizon is {self.horizon}; a schedule covers at least 1 step")
+        empty = [name for name, values in self.values.items() if not values]
+        if empty:
+            raise ValueError(f"hyperparameters without a value: {', '.join(empty)}")
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The parameter groups that have a hyperparameter of their own, such as `lr.norm_and_bias`, in their order."""
+        return tuple(dict.fromkeys(group for name in (*self.values, *self.fixed) if (group := group_of(name))))
+
+    @property
+    def loss_hyperparameters(self) -> tuple[str, ...]:
+        """The names of those that belong to the loss; where the optimizer is unknown, of those that none has."""
+        every = tuple(name for names in OPTIMIZER_HYPERPARAMETERS.values() for name in names)
+        own = OPTIMIZER_HYPERPARAMETERS.get(str(self.optimizer.get("name")), every)
+        return tuple(name for name in (*self.values, *self.fixed) if base_of(name) not in own)
+
+    def at(self, step: int) -> dict[str, float]:
+        """All hyperparameters at `step`, the fixed ones included. Steps past the horizon keep the last bucket.
+
+        Raises:
+            ValueError: a negative step.
+        """
+        if step < 0:
+            raise ValueError(f"step is {step}; steps count from 0")
+        step = min(step, self.horizon - 1)
+        learned = {name: values[bucket_of(step, len(values), self.horizon)] for name, values in self.values.items()}
+        return {**learned, **self.fixed}
+
+    def stretch(self, horizon: int) -> Schedule:
+        """The same values over another number of steps.
+
+        Raises:
+            TypeError: the number is no whole one.
+            ValueError: it is below 1.
+        """
+        return replace(self, horizon=operator.index(horizon))
+
+    def for_optimizer(self) -> Schedule:
+        """What a `torch.optim` optimizer is set to: without the loss's, and `ALMOST_ZERO` for some momenta of 0."""
+        others = self.loss_hyperparameters
+        values = {
+            name: tuple(value or ALMOST_ZERO for value in row) if base_of(name) == "momentum" and any(row) else row
+            for name, row in self.values.items()
+            if name not in others
+        }
+        return replace(self, values=values, fixed={name: self.fixed[name] for name in self.fixed if name not in others})
+
+    def attach(self, optimizer: Any, horizon: int | None = None) -> Any:
+        """A driver that sets these values on a `torch.optim` optimizer step by step.
+
+        See `fds_dist.schedule.driver.ScheduleDriver`; `horizon` (steps) defaults to the schedule's own.
+        """
+        from fds_dist.schedule.driver import ScheduleDriver
+
+        return ScheduleDriver(optimizer, self if horizon is None else self.stretch(horizon))
+
+    def to_json(self) -> str:
+        """JSON text; floats are written so that they read back to the same bits."""
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "horizon": self.horizon,
+            "hyperparameters": {name: list(values) for name, values in self.values.items()},
+            "fixed": self.fixed,
+            "optimizer": self.optimizer,
+        }
+        return json.dumps(content, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "schedule") -> Schedule:
+        """The schedule that `to_json` wrote.
+
+        Raises:
+            UserError: not JSON, or not a schedule; the message names `source` and the key.
+        """
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(Fault(source, f"is not JSON ({error})", "a file written by `fds-dist optimize`")) from None
+        faults = _content_faults(content, source)
+        if faults:
+            raise UserError(faults)
+        values = {name: tuple(float(value) for value in row) for name, row in content["hyperparameters"].items()}
+        fixed = {name: float(value) for name, value in content.get("fixed", {}).items()}
+        return cls(content["horizon"], values, fixed, content.get("optimizer", {}))
+
+    def save(self, path: str | Path) -> None:
+        """Writes `to_json()` to `path`."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Schedule:
+        """Reads a schedule from `path`, or from `path/schedule.json` where `path` is a run's folder.
+
+        Raises:
+            UserError: no such file, or not a schedule.
+        """
+        file = Path(path)
+        file = file / "schedule.json" if file.is_dir() else file
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(Fault(str(file), f"cannot be read ({error})", "a schedule.json")) from None
+        return cls.from_json(text, str(file))
+
+
+def _content_faults(content: object, source: str) -> list[Fault]:
+    """What keeps `content` from being a schedule."""
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return [Fault(source, "is not a schedule", f'an object with "format": "{FORMAT}"')]
+    if content.get("version") != VERSION:
+        found = content.get("version")
+        return [Fault(f"{source}: version", f"{found!r} is not known", f"{VERSION}; a newer fds-dist may read it")]
+    faults = []
+    horizon = content.get("horizon")
+    if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
+        faults.append(Fault(f"{source}: horizon", f"{horizon!r} is not valid", "a whole number of at least 1"))
+    for section, absent, valid, expected in (
+        ("hyperparameters", None, _is_row, "a list of finite numbers per name"),
+        ("fixed", {}, _is_number, "a finite number per name"),
+        ("optimizer", {}, lambda value: True, "what the values were learned for"),
+    ):
+        mapping = content.get(section, absent)
+        if not isinstance(mapping, dict):
+            faults.append(Fault(f"{source}: {section}", f"{mapping!r} is not valid", f"an object: {expected}"))
+            continue
+        faults += [
+            Fault(f"{source}: {section}.{name}", f"{value!r} is not valid", expected)
+            for name, value in mapping.items()
+            if not valid(value)
+        ]
+    return faults
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_row(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_number, value))
+
+
+def load_schedule(path: str | Path) -> Schedule:
+    """`Schedule.load`: the learned schedule of a `schedule.json` or of a run's folder."""
+    return Schedule.load(path)

@@ -1,0 +1,169 @@
+"""The hyperparameter space: named, bucketed hyperparameters and the flat vector λ that the outer optimizer moves.
+
+Shapes: H = number of hyperparameters in use at a step (learned and fixed), K = all learned numbers = Σ buckets.
+
+λ lists the learned hyperparameters in their order, each with its buckets in order. λ is a list of Python floats
+(float64): K is small, and every rank must take the same outer step to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+
+from fds_dist.common.faults import Fault
+from fds_dist.schedule.buckets import bucket_start
+from fds_dist.schedule.groups import base_of
+from fds_dist.schedule.schedule import Schedule
+
+UNIT_INTERVAL = ("momentum", "beta1", "beta2")
+"""Hyperparameters in [0, 1): on the log scale the outer optimizer moves log(1 − x) instead of log(x). By base name, as
+in `NATURAL_DOMAIN`: the copies for parameter groups are of the same kind."""
+
+BELOW_ONE = 1 - 2.0**-24
+"""The largest float32 below 1: anything between would train as 1 in float32, with Adam's bias correction 0."""
+
+LARGEST_LOGARITHM = 700.0
+"""exp of little more overflows, and exp of little less than its negative is 0, which has no logarithm."""
+
+NATURAL_DOMAIN: dict[str, tuple[float, float]] = {
+    "lr": (0.0, math.inf),
+    "momentum": (0.0, BELOW_ONE),
+    "weight_decay": (0.0, math.inf),
+    "beta1": (0.0, BELOW_ONE),
+    "beta2": (0.0, BELOW_ONE),
+    "eps": (0.0, math.inf),
+}
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """One learned hyperparameter, or its copy for one parameter group; `bounds` are inclusive."""
+
+    name: str
+    init: float
+    step: float
+    buckets: int = 1
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    scale: str = "linear"
+
+    @property
+    def base(self) -> str:
+        """What kind of hyperparameter it is: the name without the parameter group."""
+        return base_of(self.name)
+
+    def clamp(self, value: float) -> float:
+        """The nearest value within the bounds."""
+        low, high = self.bounds
+        return min(max(value, low), high)
+
+    def to_scale(self, value: float) -> float:
+        """The coordinate that the outer optimizer moves: x, log(x), or log(1 − x) for those in [0, 1)."""
+        if self.scale == "linear":
+            return value
+        return math.log1p(-value) if self.base in UNIT_INTERVAL else math.log(value)
+
+    def from_scale(self, coordinate: float) -> float:
+        """The inverse of `to_scale`; on the log scale always a number that has a coordinate again."""
+        if self.scale == "linear":
+            return coordinate
+        coordinate = max(-LARGEST_LOGARITHM, min(coordinate, LARGEST_LOGARITHM))
+        return min(-math.expm1(coordinate), BELOW_ONE) if self.base in UNIT_INTERVAL else math.exp(coordinate)
+
+    def scale_slope(self, value: float) -> float:
+        """d value / d coordinate, which turns a derivative by the value into one by the coordinate."""
+        if self.scale == "linear":
+            return 1.0
+        return value - 1.0 if self.base in UNIT_INTERVAL else value
+
+
+@dataclass(frozen=True)
+class HyperparameterSpace:
+    """All hyperparameters of a run: the learned ones, which make up λ, and the fixed ones."""
+
+    learned: tuple[Hyperparameter, ...]
+    fixed: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """K, the length of λ."""
+        return sum(hyperparameter.buckets for hyperparameter in self.learned)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The H names that a step reads: learned first, then fixed."""
+        return tuple(hyperparameter.name for hyperparameter in self.learned) + tuple(self.fixed)
+
+    @property
+    def bucket_counts(self) -> dict[str, int]:
+        """Learned names to their numbers of buckets."""
+        return {hyperparameter.name: hyperparameter.buckets for hyperparameter in self.learned}
+
+    @cached_property
+    def elements(self) -> tuple[tuple[Hyperparameter, int], ...]:
+        """For each of the K elements of λ its hyperparameter and its bucket."""
+        return tuple((owner, bucket) for owner in self.learned for bucket in range(owner.buckets))
+
+    @cached_property
+    def offsets(self) -> dict[str, int]:
+        """Learned names to the position of their first bucket in λ."""
+        ends = accumulate((owner.buckets for owner in self.learned), initial=0)
+        return {owner.name: first for owner, first in zip(self.learned, ends, strict=False)}
+
+    def initial(self) -> list[float]:
+        """λ before the first outer step."""
+        return [owner.init for owner, _ in self.elements]
+
+    def starts(self, horizon: int) -> list[int]:
+        """For each element of λ the first step that reads it: before that step its tangent is exactly zero."""
+        return [bucket_start(bucket, owner.buckets, horizon) for owner, bucket in self.elements]
+
+    def pack(self, named: Mapping[str, Sequence[float]]) -> list[float]:
+        """Named buckets to λ.
+
+        Raises:
+            ValueError: names or bucket counts that are not this space's.
+        """
+        counts = {name: len(values) for name, values in named.items()}
+        if counts != self.bucket_counts:
+            raise ValueError(f"buckets {counts} do not fit this space, which has {self.bucket_counts}")
+        return [named[owner.name][bucket] for owner, bucket in self.elements]
+
+    def unpack(self, flat: Iterable[float]) -> dict[str, list[float]]:
+        """λ, or any other K numbers in its order, to named buckets."""
+        named: dict[str, list[float]] = {owner.name: [] for owner in self.learned}
+        for (owner, _), value in zip(self.elements, flat, strict=True):
+            named[owner.name].append(value)
+        return named
+
+    def schedule(self, flat: Sequence[float], horizon: int, optimizer: Mapping[str, object] | None = None) -> Schedule:
+        """λ as a schedule over `horizon` steps."""
+        values = {name: tuple(row) for name, row in self.unpack(flat).items()}
+        return Schedule(horizon, values, dict(self.fixed), dict(optimizer or {}))
+
+
+def domain_faults(hyperparameter: Hyperparameter, key: str) -> list[Fault]:
+    """What is wrong with where a hyperparameter starts: init outside its bounds, or not on its log scale."""
+    low, high = hyperparameter.bounds
+    init = hyperparameter.init
+    if not low <= init <= high:
+        return [Fault(f"{key}.init", f"{init:g} is out of range", interval(low, high))]
+    if hyperparameter.scale == "log":
+        if hyperparameter.base in UNIT_INTERVAL and init >= 1:
+            return [Fault(f"{key}.init", f"{init:g} has no logarithm of 1 - x", "a number below 1")]
+        if hyperparameter.base not in UNIT_INTERVAL and init <= 0:
+            return [Fault(f"{key}.init", f"{init:g} has no logarithm", "a number above 0, or scale: linear")]
+    return []
+
+
+def interval(low: float, high: float) -> str:
+    """Bounds in words."""
+    upper = "below 1" if high == BELOW_ONE else f"at most {high:g}"
+    if math.isinf(low):
+        return f"a number {upper}"
+    if math.isinf(high):
+        return f"a number of at least {low:g}"
+    return f"a number of at least {low:g} and {upper}"

@@ -1,0 +1,81 @@
+"""What is written down about a run's machine, versions and command line."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "torchvision", "numpy", "wandb")
+_SECRET = re.compile(r"key|token|password|secret", re.IGNORECASE)
+
+
+def environment_info(world_size: int, device: str) -> dict[str, Any]:
+    """What it takes to understand a run's numbers later, ready for JSON. None stands for what is not there."""
+    return {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": hide_secrets(sys.argv),
+        "fds_dist": _version("fds-dist"),
+        "python": platform.python_version(),
+        **{package: _version(package) for package in _PACKAGES},
+        "platform": platform.platform(),
+        "hostname": socket.gethostname(),
+        "processor": _processor(),
+        "cpu_count": os.cpu_count(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "world_size": world_size,
+        "device": device,
+        "git_commit": _git_commit(),
+    }
+
+
+def hide_secrets(arguments: Sequence[str]) -> list[str]:
+    """The command line with '***' for every value whose key looks like a secret: 'key=VALUE' and '--key VALUE'."""
+    shown: list[str] = []
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if shown and shown[-1].startswith("--") and _SECRET.search(shown[-1]) and "=" not in shown[-1]:
+            shown.append("***")
+        elif equals and _SECRET.search(key):
+            shown.append(f"{key}=***")
+        else:
+            shown.append(argument)
+    return shown
+
+
+def _version(package: str) -> str | None:
+    """What an imported package says of itself, which names its build ("2.13.0+cpu"); else what its metadata says."""
+    told = getattr(sys.modules.get(package), "__version__", None)
+    if told is not None:
+        return str(told)
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str | None:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1).strip() if found else platform.processor() or None
+
+
+def _git_commit() -> str | None:
+    """The commit checked out in the current folder, with '-dirty' where tracked files have changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=5, env=environment, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip() or None

@@ -1,0 +1,101 @@
+"""A run's folder: its name, and the files in it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from fds_dist.common.faults import Fault, UserError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the parts of a run are kept."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config: running it again gives the same run."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """`environment_info` of the start."""
+        return self.path / "environment.json"
+
+    @property
+    def history(self) -> Path:
+        """One line per outer step."""
+        return self.path / "history.jsonl"
+
+    @property
+    def schedule(self) -> Path:
+        """The learned values after the last update."""
+        return self.path / "schedule.json"
+
+    @property
+    def best_schedule(self) -> Path:
+        """The values that reached the lowest validation loss."""
+        return self.path / "schedule_best.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+
+def create_run_folder(output_dir: Path | str, name: str | None, task: str, model: str | None, now: datetime) -> Path:
+    """Creates OUTPUT_DIR/NAME and returns it; NAME is '<task>-<model>-<YYYYmmdd-HHMMSS>' where none is given.
+
+    An existing folder is never used again: then the name gets '-2', '-3', ... Two processes that ask for the same
+    name at the same time get two folders.
+
+    Raises:
+        UserError: the name is no plain folder name, or the folder cannot be created.
+    """
+    if name is None:
+        parts = (_plain(task), _plain(model or ""), now.strftime("%Y%m%d-%H%M%S"))
+        name = "-".join(filter(None, parts))
+    elif name in ("", ".", "..") or re.search(r"[/\\\0]", name):
+        raise UserError(Fault("name", f"{name!r} is not a folder's name", "a name without slashes"))
+    output_dir = Path(output_dir)
+    path = output_dir / name
+    number = 1
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                path.mkdir()
+                return path
+            except FileExistsError:
+                number += 1
+                path = output_dir / f"{name}-{number}"
+    except OSError as error:
+        raise UserError(
+            Fault("output_dir", f"cannot create a folder in {output_dir}: {error.strerror}", "a folder to write in")
+        ) from None
+
+
+def folder_of_launch(output_dir: Path | str, search: int, launchers: Collection[str]) -> Path | None:
+    """The folder whose environment.json names this search of one of these launchers; None if there is none."""
+    for path in Path(output_dir).glob("*/environment.json"):
+        try:
+            launch = json.loads(path.read_text(encoding="utf-8"))["launch"]
+            if launch["search"] == search and not set(launchers).isdisjoint(launch["launchers"]):
+                return path.parent
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not of a search, or damaged
+    return None
+
+
+def _plain(name: str) -> str:
+    """A task's or model's name, perhaps 'package.module:function', as part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")
