@@ -18,7 +18,7 @@ from fds_dist.commands.sweep.__main__ import main
 from fds_dist.commands.sweep.file import read_sweep
 from fds_dist.common.faults import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 
 CONFIG = {
@@ -349,7 +349,7 @@ def test_an_interrupted_sweep_ends_its_job_and_keeps_what_is_done(here: Path, nu
 def test_a_real_search_runs_and_its_results_are_those_of_its_history(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "support"))
     command = [sys.executable, "-m", "fds_dist", "optimize", "config.yaml", "${args_no_hyphens}"]
     written(a_sweep(command=command, parameters={"hyperparameters.lr.buckets": {"value": 4}}))
     assert run_local() == 0

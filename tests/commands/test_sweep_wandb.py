@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import yaml
-from launching import PATIENCE, TESTS, clean_environment, wait_for
-from test_wandb import logged
+from launching import PATIENCE, clean_environment, wait_for
+from wandb_file import logged
 from wandb_server import ENTITY, PROJECT, SWEEP, WandbServer
 
 pytest.importorskip("wandb")
 
-LAUNCH = TESTS.parent / "launch"
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 RANKS = ["--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=${envvar:NPROC}"]
 COMMAND = ["python", f"{LAUNCH}/torchrun.py", *RANKS, "-m", "fds_dist", "optimize", "config.yaml", "${args_no_hyphens}"]
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import struct
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from events import Recorder, inner_block, outer_record, run_end, run_start, whole_run, write_history
+from wandb_file import logged
 
 import fds_dist
 from fds_dist.commands.retrain.records import Block, EpochRecord, RetrainResult, SeedStart, Summary
@@ -37,49 +34,6 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     run_dir = tmp_path / "runs" / "digits-1"
     run_dir.mkdir(parents=True)
     return run_dir
-
-
-def wandb_records(path: Path) -> Iterator[Any]:
-    """The protobuf records of a .wandb file: a 7-byte header, then a LevelDB log.
-
-    The log is cut into blocks of 32 KiB. A chunk is a header (checksum, length, kind) and data; a record is one
-    chunk of kind 1, or a first (2), middle (3) and last (4) ones. Fewer than 7 bytes at a block's end are padding.
-    """
-    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
-
-    content = path.read_bytes()
-    assert content[:4] == b":W&B"
-    position, data = 7, b""
-    while position + 7 <= len(content):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", content, position)
-        data += content[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):
-            record = Record()
-            record.ParseFromString(data)
-            yield record
-            data = b""
-
-
-def logged(run_dir: Path) -> tuple[list[Any], list[dict[str, Any]]]:
-    """All records of the run's only .wandb file, and the rows that were logged."""
-    (path,) = run_dir.glob("wandb/offline-run-*/*.wandb")
-    records: list[Any] = []
-    for _ in range(600):  # wandb's own process writes the file, perhaps after `finish` has returned: 30 s are plenty
-        records = list(wandb_records(path))
-        if any(record.HasField("exit") for record in records):
-            break
-        time.sleep(0.05)
-    rows = [
-        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
-        for record in records
-        if record.WhichOneof("record_type") == "history"
-    ]
-    return records, rows
 
 
 def test_an_offline_wandb_file_holds_the_run(clean_environment: Path) -> None:

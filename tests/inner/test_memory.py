@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 
@@ -48,7 +48,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 def peak(horizon: int, method: str, leak: bool = False) -> int:
     """Peak resident memory in kB of a process that computes the hypergradients over `horizon` steps."""
     command = [sys.executable, "-c", RUN, method, str(horizon), "leak" if leak else ""]
-    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT / "tests" / "support"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     # A fixed threshold keeps the allocator from changing its mind about large blocks half-way.
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).resolve().parent
+SUPPORT = Path(__file__).resolve().parent
 PATIENCE = 300
 """Seconds after which ranks are stopped: a hang fails its test instead of the whole session."""
 
@@ -40,9 +40,9 @@ def free_port() -> int:
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
-    """This process's environment without what a launcher sets, and with the tests' modules importable."""
+    """This process's environment without what a launcher sets, and with these modules importable."""
     kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    return {**kept, "PYTHONPATH": str(TESTS), "COLUMNS": "80", **changes}
+    return {**kept, "PYTHONPATH": str(SUPPORT), "COLUMNS": "80", **changes}
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -88,7 +88,7 @@ def run_jobs(
     folder.mkdir(parents=True)
     path = folder / "jobs.json"
     path.write_text(json.dumps(list(jobs)))
-    ended = start_ranks([str(TESTS / "launching.py"), str(path)], world_size, [folder], env)
+    ended = start_ranks([str(SUPPORT / "launching.py"), str(path)], world_size, [folder], env)
     assert [(rank.status, rank.err) for rank in ended] == [(0, "")] * world_size
     return [json.loads(Path(f"{path}.{rank}").read_text()) for rank in range(world_size)]
 

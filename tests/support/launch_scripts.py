@@ -22,7 +22,7 @@ from own_tasks import Blobs
 
 import fds_dist
 
-LAUNCH = Path(__file__).resolve().parent.parent / "launch"
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 OUTER_STEPS = 3
 
 

@@ -566,5 +566,5 @@ def test_random_damage_never_escapes_as_an_exception(tmp_path):
 
 def test_the_config_is_read_without_torch():
     code = "import sys, fds_dist.config, fds_dist.common.registry; sys.exit('torch' in sys.modules)"
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
