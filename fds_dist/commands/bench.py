@@ -24,7 +24,7 @@ from fds_dist.commands.check.measurement import measure_step
 from fds_dist.commands.inputs import Source, draft_of, one_run_per_rank
 from fds_dist.commands.verify import relative_error
 from fds_dist.common.memory import peak_bytes
-from fds_dist.distributed.agreement import agreed
+from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimators import estimate_forward
@@ -239,6 +239,6 @@ def bench(config: Source | None = None, overrides: Sequence[str] = ()) -> BenchR
     """
     environment = read_environment()
     source = BENCHED if config is None else config
-    built = agreed(environment, lambda: build(one_run_per_rank(draft_of(source, overrides)), environment))
+    built = on_all_ranks(environment, lambda: build(one_run_per_rank(draft_of(source, overrides)), environment))
     with built.ranks(environment) as ranks:
         return run_bench(built.problem, ranks)

@@ -18,9 +18,9 @@ from fds_dist.commands.report.contents import read_run
 from fds_dist.commands.report.page import write_report
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import write_text_atomic
-from fds_dist.common.interruptions import interruptions_deferred
+from fds_dist.common.interruptions import defer_signals
 from fds_dist.config import dump_config, load_config
-from fds_dist.distributed.agreement import RankLost, agreed
+from fds_dist.distributed.agreement import RankLost, on_all_ranks
 from fds_dist.distributed.environment import launcher, read_environment
 from fds_dist.distributed.fingerprint import RunsDiverged
 from fds_dist.distributed.mesh import Ranks
@@ -214,7 +214,7 @@ class Search:
             note=lambda text: self.trackers.note(f"outer step {outer_step}: {text}"),
         )
 
-    @interruptions_deferred()
+    @defer_signals()
     def _finish(self, status: str, message: str) -> None:
         progress = self.progress
         outer_step, _, val_loss, val_accuracy = progress.best or (None, None, None, None)
@@ -294,7 +294,9 @@ def optimize(
     environment = read_environment()
     folder = None if resume is None else Path(resume)
     with failure_told_to_sweep(environment.rank):
-        built = agreed(environment, lambda: build(draft_of(config, overrides, folder, task), environment, task, model))
+        built = on_all_ranks(
+            environment, lambda: build(draft_of(config, overrides, folder, task), environment, task, model)
+        )
     with built.ranks(environment) as ranks:
         with failure_told_to_sweep(environment.rank):
             from_python = task is not None or model is not None

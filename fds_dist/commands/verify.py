@@ -20,7 +20,7 @@ from fds_dist.commands.inputs import Source, draft_of
 from fds_dist.common.console import counted, default_console, paragraph, plain_table
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.config import Draft, PruneConfig
-from fds_dist.distributed.agreement import agreed
+from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimate import validate
@@ -185,7 +185,7 @@ def verify(
         UserError: the input is wrong.
     """
     environment = read_environment()
-    built = agreed(
+    built = on_all_ranks(
         environment, lambda: build(_exact(draft_of(config, overrides, None, task)), environment, task, model)
     )
     problem = built.problem

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def interruptions_deferred() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Inside, SIGINT and SIGTERM wait; afterwards the first that came does what it would have done.
 
     A launcher sends one to all ranks as soon as any rank has ended: rank 0 still has to say how the run ended.

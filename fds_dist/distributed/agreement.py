@@ -24,7 +24,7 @@ Made = TypeVar("Made")
 TIMEOUT = timedelta(minutes=10)
 """After this long without an answer from another rank a run ends with an error instead of waiting for ever."""
 
-FAREWELL = timedelta(seconds=10)
+STORE_LINGER = timedelta(seconds=10)
 """How long the rank that hosts the store stays for those which are still reading."""
 
 _meetings = count()
@@ -39,7 +39,7 @@ class RankLost(RuntimeError):
 
 
 @contextmanager
-def with_the_others() -> Iterator[None]:
+def rank_errors() -> Iterator[None]:
     """Inside, ranks talk to each other; PyTorch raises alike for a closed connection and for a timeout.
 
     Raises:
@@ -52,7 +52,7 @@ def with_the_others() -> Iterator[None]:
         raise RankLost(re.sub(r"^\[[^]]*\] ", "", reason)) from error  # without the line in PyTorch's source
 
 
-def meeting_store(environment: LaunchEnvironment) -> Store:
+def shared_store(environment: LaunchEnvironment) -> Store:
     """A fresh part of the store that all ranks share; they must call this alike, the same number of times."""
     # torchrun keeps its store over a restart, with all that the ranks before it said. (Of several nodes each counts its
     # own restarts; there launch/multi_node.sh asks torchrun for a fresh store each time.)
@@ -70,15 +70,15 @@ def _store(environment: LaunchEnvironment) -> Store:
     return store
 
 
-def agreed(environment: LaunchEnvironment, make: Callable[[], Made]) -> Made:
+def on_all_ranks(environment: LaunchEnvironment, make: Callable[[], Made]) -> Made:
     """`make()` on every rank. Where it raises `UserError` on any rank, all ranks raise one with the faults of all.
 
     So a file that is missing on one rank ends the run everywhere, instead of leaving the other ranks waiting.
     """
     if not environment.distributed:
         return make()
-    with with_the_others():
-        store = meeting_store(environment)
+    with rank_errors():
+        store = shared_store(environment)
     made: Made | None = None
     faults: Sequence[Fault] = ()
     try:
@@ -88,7 +88,7 @@ def agreed(environment: LaunchEnvironment, make: Callable[[], Made]) -> Made:
     except Exception as error:  # not the user's doing: this rank shows a traceback, the others must not wait for it
         _publish(store, environment.rank, [Fault("", f"{type(error).__name__}: {error}")])
         raise
-    with with_the_others():
+    with rank_errors():
         _publish(store, environment.rank, faults)
         found = merged_faults([_published(store, rank) for rank in range(environment.world_size)])
     if not found:
@@ -124,4 +124,4 @@ def _leave_last(store: Store, environment: LaunchEnvironment) -> None:
         store.set(f"read/{environment.rank}", "")
         return
     with suppress(DistError):  # where some rank is gone already, nothing is lost
-        store.wait([f"read/{rank}" for rank in range(1, environment.world_size)], FAREWELL)
+        store.wait([f"read/{rank}" for rank in range(1, environment.world_size)], STORE_LINGER)

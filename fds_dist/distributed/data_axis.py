@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fds_dist.common.batch import WHOLE, Batch, Share
-from fds_dist.distributed.agreement import with_the_others
+from fds_dist.distributed.agreement import rank_errors
 
 # PyTorch 2.13 warns of the names that 2.11 has.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -64,7 +64,7 @@ class DataAxis:
         share = -(-width // self.size)
         padded = torch.nn.functional.pad(own, (0, share - own.shape[-1])).contiguous()
         parts = padded.new_empty(self.size, *padded.shape)
-        with with_the_others():
+        with rank_errors():
             _all_gather(parts.flatten(0, 1) if own.dim() > 1 else parts.view(-1), padded, group=self.group)
         return parts.movedim(0, -2).flatten(-2)[..., :width]
 
@@ -80,7 +80,7 @@ class DataAxis:
         padded = torch.nn.functional.pad(parts, (0, self.size * share - width))
         shares = padded.unflatten(-1, (self.size, share)).movedim(-2, 0).contiguous()
         result = shares.new_empty(shares.shape[1:])
-        with with_the_others():
+        with rank_errors():
             _reduce_scatter(result, shares, group=self.group)
         return result[..., : own.stop - own.start]
 
@@ -89,7 +89,7 @@ class DataAxis:
         if self.size == 1:
             return tensor
         result = tensor.detach().clone(memory_format=torch.contiguous_format)
-        with with_the_others():
+        with rank_errors():
             dist.all_reduce(result, group=self.group)
         return result
 

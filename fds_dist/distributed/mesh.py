@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.distributed.addresses import name_interface
-from fds_dist.distributed.agreement import TIMEOUT, meeting_store, with_the_others
+from fds_dist.distributed.agreement import TIMEOUT, rank_errors, shared_store
 from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.distributed.environment import LaunchEnvironment
 
@@ -123,8 +123,8 @@ class Ranks:
     def _join(self) -> None:
         on_gpu = self.device.type == "cuda"
         sizes = (self.shape.replica, self.shape.tangent, self.shape.data)
-        with with_the_others():
-            store = meeting_store(self.environment)
+        with rank_errors():
+            store = shared_store(self.environment)
             name_interface(self.environment, store)
             dist.init_process_group(
                 "nccl" if on_gpu else "gloo",
@@ -178,7 +178,7 @@ class Ranks:
         parts = [torch.empty_like(values) for _ in range(getattr(self.shape, axis))]
         self._synchronize()  # what this rank has still to compute is not waiting
         began = time.perf_counter()
-        with with_the_others():
+        with rank_errors():
             dist.all_gather(parts, values.contiguous(), group=self.mesh.get_group(axis))
         self._synchronize()
         self.waited += time.perf_counter() - began
@@ -212,7 +212,7 @@ class Ranks:
         """Overwrites `tensor` with the one of the axis's first rank."""
         if self.mesh is None:
             return
-        with with_the_others():
+        with rank_errors():
             dist.broadcast(tensor, group=self.mesh.get_group("tangent"), group_src=0)
 
     def broadcast_object(self, value: Value) -> Value:
@@ -220,7 +220,7 @@ class Ranks:
         if self.mesh is None:
             return value
         box = [value]
-        with with_the_others():
+        with rank_errors():
             dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
@@ -229,7 +229,7 @@ class Ranks:
         if self.mesh is None:
             return [value]
         values: list[Any] = [None] * self.world_size
-        with with_the_others():
+        with rank_errors():
             dist.all_gather_object(values, value)
         return values
 

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.interruptions import interruptions_deferred
+from fds_dist.common.interruptions import defer_signals
 
 DEFAULT_MODE = "disabled"
 DEFAULT_PROJECT = "fds-dist"
@@ -64,7 +64,7 @@ class WandbSession:
         self._run: Any = None
         self.tell: Callable[[str], None] = lambda message: None
 
-    @interruptions_deferred()  # or the run would be there, and nobody to end it
+    @defer_signals()  # or the run would be there, and nobody to end it
     def start(
         self, folder: Path, name: str, config: Any, resumed: bool, step_metrics: Mapping[str, str] | None = None
     ) -> None:
@@ -146,7 +146,7 @@ class WandbSession:
             artifact.add_file(str(file))
         self._run.log_artifact(artifact)
 
-    @interruptions_deferred()
+    @defer_signals()
     def finish(self, exit_code: int) -> None:
         """Ends the run; `exit_code` other than 0 marks it as failed."""
         if self._run is None:

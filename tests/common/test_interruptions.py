@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fds_dist.common.interruptions import interruptions_deferred
+from fds_dist.common.interruptions import defer_signals
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def signals_interrupt() -> Iterator[None]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_waits_until_all_is_done(number: signal.Signals) -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt), interruptions_deferred(), interruptions_deferred():
+    with pytest.raises(KeyboardInterrupt), defer_signals(), defer_signals():
         signal.raise_signal(number)
         signal.raise_signal(signal.SIGTERM)
         done.append("all")
@@ -34,14 +34,14 @@ def test_a_signal_waits_until_all_is_done(number: signal.Signals) -> None:
 
 def test_without_a_signal_nothing_changes() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ValueError, match="planted"), interruptions_deferred():
+    with pytest.raises(ValueError, match="planted"), defer_signals():
         raise ValueError("planted")
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with interruptions_deferred():
+    with defer_signals():
         signal.raise_signal(signal.SIGTERM)
 
 
@@ -49,7 +49,7 @@ def test_other_threads_may_use_it() -> None:
     done = []
 
     def work() -> None:
-        with interruptions_deferred():
+        with defer_signals():
             done.append("all")
 
     thread = threading.Thread(target=work)

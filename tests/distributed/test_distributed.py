@@ -12,7 +12,7 @@ import yaml
 from launching import clean_environment, free_port, run_jobs, start_ranks
 
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.distributed.agreement import agreed, merged_faults
+from fds_dist.distributed.agreement import merged_faults, on_all_ranks
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device, mesh_shape
 
@@ -187,9 +187,9 @@ def test_alone_there_is_nobody_to_agree_with() -> None:
     def fail() -> int:
         raise UserError(Fault("seed", "is wrong"))
 
-    assert agreed(LaunchEnvironment(), lambda: 3) == 3
+    assert on_all_ranks(LaunchEnvironment(), lambda: 3) == 3
     with pytest.raises(UserError, match="seed: is wrong"):
-        agreed(LaunchEnvironment(), fail)
+        on_all_ranks(LaunchEnvironment(), fail)
 
 
 # --- a launcher ---

@@ -25,7 +25,7 @@ from fds_dist.common.console import (
 )
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.config import Config, dump_config
-from fds_dist.distributed.agreement import agreed
+from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import reproducible_threads
 from fds_dist.inner.plan import REVERSE_COST
@@ -51,7 +51,7 @@ def check(
     planned = launched if world_size is None else replace(launched, rank=0, world_size=world_size)
     if planned.world_size < 1:
         raise UserError(Fault("--world-size", f"{world_size} is out of range", "a whole number of at least 1"))
-    built = agreed(launched, lambda: build(draft_of(config, overrides, None, task), planned, task, model))
+    built = on_all_ranks(launched, lambda: build(draft_of(config, overrides, None, task), planned, task, model))
     with reproducible_threads(built.problem.device):
         return built, cost_report(built.problem, built.settings, built.shape, built.config.estimator)
 

@@ -12,7 +12,7 @@ from fds_dist.commands.compare.results import Comparison
 from fds_dist.commands.inputs import Source, draft_of, one_run_per_rank, study_folder, task_maker
 from fds_dist.commands.retrain.settings import read_settings
 from fds_dist.commands.retrain.trainer import retrain as retrain_seeds
-from fds_dist.distributed.agreement import agreed
+from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.monitor import Consistency
@@ -26,7 +26,7 @@ def compare(config: Source | None, overrides: Sequence[str] = ()) -> tuple[Compa
         UserError: the input is wrong, or the folder holds a comparison of something else.
     """
     environment = read_environment()
-    built = agreed(environment, lambda: build(one_run_per_rank(draft_of(config, overrides)), environment))
+    built = on_all_ranks(environment, lambda: build(one_run_per_rank(draft_of(config, overrides)), environment))
     folder = study_folder(built.config, "compare")
     with built.ranks(environment) as ranks:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from fds_dist.commands.inputs import Source, draft_of, one_run_per_rank, study_f
 from fds_dist.commands.noise.measure import cosine_schedule, measure_noise
 from fds_dist.commands.noise.plot import plot_noise
 from fds_dist.commands.noise.report import NoiseReport, write_noise
-from fds_dist.distributed.agreement import agreed
+from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.environment import read_environment
 
 NOISE_STEPS = 250
@@ -26,7 +26,7 @@ def noise(
         UserError: the input is wrong.
     """
     environment = read_environment()
-    built = agreed(environment, lambda: build(one_run_per_rank(draft_of(config, overrides)), environment))
+    built = on_all_ranks(environment, lambda: build(one_run_per_rank(draft_of(config, overrides)), environment))
     folder = study_folder(built.config, "noise")
     with built.ranks(environment) as ranks:
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from fds_dist.commands.retrain.settings import RetrainSettings, read_settings
 from fds_dist.commands.retrain.trainer import retrain as retrain_seeds
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.config import Config, load_config
-from fds_dist.distributed.agreement import agreed
+from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device
 from fds_dist.schedule.schedule import Schedule
@@ -50,15 +50,15 @@ def retrain(run_dir: str | Path, overrides: Sequence[str] = (), *, show: bool = 
         settings = read_settings(overrides, config)
         return config, Schedule.load(folder.best_schedule if settings.schedule == "best" else folder.schedule), settings
 
-    config, schedule, settings = agreed(environment, read)
+    config, schedule, settings = on_all_ranks(environment, read)
     device, faults = choose_device(config.device, environment)
     if faults:
         raise UserError(faults)
 
     make_task = task_maker(config)
-    build_model = agreed(environment, lambda: model_builder(config, make_task(settings.seed)))
+    build_model = on_all_ranks(environment, lambda: model_builder(config, make_task(settings.seed)))
     target = folder.path / ("retrain-best" if settings.schedule == "best" else "retrain")
-    session = agreed(environment, lambda: WandbSession(**wandb_options(config), usual_job_type="retrain"))
+    session = on_all_ranks(environment, lambda: WandbSession(**wandb_options(config), usual_job_type="retrain"))
     with Ranks(environment, MeshShape(1, environment.world_size, 1), device) as ranks:
         reporters: list[Reporter] = [ConsoleReporter()] if show else []
         shown = {**config.resolved(), "retrain": settings.resolved()}
