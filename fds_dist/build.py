@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from fds_dist.common.faults import Fault, UserError, blamed
+from fds_dist.common.faults import Fault, UserError, user_code
 from fds_dist.common.flat import trainable_parameters
 from fds_dist.common.randomness import seeded
 from fds_dist.common.registry import nearest
@@ -191,7 +191,7 @@ def model_builder(config: Config, task: Task, given: nn.Module | ModelBuilder | 
         builder = _seeded(own)
     else:
         raise UserError(Fault("model", "is missing, and this task builds none", "a model, such as {name: lenet}"))
-    with blamed("model", "building the network"):
+    with user_code("model", "building the network"):
         module = builder(0)
     if not isinstance(module, nn.Module):
         raise UserError(Fault("model", f"build_model returned a {type(module).__name__}", "a torch.nn.Module"))

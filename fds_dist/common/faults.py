@@ -1,5 +1,5 @@
-"""Mistakes in the user's input, as values, so that all of them are reported at once; and which line of the user's own
-code an exception came from.
+"""Mistakes in the user's input, as values, so that all of them are reported at once; and the line of the user's own
+code that an exception came from.
 """
 
 from __future__ import annotations
@@ -51,11 +51,14 @@ class UserError(Exception):
 
 
 PACKAGE = Path(__file__).resolve().parents[1]
-LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
+STANDARD_LIBRARY = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
+INSTALLED = {"site-packages", "dist-packages"}
+"""Folders of installed packages: those of this environment, and of any other that it reaches (a module's or conda's
+Python below a virtual environment, a `.pth` file)."""
 
 
 @contextmanager
-def blamed(key: str, what: str, circumstances: str = "") -> Iterator[None]:
+def user_code(key: str, what: str, circumstances: str = "") -> Iterator[None]:
     """Exceptions inside become a `UserError` of `key` that tells what was raised, and in which line of whose file."""
     try:
         yield
@@ -68,10 +71,24 @@ def blamed(key: str, what: str, circumstances: str = "") -> Iterator[None]:
 
 
 def user_line(error: BaseException) -> str:
-    """` at file:line` of the innermost line that is neither of this package nor of a library; "" if there is none."""
+    """` at file:line` of the innermost line of the user's own code; "" where there is none.
+
+    The user's own is each file that is neither in this package, nor in the standard library, nor in a folder of
+    installed packages.
+    """
+    if isinstance(error, SyntaxError) and error.filename and _is_users(Path(error.filename)):
+        return f" at {_from_here(Path(error.filename))}:{error.lineno}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        if path.is_file() and not any(path.is_relative_to(folder) for folder in (PACKAGE, *LIBRARIES)):
-            shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-            return f" at {shown}:{frame.lineno}"
+        if _is_users(path := Path(frame.filename)):
+            return f" at {_from_here(path)}:{frame.lineno}"
     return ""
+
+
+def _is_users(path: Path) -> bool:
+    of_a_library = any(path.is_relative_to(folder) for folder in (PACKAGE, *STANDARD_LIBRARY))
+    return path.is_file() and not of_a_library and INSTALLED.isdisjoint(path.parts)
+
+
+def _from_here(path: Path) -> Path:
+    """The path as seen from the current folder, where it lies below that."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -8,13 +8,11 @@ import inspect
 import os
 import pkgutil
 import sys
-import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.faults import Fault, UserError, user_code, user_line
 
 FORM = "package.module:function"
 
@@ -82,17 +80,9 @@ def with_offers(
 
 def call_user_function(function: Callable[..., object], arguments: Mapping[str, object], key: str) -> object:
     """`function(**arguments)`; an exception inside becomes a `UserError` that tells what was raised and where."""
-    try:
+    name = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__qualname__)}"
+    with user_code(key, name):
         return function(**arguments)
-    except UserError:
-        raise
-    except Exception as error:
-        name = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__qualname__)}"
-        frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is this function's
-        # Of what it calls, the deepest line in the user's own file tells most.
-        own = [frame for frame in frames if frame.filename == frames[0].filename]
-        where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
-        raise UserError(Fault(key, f"{name} raised {type(error).__name__}: {error}{where}")) from error
 
 
 def _signature(function: Callable[..., object]) -> inspect.Signature | None:
@@ -139,26 +129,6 @@ def _import(name: str, path: str, key: str) -> ModuleType:
             suggestion = path.replace(name, near, 1) if near and near != name else ""
             fault = Fault(key, f"there is no module {error.name} in the current folder or installed", FORM, suggestion)
         else:
-            kind = f"{type(error).__name__}: {error}"
-            fault = Fault(key, f"importing {name} fails at {_place(error)}: {kind}", "a module that can be imported")
+            problem = f"importing {name} fails{user_line(error)}: {type(error).__name__}: {error}"
+            fault = Fault(key, problem, "a module that can be imported")
         raise UserError(fault) from error
-
-
-def _place(error: BaseException) -> str:
-    """`file:line` where the import went wrong: the innermost line of the user's own files, if there is one."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{_shown(error.filename)}:{error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if _is_own(frame.filename)]
-    frame = own[-1] if own else frames[-1]
-    return f"{_shown(frame.filename)}:{frame.lineno}"
-
-
-def _is_own(filename: str) -> bool:
-    path = Path(filename)
-    return path.is_relative_to(Path.cwd()) and "site-packages" not in path.parts and path != Path(__file__)
-
-
-def _shown(filename: str) -> str:
-    path = Path(filename)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else filename

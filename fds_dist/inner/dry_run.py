@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fds_dist.common.batch import checked_batch
-from fds_dist.common.faults import Fault, UserError, blamed
+from fds_dist.common.faults import Fault, UserError, user_code
 from fds_dist.common.randomness import seeded
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import initial_state
@@ -41,7 +41,7 @@ def tried(problem: Problem, method: str) -> tuple[Problem, str]:
     first = Segment(0, 1, dict.fromkeys(problem.space.bucket_counts, 0))
     theta = problem.theta(problem.values_in(first, problem.space.initial()))
     with seeded(problem.step_seed(0, 0)):
-        with blamed("task.train_batches", "train_batches(outer_step=0, epoch=0)"):
+        with user_code("task.train_batches", "train_batches(outer_step=0, epoch=0)"):
             _count_batches(problem)
             batch = network.cast(next(problem.batches(0)))
         extra = (dict(zip(problem.loss_hyperparameters, theta.unbind(), strict=True)),) if len(theta) else ()
@@ -77,7 +77,7 @@ def _count_batches(problem: Problem) -> None:
 
 def _try_validation(problem: Problem, network: Network, weights: Tensor) -> None:
     """The validation loss on the first validation batch of the first outer step."""
-    with blamed("task.val_batches", "val_batches(outer_step=0)"):
+    with user_code("task.val_batches", "val_batches(outer_step=0)"):
         given = next(iter(problem.task.val_batches(0)), None)
     if given is None:
         raise UserError(Fault("task.val_batches", "val_batches(outer_step=0) gave no batch", "at least one"))
@@ -92,10 +92,10 @@ def _try_loss(
 ) -> None:
     """Network and loss on one batch; the loss must be one number that can be differentiated by the weights."""
     inputs, targets = batch
-    with blamed("model", "the network", f" on inputs {_described(inputs)}"):
+    with user_code("model", "the network", f" on inputs {_described(inputs)}"):
         output, _ = network(weights.detach().requires_grad_(), inputs)
     given = f" on output {_described(output)} and target {_described(targets)}"
-    with blamed(f"task.{name}", f"{name}(output, target)", given):
+    with user_code(f"task.{name}", f"{name}(output, target)", given):
         loss = loss_of(output, targets)
     expected = "a differentiable scalar tensor, the mean over the batch"
     if not isinstance(loss, Tensor) or loss.shape != ():
