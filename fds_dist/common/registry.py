@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
-from fds_dist.common.faults import Fault, UserError, user_code, user_line
+from fds_dist.common.faults import Fault, UserError, user_line
 
 FORM = "package.module:function"
 
@@ -80,9 +80,13 @@ def with_offers(
 
 def call_user_function(function: Callable[..., object], arguments: Mapping[str, object], key: str) -> object:
     """`function(**arguments)`; an exception inside becomes a `UserError` that tells what was raised and where."""
-    name = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__qualname__)}"
-    with user_code(key, name):
+    try:
         return function(**arguments)
+    except UserError:
+        raise
+    except Exception as error:  # with its whole message, which may be the user's own
+        name = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__qualname__)}"
+        raise UserError(Fault(key, f"{name} raised {type(error).__name__}: {error}{user_line(error)}")) from error
 
 
 def _signature(function: Callable[..., object]) -> inspect.Signature | None:
