@@ -9,7 +9,9 @@ network needs them whole. A single rank is the axis of size 1: everything is who
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,6 +25,9 @@ from fds_dist.distributed.agreement import rank_errors
 # PyTorch 2.13 warns of the names that 2.11 has.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+_InDims = tuple[int, None, None]
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,16 @@ class DataAxis:
         samples = len(inputs)
         if samples < self.size or targets.dim() == 0 or len(targets) != samples:
             return batch, Share(1 / self.size)
-        first, last = (samples * place // self.size for place in (self.rank, self.rank + 1))
+        sizes = self.part_sizes(samples)
+        first = sum(sizes[: self.rank])
+        last = first + sizes[self.rank]
         total = self.differentiable_sum if self.whole_batch_norm else None
         return (inputs[first:last], targets[first:last]), Share((last - first) / samples, total)
+
+    def part_sizes(self, samples: int) -> list[int]:
+        """How many of a batch's `samples` each rank takes, in rank order; they differ by at most one."""
+        ends = [samples * place // self.size for place in range(self.size + 1)]
+        return [end - start for start, end in pairwise(ends)]
 
     def columns(self, width: int) -> slice:
         """The columns of a vector over `width` weights that this rank owns."""
@@ -105,6 +117,50 @@ class DataAxis:
         """The sum of all ranks' parts, for use alike on all ranks: the adjoint, the same everywhere, goes to each."""
         return tensor if self.size == 1 else _collect(tensor, self)
 
+    def gather_outputs(self, part: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+        """The rows of all ranks' `part` [b, ...], in rank order, on every rank: [Σb, ...].
+
+        From it every rank computes the same loss of the whole batch, whatever that loss is. Derivatives of any order
+        can be taken, forward and reverse, where all ranks take them. An adjoint of the result must be the same on all
+        ranks, as that of such a loss is: backward, each rank takes its own rows of it, nothing is added and nothing is
+        sent. What reaches a rank's weights is thus its part of the gradient: the sum over ranks is the gradient of the
+        loss, counted once (without the factor `Share.fraction`). A derivative by what the loss takes beside outputs,
+        such as its own hyperparameters, is whole on every rank already and must not be summed.
+
+        Args:
+            part: may have another number of rows on each rank; the other dimensions and the dtype are the same.
+                Integers and booleans are gathered without a derivative.
+            sizes: each rank's number of rows, where it is known (`part_sizes`); else the ranks tell each other.
+        """
+        if self.size == 1:
+            return part
+        sizes = tuple(self._row_counts(part) if sizes is None else sizes)
+        if not (part.is_floating_point() or part.is_complex()):
+            return self._all_rows(part, sizes)
+        return _gather_rows(part, self, sizes)
+
+    def _row_counts(self, part: Tensor) -> list[int]:
+        counts = torch.empty(self.size, dtype=torch.int64, device=part.device)
+        with rank_errors():
+            _all_gather(counts, counts.new_full((1,), part.shape[0]), group=self.group)
+        return counts.tolist()
+
+    def _all_rows(self, part: Tensor, sizes: Sequence[int]) -> Tensor:
+        """`gather_outputs`, without a derivative."""
+        padded = part.new_zeros(max(sizes), *part.shape[1:])
+        padded[: len(part)] = part.detach()
+        parts = padded.new_empty(self.size * len(padded), *padded.shape[1:])
+        with rank_errors():
+            _all_gather(_as_numbers(parts), _as_numbers(padded), group=self.group)
+        return torch.cat([rows[:size] for rows, size in zip(parts.split(len(padded)), sizes, strict=True)])
+
+
+def _as_numbers(tensor: Tensor) -> Tensor:
+    """The same memory, of a dtype that every backend sends."""
+    if tensor.dtype == torch.bool:
+        return tensor.view(torch.uint8)
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
 
 class _Sum(Function):
     """A sum over ranks, each of which uses the result in its own way: its adjoint is the sum of the adjoints."""
@@ -128,6 +184,54 @@ class _Sum(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, None], tensor: Tensor, axis: DataAxis) -> tuple[Tensor, int | None]:  # type: ignore[override]
         return _sum(tensor, axis), in_dims[0]
+
+
+class _GatherRows(Function):
+    """All ranks' rows, for use alike on all ranks; its adjoint, the same everywhere, is cut into the ranks' rows."""
+
+    @staticmethod
+    def forward(part: Tensor, axis: DataAxis, sizes: tuple[int, ...]) -> Tensor:
+        return axis._all_rows(part, sizes)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, DataAxis, tuple[int, ...]], output: Tensor) -> None:
+        _, ctx.axis, ctx.sizes = inputs
+
+    @staticmethod
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return _own_rows(adjoint, ctx.axis, ctx.sizes), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # type: ignore[override]
+        return _gather_rows(tangent, ctx.axis, ctx.sizes)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: _InDims, part: Tensor, axis: DataAxis, sizes: tuple[int, ...]) -> tuple[Tensor, int]:  # type: ignore[override]
+        return _gather_rows(part.movedim(in_dims[0], -1), axis, sizes), part.dim() - 1
+
+
+class _OwnRows(Function):
+    """This rank's rows of a tensor that is the same on all ranks: the adjoint of `_GatherRows`, and the reverse."""
+
+    @staticmethod
+    def forward(whole: Tensor, axis: DataAxis, sizes: tuple[int, ...]) -> Tensor:
+        return whole.split(sizes)[axis.rank].clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, DataAxis, tuple[int, ...]], output: Tensor) -> None:
+        _, ctx.axis, ctx.sizes = inputs
+
+    @staticmethod
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return _gather_rows(adjoint, ctx.axis, ctx.sizes), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # type: ignore[override]
+        return _own_rows(tangent, ctx.axis, ctx.sizes)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: _InDims, whole: Tensor, axis: DataAxis, sizes: tuple[int, ...]) -> tuple[Tensor, int]:  # type: ignore[override]
+        return _own_rows(whole.movedim(in_dims[0], -1), axis, sizes), whole.dim() - 1
 
 
 class _Spread(Function):
@@ -163,4 +267,14 @@ def _spread(tensor: Tensor, axis: DataAxis) -> Tensor:
 
 def _collect(tensor: Tensor, axis: DataAxis) -> Tensor:
     result: Any = _Collect.apply(tensor, axis)
+    return result
+
+
+def _gather_rows(part: Tensor, axis: DataAxis, sizes: tuple[int, ...]) -> Tensor:
+    result: Any = _GatherRows.apply(part, axis, sizes)
+    return result
+
+
+def _own_rows(whole: Tensor, axis: DataAxis, sizes: tuple[int, ...]) -> Tensor:
+    result: Any = _OwnRows.apply(whole, axis, sizes)
     return result
