@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -24,6 +23,8 @@ from fds_dist.commands.check.measurement import measure_step
 from fds_dist.commands.inputs import Source, draft_of, one_run_per_rank
 from fds_dist.commands.verify import relative_error
 from fds_dist.common.memory import peak_bytes
+from fds_dist.common.timing import median_seconds, seconds_of
+from fds_dist.common.words import ABSENT, counted, duration
 from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import Ranks
@@ -82,7 +83,7 @@ def run_bench(problem: Problem, ranks: Ranks) -> BenchReport:
     def run_of(elements: Sequence[int]) -> Callable[[], object]:
         return lambda: _run(problem, elements, horizon)
 
-    alone = _on_first(ranks, lambda: _median_seconds(run_of(everything.owned[0])))
+    alone = _on_first(ranks, lambda: median_seconds(run_of(everything.owned[0]), problem.device, REPEATS))
     together = _slowest(ranks, run_of(plan.owned[ranks.tangent_rank])) if ranks.world_size > 1 else alone
     best = everything.cost(0) / max(map(plan.cost, range(ranks.shape.tangent)))
     return BenchReport(
@@ -113,7 +114,7 @@ def _slowest(ranks: Ranks, run: Callable[[], object]) -> float:
     seconds = []
     for _ in range(REPEATS):
         dist.barrier()
-        seconds.append(max(ranks.gather_objects(_seconds(run))))
+        seconds.append(max(ranks.gather_objects(seconds_of(run, ranks.device))))
     return statistics.median(seconds)
 
 
@@ -148,7 +149,8 @@ def _vs_sequential(problem: Problem) -> float:
     # One graph serves all of double_backward's products, whatever the chunk.
     size = len(directions) if problem.tangents.method == "double_backward" else problem.chunk_size
     sequential = [products(DoubleBackwardPoint, slice(row, row + 1)) for row in range(len(directions))]
-    return _median_seconds(lambda: [run() for run in sequential]) / _median_seconds(ours)
+    one_by_one = median_seconds(lambda: [run() for run in sequential], problem.device, REPEATS)
+    return one_by_one / median_seconds(ours, problem.device, REPEATS)
 
 
 def _memory_growth(problem: Problem, elements: Sequence[int]) -> float:
@@ -168,17 +170,6 @@ def _precision_error(problem: Problem, dtype: torch.dtype, horizon: int, ranks: 
     return relative_error(hypergradients(dtype), hypergradients(torch.float64))
 
 
-def _median_seconds(run: Callable[[], object]) -> float:
-    run()  # warm-up
-    return statistics.median(_seconds(run) for _ in range(REPEATS))
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
 def _go_on(state: InnerState, loss: Tensor) -> bool:
     return True
 
@@ -192,8 +183,9 @@ def _device_name(device: torch.device) -> str:
 def print_bench(report: BenchReport, console: Console) -> None:
     """The ratios with what they mean."""
     console.print(
-        f"[bold]Bench[/bold]  {report.weights:,} weights, {report.tangents} tangents by {report.method}, "
-        f"{report.horizon} inner steps; {report.world_size} x {report.device}, PyTorch {report.torch_version}"
+        f"[bold]Bench[/bold]  {counted(report.weights, 'weight')}, {counted(report.tangents, 'tangent')} by "
+        f"{report.method}, {report.horizon:,} inner steps; {report.world_size} x {report.device}, "
+        f"PyTorch {report.torch_version}"
     )
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("figure", no_wrap=True)
@@ -204,7 +196,7 @@ def print_bench(report: BenchReport, console: Console) -> None:
         "step_cost": (f"{report.step_cost:.2f}", "time over plain steps x (1 + 2 tangents); 1 is the least possible"),
         "vs_sequential": (f"{report.vs_sequential:.2f}", "times as fast as one double-backward pass per tangent"),
         "scaling_efficiency": (
-            "-" if scaling is None else f"{scaling:.2f}",
+            ABSENT if scaling is None else f"{scaling:.2f}",
             "speed-up by these ranks over the best possible; 1 is the best (needs several ranks)",
         ),
         "memory_growth": (f"{report.memory_growth:.4f}", f"peak memory at {LONGER} times the horizon over 1 time"),
@@ -212,7 +204,7 @@ def print_bench(report: BenchReport, console: Console) -> None:
             f"precision_error {dtype}": (f"{error:.1e}", "relative error of the hypergradients against float64")
             for dtype, error in report.precision_error.items()
         },
-        "plain_seconds": (f"{report.plain_seconds * 1000:.3g} ms", "a plain training step here"),
+        "plain_seconds": (duration(report.plain_seconds), "a plain training step here"),
     }
     for name, (value, meaning) in rows.items():
         table.add_row(name, value, meaning)

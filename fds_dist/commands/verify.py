@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from fds_dist.build import Build, ModelBuilder, build
 from fds_dist.commands.inputs import Source, draft_of
-from fds_dist.common.console import counted, default_console, paragraph, plain_table
+from fds_dist.common.console import default_console, paragraph, plain_table
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.words import counted
 from fds_dist.config import Draft, PruneConfig
 from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.environment import read_environment

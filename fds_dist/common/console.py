@@ -1,15 +1,22 @@
-"""The console that commands print to, and numbers in words."""
+"""The console that commands print to: running text, tables, and the progress of long work."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from fds_dist.common.words import duration
 
 PIPE_WIDTH = 140
 """Columns of a table where there is no terminal; running text is not broken there."""
+PLAIN_INTERVAL = 10.0
+"""Least seconds between two progress lines where there is no terminal."""
 
 
 def default_console() -> Console:
@@ -18,13 +25,19 @@ def default_console() -> Console:
     return console if console.is_terminal else Console(width=PIPE_WIDTH, highlight=False)
 
 
+def is_live(console: Console) -> bool:
+    """Whether lines can be redrawn: a terminal that knows more than ASCII."""
+    return console.is_interactive and not console.options.ascii_only
+
+
 def paragraph(console: Console, text: str) -> None:
-    """Running text, broken between words in a terminal and not at all elsewhere."""
+    """Prints running text, broken between words in a terminal and not at all elsewhere."""
     console.print(text, soft_wrap=not console.is_terminal)
 
 
-def counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+def plain_line(console: Console, text: str) -> None:
+    """Prints `text` as it is: no markup, no line breaks added."""
+    console.print(Text(text), soft_wrap=True)
 
 
 def plain_table(*headings: str) -> Table:
@@ -36,26 +49,48 @@ def plain_table(*headings: str) -> Table:
     return table
 
 
-def runs_text(numbers: Sequence[int]) -> str:
-    """Ascending numbers with neighbors drawn together: `0-2, 5`."""
-    runs = [list(run) for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]
-    return ", ".join(f"{run[0][1]}-{run[-1][1]}" if len(run) > 1 else str(run[0][1]) for run in runs)
+def progress_bar(console: Console) -> Progress:
+    """A live bar that is gone when it stops; every task needs a field `facts`, which stands at the bar's end."""
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[facts]}", style="dim"),
+    )
+    return Progress(*columns, console=console, transient=True, refresh_per_second=4)
 
 
-def bytes_text(count: float) -> str:
-    """A number of bytes in binary units."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+@contextmanager
+def counting(
+    what: str, things: str, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[int, int], None]]:
+    """Shows how far long work has come: a bar in a terminal, elsewhere a line every `PLAIN_INTERVAL` seconds.
 
+    Args:
+        what: the work, such as `noise`.
+        things: what is counted, such as `runs`.
+        console: where to print; standard output by default.
+        clock: seconds, monotonic.
 
-def seconds_text(seconds: float) -> str:
-    """A duration in the unit that suits it."""
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+    Yields:
+        A function to call with (things done, all things).
+    """
+    console = console or default_console()
+    if is_live(console):
+        with progress_bar(console) as bar:
+            task = bar.add_task(f"{what}: {things}", total=None, facts="")
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    last_time, last_done = clock(), 0
+
+    def show(done: int, total: int) -> None:
+        nonlocal last_time, last_done
+        seconds = clock() - last_time
+        if seconds < PLAIN_INTERVAL or done <= last_done:
+            return
+        left = duration(seconds / (done - last_done) * (total - done))
+        plain_line(console, f"{what}: {done} of {total} {things} done, about {left} left")
+        last_time, last_done = clock(), done
+
+    yield show

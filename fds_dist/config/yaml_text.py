@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import yaml
 
 from fds_dist.common.faults import Fault
+from fds_dist.common.words import plural
 
 STR, NULL, BOOL, INT, FLOAT, MERGE = (
     f"tag:yaml.org,2002:{name}" for name in ("str", "null", "bool", "int", "float", "merge")
@@ -104,8 +105,8 @@ def _duplicates(node: yaml.Node, prefix: str, where: str) -> Iterator[Fault]:
         for key, given in lines.items():
             if len(given) > 1:
                 places = [str(line) for line in dict.fromkeys(given)]
-                counted = "line " if len(places) == 1 else "lines "
-                yield Fault(key, f"{where}{counted}{' and '.join(places)}: duplicate key", "each key once")
+                lines_text = f"{plural(len(places), 'line')} {' and '.join(places)}"
+                yield Fault(key, f"{where}{lines_text}: duplicate key", "each key once")
 
 
 def _described(error: yaml.YAMLError, text: str) -> str:

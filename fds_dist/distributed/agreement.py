@@ -17,6 +17,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.words import plural
 from fds_dist.distributed.environment import LaunchEnvironment
 
 Made = TypeVar("Made")
@@ -104,7 +105,7 @@ def merged_faults(by_rank: Sequence[Sequence[Fault]]) -> list[Fault]:
         ranks = [rank for rank, faults in enumerate(by_rank) if fault in faults]
         if len(ranks) < len(by_rank):
             names = ", ".join(map(str, ranks))
-            where = f"on rank{'s' if len(ranks) > 1 else ''} {names} only"
+            where = f"on {plural(len(ranks), 'rank')} {names} only"
             fault = replace(fault, problem=f"{fault.problem} ({where})")
         merged.append(fault)
     return merged

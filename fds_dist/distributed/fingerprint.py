@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fds_dist.common.words import plural
+
 _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -43,7 +45,7 @@ class RunsDiverged(RuntimeError):
         self.step, self.ranks = step, tuple(ranks)
         since = "" if last_agreed is None else f"; they were still the same at step {last_agreed}"
         super().__init__(
-            f"the weights of rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))} differ from the other "
+            f"the weights of {plural(len(ranks), 'rank')} {', '.join(map(str, ranks))} differ from the other "
             f"ranks' at inner step {step}{since}. Every rank must see the same batches and random numbers "
             "(a task may depend on its arguments and the seed alone); consistency.mode=broadcast heals from rank 0"
         )

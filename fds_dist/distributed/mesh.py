@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.words import counted
 from fds_dist.distributed.addresses import name_interface
 from fds_dist.distributed.agreement import TIMEOUT, rank_errors, shared_store
 from fds_dist.distributed.data_axis import DataAxis
@@ -42,7 +43,7 @@ class MeshShape:
 def mesh_shape(tangent: int | str, data: int, replica: int, world_size: int) -> tuple[MeshShape | None, list[Fault]]:
     """The mesh for `world_size` ranks, or faults if none fits; `tangent="auto"` takes what the other axes leave."""
     others = data * replica
-    ranks = _counted(world_size, "rank")
+    ranks = counted(world_size, "rank")
     if tangent == "auto":
         if world_size % others:
             axes = " × ".join(f"{name} {size}" for name, size in (("replica", replica), ("data", data)) if size > 1)
@@ -56,10 +57,6 @@ def mesh_shape(tangent: int | str, data: int, replica: int, world_size: int) -> 
     return MeshShape(replica, int(tangent), data), []
 
 
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
 def choose_device(requested: str, environment: LaunchEnvironment) -> tuple[torch.device, list[Fault]]:
     """The device of this rank: `cpu`, `cuda`, or `auto` (a GPU of its own if there is one for each local rank)."""
     gpus = torch.cuda.device_count() if requested != "cpu" else 0
@@ -68,7 +65,7 @@ def choose_device(requested: str, environment: LaunchEnvironment) -> tuple[torch
     if requested == "cuda":
         if not gpus:
             return torch.device("cpu"), [Fault("device", "cuda: PyTorch finds no GPU here", "auto or cpu")]
-        problem = f"cuda: {environment.local_world_size} ranks for {_counted(gpus, 'GPU')} here"
+        problem = f"cuda: {environment.local_world_size} ranks for {counted(gpus, 'GPU')} here"
         return torch.device("cpu"), [Fault("device", problem, "a GPU for each rank, or cpu")]
     return torch.device("cpu"), []
 

@@ -8,21 +8,21 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fds_dist.common.secrets import hide_secret_arguments
+
 _PACKAGES = ("torch", "torchvision", "numpy", "wandb")
-_SECRET = re.compile(r"key|token|password|secret", re.IGNORECASE)
 
 
 def environment_info(world_size: int, device: str) -> dict[str, Any]:
     """What it takes to understand a run's numbers later, ready for JSON. None stands for what is not there."""
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": hide_secrets(sys.argv),
+        "command": hide_secret_arguments(sys.argv),
         "fds_dist": _version("fds-dist"),
         "python": platform.python_version(),
         **{package: _version(package) for package in _PACKAGES},
@@ -35,20 +35,6 @@ def environment_info(world_size: int, device: str) -> dict[str, Any]:
         "device": device,
         "git_commit": _git_commit(),
     }
-
-
-def hide_secrets(arguments: Sequence[str]) -> list[str]:
-    """The command line with '***' for every value whose key looks like a secret: 'key=VALUE' and '--key VALUE'."""
-    shown: list[str] = []
-    for argument in arguments:
-        key, equals, _ = argument.partition("=")
-        if shown and shown[-1].startswith("--") and _SECRET.search(shown[-1]) and "=" not in shown[-1]:
-            shown.append("***")
-        elif equals and _SECRET.search(key):
-            shown.append(f"{key}=***")
-        else:
-            shown.append(argument)
-    return shown
 
 
 def _version(package: str) -> str | None:

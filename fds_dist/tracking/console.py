@@ -16,12 +16,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fds_dist.common.console import PLAIN_INTERVAL, is_live, plain_line
+from fds_dist.common.words import counted, duration, percent
 from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
 
-PLAIN_INTERVAL = 10.0
-"""Least seconds between two progress lines where there is no terminal."""
 PLAIN_WIDTH = 60
-"""Characters for the buckets of one hyperparameter there."""
+"""Characters for the buckets of one hyperparameter where there is no terminal."""
 
 _COLUMNS = (("step", 4), ("horizon", 7), ("val loss", 9), ("acc", 6), ("time", 6))
 _COLORS = {"finished": "green", "failed": "red", "interrupted": "yellow"}
@@ -43,7 +43,7 @@ class ConsoleTracker:
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console or Console()
         self._clock = clock
-        self._terminal = self._console.is_interactive and not self._console.options.ascii_only
+        self._terminal = is_live(self._console)
         self._live: Live | None = None
         self._pace = _Pace(clock())
         self._next_line = -math.inf
@@ -55,7 +55,7 @@ class ConsoleTracker:
         self._pace = _Pace(self._clock())
         facts = {
             "run folder": str(run.run_dir),
-            "device": f"{run.device}, {run.world_size} " + ("rank" if run.world_size == 1 else "ranks"),
+            "device": f"{run.device}, {counted(run.world_size, 'rank')}",
             "tangents": str(run.tangents),
             "outer steps": f"{run.outer_steps}" + (f", resumed at {run.first_outer_step}" if run.resumed else ""),
         }
@@ -79,7 +79,7 @@ class ConsoleTracker:
     def outer(self, record: OuterRecord) -> None:
         self._pace = _Pace(self._clock())
         self._block, self._outer_step = None, record.outer_step + 1
-        loss, accuracy, seconds = f"{record.val_loss:.4g}", _percent(record.val_accuracy), _duration(record.seconds)
+        loss, accuracy, seconds = f"{record.val_loss:.4g}", percent(record.val_accuracy), duration(record.seconds)
         if self._live is None:
             values = (
                 _named(name, buckets, PLAIN_WIDTH, "x", "...") for name, buckets in record.hyperparameters.items()
@@ -127,7 +127,7 @@ class ConsoleTracker:
             self._console.print(Text.assemble((f"   {name:<{width}}  ", "dim"), line), soft_wrap=True)
 
     def _line(self, text: str) -> None:
-        self._console.print(Text(text), soft_wrap=True)
+        plain_line(self._console, text)
 
     def _above_live(self, renderable: RenderableType) -> None:
         if self._live is not None:
@@ -158,10 +158,10 @@ class ConsoleTracker:
             return facts
         since = self._clock() - self._pace.last
         left = max(0.0, (block.horizon - block.steps.stop) / rate - since)
-        facts += [f"{rate:.3g} steps/s", f"{_duration(left)} left"]
+        facts += [f"{rate:.3g} steps/s", f"{duration(left)} left"]
         if later := range(block.outer_step + 1, self._run.outer_steps):
             weights = [_epochs(self._run.config, outer_step) for outer_step in (block.outer_step, *later)]
-            facts.append(f"run about {_duration(left + sum(weights[1:]) / weights[0] * block.horizon / rate)}")
+            facts.append(f"run about {duration(left + sum(weights[1:]) / weights[0] * block.horizon / rate)}")
         return facts
 
 
@@ -245,7 +245,7 @@ def _facts(facts: Mapping[str, str]) -> Padding:
 def _best(end: RunEnd) -> str:
     facts = []
     if end.best_val_accuracy is not None:
-        facts.append(f"val accuracy {_percent(end.best_val_accuracy)}")
+        facts.append(f"val accuracy {percent(end.best_val_accuracy)}")
     if end.best_val_loss is not None:
         facts.append(f"val loss {end.best_val_loss:.4g}")
     if end.best_outer_step is not None:
@@ -262,22 +262,3 @@ def _epochs(config: Mapping[str, Any], outer_step: int) -> float:
 def _report(end: RunEnd) -> list[str]:
     """The report's page within the run's folder."""
     return [] if end.report is None else [end.report.relative_to(end.run_dir).as_posix()]
-
-
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f}%"
-
-
-def _duration(seconds: float) -> str:
-    """'4.2s', '1m02s', '3h05m' or '2d04h'."""
-    if not math.isfinite(seconds):
-        return "-"
-    if seconds < 9.95:
-        return f"{seconds:.1f}s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if not hours:
-        return f"{minutes}m{whole % 60:02d}s"
-    return f"{days}d{hours % 24:02d}h" if days else f"{hours}h{minutes % 60:02d}m"

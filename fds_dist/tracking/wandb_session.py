@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.interruptions import defer_signals
+from fds_dist.common.secrets import hide_secrets, is_secret
 
 DEFAULT_MODE = "disabled"
 DEFAULT_PROJECT = "fds-dist"
@@ -21,7 +21,6 @@ INIT_SECONDS = 5.0
 FINISH_SECONDS = 10.0
 
 _MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
-_SECRET = re.compile(r"key|token|password|secret", re.IGNORECASE)
 
 
 class WandbSession:
@@ -90,7 +89,7 @@ class WandbSession:
             silent=True,
             console="off",  # the terminal is the console tracker's
             save_code=False,
-            x_disable_meta=any(_SECRET.search(argument) for argument in sys.argv),  # it would hold the command line
+            x_disable_meta=any(map(is_secret, sys.argv)),  # it would hold the command line
         )
         wandb.setup(settings)  # silent from the start: a process without an API key must fail, not ask for one
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,15 +177,6 @@ class WandbSession:
                 f"Send it later by: wandb sync {run.settings.sync_dir}"
             )
             return run
-
-
-def hide_secrets(config: Any) -> Any:
-    """A copy of a plain config in which the value of every key that looks like a secret is ``'***'``."""
-    if isinstance(config, Mapping):
-        return {key: "***" if _SECRET.search(str(key)) else hide_secrets(value) for key, value in config.items()}
-    if isinstance(config, list | tuple):
-        return [hide_secrets(value) for value in config]
-    return config
 
 
 def effective_mode(mode: str) -> str:

@@ -13,7 +13,6 @@ from fds_dist.build import Build
 from fds_dist.commands.check.command import owned_text, print_check
 from fds_dist.commands.check.cost import CostReport
 from fds_dist.commands.verify import Comparison, Verification, print_verification
-from fds_dist.common.console import bytes_text, seconds_text
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 
 CONFIG = {
@@ -132,17 +131,3 @@ def test_verify_says_what_differs_and_what_was_left_out() -> None:
 def test_owned_elements_in_words(elements: list[int], text: str) -> None:
     space = HyperparameterSpace((Hyperparameter("lr", 0.1, 0.1, 7), Hyperparameter("momentum", 0.1, 0.1, 2)))
     assert owned_text(space, elements) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 * 2**20, "3.0 MiB"), (2**42, "4.0 TiB")]
-)
-def test_bytes_in_words(count: int, text: str) -> None:
-    assert bytes_text(count) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.0031, "3.1 ms"), (4.25, "4.25 s"), (119, "119 s"), (600, "10 min"), (9000, "2 h 30 min")]
-)
-def test_seconds_in_words(seconds: float, text: str) -> None:
-    assert seconds_text(seconds) == text

@@ -14,10 +14,11 @@ from rich.console import Console
 from fds_dist.commands.compare.job import Trial
 from fds_dist.commands.compare.judge import Judgement, incumbents
 from fds_dist.commands.compare.plot import judged_curve, plot_comparison
-from fds_dist.commands.compare.results import Comparison, Incumbent, MethodRun, spread
+from fds_dist.commands.compare.results import Comparison, Incumbent, MethodRun
 from fds_dist.commands.compare.table import print_comparison
 from fds_dist.common.faults import UserError
 from fds_dist.common.files import Record
+from fds_dist.common.words import Spread
 
 HORIZON = 100
 
@@ -54,26 +55,19 @@ def test_a_rival_is_measured_by_when_its_best_is_judged_as_good_as_the_answer_of
     # fds needed 400 and 500; tpe 800 and 1500, so 2 and 3 times as much.
     reach = FULL.reach("tpe")
     assert reach is not None and reach.factor is not None
-    assert reach.factor == pytest.approx((2.5, math.sqrt(0.5)))
+    assert (reach.factor.mean, reach.factor.std) == pytest.approx((2.5, math.sqrt(0.5)))
     assert (reach.reached, reach.repetitions, reach.within) == (2, 2, pytest.approx((5 + 4) / 2))
 
 
 def test_a_rival_that_gets_there_in_some_repetitions_or_in_none_says_so() -> None:
     some, none = FULL.reach("random"), FULL.reach("hyperband")
-    assert some is not None and some.factor == (3.0, None) and (some.reached, some.repetitions) == (1, 2)
+    assert some is not None and some.factor == Spread(3.0, None) and (some.reached, some.repetitions) == (1, 2)
     assert none is not None and none.factor is None and none.reached == 0
 
 
 def test_without_the_reference_nothing_is_measured_by_it() -> None:
     assert comparison(*FULL.runs_of("tpe")).reach("tpe") is None
     assert comparison(searched("fds", 0), searched("tpe", 0, (1.0, [0.1]))).reach("tpe") is None
-
-
-def test_spread_is_over_what_there_is() -> None:
-    assert spread([1.0, None, 3.0]) == pytest.approx((2.0, math.sqrt(2)))
-    assert spread([None, 4.0]) == (4.0, None)
-    assert spread([1.0, math.inf]) == (math.inf, None)
-    assert spread([None]) is None
 
 
 def test_the_curve_is_the_mean_of_what_each_repetitions_best_is_worth_and_may_rise() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from fds_dist.common.faults import UserError
 from fds_dist.common.files import write_text_atomic
-from fds_dist.storage.provenance import environment_info, hide_secrets
+from fds_dist.storage.provenance import environment_info
 from fds_dist.storage.run_folder import RunFolder, create_run_folder, folder_of_launch
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
@@ -100,33 +100,6 @@ def test_a_failed_write_keeps_the_old_text(tmp_path: Path, monkeypatch: pytest.M
         write_text_atomic(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["schedule.json"]
-
-
-def test_hide_secrets() -> None:
-    line = [
-        "fds-dist",
-        "optimize",
-        "seed=1",
-        "task.api_key=abc",
-        "--password",
-        "abc",
-        "--Token=abc",
-        "--resume",
-        "runs/1",
-    ]
-    assert hide_secrets(line) == [
-        *[
-            "fds-dist",
-            "optimize",
-            "seed=1",
-            "task.api_key=***",
-            "--password",
-            "***",
-            "--Token=***",
-            "--resume",
-            "runs/1",
-        ]
-    ]
 
 
 def test_environment_info(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ def test_the_last_horizon_is_the_rest_of_the_run(tmp_path: Path) -> None:
     clock.now += 1
     tracker.inner(inner_block(2, 110))
     assert "resumed at 2" in file.getvalue()
-    assert "10 steps/s, 9.0s left\n" in file.getvalue()
+    assert "10 steps/s, 9s left\n" in file.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [True, False])

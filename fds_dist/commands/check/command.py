@@ -14,16 +14,9 @@ from torch import nn
 from fds_dist.build import Build, ModelBuilder, build
 from fds_dist.commands.check.cost import CostReport, Memory, cost_report
 from fds_dist.commands.inputs import Source, draft_of
-from fds_dist.common.console import (
-    bytes_text,
-    counted,
-    default_console,
-    paragraph,
-    plain_table,
-    runs_text,
-    seconds_text,
-)
+from fds_dist.common.console import default_console, paragraph, plain_table
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.words import bytes_text, counted, duration, percent, ranges_text
 from fds_dist.config import Config, dump_config
 from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.environment import read_environment
@@ -100,14 +93,14 @@ def _plan_table(space: HyperparameterSpace, report: CostReport) -> Table:
     table.columns[1].justify = "left"
     for rank in (report.reverse,) if reverse else report.ranks:
         table.add_row(
-            runs_text(rank.ranks),
+            ranges_text(rank.ranks),
             "all, by one sweep back" if reverse else owned_text(space, rank.elements) or "no tangent",
             f"{rank.plain_steps:,.0f}",
-            f"{rank.plain_steps / report.chosen.plain_steps:.0%}",
+            percent(rank.plain_steps / report.chosen.plain_steps, 0),
             bytes_text(rank.memory.tangents),
             bytes_text(rank.memory.total),
             *([f"{bytes_text(rank.step_traffic)}/step"] if sends else []),
-            seconds_text(rank.seconds),
+            duration(rank.seconds),
         )
     return table
 
@@ -119,14 +112,14 @@ def _predictions(report: CostReport) -> list[str]:
     on_part = f" on 1/{report.shape.data} of a batch" if report.shape.data > 1 else ""
     few = " on a few samples, and time with it: a step is long here" if measured.extrapolated else ""
     kept = "states kept over the horizon" if reverse else "tangents"
-    each = "" if reverse else f" and each tangent adds {seconds_text(measured.tangent_seconds)}"
+    each = "" if reverse else f" and each tangent adds {duration(measured.tangent_seconds)}"
     lines = [
         "Per rank, for the longest outer step. A plain step is one training step on a whole batch without tangents. "
         f"Of the largest memory, {bytes_text(memory.total)}, weights take {bytes_text(memory.weights)}, optimizer "
         f"state {bytes_text(memory.state)}, {kept} {bytes_text(memory.tangents)}, and activations, gradient and "
         f"products at the peak of a step {bytes_text(memory.step)} (measured{few}).",
-        f"Here a plain step{on_part} takes {seconds_text(measured.plain_seconds)}{each}: all outer steps together take "
-        f"about {seconds_text(report.total_seconds)}, communication not counted.",
+        f"Here a plain step{on_part} takes {duration(measured.plain_seconds)}{each}: all outer steps together take "
+        f"about {duration(report.total_seconds)}, communication not counted.",
         _traffic_line(report),
     ]
     if report.estimator == "greedy":
@@ -171,7 +164,7 @@ def _forward_advice(report: CostReport) -> list[str]:
     """Idle ranks, and which axis to widen."""
     lines, shape, tangents = [], report.shape, len(report.plan.starts)
     if idle := [place for rank in report.ranks if not rank.elements for place in rank.ranks]:
-        own = f"Rank {idle[0]} owns" if len(idle) == 1 else f"Ranks {runs_text(idle)} own"
+        own = f"Rank {idle[0]} owns" if len(idle) == 1 else f"Ranks {ranges_text(idle)} own"
         others = shape.replica * shape.data
         lines.append(
             f"{own} no tangent and would only repeat the training run: use at most {tangents * others} ranks, or give "
@@ -207,5 +200,5 @@ def owned_text(space: HyperparameterSpace, elements: Sequence[int]) -> str:
     """Elements of λ in words: `lr[0-2, 5] momentum[0]`."""
     parts = []
     for name, group in groupby(sorted(elements), key=lambda element: space.elements[element][0].name):
-        parts.append(f"{name}[{runs_text([space.elements[element][1] for element in group])}]")
+        parts.append(f"{name}[{ranges_text([space.elements[element][1] for element in group])}]")
     return " ".join(parts)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fds_dist.common.batch import Share
 from fds_dist.common.memory import peak_bytes
+from fds_dist.common.timing import median_seconds
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import initial_state
 from fds_dist.schedule.buckets import Segment
@@ -78,7 +76,7 @@ class _Probe:
     def measured(self, samples: int, repeats: int) -> StepMeasurement:
         """Medians over `repeats` steps on as many samples."""
         device = self._problem.device
-        one, two = (_median_seconds(self._with_tangents(samples, count), device, repeats) for count in (1, 2))
+        one, two = (median_seconds(self._with_tangents(samples, count), device, repeats) for count in (1, 2))
         return StepMeasurement(
             self.plain_seconds(samples, repeats),
             max(two - one, 0.0),
@@ -94,7 +92,7 @@ class _Probe:
             (gradient,) = differentiate(self._loss(leaf, self._theta, batch)[0], leaf)
             self._update(state.weights, state.optimizer, gradient, self._h)
 
-        return _median_seconds(plain, self._problem.device, repeats)
+        return median_seconds(plain, self._problem.device, repeats)
 
     def _with_tangents(self, samples: int, count: int) -> Callable[[], None]:
         problem, state, batch = self._problem, self._state, self._part(samples)
@@ -111,15 +109,3 @@ class _Probe:
     def _part(self, samples: int) -> tuple[Tensor, Tensor]:
         inputs, targets = self._batch
         return self._network.cast((inputs[:samples], targets[:samples]))
-
-
-def _median_seconds(step: Callable[[], None], device: torch.device, repeats: int) -> float:
-    def timed() -> float:
-        began = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - began
-
-    timed()  # warm-up
-    return statistics.median(timed() for _ in range(repeats))

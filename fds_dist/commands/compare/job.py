@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from fds_dist.commands.compare.space import SearchRange
+from fds_dist.common.words import counted, percent
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.monitor import Consistency
 from fds_dist.inner.problem import Problem
@@ -105,7 +106,7 @@ class Teller:
         for trial in trials:
             self._improves(trial)
         if trials:
-            self._tell(f"{len(trials)} trials were done before, {self._state}")
+            self._tell(f"{counted(len(trials), 'trial')} done before, {self._state}")
 
     def after(self, trials: Sequence[Trial]) -> None:
         """Trials that have just ended."""
@@ -115,7 +116,7 @@ class Teller:
 
     def end(self, trials: int, note: str) -> None:
         """The search is over."""
-        self._tell(f"ended after {trials} trials" + (f": {note}" if note else ""))
+        self._tell(f"ended after {counted(trials, 'trial')}" + (f": {note}" if note else ""))
 
     def _improves(self, trial: Trial) -> bool:
         self._spent += trial.cost
@@ -125,7 +126,9 @@ class Teller:
 
     @property
     def _state(self) -> str:
-        return f"best validation loss {self._best:.4g}, {self._spent / self._job.budget:.0%} of the budget spent"
+        return (
+            f"best validation loss {self._best:.4g}, {percent(self._spent / self._job.budget, 0)} of the budget spent"
+        )
 
     def _tell(self, line: str) -> None:
         self._last = time.monotonic()

@@ -17,6 +17,7 @@ from fds_dist.commands.compare.plain_run import plain_run
 from fds_dist.common.batch import Batch
 from fds_dist.common.files import Record
 from fds_dist.common.randomness import derive_seed
+from fds_dist.common.words import counted
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.problem import Problem
 from fds_dist.tasks.base import Loss, Task
@@ -152,7 +153,8 @@ def judge(
         return Judgement(seed, outcome.val.loss, outcome.val.accuracy, accuracy)
 
     if missing:
-        say(f"judging {len(wanted) // seeds} values on {seeds} fresh seeds: {len(missing)} runs")
+        values = counted(len(wanted) // seeds, "value")
+        say(f"judging {values} on {counted(seeds, 'fresh seed')}: {counted(len(missing), 'run')}")
     for batch in in_batches(ranks, missing, run):
         judged |= batch
         if ranks.is_first:

@@ -6,26 +6,27 @@ import math
 import statistics
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from fds_dist.commands.compare.results import REFERENCE, Comparison
+from fds_dist.commands.figure_style import BLUE, GREEN, ORANGE, PURPLE, SKY, STYLE, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-STYLES = {
-    "fds": ("#D55E00", "-"),
-    "greedy": ("#CC79A7", (0, (5, 1))),
-    "cosine": ("#56B4E9", (0, (6, 1, 1, 1))),
-    "random": ("#000000", ":"),
-    "tpe": ("#0072B2", "--"),
-    "hyperband": ("#009E73", "-."),
-    "bohb": ("#E69F00", (0, (3, 1, 1, 1, 1, 1))),
+LINES = {
+    "fds": (VERMILION, "-"),
+    "greedy": (PURPLE, (0, (5, 1))),
+    "cosine": (SKY, (0, (6, 1, 1, 1))),
+    "random": ("black", ":"),
+    "tpe": (BLUE, "--"),
+    "hyperband": (GREEN, "-."),
+    "bohb": (ORANGE, (0, (3, 1, 1, 1, 1, 1))),
 }
-"""Color (Okabe and Ito's, told apart by the color-blind) and dashes (told apart in print without color)."""
+"""Color and dashes."""
 
 LABELS = {
     "fds": "FDS",
@@ -34,15 +35,6 @@ LABELS = {
     "tpe": "TPE",
     "hyperband": "Hyperband",
     "bohb": "BOHB",
-}
-
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "legend.fontsize": 7.5,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "pdf.fonttype": 42,  # text stays text
 }
 
 
@@ -100,7 +92,7 @@ def plot_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
 
 def _draw(axes: Axes, method: str, curve: Curve, top: float) -> None:
     """Line, band and end point; of the reference also how far the others have to come down."""
-    color, dashes = STYLES[method]
+    color, dashes = LINES[method]
     cost, mean, error = map(np.asarray, curve)
     reference = method == REFERENCE
     order = 3 if reference else 2
@@ -129,7 +121,7 @@ def _frame(axes: Axes, limits: tuple[float, float]) -> None:
     if all(map(math.isfinite, limits)):
         axes.set_ylim(*limits)
     if axes.has_data():
-        axes.legend(frameon=False)
+        axes.legend()
 
 
 def _compute_axes(axes: Axes, horizon: int) -> None:

@@ -13,29 +13,12 @@ from typing import Any, NamedTuple
 from fds_dist.commands.compare.job import finite_or_none, loss_or_infinity
 from fds_dist.commands.compare.judge import Judgement
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.words import Spread, spread
 
 REFERENCE = "fds"
 """The method that the others are measured by."""
 
 FORMAT = "fds-dist comparison"
-
-
-class Spread(NamedTuple):
-    """Mean and standard deviation of a figure over repetitions."""
-
-    mean: float
-    deviation: float | None
-    """None for a single number, and where not all are finite."""
-
-
-def spread(numbers: Iterable[float | None]) -> Spread | None:
-    """Over those that are there; None where none is."""
-    found = [number for number in numbers if number is not None]
-    if not found:
-        return None
-    if len(found) == 1 or not all(map(math.isfinite, found)):
-        return Spread(statistics.fmean(found), None)
-    return Spread(statistics.fmean(found), statistics.stdev(found))
 
 
 @dataclass(frozen=True)
@@ -209,9 +192,8 @@ class Comparison:
             "seconds": spread(run.seconds for run in runs),
         }
         reach = self.reach(method)
-        plain = {name: found and _finite(found._asdict()) for name, found in figures.items()}
-        factor = reach and reach.factor and _finite(reach.factor._asdict())
-        return {**plain, "reach": reach and {**reach._asdict(), "factor": factor}}
+        plain = {name: _spread(figure) for name, figure in figures.items()}
+        return {**plain, "reach": reach and {**reach._asdict(), "factor": _spread(reach.factor)}}
 
 
 def _run(entry: dict[str, Any]) -> MethodRun:
@@ -229,5 +211,6 @@ def _mean(numbers: Iterable[float | None]) -> float | None:
     return statistics.fmean(found) if found else None
 
 
-def _finite(figures: dict[str, float | None]) -> dict[str, float | None]:
-    return {name: None if value is None else finite_or_none(value) for name, value in figures.items()}
+def _spread(figure: Spread | None) -> dict[str, float | None] | None:
+    """As `compare.json` has it; infinite means are null."""
+    return figure and {"mean": finite_or_none(figure.mean), "deviation": figure.std}

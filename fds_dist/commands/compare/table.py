@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fds_dist.commands.compare.results import REFERENCE, Comparison, Reach, spread
-from fds_dist.common.console import default_console, seconds_text
-
-ABSENT = "-"
+from fds_dist.commands.compare.results import REFERENCE, Comparison, Reach
+from fds_dist.common.console import default_console
+from fds_dist.common.words import ABSENT, duration, percent, spread
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
@@ -38,10 +37,10 @@ def comparison_table(comparison: Comparison) -> Table:
             method,
             spread_text((found.own_loss for found in answers), "{:.4f}".format),
             spread_text((found.judged_loss for found in answers), "{:.4f}".format),
-            spread_text((found.judged_accuracy for found in answers), _percent),
-            spread_text((run.test_accuracy for run in runs), _percent),
+            spread_text((found.judged_accuracy for found in answers), percent),
+            spread_text((run.test_accuracy for run in runs), percent),
             f"{fmean(run.cost for run in runs) / comparison.horizon:.3g}",
-            seconds_text(fmean(run.seconds for run in runs)),
+            duration(fmean(run.seconds for run in runs)),
             reach_text(comparison, method),
         )
     return table
@@ -69,10 +68,8 @@ def explanations(comparison: Comparison) -> list[str]:
 
 def spread_text(numbers: Iterable[float | None], text: Callable[[float], str]) -> str:
     """`0.3651 ± 0.0021`, or the number alone."""
-    found = spread(numbers)
-    if found is None:
-        return ABSENT
-    return text(found.mean) if found.deviation is None else f"{text(found.mean)} ± {text(found.deviation)}"
+    figure = spread(numbers)
+    return ABSENT if figure is None else figure.text(text)
 
 
 def reach_text(comparison: Comparison, method: str) -> str:
@@ -92,8 +89,7 @@ def reach_text(comparison: Comparison, method: str) -> str:
 def _reached(reach: Reach) -> str:
     if reach.factor is None:
         return f"not within its budget ({_factor(reach.within)}×)"
-    mean, deviation = reach.factor
-    factor = f"needs {_factor(mean)}×" if deviation is None else f"needs {_factor(mean)} ± {_factor(deviation)}×"
+    factor = f"needs {reach.factor.text(_factor)}×"
     if reach.reached == reach.repetitions:
         return factor
     return f"{factor} in {reach.reached} of {reach.repetitions}, else more than {_factor(reach.within)}×"
@@ -101,10 +97,6 @@ def _reached(reach: Reach) -> str:
 
 def _factor(value: float) -> str:
     return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}"
 
 
 def _buckets(count: int) -> str:

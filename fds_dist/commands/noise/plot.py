@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fds_dist.commands.figure_style import BLUE, STYLE, VERMILION
 from fds_dist.commands.noise.estimates import NoiseEstimate
 from fds_dist.commands.noise.report import NoiseReport
 
@@ -16,22 +17,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-COLORS = {"non-greedy": "#0072B2", "greedy": "#D55E00"}
-"""Blue and vermilion of Okabe and Ito's palette, which the color-blind tell apart, and which differ in gray."""
+COLORS = {"non-greedy": BLUE, "greedy": VERMILION}
+"""Their grays differ too."""
 
 MARKERS = {"non-greedy": "o", "greedy": "s"}
 
 ROW_SIZE = (9.0, 2.7)
 """Width and height in inches of one hyperparameter's row."""
-
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,  # letters stay letters in a PDF
-}
 
 
 def plot_noise(report: NoiseReport, path: Path) -> None:
@@ -44,7 +36,7 @@ def plot_noise(report: NoiseReport, path: Path) -> None:
     from matplotlib.figure import Figure
 
     names = list(report.schedule)
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context({**STYLE, "font.size": 9}):
         figure = Figure(figsize=(ROW_SIZE[0], ROW_SIZE[1] * len(names) + 0.3), layout="constrained")
         rows = figure.subplots(len(names), 3, squeeze=False, width_ratios=(1.35, 1, 1))
         for name, (errors, *profiles) in zip(names, rows, strict=True):

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fds_dist.commands.noise.estimates import NoiseEstimate
 from fds_dist.common.files import write_text_atomic
+from fds_dist.common.words import ABSENT
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def write_noise(report: NoiseReport, path: Path) -> None:
 
 def print_noise(report: NoiseReport, console: Console) -> None:
     """The figures of theorem 4.1 for each hyperparameter, the best window, and the recommendation in words."""
-    table = Table(box=None, title=f"Hypergradient noise: {report.runs} runs of {report.horizon} steps")
+    title = f"Hypergradient noise: {report.runs:,} runs of {report.horizon:,} steps"
+    table = Table(box=None, title=title)
     for heading in ("hyperparameter", "estimator"):
         table.add_column(heading)
     headings = ("variance MSE₁", "correlation c", "drift ε / step", "best W", "good W", "theorem W*", "gain", "buckets")
@@ -78,7 +80,7 @@ def print_noise(report: NoiseReport, console: Console) -> None:
     advice = ", ".join(map(advice_text, report.advised))
     lines = [
         "Windows W in steps; good W: error within a tenth or a standard error of the least; gain: MSE₁ over the least.",
-        f"Recommended buckets for {report.horizon} steps: {advice}.",
+        f"Recommended buckets for {report.horizon:,} steps: {advice}.",
     ]
     if report.left_out:
         lines.append(f"{report.left_out} more runs diverged and are left out.")
@@ -95,4 +97,4 @@ def advice_text(found: NoiseEstimate) -> str:
 def gain_text(found: NoiseEstimate) -> str:
     """How many times smaller sharing over the best window makes the error."""
     least = min(found.mse)
-    return f"{found.mse[0] / least:.3g}×" if least > 0 and math.isfinite(least) else "–"
+    return f"{found.mse[0] / least:.3g}×" if least > 0 and math.isfinite(least) else ABSENT

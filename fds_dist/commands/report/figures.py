@@ -20,13 +20,12 @@ from fds_dist.commands.report.panels import (
     MOST_NUMBERED,
     Panel,
     bucket_color,
-    byte_unit,
     number_lines,
     run_style,
-    time_unit,
     value_axis,
     whole_numbers,
 )
+from fds_dist.common.words import byte_unit, time_unit
 from fds_dist.tracking.records import OuterRecord
 
 if TYPE_CHECKING:

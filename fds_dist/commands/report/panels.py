@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fds_dist.commands.figure_style import BLUE, GREEN, PURPLE, VERMILION
+from fds_dist.commands.figure_style import STYLE as BASE_STYLE
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -19,8 +22,8 @@ if TYPE_CHECKING:
 INK = "#010203"
 """Stands for the color of text and axes; the page replaces it by that of its own text, light or dark."""
 FAINT = "#8a8a8a"
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", INK)
-"""Okabe and Ito's, which the color-blind tell apart, without those that are too faint on white."""
+COLORS = (BLUE, VERMILION, GREEN, PURPLE, INK)
+"""Those of the shared colors that stand out on a light and on a dark ground."""
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -38,18 +41,12 @@ MOST_NUMBERED = 12
 LONGEST_LABEL = 32
 
 STYLE: dict[Any, Any] = {
-    "font.size": 8,
+    **BASE_STYLE,
     "font.sans-serif": ["DejaVu Sans"],  # the one that comes with matplotlib; the page has its own
-    "legend.fontsize": 7.5,
     "axes.titlesize": 8,
     "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
     "hatch.linewidth": 0.6,
     "text.parse_math": False,  # a dollar sign in a name is one
-    "legend.frameon": False,
-    "pdf.fonttype": 42,  # letters stay letters
     "svg.fonttype": "none",
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
@@ -158,13 +155,3 @@ def number_lines(ax: Axes, x: float, ends: Mapping[int, float]) -> None:
         lowest = place + 0.085
         text = ",".join(map(str, sorted(numbers)))
         ax.annotate(text, (x, place), (4, 0), ("data", "axes fraction"), "offset points", va="center", fontsize=7)
-
-
-def time_unit(seconds: float) -> tuple[float, str]:
-    """Seconds of the unit in which so long a time is told, and its symbol."""
-    return (1.0, "s") if seconds < 120 else (60.0, "min") if seconds < 7200 else (3600.0, "h")
-
-
-def byte_unit(count: float) -> tuple[float, str]:
-    """Bytes of the unit in which so large a memory is told, and its symbol."""
-    return (2.0**10, "KiB") if count < 2**20 else (2.0**20, "MiB") if count < 2**32 else (2.0**30, "GiB")

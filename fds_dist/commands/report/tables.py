@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 from statistics import mean
 from typing import Any
 
 from fds_dist.commands.report.contents import RunContents, labels
-from fds_dist.commands.report.panels import byte_unit
+from fds_dist.common.words import ABSENT, bytes_text, counted, duration, number_text, percent
 
 MOST_VALUES = 12
 """Values of a hyperparameter that a table holds; `history.jsonl` has all."""
@@ -19,22 +18,21 @@ def cards(run: RunContents) -> str:
     """The figures of a run that are looked for first."""
     best, records, weights = run.best, run.records, run.environment.get("weights")
     facts = {
-        "best validation loss": _number(best.val_loss if best else None),
-        "best validation accuracy": _percent(_best_accuracy(run)),
+        "best validation loss": number_text(best.val_loss if best else None),
+        "best validation accuracy": percent(_best_accuracy(run)),
         "outer steps": _done(run),
         "learned numbers": str(len(run.elements)),
-        "weights": f"{weights:,}" if isinstance(weights, int) else "–",
-        "ranks": str(records[-1].world_size if records else run.environment.get("world_size", "–")),
-        "time": _duration(run.seconds),
+        "weights": f"{weights:,}" if isinstance(weights, int) else ABSENT,
+        "ranks": str(records[-1].world_size if records else run.environment.get("world_size", ABSENT)),
+        "time": duration(run.seconds),
         "inner steps": f"{sum(record.horizon for record in records):,}",
     }
     if run.peak_bytes is not None:
-        facts["peak memory of a rank"] = _bytes(run.peak_bytes)
+        facts["peak memory of a rank"] = bytes_text(run.peak_bytes)
     if (plan := run.plan()) and (tangents := run.tangent_bytes(plan)):
-        facts["tangents of a rank"] = _bytes(max(tangents))
+        facts["tangents of a rank"] = bytes_text(max(tangents))
     if accuracies := run.retrained_accuracies:
-        seeds = "1 seed" if len(accuracies) == 1 else f"{len(accuracies)} seeds"
-        facts[f"retrained test accuracy ({seeds})"] = _percent(mean(accuracies))
+        facts[f"retrained test accuracy ({counted(len(accuracies), 'seed')})"] = percent(mean(accuracies))
     shown = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     return f'<dl class="cards">{"".join(shown)}</dl>'
 
@@ -51,17 +49,17 @@ def run_table(runs: Sequence[RunContents]) -> str:
         rows.append(
             (
                 label,
-                run.section("task").get("name", "–"),
-                run.section("model").get("name", "–"),
-                _number(best.val_loss if best else None),
-                best.outer_step if best else "–",
-                _percent(_best_accuracy(run)),
-                _percent(mean(accuracies) if accuracies else None),
+                run.section("task").get("name", ABSENT),
+                run.section("model").get("name", ABSENT),
+                number_text(best.val_loss if best else None),
+                best.outer_step if best else ABSENT,
+                percent(_best_accuracy(run)),
+                percent(mean(accuracies) if accuracies else None),
                 _done(run),
                 len(run.elements),
-                run.records[-1].world_size if run.records else "–",
-                _duration(run.seconds),
-                _bytes(run.peak_bytes),
+                run.records[-1].world_size if run.records else ABSENT,
+                duration(run.seconds),
+                bytes_text(run.peak_bytes),
             )
         )
     return table(headings, rows, range(3, len(headings)))
@@ -89,9 +87,9 @@ def outer_step_table(run: RunContents) -> str:
         (
             f"{record.outer_step} (best)" if record is run.best else record.outer_step,
             f"{record.horizon:,}",
-            _number(record.val_loss),
-            _percent(record.val_accuracy),
-            _duration(record.seconds),
+            number_text(record.val_loss),
+            percent(record.val_accuracy),
+            duration(record.seconds),
             *(_values(record.hyperparameters.get(name, [])) for name in run.names),
         )
         for record in run.records
@@ -105,7 +103,7 @@ def config_differences(runs: Sequence[RunContents]) -> str:
     flat = [dict(_flattened(run.config)) for run in runs]
     keys = dict.fromkeys(key for config in flat for key in config)
     rows = [
-        (key, *(str(config.get(key, "–")) for config in flat))
+        (key, *(str(config.get(key, ABSENT)) for config in flat))
         for key in keys
         if len({str(config.get(key)) for config in flat}) > 1
     ]
@@ -152,30 +150,8 @@ def _best_accuracy(run: RunContents) -> float | None:
 
 
 def _values(values: Sequence[float]) -> str:
-    texts = [_number(value, 3) for value in values]
+    texts = [number_text(value, 3) for value in values]
     if len(texts) > MOST_VALUES:
         half = MOST_VALUES // 2
         texts = [*texts[:half], "…", *texts[-half:]]
     return " ".join(texts)
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None or not math.isfinite(share) else f"{100 * share:.1f} %"
-
-
-def _bytes(count: int | None) -> str:
-    if count is None:
-        return "–"
-    byte, unit = byte_unit(count)
-    return f"{count / byte:.3g} {unit}" if count < 1000 * byte else f"{count / byte:,.0f} {unit}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes = seconds / 60
-    return f"{minutes:.1f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from fds_dist.common.words import Spread, spread
 
 
 @dataclass(frozen=True)
@@ -102,23 +103,6 @@ class RetrainResult:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A figure over several seeds."""
-
-    mean: float
-    std: float | None
-    """Sample standard deviation (n − 1); None for one seed."""
-
-    @classmethod
-    def of(cls, figures: Sequence[float | None]) -> Spread | None:
-        """None where a figure is missing or not finite: a mean of the others would be too good."""
-        numbers = [figure for figure in figures if figure is not None and math.isfinite(figure)]
-        if not numbers or len(numbers) < len(figures):
-            return None
-        return cls(statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None)
-
-
-@dataclass(frozen=True)
 class Summary:
     """All seeds together."""
 
@@ -132,14 +116,20 @@ class Summary:
         """Mean and spread over `results`."""
         return cls(
             seeds=tuple(result.seed for result in results),
-            final_test_accuracy=Spread.of([result.final.test_accuracy for result in results]),
-            best_test_accuracy=Spread.of([result.best.test_accuracy for result in results]),
-            final_test_loss=Spread.of([result.final.test_loss for result in results]),
+            final_test_accuracy=_over_seeds([result.final.test_accuracy for result in results]),
+            best_test_accuracy=_over_seeds([result.best.test_accuracy for result in results]),
+            final_test_loss=_over_seeds([result.final.test_loss for result in results]),
         )
 
     def to_json(self) -> str:
         """Indented JSON."""
         return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
+
+
+def _over_seeds(figures: Sequence[float | None]) -> Spread | None:
+    """None where a figure is missing or not finite: a mean of the others would be too good."""
+    whole = all(figure is not None and math.isfinite(figure) for figure in figures)
+    return spread(figures) if whole else None
 
 
 def _strict(value: Any) -> Any:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import Progress, TaskID
 
-from fds_dist.commands.retrain.records import Block, EpochRecord, SeedStart, Spread, Summary
+from fds_dist.commands.retrain.records import Block, EpochRecord, SeedStart, Summary
+from fds_dist.common.console import PLAIN_INTERVAL, is_live, plain_line, progress_bar
+from fds_dist.common.words import Spread, counted, duration, percent
 from fds_dist.tracking.wandb_session import WandbSession
-
-PLAIN_INTERVAL = 10.0
-"""Least seconds between two progress lines within an epoch where there is no terminal."""
 
 
 class Reporter(Protocol):
@@ -92,7 +91,7 @@ class ConsoleReporter:
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._console, self._clock = console or Console(), clock
-        self._terminal = self._console.is_interactive and not self._console.options.ascii_only
+        self._terminal = is_live(self._console)
         self._bar: tuple[Progress, TaskID] | None = None
         self._next_line = clock() + PLAIN_INTERVAL
 
@@ -100,14 +99,13 @@ class ConsoleReporter:
         self._stop_bar()
         self._epochs = seed.epochs
         place = f" ({seed.seeds.index(seed.seed) + 1} of {len(seed.seeds)})" if len(seed.seeds) > 1 else ""
-        ranks = f"{seed.world_size} rank" + ("s" if seed.world_size > 1 else "")
         self._line(
-            f"retrain seed {seed.seed}{place}: {_counted(seed.epochs, 'epoch')}, {_counted(seed.horizon, 'step')}"
-            f", {seed.device}, {ranks}; results {seed.folder}"
+            f"retrain seed {seed.seed}{place}: {counted(seed.epochs, 'epoch')}, {counted(seed.horizon, 'step')}"
+            f", {seed.device}, {counted(seed.world_size, 'rank')}; results {seed.folder}"
         )
         if seed.first_epoch:
             done = seed.first_epoch >= seed.epochs
-            self._line("  done already" if done else f"  goes on after {_counted(seed.first_epoch, 'epoch')}")
+            self._line("  done already" if done else f"  goes on after {counted(seed.first_epoch, 'epoch')}")
         if self._terminal and seed.first_epoch < seed.epochs:
             self._start_bar(seed)
 
@@ -122,11 +120,11 @@ class ConsoleReporter:
 
     def epoch(self, record: EpochRecord) -> None:
         self._next_line = self._clock() + PLAIN_INTERVAL
-        accuracy = "" if record.test_accuracy is None else f", test accuracy {100 * record.test_accuracy:.2f}%"
+        accuracy = "" if record.test_accuracy is None else f", test accuracy {percent(record.test_accuracy, 2)}"
         values = ", ".join(f"{name} {value:.3g}" for name, value in record.hyperparameters.items())
         self._line(
             f"  seed {record.seed}, epoch {record.epoch + 1}/{self._epochs}: train loss {record.train_loss:.4g}"
-            f", test loss {record.test_loss:.4g}{accuracy}; {values}; {record.seconds:.1f}s"
+            f", test loss {record.test_loss:.4g}{accuracy}; {values}; {duration(record.seconds)}"
         )
 
     def note(self, message: str) -> None:
@@ -136,23 +134,18 @@ class ConsoleReporter:
         self._stop_bar()
         if summary is None:
             return
-        figures = {
-            "final test accuracy": _percent(summary.final_test_accuracy),
-            "best test accuracy": _percent(summary.best_test_accuracy),
-            "final test loss": _shown(summary.final_test_loss),
-        }
-        shown = "; ".join(f"{name} {figure}" for name, figure in figures.items() if figure)
-        self._line(f"retrained {_counted(len(summary.seeds), 'seed')}: {shown}")
+        accuracy, loss = partial(percent, decimals=2), "{:.4g}".format
+        figures = (
+            ("final test accuracy", summary.final_test_accuracy, accuracy),
+            ("best test accuracy", summary.best_test_accuracy, accuracy),
+            ("final test loss", summary.final_test_loss, loss),
+        )
+        shown = "; ".join(f"{name} {spread.text(form)}" for name, spread, form in figures if spread is not None)
+        meaning = " (mean ± standard deviation)" if len(summary.seeds) > 1 else ""
+        self._line(f"retrained {counted(len(summary.seeds), 'seed')}: {shown}{meaning}")
 
     def _start_bar(self, seed: SeedStart) -> None:
-        columns = (
-            TextColumn("  {task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[facts]}", style="dim"),
-        )
-        bar = Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
+        bar = progress_bar(self._console)
         done = seed.horizon * seed.first_epoch // seed.epochs
         task = bar.add_task(f"seed {seed.seed}", total=seed.horizon, completed=done, facts="")
         bar.start()
@@ -164,23 +157,7 @@ class ConsoleReporter:
             self._bar = None
 
     def _line(self, text: str) -> None:
-        self._console.print(Text(text), soft_wrap=True)
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def _percent(spread: Spread | None) -> str:
-    if spread is None:
-        return ""
-    return f"{100 * spread.mean:.2f}%" + ("" if spread.std is None else f" (standard deviation {100 * spread.std:.2f})")
-
-
-def _shown(spread: Spread | None) -> str:
-    if spread is None:
-        return ""
-    return f"{spread.mean:.4g}" + ("" if spread.std is None else f" (standard deviation {spread.std:.2g})")
+        plain_line(self._console, text)
 
 
 class WandbReporter:

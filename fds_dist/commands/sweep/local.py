@@ -19,6 +19,7 @@ from fds_dist.commands.sweep.command_line import as_overrides
 from fds_dist.commands.sweep.file import Sweep
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import write_text_atomic
+from fds_dist.common.words import duration
 from fds_dist.config.yaml_text import dump_yaml
 from fds_dist.storage.run_folder import RunFolder
 from fds_dist.tracking.history import read_history
@@ -179,6 +180,6 @@ def _told(result: JobResult) -> str:
     log = _log(Path(result.run_dir))
     if result.finished:
         loss = "" if result.best_val_loss is None else f", best validation loss {result.best_val_loss:.4g}"
-        return f"finished in {result.seconds:.0f} s{loss} ({result.run_dir})"
+        return f"finished in {duration(result.seconds)}{loss} ({result.run_dir})"
     last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
-    return "\n    ".join([f"failed with status {result.exit_status} after {result.seconds:.0f} s ({log})", *last])
+    return "\n    ".join([f"failed with status {result.exit_status} after {duration(result.seconds)} ({log})", *last])

@@ -11,6 +11,7 @@ from rich.table import Table
 from fds_dist.commands.sweep.file import Sweep
 from fds_dist.commands.sweep.local import JobResult
 from fds_dist.common.console import default_console
+from fds_dist.common.words import duration, number_text
 
 
 def print_results(sweep: Sweep, results: Sequence[JobResult], console: Console | None = None) -> None:
@@ -18,11 +19,11 @@ def print_results(sweep: Sweep, results: Sequence[JobResult], console: Console |
     table = Table(title=escape(sweep.name), title_justify="left")
     for name in ("job", *(parameter.name for parameter in sweep.parameters)):
         table.add_column(escape(name), justify="right", overflow="fold")
-    for name in ("validation loss", "accuracy", "seconds", "status"):
+    for name in ("validation loss", "accuracy", "time", "status"):
         table.add_column(name, justify="right")
     for result in sorted(results, key=lambda result: _rank(sweep, result)):
         values = [_short(value) for value in result.values.values()]
-        figures = [_short(result.best_val_loss), _short(result.best_val_accuracy), f"{result.seconds:.0f}"]
+        figures = [_short(result.best_val_loss), _short(result.best_val_accuracy), duration(result.seconds)]
         table.add_row(str(result.job + 1), *values, *figures, result.status)
     (console or default_console()).print(table)
 
@@ -37,6 +38,4 @@ def _rank(sweep: Sweep, result: JobResult) -> tuple[bool, float]:
 
 
 def _short(value: object) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+    return number_text(value) if value is None or isinstance(value, float) else escape(str(value))

@@ -1,0 +1,28 @@
+"""The look that all figures share: colors that the color-blind tell apart, and what papers ask for.
+
+Everything must be told apart without color too: by dashes, markers or hatches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+BLUE = "#0072B2"
+VERMILION = "#D55E00"
+GREEN = "#009E73"
+PURPLE = "#CC79A7"
+SKY = "#56B4E9"
+ORANGE = "#E69F00"
+"""With black these are the colors of Okabe and Ito, without their yellow, which is too faint on white. Sky and orange
+are for figures on white alone: their contrast with white is below 3 to 1."""
+
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "pdf.fonttype": 42,  # letters stay letters in a PDF
+}
+"""For `matplotlib.rc_context`; a figure may add to it."""
