@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fds_dist.common.memory import own_peak_bytes
+from fds_dist.common.records import FloatOrInf, from_values
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimators import Estimate, Estimator
 from fds_dist.inner.monitor import MonitorMaker, check_batches
@@ -56,7 +57,7 @@ class OuterProgress:
     converged: bool = False
     best: tuple[int, list[float], float, float | None] | None = None
     """(outer step, its λ, validation loss, accuracy) of the lowest validation loss so far."""
-    first_val_loss: float = math.inf
+    first_val_loss: FloatOrInf = math.inf
     """Of the first outer step; infinite where that one was lost."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,9 +66,8 @@ class OuterProgress:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> OuterProgress:
-        """The inverse of `to_dict`."""
-        state, best = OuterState.from_dict(content["state"]), content["best"]
-        return cls(**{**content, "state": state, "best": None if best is None else tuple(best)})
+        """The inverse of `to_dict`, also after a trip through JSON."""
+        return from_values(cls, content)
 
 
 def initial_progress(problem: Problem, rule: OuterRule, settings: OuterSettings) -> OuterProgress:

@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fds_dist.schedule.space import HyperparameterSpace
 
@@ -45,11 +45,6 @@ class OuterState:
     def steps(self) -> tuple[float, ...]:
         """Step sizes [K]."""
         return tuple(element.step for element in self.elements)
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> OuterState:
-        """The inverse of `dataclasses.asdict` after a trip through JSON."""
-        return cls(tuple(Element(*row) for row in content["elements"]), content["failures"])
 
 
 @dataclass(frozen=True)

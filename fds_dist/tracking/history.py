@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.records import read_records
 from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
+
+EXPECTED = "a run's history.jsonl"
 
 
 def read_history(path: Path | str) -> list[OuterRecord]:
@@ -17,7 +18,7 @@ def read_history(path: Path | str) -> list[OuterRecord]:
     Raises:
         UserError: the file cannot be read, or a line is not a record; the line's number is named.
     """
-    return [record for record, _ in _complete_lines(Path(path))]
+    return [record for record, _ in read_records(Path(path), OuterRecord, EXPECTED)]
 
 
 def steps_before(run_dir: Path, outer_step: int) -> int:
@@ -64,26 +65,10 @@ class HistoryFile:
             self._file.close()
 
 
-def _complete_lines(path: Path) -> Iterator[tuple[OuterRecord, int]]:
-    """Each record with the offset in bytes of its line's end."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(Fault("", f"cannot read {path}: {error.strerror}", "a run's history.jsonl")) from None
-    *lines, _torn = content.split(b"\n")  # what follows the last newline is nothing, or a write that a crash cut short
-    end = 0
-    for number, line in enumerate(lines, start=1):
-        end += len(line) + 1
-        try:
-            yield OuterRecord.from_json(line.decode()), end
-        except ValueError as error:
-            raise UserError(Fault("", f"{path}, line {number} is not a record: {error}")) from None
-
-
 def _bytes_before(path: Path, outer_step: int) -> int:
     """How many bytes hold the records before this outer step."""
     keep = 0
-    for record, end in _complete_lines(path):
+    for record, end in read_records(path, OuterRecord, EXPECTED):
         if record.outer_step >= outer_step:
             break
         keep = end

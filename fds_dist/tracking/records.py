@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from fds_dist.common.records import FloatOrNan, from_line, to_values
 
 
 @dataclass(frozen=True)
@@ -48,64 +49,40 @@ class OuterRecord:
 
     outer_step: int
     horizon: int
-    hyperparameters: dict[str, list[float]]
+    hyperparameters: dict[str, list[FloatOrNan]]
     """The values this step trained with."""
-    hypergradients: dict[str, list[float]]
+    hypergradients: dict[str, list[FloatOrNan]]
     """d val_loss / d value, a sum over the bucket's window."""
-    val_loss: float
+    val_loss: FloatOrNan
     val_accuracy: float | None
     """A fraction between 0 and 1; None where the task has no such thing."""
-    seconds: float
+    seconds: FloatOrNan
     world_size: int
-    step_sizes: dict[str, list[float]]
+    step_sizes: dict[str, list[FloatOrNan]] = field(default_factory=dict)
     """The outer optimizer's step sizes after its update."""
     events: list[str] = field(default_factory=list)
     """What a person should know about this step, e.g. a non-finite hypergradient."""
-    hypergradient_spread: dict[str, list[float]] | None = None
+    hypergradient_spread: dict[str, list[FloatOrNan]] | None = None
     """Standard deviation of one replica's hypergradients; None where there is one replica."""
-    rank_seconds: list[float] | None = None
+    rank_seconds: list[FloatOrNan] | None = None
     """By rank, the part of `seconds` in which it did not wait for the others."""
     rank_peak_bytes: list[int] | None = None
     """By rank, the most memory so far: see `fds_dist.common.memory.own_peak_bytes`."""
 
     def to_json(self) -> str:
-        """One line of strict JSON. Finite floats are exact; NaN and infinities become null; a field that may be left
-        out is not written where it is None."""
+        """One line of strict JSON; NaN and infinities become null. A field that may be left out is not written where it
+        is None."""
         optional = [each.name for each in fields(self) if each.default is None and getattr(self, each.name) is None]
-        content = {name: value for name, value in asdict(self).items() if name not in optional}
-        return json.dumps(_without_nonfinite(content), allow_nan=False)
+        return json.dumps({name: value for name, value in to_values(self).items() if name not in optional})
 
     @classmethod
-    def from_json(cls, line: str) -> OuterRecord:
-        """Reads `to_json`'s line. null becomes NaN where a float belongs; unknown keys are ignored.
+    def from_json(cls, line: str | bytes) -> OuterRecord:
+        """Reads `to_json`'s line: null becomes NaN where a float belongs; unknown keys are ignored.
 
         Raises:
-            ValueError: the line is not JSON, or a key is missing or has the wrong type.
+            ValueError: the line is not JSON, or a key is missing or has a value of the wrong type.
         """
-        data = json.loads(line)
-        if not isinstance(data, dict):
-            raise ValueError("not a JSON object")
-        try:
-            accuracy = data["val_accuracy"]
-            return cls(
-                outer_step=_whole_number(data["outer_step"]),
-                horizon=_whole_number(data["horizon"]),
-                hyperparameters=_buckets(data["hyperparameters"]),
-                hypergradients=_buckets(data["hypergradients"]),
-                val_loss=_float(data["val_loss"]),
-                val_accuracy=None if accuracy is None else _float(accuracy),
-                seconds=_float(data["seconds"]),
-                world_size=_whole_number(data["world_size"]),
-                step_sizes=_buckets(data.get("step_sizes", {})),
-                events=[str(event) for event in data.get("events", [])],
-                hypergradient_spread=_buckets(data["hypergradient_spread"]) if "hypergradient_spread" in data else None,
-                rank_seconds=[_float(each) for each in data["rank_seconds"]] if "rank_seconds" in data else None,
-                rank_peak_bytes=_whole_numbers(data["rank_peak_bytes"]) if "rank_peak_bytes" in data else None,
-            )
-        except KeyError as error:
-            raise ValueError(f"no key {error}") from None
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"a value has the wrong type ({error})") from None
+        return from_line(cls, line)
 
 
 @dataclass(frozen=True)
@@ -154,35 +131,3 @@ def outer_metrics(record: OuterRecord) -> dict[str, float]:
         for name, buckets in values.items():
             metrics |= {f"{kind}/{name}/{bucket}": value for bucket, value in enumerate(buckets)}
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-
-def _without_nonfinite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _without_nonfinite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nonfinite(item) for item in value]
-    return value
-
-
-def _float(value: Any) -> float:
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is not a number")
-    return float(value)
-
-
-def _whole_number(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{value!r} is not a whole number")
-    return value
-
-
-def _whole_numbers(values: list[Any]) -> list[int]:
-    return [_whole_number(value) for value in values]
-
-
-def _buckets(value: Mapping[str, list[Any]]) -> dict[str, list[float]]:
-    return {str(name): [_float(item) for item in values] for name, values in value.items()}

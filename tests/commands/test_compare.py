@@ -23,7 +23,7 @@ from fds_dist.commands.compare.judge import RenumberedTask
 from fds_dist.commands.compare.plain_run import plain_run
 from fds_dist.commands.compare.results import Comparison
 from fds_dist.common.faults import UserError
-from fds_dist.common.files import Record
+from fds_dist.common.records import RecordFile
 from fds_dist.config.compare import CompareConfig
 from fds_dist.inner.estimate import validate
 from fds_dist.inner.plan import estimator_cost, make_plan
@@ -64,7 +64,7 @@ def run(folder: Path, problem: Problem | None = None, steps: int = 2, **options:
 
 
 def trials_of(folder: Path, method: str, repetition: int = 0) -> list[Trial]:
-    return [Trial.from_dict(entry) for entry in Record(folder / method / f"trials-{repetition}.jsonl").read()]
+    return RecordFile(folder / method / f"trials-{repetition}.jsonl", Trial).read()
 
 
 def found(result: Comparison) -> list[Any]:

@@ -10,8 +10,9 @@ from launching import start_ranks
 from problems import CPU, image_task, make_problem, mlp
 
 from fds_dist.commands.compare.comparison import compare
+from fds_dist.commands.compare.job import Trial
 from fds_dist.commands.compare.results import Comparison
-from fds_dist.common.files import Record
+from fds_dist.common.records import RecordFile
 from fds_dist.config.compare import CompareConfig
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
@@ -46,9 +47,9 @@ def test_two_ranks_share_trials_and_agree_and_one_rank_reads_what_they_did(tmp_p
     ]
     assert (random.trials, random.cost) == (TRIALS, TRIALS * HORIZON)
     assert bohb.trials > TRIALS and (TRIALS - 2) * HORIZON < bohb.cost <= TRIALS * HORIZON
-    trials = Record(tmp_path / "two" / "bohb" / "trials-0.jsonl").read()
-    assert [trial["number"] for trial in trials] == list(range(bohb.trials))
-    assert {trial["steps"] for trial in trials} == {1, 3, HORIZON}
+    trials = RecordFile(tmp_path / "two" / "bohb" / "trials-0.jsonl", Trial).read()
+    assert [trial.number for trial in trials] == list(range(bohb.trials))
+    assert {trial.steps for trial in trials} == {1, 3, HORIZON}
 
     finished = compare_here(tmp_path / "two")  # nothing is left to search or to judge
     assert finished.runs == two.runs

@@ -17,7 +17,6 @@ from fds_dist.commands.compare.plot import judged_curve, plot_comparison
 from fds_dist.commands.compare.results import Comparison, Incumbent, MethodRun
 from fds_dist.commands.compare.table import print_comparison
 from fds_dist.common.faults import UserError
-from fds_dist.common.files import Record
 from fds_dist.common.words import Spread
 
 HORIZON = 100
@@ -152,19 +151,10 @@ def test_a_file_that_is_no_comparison_is_refused(tmp_path: Path) -> None:
     (tmp_path / "compare.json").write_text("{}")
     with pytest.raises(UserError, match="is not a comparison"):
         Comparison.load(tmp_path)
+    damaged = json.loads(FULL.to_json())
+    damaged["runs"][1]["incumbents"][0]["cost"] = "much"
+    (tmp_path / "compare.json").write_text(json.dumps(damaged))
+    with pytest.raises(UserError, match=r"is damaged \(runs.1.incumbents.0.cost: 'much' is not a number"):
+        Comparison.load(tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         Comparison.load(tmp_path / "nowhere")
-
-
-def test_a_record_forgets_a_torn_line_and_refuses_what_it_did_not_write(tmp_path: Path) -> None:
-    record = Record(tmp_path / "a" / "trials.jsonl")
-    assert record.read() == []
-    record.append([{"number": 0}])
-    with record.path.open("a") as file:
-        file.write('{"numb')
-    assert record.read() == [{"number": 0}]
-    record.append([{"number": 1}])
-    assert record.read() == [{"number": 0}, {"number": 1}]
-    record.path.write_text('{"number": 0}\nsomething else\n')
-    with pytest.raises(UserError, match="line 2 is not a record"):
-        record.read()

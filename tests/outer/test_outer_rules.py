@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
+from fds_dist.common.records import from_values
 from fds_dist.outer.rules import AdamRule, GradientRule, OuterRule, OuterState, SignRule
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 
@@ -99,7 +99,7 @@ def test_extreme_hypergradients_never_make_a_value_that_is_not_finite(rule: Oute
 def test_the_state_survives_a_trip_through_json(rule: OuterRule) -> None:
     where = space()
     state = rule.update(where, where.initial(), [0.3], rule.init(where)).state
-    assert OuterState.from_dict(json.loads(json.dumps(asdict(state)))) == state
+    assert from_values(OuterState, asdict(state)) == state
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -57,10 +57,10 @@ def test_later_versions_may_add_keys_and_the_documented_ones_are_enough() -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"outer_step": "1"}, "'1' is not a whole number"),
-        ({"val_loss": "low"}, "'low' is not a number"),
-        ({"hyperparameters": [1.0]}, "wrong type"),
-        ({"hyperparameters": {"lr": 1.0}}, "wrong type"),
+        ({"outer_step": "1"}, "outer_step: '1' is not a whole number"),
+        ({"val_loss": "low"}, "val_loss: 'low' is not a number"),
+        ({"hyperparameters": [1.0]}, r"hyperparameters: \[1.0\] is not an object"),
+        ({"hyperparameters": {"lr": 1.0}}, "hyperparameters.lr: 1.0 is not a list"),
     ],
 )
 def test_a_record_of_the_wrong_type_is_a_value_error(change: dict[str, Any], message: str) -> None:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fds_dist.commands.compare.job import Job, Report, Trial, finite_or_none, loss_or_infinity
+from fds_dist.commands.compare.job import Job, Report, Trial, loss_or_infinity
 from fds_dist.commands.compare.plain_run import plain_run
 from fds_dist.commands.compare.space import SearchRange, cosine_at, values_at
 from fds_dist.common.faults import Fault, UserError
@@ -118,8 +118,8 @@ class BlackBox:
         return samplers.TPESampler(seed=seed) if self._guided else samplers.RandomSampler(seed=seed)
 
     def _memory(self, trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
-        rungs = {key: finite_or_none(value) for key, value in trial.system_attrs.items() if RUNG_ATTRIBUTE in key}
-        losses = {str(step): finite_or_none(value) for step, value in trial.intermediate_values.items()}
+        rungs = {key: value for key, value in trial.system_attrs.items() if RUNG_ATTRIBUTE in key}
+        losses = {str(step): value for step, value in trial.intermediate_values.items()}
         return {"intermediate": losses, "rungs": rungs}
 
     def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:

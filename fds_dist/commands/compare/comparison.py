@@ -11,11 +11,12 @@ from typing import Any
 from fds_dist.commands.compare.black_box import BLACK_BOXES, black_box, need_optuna
 from fds_dist.commands.compare.gradient import fds, greedy
 from fds_dist.commands.compare.job import Job, Method, Say, Teller, Trial
-from fds_dist.commands.compare.judge import Found, Judgement, incumbents, judge, judging, repetition
+from fds_dist.commands.compare.judge import Found, JudgedRun, Judgement, incumbents, judge, judging, repetition
 from fds_dist.commands.compare.results import Comparison, Incumbent, MethodRun
 from fds_dist.commands.compare.space import SearchRange, search_ranges
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.files import Record, write_text_atomic
+from fds_dist.common.files import write_text_atomic
+from fds_dist.common.records import RecordFile
 from fds_dist.config.compare import CompareConfig
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.monitor import Consistency
@@ -35,6 +36,19 @@ METHODS: dict[str, Method] = {
 Retrain = Callable[[Schedule, Path], list[float]]
 """(learned schedule, a folder of its own) → test accuracy of each of `retrain_seeds` networks trained with it on all
 training data. On every rank alike."""
+
+
+DAMAGED = "a file written by `fds-dist compare`; delete it to start over"
+"""What a user should do about a file of results that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """A line of ``METHOD/retrained-REPETITION.jsonl``."""
+
+    hyperparameters: dict[str, list[float]]
+    test_accuracies: list[float]
+    """One per seed."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +118,8 @@ def compare(
         searches += [_search(name, index, job, folder, tell) for name in options.methods]
     found = [incumbents(search.trials, horizon) for search in searches]
     candidates = [incumbent.trial.values for row in found for incumbent in row]
-    record = Record(folder / "judge.jsonl")
-    judged = judge(judging(problem), candidates, horizon, options.judge_seeds, ranks, record, tell)
+    file = RecordFile(folder / "judge.jsonl", JudgedRun, DAMAGED)
+    judged = judge(judging(problem), candidates, horizon, options.judge_seeds, ranks, file, tell)
     runs = [_run(problem, search, row, judged) for search, row in zip(searches, found, strict=True)]
     if retrain is not None and options.retrain_seeds:
         runs = [_retrained(problem, run, horizon, retrain, options.retrain_seeds, ranks, folder) for run in runs]
@@ -119,14 +133,14 @@ def compare(
 
 def _search(name: str, index: int, job: Job, folder: Path, say: Say) -> Search:
     """One search, from where an earlier start left it."""
-    record = Record(folder / name / f"trials-{index}.jsonl")
-    trials = _affordable(job.ranks.on_first(record.read), job.budget)
+    file = RecordFile(folder / name / f"trials-{index}.jsonl", Trial, DAMAGED)
+    trials = _affordable(job.ranks.on_first(file.read), job.budget)
     told = Teller(f"{name}, repetition {index}", job, say)
     told.before(trials)
 
     def report(batch: list[Trial]) -> None:
         if job.ranks.is_first:
-            record.append(trial.to_dict() for trial in batch)
+            file.append(batch)
         trials.extend(batch)
         told.after(batch)
 
@@ -135,10 +149,10 @@ def _search(name: str, index: int, job: Job, folder: Path, say: Say) -> Search:
     return Search(name, index, trials, note)
 
 
-def _affordable(entries: list[dict[str, Any]], budget: float) -> list[Trial]:
+def _affordable(recorded: Sequence[Trial], budget: float) -> list[Trial]:
     """The recorded trials from the first on that this budget pays for: an earlier one may have been larger."""
     trials, spent = [], 0.0
-    for trial in map(Trial.from_dict, entries):
+    for trial in recorded:
         spent += trial.cost
         if spent > budget:
             break
@@ -180,14 +194,14 @@ def _retrained(
         return run
     values = run.answer.hyperparameters
     target = folder / run.method / f"retrained-{run.repetition}"
-    record = Record(target.with_suffix(".jsonl"))
-    for entry in ranks.on_first(record.read):
-        if entry["hyperparameters"] == values and len(entry["test_accuracies"]) == seeds:
-            return replace(run, retrained_accuracies=entry["test_accuracies"])
+    file = RecordFile(target.with_suffix(".jsonl"), Retrained, DAMAGED)
+    for retrained in ranks.on_first(file.read):
+        if retrained.hyperparameters == values and len(retrained.test_accuracies) == seeds:
+            return replace(run, retrained_accuracies=retrained.test_accuracies)
     schedule = problem.space.schedule(problem.space.pack(values), horizon, problem.optimizer_info)
     accuracies = retrain(schedule, target)
     if ranks.is_first:
-        record.append([{"hyperparameters": values, "test_accuracies": accuracies}])
+        file.append([Retrained(values, accuracies)])
     return replace(run, retrained_accuracies=accuracies)
 
 
@@ -233,10 +247,10 @@ def _claim(folder: Path, fixed: dict[str, str]) -> None:
         UserError: it holds trials of another one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    record = Record(folder / "settings.jsonl")
-    before = record.read()
+    file = RecordFile(folder / "settings.jsonl", dict[str, str], DAMAGED)
+    before = file.read()
     if not before:
-        record.append([fixed])
+        file.append([fixed])
         return
     changed = [key for key in fixed if before[0].get(key) != fixed[key]]
     if changed:

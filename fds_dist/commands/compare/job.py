@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fds_dist.commands.compare.space import SearchRange
+from fds_dist.common.records import FloatOrInf
 from fds_dist.common.words import counted, percent
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.monitor import Consistency
@@ -24,7 +25,7 @@ class Trial:
     number: int
     values: list[float]
     """[K] the λ it trained with."""
-    val_loss: float
+    val_loss: FloatOrInf
     """As the method saw it; infinite where the run diverged, and where a pruned run ended that early."""
     val_accuracy: float | None
     steps: int
@@ -35,20 +36,6 @@ class Trial:
     """Summed over the ranks that worked on it."""
     state: dict[str, Any] = field(default_factory=dict)
     """What the method needs to go on from here."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; an infinite loss is null."""
-        return {**asdict(self), "val_loss": finite_or_none(self.val_loss)}
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Trial:
-        """The inverse of `to_dict`."""
-        return cls(**{**content, "val_loss": loss_or_infinity(content["val_loss"])})
-
-
-def finite_or_none(value: float) -> float | None:
-    """A loss as JSON, which has no infinity."""
-    return value if math.isfinite(value) else None
 
 
 def loss_or_infinity(value: float | None) -> float:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
-from fds_dist.commands.compare.job import Say, Trial, finite_or_none, loss_or_infinity
+from fds_dist.commands.compare.job import Say, Trial
 from fds_dist.commands.compare.plain_run import plain_run
 from fds_dist.common.batch import Batch
-from fds_dist.common.files import Record
 from fds_dist.common.randomness import derive_seed
+from fds_dist.common.records import FloatOrInf, RecordFile
 from fds_dist.common.words import counted
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.problem import Problem
@@ -91,18 +91,21 @@ class Judgement:
     """One plain run over the whole horizon, from fresh weights on a split and batches that no search has seen."""
 
     seed: int
-    val_loss: float
+    val_loss: FloatOrInf
     val_accuracy: float | None
     test_accuracy: float | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values; an infinite loss is null."""
-        return {**asdict(self), "val_loss": finite_or_none(self.val_loss)}
 
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Judgement:
-        """The inverse of `to_dict`."""
-        return cls(**{**content, "val_loss": loss_or_infinity(content["val_loss"])})
+@dataclass(frozen=True)
+class JudgedRun(Judgement):
+    """A line of ``judge.jsonl``: a judgement with the λ [K] that was trained."""
+
+    values: list[float]
+
+    @property
+    def judgement(self) -> Judgement:
+        """The judgement alone."""
+        return Judgement(self.seed, self.val_loss, self.val_accuracy, self.test_accuracy)
 
 
 class Found(NamedTuple):
@@ -133,30 +136,28 @@ def judge(
     horizon: int,
     seeds: int,
     ranks: Ranks,
-    record: Record,
+    file: RecordFile[JudgedRun],
     say: Say,
 ) -> dict[tuple[float, ...], list[Judgement]]:
     """Trains each λ of `candidates` on the same `seeds` seeds of `problem`, which must be `judging(...)`'s.
 
-    What `record` holds already is not trained again.
+    What `file` holds already is not trained again.
     """
-    judged = {
-        (tuple(entry.pop("values")), entry["seed"]): Judgement.from_dict(entry) for entry in ranks.on_first(record.read)
-    }
+    judged = {(tuple(run.values), run.seed): run.judgement for run in ranks.on_first(file.read)}
     wanted = [(values, seed) for values in dict.fromkeys(map(tuple, candidates)) for seed in range(seeds)]
     missing = [job for job in wanted if job not in judged]
 
-    def run(job: tuple[tuple[float, ...], int]) -> Judgement:
+    def train(job: tuple[tuple[float, ...], int]) -> JudgedRun:
         values, seed = job
         outcome = plain_run(problem, values, seed, horizon, test=True)
         accuracy = None if outcome.test is None else outcome.test.accuracy
-        return Judgement(seed, outcome.val.loss, outcome.val.accuracy, accuracy)
+        return JudgedRun(seed, outcome.val.loss, outcome.val.accuracy, accuracy, list(values))
 
     if missing:
         values = counted(len(wanted) // seeds, "value")
         say(f"judging {values} on {counted(seeds, 'fresh seed')}: {counted(len(missing), 'run')}")
-    for batch in in_batches(ranks, missing, run):
-        judged |= batch
+    for batch in in_batches(ranks, missing, train):
+        judged |= {job: run.judgement for job, run in batch}
         if ranks.is_first:
-            record.append({"values": list(job[0]), **found.to_dict()} for job, found in batch)
+            file.append(run for _, run in batch)
     return {values: [judged[values, seed] for seed in range(seeds)] for values, _ in wanted}

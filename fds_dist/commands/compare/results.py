@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fds_dist.commands.compare.job import finite_or_none, loss_or_infinity
 from fds_dist.commands.compare.judge import Judgement
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.records import FloatOrInf, from_values, to_values
 from fds_dist.common.words import Spread, spread
 
 REFERENCE = "fds"
@@ -31,7 +31,7 @@ class Incumbent:
     cost: float
     """Plain training steps that the method had spent when it had it."""
     seconds: float
-    own_loss: float
+    own_loss: FloatOrInf
     """The validation loss that the method saw."""
     judgements: list[Judgement]
 
@@ -143,24 +143,12 @@ class Comparison:
 
     def to_json(self) -> str:
         """JSON text; infinite losses are null. Beside the raw results a summary per method, for other programs."""
-        runs = [
-            {
-                **{name: value for name, value in vars(run).items() if name != "incumbents"},
-                "incumbents": [
-                    {
-                        **vars(found),
-                        "own_loss": finite_or_none(found.own_loss),
-                        "judged_loss": finite_or_none(found.judged_loss),
-                        "judgements": [judgement.to_dict() for judgement in found.judgements],
-                    }
-                    for found in run.incumbents
-                ],
-            }
-            for run in self.runs
-        ]
-        summary = {method: self._summary(method) for method in self.methods}
-        content = {"format": FORMAT, **{**vars(self), "runs": runs}, "summary": summary}
-        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+        content = to_values(self)
+        for run, run_values in zip(self.runs, content["runs"], strict=True):
+            for incumbent, values in zip(run.incumbents, run_values["incumbents"], strict=True):
+                values["judged_loss"] = to_values(incumbent.judged_loss)
+        summary = to_values({method: self._summary(method) for method in self.methods})
+        return json.dumps({"format": FORMAT, **content, "summary": summary}, indent=1) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> Comparison:
@@ -175,10 +163,12 @@ class Comparison:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(Fault(str(file), f"cannot be read ({error})", "a compare.json")) from None
-        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise UserError(Fault(str(file), "is not a comparison", f'an object with "format": "{FORMAT}"'))
-        content.pop("summary")
-        return cls(**{**content, "runs": [_run(entry) for entry in content["runs"]]})
+        try:
+            return from_values(cls, content)
+        except ValueError as error:
+            raise UserError(Fault(str(file), f"is damaged ({error})", "a compare.json")) from None
 
     def _summary(self, method: str) -> dict[str, Any]:
         runs = self.runs_of(method)
@@ -196,21 +186,11 @@ class Comparison:
         return {**plain, "reach": reach and {**reach._asdict(), "factor": _spread(reach.factor)}}
 
 
-def _run(entry: dict[str, Any]) -> MethodRun:
-    found = []
-    for incumbent in entry["incumbents"]:
-        incumbent.pop("judged_loss")
-        judgements = [Judgement.from_dict(judgement) for judgement in incumbent["judgements"]]
-        own_loss = loss_or_infinity(incumbent["own_loss"])
-        found.append(Incumbent(**{**incumbent, "own_loss": own_loss, "judgements": judgements}))
-    return MethodRun(**{**entry, "incumbents": found})
-
-
 def _mean(numbers: Iterable[float | None]) -> float | None:
     found: Sequence[float] = [number for number in numbers if number is not None]
     return statistics.fmean(found) if found else None
 
 
 def _spread(figure: Spread | None) -> dict[str, float | None] | None:
-    """As `compare.json` has it; infinite means are null."""
-    return figure and {"mean": finite_or_none(figure.mean), "deviation": figure.std}
+    """As `compare.json` has it."""
+    return figure and {"mean": figure.mean, "deviation": figure.std}

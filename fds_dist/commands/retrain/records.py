@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from fds_dist.common.records import FloatOrNan, to_values
 from fds_dist.common.words import Spread, spread
 
 
@@ -53,13 +53,13 @@ class EpochRecord:
     epoch: int
     step: int
     """Optimizer steps done at its end."""
-    train_loss: float
+    train_loss: FloatOrNan
     """Mean over the epoch's samples, each at the weights of its step."""
-    test_loss: float
+    test_loss: FloatOrNan
     """Mean over the test samples after the epoch, batch-norm on running statistics."""
     test_accuracy: float | None
     """Share of right answers; None where targets are no class indices."""
-    hyperparameters: dict[str, float]
+    hyperparameters: dict[str, FloatOrNan]
     """Values of the epoch's last step."""
     seconds: float
     """Training and testing."""
@@ -76,10 +76,6 @@ class EpochRecord:
     def diverged(self) -> bool:
         """Whether training cannot go on: a loss that is not finite comes from weights that will not recover."""
         return not math.isfinite(self.train_loss)
-
-    def to_json(self) -> str:
-        """One line of strict JSON; NaN and infinities become null."""
-        return json.dumps({key: _strict(value) for key, value in asdict(self).items()}, allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -123,14 +119,10 @@ class Summary:
 
     def to_json(self) -> str:
         """Indented JSON."""
-        return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
+        return json.dumps(to_values(self), indent=2) + "\n"
 
 
 def _over_seeds(figures: Sequence[float | None]) -> Spread | None:
     """None where a figure is missing or not finite: a mean of the others would be too good."""
     whole = all(figure is not None and math.isfinite(figure) for figure in figures)
     return spread(figures) if whole else None
-
-
-def _strict(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import write_text_atomic
 from fds_dist.common.randomness import derive_seed, seeded
+from fds_dist.common.records import from_values, to_line, to_values
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimate import right_answers
 from fds_dist.schedule.driver import ScheduleDriver
@@ -235,9 +235,8 @@ class _SeedRun:
             if is_best:
                 write_weights(self.files.best, weights)
             write_weights(self.files.last, weights)
-            write_text_atomic(self.files.history, "".join(record.to_json() + "\n" for record in self.records))
-        records = [asdict(record) for record in self.records]
-        self.engine.save(self.files.state, {"identity": self.identity, "records": records})
+            write_text_atomic(self.files.history, "".join(to_line(record) + "\n" for record in self.records))
+        self.engine.save(self.files.state, {"identity": self.identity, "records": to_values(self.records)})
 
     def _go_on(self) -> None:
         """To the end of the epochs that an interrupted call with the same settings did.
@@ -248,7 +247,7 @@ class _SeedRun:
         progress = self.engine.load(self.files.state, self._accept)
         if progress is None:
             return
-        self.records = [EpochRecord(**record) for record in progress["records"]]
+        self.records = from_values(list[EpochRecord], progress["records"])
         state = {"last_epoch": self.records[-1].step, "schedule": self.schedule.to_json()}
         self.driver.load_state_dict(state)
 

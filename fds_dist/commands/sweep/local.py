@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import signal
@@ -11,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from fds_dist.commands.sweep.command_line import as_overrides
 from fds_dist.commands.sweep.file import Sweep
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import write_text_atomic
+from fds_dist.common.records import RecordFile
 from fds_dist.common.words import duration
 from fds_dist.config.yaml_text import dump_yaml
 from fds_dist.storage.run_folder import RunFolder
@@ -68,14 +68,15 @@ def run_locally(sweep: Sweep, output_dir: Path, count: int | None = None) -> tup
     """
     limit = _number_of_jobs(sweep, count)
     folder = _folder(sweep, output_dir)
-    results = _read_results(folder)
+    file = RecordFile(folder / RESULTS, JobResult, "a file written by a sweep; delete it to run all jobs again")
+    results = file.read()
     finished = {result.job for result in results if result.finished}
     jobs = list(itertools.islice(sweep.jobs(), limit))
     for number, values in enumerate(jobs):
         if number not in finished:
             print(f"job {number + 1} of {len(jobs)}: {' '.join(as_overrides(values))}", flush=True)
             results.append(_run(sweep, folder, number, values))
-            write_text_atomic(folder / RESULTS, "".join(json.dumps(asdict(result)) + "\n" for result in results))
+            file.append(results[-1:])
             print(f"  {_told(results[-1])}", flush=True)
     last = {result.job: result for result in results}
     return [last[number] for number in range(len(jobs))], folder
@@ -108,12 +109,6 @@ def _folder(sweep: Sweep, output_dir: Path) -> Path:
         problem = f"cannot write in {folder}: {error.strerror}"
         raise UserError(Fault("--output-dir", problem, "a folder to write in")) from None
     return folder
-
-
-def _read_results(folder: Path) -> list[JobResult]:
-    path = folder / RESULTS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [JobResult(**json.loads(line)) for line in lines]
 
 
 def _run(sweep: Sweep, folder: Path, number: int, values: Mapping[str, Any]) -> JobResult:
