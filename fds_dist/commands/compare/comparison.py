@@ -93,42 +93,47 @@ def compare(
     if any(name in BLACK_BOXES for name in options.methods):
         need_optuna()
     horizons = [problem.horizon(epochs) for epochs in settings.epochs]
-    horizon = max(horizons)
-    budget = options.budget or sum(estimator_cost(estimator, problem, steps, greedy_discount) for steps in horizons)
-    if budget < horizon:
-        raise UserError(Fault("compare.budget", f"{budget:g} is out of range", f"at least one run: {horizon}"))
-    ranks.on_first(
-        lambda: _claim(folder, _fixed(problem, (rule, settings.retreat), estimator, greedy_discount, ranges, horizon)),
+    cost = sum(estimator_cost(estimator, problem, horizon, greedy_discount) for horizon in horizons)
+    job = Job(
+        problem=problem,
+        rule=rule,
+        settings=settings,
+        estimator=estimator,
+        greedy_discount=greedy_discount,
+        ranges=ranges,
+        horizon=max(horizons),
+        budget=options.budget or cost,
+        ranks=ranks,
+        consistency=consistency or Consistency(),
     )
-    tell = say if ranks.is_first else lambda line: None
-    searches = []
-    for index in range(options.seeds):
-        job = Job(
-            problem=repetition(problem, index),
-            rule=rule,
-            settings=settings,
-            estimator=estimator,
-            greedy_discount=greedy_discount,
-            ranges=ranges,
-            horizon=horizon,
-            budget=budget,
-            ranks=ranks,
-            consistency=consistency or Consistency(),
-        )
-        searches += [_search(name, index, job, folder, tell) for name in options.methods]
-    found = [incumbents(search.trials, horizon) for search in searches]
-    candidates = [incumbent.trial.values for row in found for incumbent in row]
-    file = RecordFile(folder / "judge.jsonl", JudgedRun, DAMAGED)
-    judged = judge(judging(problem), candidates, horizon, options.judge_seeds, ranks, file, tell)
-    runs = [_run(problem, search, row, judged) for search, row in zip(searches, found, strict=True)]
+    if job.budget < job.horizon:
+        raise UserError(Fault("compare.budget", f"{job.budget:g} is out of range", f"at least one run: {job.horizon}"))
+    ranks.on_first(lambda: _claim(folder, _fixed(job)))
+    runs = _judged_runs(job, options, folder, say if ranks.is_first else lambda line: None)
     if retrain is not None and options.retrain_seeds:
-        runs = [_retrained(problem, run, horizon, retrain, options.retrain_seeds, ranks, folder) for run in runs]
+        runs = [_retrained(job, run, retrain, options.retrain_seeds, folder) for run in runs]
     order = list[str](options.methods)
     runs.sort(key=lambda run: order.index(run.method))  # by method, then by repetition
-    comparison = Comparison(horizon, budget, ranks.world_size, options.judge_seeds, estimator, _described(ranges), runs)
+    comparison = Comparison(
+        job.horizon, job.budget, ranks.world_size, options.judge_seeds, estimator, _described(ranges), runs
+    )
     if ranks.is_first:
         write_text_atomic(folder / "compare.json", comparison.to_json())
     return comparison
+
+
+def _judged_runs(job: Job, options: CompareConfig, folder: Path, say: Say) -> list[MethodRun]:
+    """All searches, one repetition after the other, with what judges say of their incumbents."""
+    searches = [
+        _search(name, index, replace(job, problem=repetition(job.problem, index)), folder, say)
+        for index in range(options.seeds)
+        for name in options.methods
+    ]
+    best = [incumbents(search.trials, job.horizon) for search in searches]
+    candidates = [incumbent.trial.values for row in best for incumbent in row]
+    file = RecordFile(folder / "judge.jsonl", JudgedRun, DAMAGED)
+    judged = judge(judging(job.problem), candidates, job.horizon, options.judge_seeds, job.ranks, file, say)
+    return [_run(job.problem, search, row, judged) for search, row in zip(searches, best, strict=True)]
 
 
 def _search(name: str, index: int, job: Job, folder: Path, say: Say) -> Search:
@@ -186,21 +191,19 @@ def _run(
     )
 
 
-def _retrained(
-    problem: Problem, run: MethodRun, horizon: int, retrain: Retrain, seeds: int, ranks: Ranks, folder: Path
-) -> MethodRun:
+def _retrained(job: Job, run: MethodRun, retrain: Retrain, seeds: int, folder: Path) -> MethodRun:
     """The run with the test accuracies of its answer after retraining, from the record where they are there already."""
     if run.answer is None:
         return run
     values = run.answer.hyperparameters
     target = folder / run.method / f"retrained-{run.repetition}"
     file = RecordFile(target.with_suffix(".jsonl"), Retrained, DAMAGED)
-    for retrained in ranks.on_first(file.read):
+    for retrained in job.ranks.on_first(file.read):
         if retrained.hyperparameters == values and len(retrained.test_accuracies) == seeds:
             return replace(run, retrained_accuracies=retrained.test_accuracies)
-    schedule = problem.space.schedule(problem.space.pack(values), horizon, problem.optimizer_info)
-    accuracies = retrain(schedule, target)
-    if ranks.is_first:
+    space = job.problem.space
+    accuracies = retrain(space.schedule(space.pack(values), job.horizon, job.problem.optimizer_info), target)
+    if job.ranks.is_first:
         file.append([Retrained(values, accuracies)])
     return replace(run, retrained_accuracies=accuracies)
 
@@ -218,24 +221,17 @@ def _described(ranges: Sequence[SearchRange]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _fixed(
-    problem: Problem,
-    outer: tuple[OuterRule, bool],
-    estimator: str,
-    greedy_discount: float,
-    ranges: tuple[SearchRange, ...],
-    horizon: int,
-) -> dict[str, str]:
+def _fixed(job: Job) -> dict[str, str]:
     """What recorded trials depend on, by the config's key."""
-    space = problem.space
+    problem, space = job.problem, job.problem.space
     return {
         "hyperparameters": repr((space.learned, sorted(space.fixed.items()))),
-        "inner": repr((problem.optimizer.name, problem.clip_gradient, horizon)),
-        "outer": repr(outer),
-        "estimator": estimator,
-        "greedy": str(greedy_discount),
+        "inner": repr((problem.optimizer.name, problem.clip_gradient, job.horizon)),
+        "outer": repr((job.rule, job.settings.retreat)),
+        "estimator": job.estimator,
+        "greedy": str(job.greedy_discount),
         "tangents": repr((problem.tangents.clip_hvp, problem.tangents.pruning)),
-        "compare.ranges": repr([(found.low, found.high, found.owner.scale) for found in ranges]),
+        "compare.ranges": repr([(found.low, found.high, found.owner.scale) for found in job.ranges]),
         "seed": str(problem.seed),
     }
 
