@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from fds_dist.config.kinds import Count, Name, Number, Positive, Section, Seed, fault, read_by, show, wrong_kind
+from fds_dist.common.kinds import Count, Name, Number, Positive, Seed, fault, read_by, show, wrong_kind
+from fds_dist.config.sections import Section
 
 MethodName = Literal["fds", "greedy", "cosine", "random", "tpe", "hyperband", "bohb"]
 

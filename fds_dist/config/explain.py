@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from fds_dist.common.faults import Fault
+from fds_dist.common.kinds import FAULT, fault_of, show
 from fds_dist.common.registry import nearest
-from fds_dist.config.kinds import FAULT, Section, problem_of, show
 from fds_dist.config.schema import Config
+from fds_dist.config.sections import Section
 
 Path = tuple[str | int, ...]
 
@@ -34,7 +35,6 @@ EXPECTED_HERE = {
     "hyperparameters.NAME.init": "a number",
     "hyperparameters.NAME.step": "a number above 0",
 }
-EXPECTED_TYPE = {"model_type": "a mapping", "dict_type": "a mapping", "list_type": "a list"}
 
 
 class Finding(NamedTuple):
@@ -75,17 +75,10 @@ def _finding(detail: ErrorDetails) -> Finding:
         return Finding(Fault(key, "unknown key", suggestion=meant), path, meant=meant)
     if kind == "missing":
         return Finding(Fault(key, "is missing", EXPECTED_HERE.get(_general(path), "")), path, missing=True)
-    if kind == FAULT:
-        return Finding(Fault(key, context["problem"], context["expected"]), path, related=context["related"])
-    if kind == "literal_error":
-        choices = context["expected"].replace("'", "")
-        near = nearest(value, choices.replace(" or ", ", ").split(", ")) if isinstance(value, str) else ""
-        problem = f"{show(value)} is not valid" if isinstance(value, str) else problem_of(value, ())
-        return Finding(Fault(key, problem, choices, near), path)
     if kind == "too_short":
         return Finding(Fault(key, f"{show(value)} is empty", "at least one entry"), path, related=(key,))
-    expected = EXPECTED_HERE.get(_general(path)) or EXPECTED_TYPE.get(kind, "another value")
-    return Finding(Fault(key, problem_of(value, (kind,)), expected), path)
+    related = context["related"] if kind == FAULT else ()
+    return Finding(fault_of(key, detail, EXPECTED_HERE.get(_general(path), "")), path, related=related)
 
 
 def suggested_key(path: Path) -> str:

@@ -7,19 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import TypeAdapter
 
-from fds_dist.config.kinds import (
-    Bound,
-    Contradiction,
-    Count,
-    Name,
-    Number,
-    Positive,
-    Section,
-    fault,
-    read_by,
-    show,
-    wrong_kind,
-)
+from fds_dist.common.kinds import Bound, Count, Name, Number, Positive, fault, read_by, show, wrong_kind
+from fds_dist.config.sections import Contradiction, Section
 
 if TYPE_CHECKING:
     pass

@@ -12,11 +12,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.kinds import show
 from fds_dist.common.registry import nearest
 from fds_dist.config.explain import Finding, dotted, findings
 from fds_dist.config.explain import Path as KeyPath
-from fds_dist.config.kinds import Section, show
 from fds_dist.config.schema import Config
+from fds_dist.config.sections import Section
 from fds_dist.config.yaml_text import dump_yaml, parse_yaml
 
 Source = str | Path | Mapping[str, Any] | Config

@@ -10,12 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from fds_dist.config.compare import CompareConfig
-from fds_dist.config.hyperparameters import HyperparameterConfig, Hyperparameters, hyperparameter_contradictions
-from fds_dist.config.kinds import (
+from fds_dist.common.kinds import (
     AutoCount,
     Clip,
-    Contradiction,
     Count,
     Epochs,
     FolderName,
@@ -25,15 +22,15 @@ from fds_dist.config.kinds import (
     Pattern,
     Positive,
     Ratio,
-    Section,
     Seed,
     Switch,
     Text,
     UnitInterval,
-    option_contradictions,
-    refuse,
     show,
 )
+from fds_dist.config.compare import CompareConfig
+from fds_dist.config.hyperparameters import HyperparameterConfig, Hyperparameters, hyperparameter_contradictions
+from fds_dist.config.sections import Contradiction, Section, option_contradictions, refuse
 
 
 class NamedFunction(Section):

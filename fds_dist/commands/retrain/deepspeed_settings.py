@@ -15,9 +15,9 @@ import torch
 from pydantic import ValidationError
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.kinds import show, wrong_kind
 from fds_dist.common.registry import nearest
 from fds_dist.config.explain import dotted
-from fds_dist.config.kinds import show, wrong_kind
 from fds_dist.config.yaml_text import parse_yaml
 
 KEY = "deepspeed"

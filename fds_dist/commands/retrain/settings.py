@@ -15,10 +15,11 @@ from fds_dist.commands.retrain.deepspeed_settings import (
     without_auto,
 )
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.kinds import Clip, Count, Positive, Seed, Switch
 from fds_dist.common.registry import nearest
 from fds_dist.config import Config
 from fds_dist.config.explain import findings
-from fds_dist.config.kinds import Clip, Contradiction, Count, Positive, Section, Seed, Switch, refuse
+from fds_dist.config.sections import Contradiction, Section, refuse
 from fds_dist.config.yaml_text import parse_yaml
 
 

@@ -11,8 +11,8 @@ from pathlib import PurePath
 from typing import Any
 
 from fds_dist.common.faults import Fault
+from fds_dist.common.kinds import wrong_kind
 from fds_dist.common.registry import nearest
-from fds_dist.config.kinds import wrong_kind
 
 VALUES = "${args_no_hyphens}"
 """Where W&B puts the job's values, as `key=value`."""

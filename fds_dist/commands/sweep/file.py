@@ -12,9 +12,9 @@ from typing import Any
 from fds_dist.commands.sweep.command_line import Command, read_command
 from fds_dist.commands.sweep.parameters import Parameter, read_parameter
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.kinds import show, wrong_kind
 from fds_dist.common.registry import is_count, nearest
 from fds_dist.config import Draft, read_draft
-from fds_dist.config.kinds import show, wrong_kind
 from fds_dist.config.load import read_mapping
 
 METHODS = ("grid", "random", "bayes")

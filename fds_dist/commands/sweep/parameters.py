@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fds_dist.common.faults import Fault
+from fds_dist.common.kinds import show, wrong_kind
 from fds_dist.common.registry import nearest
-from fds_dist.config.kinds import show, wrong_kind
 from fds_dist.config.yaml_text import parse_yaml
 
 FORMS = "{value: …}, {values: […]} or {min: …, max: …}"

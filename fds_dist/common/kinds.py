@@ -1,28 +1,18 @@
-"""The kinds of values and sections in a config: pydantic types that say in our words what is wrong and what would be
-right.
+"""The kinds of values that a user writes: pydantic types whose errors say in our words what is wrong with a value and what
+would be right. The sections of the config are made of them, and so are the options of tasks and models.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-)
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import Field, TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
-if TYPE_CHECKING:
-    pass
-
+from fds_dist.common.faults import Fault
+from fds_dist.common.registry import nearest
 
 FAULT = "fault"
 """The error type of every error that carries our own words (`problem`, `expected`) in its context."""
@@ -39,11 +29,17 @@ KINDS = {
 }
 
 
-def show(value: object, width: int = 60) -> str:
-    """A value as the user would write it, cut to `width` characters."""
+EXPECTED_TYPE = {"model_type": "a mapping", "dict_type": "a mapping", "list_type": "a list"}
+
+LONGEST = 60
+"""Characters of a value that a message shows."""
+
+
+def show(value: object) -> str:
+    """A value as the user would write it, cut to `LONGEST` characters."""
     named = {None: "null", True: "true", False: "false"}
     text = named[value] if value is None or isinstance(value, bool) else repr(value)
-    return text if len(text) <= width else text[: width - 3] + "..."
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 def wrong_kind(value: object) -> str:
@@ -65,9 +61,30 @@ def problem_of(value: object, errors: Collection[str]) -> str:
     return wrong_kind(value)
 
 
-def fault(problem: str, expected: str, related: tuple[str, ...] = ()) -> PydanticCustomError:
+def fault(problem: str, expected: str, related: tuple[str, ...] = (), suggestion: str = "") -> PydanticCustomError:
     """An error in our words; `related` are the other dotted keys that it is about."""
-    return PydanticCustomError(FAULT, "{problem}", {"problem": problem, "expected": expected, "related": related})
+    context = {"problem": problem, "expected": expected, "related": related, "suggestion": suggestion}
+    return PydanticCustomError(FAULT, "{problem}", context)
+
+
+def fault_of(key: str, detail: ErrorDetails, expected: str = "") -> Fault:
+    """One of pydantic's errors about the value of `key`, in our words.
+
+    Args:
+        expected: what would be right, where neither the error nor its type says so.
+    """
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == FAULT:
+        return Fault(key, context["problem"], context["expected"], context["suggestion"])
+    if kind == "literal_error":
+        choices = context["expected"].replace("'", "")
+        problem = f"{show(value)} is not valid" if isinstance(value, str) else wrong_kind(value)
+        return Fault(key, problem, choices, _nearest_choice(value, choices.replace(" or ", ", ").split(", ")))
+    return Fault(key, problem_of(value, (kind,)), expected or EXPECTED_TYPE.get(kind, "another value"))
+
+
+def _nearest_choice(value: object, choices: Sequence[object]) -> str:
+    return nearest(value, map(str, choices)) if isinstance(value, str) else ""
 
 
 def expects(words: str) -> WrapValidator:
@@ -88,6 +105,19 @@ def read_by(function: Callable[[Any], object]) -> WrapValidator:
     return WrapValidator(lambda value, handler: function(value))
 
 
+def one_of(choices: Collection[str | int]) -> WrapValidator:
+    """One of some names or numbers that only the program knows, as `Literal` is for those in its text."""
+
+    def check(value: object) -> object:
+        if any(type(value) is type(choice) and value == choice for choice in choices):
+            return value
+        named = [str(choice) for choice in choices]
+        problem = f"{show(value)} is not valid" if type(value) in map(type, choices) else wrong_kind(value)
+        raise fault(problem, f"one of {', '.join(named)}", suggestion=_nearest_choice(value, named))
+
+    return read_by(check)
+
+
 def _pattern(value: object) -> str:
     expected = "a regular expression in quotes"
     if not isinstance(value, str):
@@ -104,6 +134,7 @@ _AboveZero = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
 _FromOne = Annotated[int, Field(strict=True, ge=1)]
 _Text = Annotated[str, Field(strict=True, min_length=1)]
 
+# General kinds, as words in a message say them.
 Number = Annotated[_Finite, expects("a number")]
 Bound = Annotated[_Finite | None, expects("a number, or null for no bound")]
 Positive = Annotated[_AboveZero, expects("a number above 0")]
@@ -114,7 +145,8 @@ Ratio = Annotated[_Finite, Field(ge=0, lt=1), expects("a number of at least 0 an
 UnitInterval = Annotated[_Finite, Field(ge=0, le=1), expects("a number of at least 0 and at most 1")]
 Count = Annotated[_FromOne, expects("a whole number of at least 1")]
 AutoCount = Annotated[_FromOne | Literal["auto"], expects("auto, or a whole number of at least 1")]
-Seed = Annotated[int, Field(strict=True, ge=0), expects("a whole number of at least 0")]
+Whole = Annotated[int, Field(strict=True, ge=0), expects("a whole number of at least 0")]
+Seed = Whole
 Switch = Annotated[bool, Field(strict=True), expects("true or false")]
 Text = Annotated[_Text, expects("text (in quotes where it looks like something else)")]
 Pattern = Annotated[str, read_by(_pattern)]
@@ -137,64 +169,14 @@ def _epochs(value: Any) -> float | list[float]:
 
 Epochs = Annotated[float | list[float], read_by(_epochs)]
 
-
-class Section(BaseModel):
-    """A section of the config: unknown keys, other types and changes after reading are errors."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    MEANINGFUL_ABSENCE: ClassVar[frozenset[str]] = frozenset()
-    """The keys that mean something else when they are left out than with any value."""
-
-    def resolved(self) -> dict[str, Any]:
-        """The section as plain values with every default explicit, in the order of the fields.
-
-        Keys whose absence has a meaning of its own stay absent.
-        """
-        absent = self.MEANINGFUL_ABSENCE - self.model_fields_set
-        return {name: _plain(value) for name, value in self if name not in absent}
-
-    def __eq__(self, other: object) -> bool:
-        """Equal settings; a bound left out differs from `null`."""
-        return type(self) is type(other) and isinstance(other, Section) and self.resolved() == other.resolved()
+_SIZES = TypeAdapter[list[int]](list[Count])
 
 
-def _plain(value: object) -> object:
-    if isinstance(value, Section):
-        return value.resolved()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+def sizes(value: Any) -> list[int]:
+    """Reads a list of whole numbers of at least 1; an error names the entry."""
+    if not isinstance(value, (list, tuple)):
+        raise fault(wrong_kind(value), "a list of whole numbers of at least 1")
+    return _SIZES.validate_python(list(value))
 
 
-class Contradiction(NamedTuple):
-    """Values that are right by themselves and wrong together."""
-
-    path: tuple[str, ...]
-    problem: str
-    expected: str
-    related: tuple[str, ...] = ()
-
-
-def option_contradictions(path: tuple[str, ...], value: object) -> Iterator[Contradiction]:
-    """The parts of an option that YAML could not hold, or not read back as they are."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from option_contradictions((*path, key), item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from option_contradictions(path, item)
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield Contradiction(path, f"{show(value)} is not finite", "a finite number")
-    elif not isinstance(value, (str, int, float, type(None))):
-        yield Contradiction(path, wrong_kind(value), "text, a number, true, false, null, a list or a mapping")
-
-
-def refuse(contradictions: Iterable[Contradiction]) -> None:
-    """Raise pydantic's `ValidationError` with all of them, if there are any."""
-    details = [
-        InitErrorDetails(type=fault(found.problem, found.expected, found.related), loc=found.path, input=None)
-        for found in contradictions
-    ]
-    if details:
-        raise ValidationError.from_exception_data("config", details)
+Sizes = Annotated[Sequence[int], read_by(sizes)]

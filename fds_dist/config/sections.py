@@ -1,0 +1,74 @@
+"""A section of the config, and what may be wrong across several of its values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import InitErrorDetails
+
+from fds_dist.common.kinds import fault, show, wrong_kind
+
+
+class Section(BaseModel):
+    """A section of the config: unknown keys, other types and changes after reading are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    MEANINGFUL_ABSENCE: ClassVar[frozenset[str]] = frozenset()
+    """The keys that mean something else when they are left out than with any value."""
+
+    def resolved(self) -> dict[str, Any]:
+        """The section as plain values with every default explicit, in the order of the fields.
+
+        Keys whose absence has a meaning of its own stay absent.
+        """
+        absent = self.MEANINGFUL_ABSENCE - self.model_fields_set
+        return {name: _plain(value) for name, value in self if name not in absent}
+
+    def __eq__(self, other: object) -> bool:
+        """Equal settings; a bound left out differs from `null`."""
+        return type(self) is type(other) and isinstance(other, Section) and self.resolved() == other.resolved()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Section):
+        return value.resolved()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+class Contradiction(NamedTuple):
+    """Values that are right by themselves and wrong together."""
+
+    path: tuple[str, ...]
+    problem: str
+    expected: str
+    related: tuple[str, ...] = ()
+
+
+def option_contradictions(path: tuple[str, ...], value: object) -> Iterator[Contradiction]:
+    """The parts of an option that YAML could not hold, or not read back as they are."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from option_contradictions((*path, key), item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from option_contradictions(path, item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield Contradiction(path, f"{show(value)} is not finite", "a finite number")
+    elif not isinstance(value, (str, int, float, type(None))):
+        yield Contradiction(path, wrong_kind(value), "text, a number, true, false, null, a list or a mapping")
+
+
+def refuse(contradictions: Iterable[Contradiction]) -> None:
+    """Raise pydantic's `ValidationError` with all of them, if there are any."""
+    details = [
+        InitErrorDetails(type=fault(found.problem, found.expected, found.related), loc=found.path, input=None)
+        for found in contradictions
+    ]
+    if details:
+        raise ValidationError.from_exception_data("config", details)
