@@ -1,5 +1,5 @@
-"""The kinds of values that a user writes: pydantic types whose errors say in our words what is wrong with a value and what
-would be right. The sections of the config are made of them, and so are the options of tasks and models.
+"""The kinds of values that a user writes: pydantic types whose errors say in our words what is wrong with a value and
+what would be right. The sections of the config are made of them, and so are the options of tasks and models.
 """
 
 from __future__ import annotations
@@ -134,12 +134,12 @@ _AboveZero = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
 _FromOne = Annotated[int, Field(strict=True, ge=1)]
 _Text = Annotated[str, Field(strict=True, min_length=1)]
 
-# General kinds, as words in a message say them.
 Number = Annotated[_Finite, expects("a number")]
 Bound = Annotated[_Finite | None, expects("a number, or null for no bound")]
 Positive = Annotated[_AboveZero, expects("a number above 0")]
 Clip = Annotated[_AboveZero | None, expects("a number above 0, or null for no clipping")]
 NonNegative = Annotated[_Finite, Field(ge=0), expects("a number of at least 0")]
+FromOne = Annotated[_Finite, Field(ge=1), expects("a number of at least 1")]
 OpenFraction = Annotated[_AboveZero, Field(lt=1), expects("a number above 0 and below 1")]
 Ratio = Annotated[_Finite, Field(ge=0, lt=1), expects("a number of at least 0 and below 1")]
 UnitInterval = Annotated[_Finite, Field(ge=0, le=1), expects("a number of at least 0 and at most 1")]
@@ -147,6 +147,10 @@ Count = Annotated[_FromOne, expects("a whole number of at least 1")]
 AutoCount = Annotated[_FromOne | Literal["auto"], expects("auto, or a whole number of at least 1")]
 Whole = Annotated[int, Field(strict=True, ge=0), expects("a whole number of at least 0")]
 Seed = Whole
+Pixels = Annotated[int, Field(strict=True, ge=0), expects("a whole number of at least 0, in pixels")]
+CountOrAll = Annotated[_FromOne | None, expects("a whole number of at least 1, or null for all")]
+Folder = Annotated[_Text, expects("the path of a folder")]
+FolderOrNone = Annotated[_Text | None, expects("the path of a folder, or null")]
 Switch = Annotated[bool, Field(strict=True), expects("true or false")]
 Text = Annotated[_Text, expects("text (in quotes where it looks like something else)")]
 Pattern = Annotated[str, read_by(_pattern)]

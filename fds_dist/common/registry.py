@@ -63,7 +63,7 @@ def call_faults(
     return faults
 
 
-def is_count(value: object) -> bool:
+def is_positive_int(value: object) -> bool:
     """Whether `value` is a whole number of at least 1 (`True` is not one)."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import nn
 
-from fds_dist.models.parts import image_shape
+from fds_dist.common.kinds import Count
+from fds_dist.common.options import checked
+from fds_dist.models.parts import image
 
 
-def lenet(input_shape: Sequence[int], classes: int) -> nn.Module:
+@checked("model")
+def lenet(input_shape: Annotated[Sequence[int], image(smallest_side=4)], classes: Count) -> nn.Module:
     """Two 5×5 convolutions of 6 and 16 channels, then 120, 84 and ``classes`` units; N×C×H×W -> N×classes.
 
     62,006 weights on 3×32×32 images with 10 classes. Where a side is under 28, the convolutions pad by 2 and so keep
     the size. Raises `UserError` where the shape is no image or a side is under 4.
     """
-    channels, height, width = image_shape(input_shape, smallest_side=4)  # the two poolings leave one pixel of 4
+    channels, height, width = input_shape  # the two poolings leave one pixel of 4
     padding = 2 if min(height, width) < 28 else 0
 
     def after_convolutions(side: int) -> int:

@@ -1,4 +1,4 @@
-"""What several networks share: the check of an image's shape, initializations, and activation checkpointing.
+"""What several networks share: the kind of an image's shape, initializations, and activation checkpointing.
 
 Activation checkpointing computes a block's activations again in the backward pass instead of keeping them.
 Double-backward products work through it; `torch.func`, and with it the method `jvp`, does not.
@@ -6,23 +6,29 @@ Double-backward products work through it; `torch.func`, and with it the method `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain
+from typing import Annotated
 
+from pydantic import WrapValidator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.kinds import fault, one_of, read_by, sizes
 
 
-def image_shape(input_shape: Sequence[int], smallest_side: int) -> tuple[int, int, int]:
-    """``input_shape`` as (channels, height, width). Raises `UserError` where it is no image or one too small."""
-    expected = f"channels × height × width with sides of at least {smallest_side}"
-    shape = tuple(input_shape)
-    if len(shape) != 3 or min(shape[1:]) < smallest_side:
-        raise UserError(Fault("model.input_shape", f"{'×'.join(map(str, shape))} does not fit this model", expected))
-    return shape
+def image(smallest_side: int) -> WrapValidator:
+    """The kind of a shape (channels, height, width) of an image whose sides have at least so many pixels."""
+
+    def check(value: object) -> list[int]:
+        shape = sizes(value)
+        if len(shape) != 3 or min(shape[1:]) < smallest_side:
+            expected = f"channels × height × width with sides of at least {smallest_side}"
+            raise fault(f"{'×'.join(map(str, shape))} does not fit this model", expected)
+        return shape
+
+    return read_by(check)
 
 
 def _kaiming(weight: Tensor) -> None:
@@ -35,6 +41,7 @@ INITIALIZATIONS: Mapping[str, Callable[[Tensor], object] | None] = {
     "kaiming": _kaiming,
     "orthogonal": nn.init.orthogonal_,
 }
+Initialization = Annotated[str, one_of(INITIALIZATIONS)]
 
 
 def initialize(model: nn.Module, name: str) -> None:
@@ -69,4 +76,4 @@ def _chains(module: nn.Module) -> list[nn.Sequential]:
     """The chains of blocks: sequentials, outermost first, that are more than a list of sequentials."""
     if isinstance(module, nn.Sequential) and not all(isinstance(child, nn.Sequential) for child in module):
         return [module]
-    return [found for child in module.children() for found in _chains(child)]
+    return [sequential for child in module.children() for sequential in _chains(child)]

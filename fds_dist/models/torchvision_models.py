@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.kinds import Count, Switch
+from fds_dist.common.options import checked
 from fds_dist.common.vision import import_torchvision
-from fds_dist.models.parts import checkpoint_blocks, image_shape
+from fds_dist.models.parts import checkpoint_blocks, image
 
 SMALL_IMAGE = 64  # pixels; below, a ResNet's stem would throw away most of the image
 PATCHES = 7  # at least this many patches along a side of a vision transformer's image; 224 / 32, the coarsest there is
@@ -50,7 +52,7 @@ def torchvision_builder(name: str) -> Callable[..., nn.Module]:
     make, parameters = _entry(name)
 
     def build(input_shape: Sequence[int], classes: int, checkpointing: bool = False, **options: object) -> nn.Module:
-        channels, height, width = image_shape(input_shape, smallest_side=1)
+        channels, height, width = input_shape
         fitted = {"num_classes": classes, "image_size": (height, width), "input_size": (height, width), **FIXED}
         try:
             model = make(**{key: value for key, value in fitted.items() if key in parameters}, **options)
@@ -63,15 +65,26 @@ def torchvision_builder(name: str) -> Callable[..., nn.Module]:
         _check(model, name, (channels, height, width), classes)
         return checkpoint_blocks(model) if checkpointing else model
 
-    offered = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY) for key in ("input_shape", "classes")]
+    build.__signature__ = _signature(parameters)  # type: ignore[attr-defined]
+    return checked("model")(build)
+
+
+def _signature(parameters: Mapping[str, inspect.Parameter]) -> inspect.Signature:
+    """The signature of a builder: what the task offers, and those of torchvision's parameters that a user can set."""
+    keyword = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
     open_parameters = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, default=None)
-        for key, parameter in parameters.items()
-        if _is_open(parameter) and key not in FITTED and key not in FIXED
+        keyword(name, default=None)
+        for name, parameter in parameters.items()
+        if _is_open(parameter) and name not in FITTED and name not in FIXED
     ]
-    open_parameters.append(inspect.Parameter("checkpointing", inspect.Parameter.KEYWORD_ONLY, default=False))
-    build.__signature__ = inspect.Signature([*offered, *open_parameters])  # type: ignore[attr-defined]
-    return build
+    return inspect.Signature(
+        [
+            keyword("input_shape", annotation=Annotated[Sequence[int], image(smallest_side=1)]),
+            keyword("classes", annotation=Count),
+            *open_parameters,
+            keyword("checkpointing", default=False, annotation=Switch),
+        ]
+    )
 
 
 def _entry(name: str) -> tuple[Callable[..., Any], Mapping[str, inspect.Parameter]]:
@@ -79,7 +92,7 @@ def _entry(name: str) -> tuple[Callable[..., Any], Mapping[str, inspect.Paramete
     models = import_torchvision().models
     make = models.get_model_builder(name)
     if (network := inspect.signature(make).return_annotation) is models.VisionTransformer:
-        make = network = functools.partial(_vision_transformer, make)
+        make = network = partial(_vision_transformer, make)
     return make, inspect.signature(network).parameters
 
 

@@ -6,13 +6,15 @@ Shapes: B = batch, T = tokens of a window, W = width, H = heads.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.registry import is_count
+from fds_dist.common.kinds import Count, Ratio, Switch, fault, read_by, sizes
+from fds_dist.common.options import checked
 from fds_dist.models.parts import checkpoint_blocks
 
 INITIAL_DEVIATION = 0.02  # of embeddings and linear maps, as in GPT-2
@@ -57,15 +59,24 @@ class _Transformer(nn.Module):
         return self.head(self.norm(self.blocks(x)))
 
 
+def _window(value: object) -> list[int]:
+    shape = sizes(value)
+    if len(shape) != 1:
+        problem = f"transformer takes windows of tokens, not {'×'.join(map(str, shape))}"
+        raise fault(problem, "[tokens], the shape of a sample in a task such as text")
+    return shape
+
+
+@checked("model")
 def transformer(
-    input_shape: Sequence[int],
-    classes: int,
+    input_shape: Annotated[Sequence[int], read_by(_window)],
+    classes: Count,
     *,
-    layers: int = 4,
-    width: int = 128,
-    heads: int = 4,
-    dropout: float = 0.0,
-    checkpointing: bool = False,
+    layers: Count = 4,
+    width: Count = 128,
+    heads: Count = 4,
+    dropout: Ratio = 0.0,
+    checkpointing: Switch = False,
 ) -> nn.Module:
     """A transformer over windows of tokens; B×T whole numbers below ``classes`` -> B×T×classes.
 
@@ -73,23 +84,9 @@ def transformer(
     ``checkpointing`` each layer's activations are computed again in the backward pass. Raises `UserError` naming each
     option out of range.
     """
-    counts = {"layers": layers, "width": width, "heads": heads}
-    faults = [
-        Fault(f"model.{name}", f"{value!r} is not valid", "a whole number of at least 1")
-        for name, value in counts.items()
-        if not is_count(value)
-    ]
-    if not faults and width % heads:
-        faults.append(Fault("model.width", f"{width} does not divide among {heads} heads", f"a multiple of {heads}"))
-    if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1):
-        faults.append(Fault("model.dropout", f"{dropout!r} is not valid", "a number of at least 0 and under 1"))
-    if not isinstance(checkpointing, bool):
-        faults.append(Fault("model.checkpointing", f"{checkpointing!r} is not valid", "true or false"))
-    if len(input_shape) != 1:
-        shape = "×".join(map(str, input_shape))
-        faults.append(Fault("model.name", f"transformer takes windows of tokens, not {shape}", "a task such as text"))
-    if faults:
-        raise UserError(faults)
+    if width % heads:
+        problem = f"{width} does not divide among {heads} heads"
+        raise UserError(Fault("model.width", problem, f"a multiple of {heads}"))
     model = _Transformer(input_shape[0], classes, layers, width, heads, dropout)
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):

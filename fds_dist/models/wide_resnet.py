@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.models.parts import image_shape
+from fds_dist.common.kinds import Count, Ratio, Switch
+from fds_dist.common.options import checked
+from fds_dist.models.parts import checkpoint_blocks, image
 
 
 class _Block(nn.Module):
@@ -51,28 +54,37 @@ class _WideResNet(nn.Module):
         return self.head(features.mean((2, 3)))
 
 
-def wide_resnet(input_shape: Sequence[int], classes: int, *, depth: int, width: int, dropout: float = 0.0) -> nn.Module:
-    """WRN-``depth``-``width`` for images of side 8 or more; N×C×H×W -> N×classes.
+def wide_resnet_builder(depth: int, width: int) -> Callable[..., nn.Module]:
+    """The function that builds WRN-``depth``-``width`` for images of side 8 or more; N×C×H×W -> N×classes.
 
     Three groups of (depth − 4) / 6 blocks with 16, 32 and 64 times ``width`` channels, then a global average.
-    Convolutions have Kaiming's initialization. 175,066 weights as WRN-16-1 on color images with 10 classes. Raises
-    `UserError` naming each argument out of range.
+    Convolutions have Kaiming's initialization. 175,066 weights as WRN-16-1 on color images with 10 classes.
+
+    Raises `UserError` for a depth or a width that no such network has.
     """
     faults = []
     if depth < 10 or (depth - 4) % 6:
         faults.append(Fault("model.name", f"depth {depth} is not 6n + 4", f"a depth such as {_nearest_depths(depth)}"))
     if width < 1:
         faults.append(Fault("model.name", f"width {width} is out of range", "a width of at least 1"))
-    if not (isinstance(dropout, (int, float)) and 0 <= dropout < 1):
-        faults.append(Fault("model.dropout", f"{dropout!r} is not valid", "a number of at least 0 and under 1"))
     if faults:
         raise UserError(faults)
-    channels, _, _ = image_shape(input_shape, smallest_side=8)
-    model = _WideResNet(channels, classes, (depth - 4) // 6, width, dropout)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return model
+
+    @checked("model")
+    def wide_resnet(
+        input_shape: Annotated[Sequence[int], image(smallest_side=8)],
+        classes: Count,
+        *,
+        dropout: Ratio = 0.0,
+        checkpointing: Switch = False,
+    ) -> nn.Module:
+        model = _WideResNet(input_shape[0], classes, (depth - 4) // 6, width, dropout)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        return checkpoint_blocks(model) if checkpointing else model
+
+    return wide_resnet
 
 
 def _nearest_depths(depth: int) -> str:

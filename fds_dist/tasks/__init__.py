@@ -23,7 +23,7 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
-def build_task(name: str, options: Mapping[str, object], *, seed: int, key: str = "task") -> Task:
+def build_task(name: str, options: Mapping[str, object], *, seed: int) -> Task:
     """The task called ``name``, made with ``options``.
 
     ``seed`` is passed where the function has a parameter of that name, unless ``options`` has it.
@@ -31,19 +31,20 @@ def build_task(name: str, options: Mapping[str, object], *, seed: int, key: str 
     Raises `UserError` for an unknown name, for unknown or missing options, for an exception in a user's own function,
     and where that returns something else than a `Task`.
     """
-    is_own = ":" in name
-    function = cast(Callable[..., Task], load_object(name, f"{key}.name")) if is_own else _find(name, f"{key}.name")
-    arguments = with_offers(function, options, {"seed": seed})
-    if faults := call_faults(function, arguments, key):
-        raise UserError(faults)
-    task = call_user_function(function, arguments, f"{key}.name") if is_own else function(**arguments)
-    if faults := task_faults(task, key):
-        raise UserError(faults)
-    return cast(Task, task)
-
-
-def _find(name: str, key: str) -> Callable[..., Task]:
+    if ":" in name:
+        return _users_task(load_object(name, "task.name"), options, seed)
     if name not in TASKS:
         expected = f"{', '.join(TASKS)} or package.module:function"
-        raise UserError(Fault(key, f"{name!r} is unknown", expected, nearest(name, TASKS)))
-    return TASKS[name]
+        raise UserError(Fault("task.name", f"{name!r} is unknown", expected, nearest(name, TASKS)))
+    return TASKS[name](**with_offers(TASKS[name], options, {"seed": seed}))
+
+
+def _users_task(function: Callable[..., object], options: Mapping[str, object], seed: int) -> Task:
+    """What a user's own function returns; only the names of its options are checked."""
+    arguments = with_offers(function, options, {"seed": seed})
+    if faults := call_faults(function, arguments, "task"):
+        raise UserError(faults)
+    task = call_user_function(function, arguments, "task.name")
+    if faults := task_faults(task):
+        raise UserError(faults)
+    return cast(Task, task)

@@ -12,9 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fds_dist.common.faults import Fault
-from fds_dist.tasks.base import SWITCH, is_whole, option_faults
-
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -37,17 +34,6 @@ class Augmentation:
         if self.cutout:
             images = random_cutout(images, self.cutout, random)
         return images
-
-    def faults(self) -> list[Fault]:
-        """What is wrong with the values, as options of a task."""
-        pixels = "a whole number of at least 0, in pixels"
-        return option_faults(
-            [
-                ("crop", self.crop, is_whole(self.crop), pixels),
-                ("flip", self.flip, isinstance(self.flip, bool), SWITCH),
-                ("cutout", self.cutout, is_whole(self.cutout), pixels),
-            ]
-        )
 
 
 def random_crop(images: Tensor, padding: int, random: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fds_dist.common.batch import Batch
 from fds_dist.common.faults import Fault
-from fds_dist.common.registry import is_count
+from fds_dist.common.registry import is_positive_int
 
 Loss = Callable[..., Tensor]
 
@@ -68,7 +68,7 @@ def task_faults(task: object, key: str = "task") -> list[Fault]:
         _function_fault(task, "train_batches", ("outer_step", "epoch")),
         _function_fault(task, "val_batches", ("outer_step",)),
         _function_fault(task, "test_batches", ()),
-        _value_fault(task, "steps_per_epoch", is_count, "a whole number of at least 1"),
+        _value_fault(task, "steps_per_epoch", is_positive_int, "a whole number of at least 1"),
         _loss_fault(task),
         _val_loss_fault(task),
         _function_fault(task, "build_model", ("seed",), optional=True),
@@ -76,7 +76,7 @@ def task_faults(task: object, key: str = "task") -> list[Fault]:
         _retrain_steps_fault(task),
         _function_fault(task, "to", ("device",), optional=True),
         _value_fault(task, "input_shape", _is_shape, "a tuple of whole numbers of at least 1", optional=True),
-        _value_fault(task, "classes", is_count, "a whole number of at least 1", optional=True),
+        _value_fault(task, "classes", is_positive_int, "a whole number of at least 1", optional=True),
     ]
     return [Fault(f"{key}.{fault.key}", fault.problem, fault.expected) for fault in checks if fault is not None]
 
@@ -123,13 +123,12 @@ def _val_loss_fault(task: object) -> Fault | None:
 
 def _retrain_steps_fault(task: object) -> Fault | None:
     alone = getattr(task, "retrain_batches", None) is None
-    return _value_fault(
-        task, "retrain_steps_per_epoch", is_count, "a whole number of at least 1, the batches of retrain_batches", alone
-    )
+    expected = "a whole number of at least 1, the batches of retrain_batches"
+    return _value_fault(task, "retrain_steps_per_epoch", is_positive_int, expected, optional=alone)
 
 
 def _is_shape(value: object) -> bool:
-    return isinstance(value, tuple) and all(is_count(side) for side in value)
+    return isinstance(value, tuple) and all(is_positive_int(side) for side in value)
 
 
 def _signature(function: Callable[..., object]) -> inspect.Signature | None:
@@ -162,24 +161,3 @@ def _accepts(function: Callable[..., object], arguments: int) -> bool:
     except TypeError:
         return False
     return True
-
-
-COUNT = "a whole number of at least 1"
-SWITCH = "true or false"
-
-Check = tuple[str, object, bool, str]
-"""(option, its value, whether it is right, what would be)"""
-
-
-def option_faults(checks: Iterable[Check]) -> list[Fault]:
-    """A fault for each option of the task that is not right."""
-    return [
-        Fault(f"task.{name}", f"{value!r} is not valid", expected)
-        for name, value, right, expected in checks
-        if not right
-    ]
-
-
-def is_whole(value: object) -> bool:
-    """Whether ``value`` is a whole number of at least 0 (``False`` is not one)."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,10 @@ from torch.utils.data import Dataset
 
 from fds_dist.common.batch import Batch
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.options import value_faults
 from fds_dist.common.randomness import seeded
 from fds_dist.tasks.base import Loss
-from fds_dist.tasks.sampled import EVALUATION_BATCH, Augment, Prepare, SampledTask, TensorSource, sampling_faults
+from fds_dist.tasks.sampled import EVALUATION_BATCH, Augment, Prepare, SampledTask, TensorSource
 
 Model = nn.Module | Callable[[int], nn.Module]
 
@@ -54,11 +55,18 @@ class TensorTask(SampledTask):
         val_loss: Loss | None = None,
         model: Model | None = None,
     ) -> None:
+        sampling: dict[str, Any] = {
+            "batch_size": batch_size,
+            "val_fraction": val_fraction,
+            "val_overlap": val_overlap,
+            "val_batch_size": val_batch_size,
+            "seed": seed,
+        }
         faults = [
             *_pair_faults("", inputs, targets),
             *_pair_faults("val_", val_inputs, val_targets),
             *_pair_faults("test_", test_inputs, test_targets),
-            *sampling_faults(batch_size, val_fraction, val_overlap, val_batch_size),
+            *value_faults(SampledTask, sampling, "task"),
         ]
         if faults:
             raise UserError(faults)
@@ -69,11 +77,7 @@ class TensorTask(SampledTask):
             train,
             val,
             test,
-            batch_size=batch_size,
-            val_fraction=val_fraction,
-            val_overlap=val_overlap,
-            val_batch_size=val_batch_size,
-            seed=seed,
+            **sampling,
             prepare=prepare,
             augment=augment,
             loss=loss,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from fds_dist.common.kinds import Count, OpenFraction, Seed
+from fds_dist.common.options import checked
 from fds_dist.tasks.datasets import TensorTask
 
 MEAN, STD = 0.3058, 0.3762  # of the 1,437 images outside the test part, with pixels in [0, 1]
 
 
-def digits(*, seed: int = 0, batch_size: int = 64, val_fraction: float = 0.1) -> TensorTask:
+@checked("task")
+def digits(*, seed: Seed = 0, batch_size: Count = 64, val_fraction: OpenFraction = 0.1) -> TensorTask:
     """1,437 images for training and validation, 360 for testing, each 1×8×8 and normalized; 10 classes.
 
     The test part is stratified and the same for every seed. Raises `UserError` naming each option out of range.

@@ -12,30 +12,31 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.registry import is_count
+from fds_dist.common.kinds import Count, CountOrAll, Folder, OpenFraction, Pixels, Seed, Switch, Whole
+from fds_dist.common.options import checked
 from fds_dist.common.vision import import_torchvision
 from fds_dist.tasks.augmentation import Augmentation
-from fds_dist.tasks.base import COUNT, is_whole, option_faults
 from fds_dist.tasks.images import Normalize, evenly_spaced
-from fds_dist.tasks.sampled import SampledTask, StreamSource, UnreadableSample, sampling_faults
+from fds_dist.tasks.sampled import EVALUATION_BATCH, SampledTask, StreamSource, UnreadableSample
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+@checked("task")
 def imagefolder(
     *,
-    root: str,
-    seed: int = 0,
-    size: int = 224,
-    batch_size: int = 128,
-    val_fraction: float = 0.1,
-    val_overlap: bool = False,
-    val_batch_size: int = 500,
-    crop: int = 0,
-    flip: bool = True,
-    cutout: int = 0,
-    train_size: int | None = None,
-    workers: int = 4,
+    root: Folder,
+    seed: Seed = 0,
+    size: Count = 224,
+    batch_size: Count = 128,
+    val_fraction: OpenFraction = 0.1,
+    val_overlap: Switch = False,
+    val_batch_size: Count = EVALUATION_BATCH,
+    crop: Pixels = 0,
+    flip: Switch = True,
+    cutout: Pixels = 0,
+    train_size: CountOrAll = None,
+    workers: Whole = 4,
 ) -> SampledTask:
     """Color images below ``root``: ``train/CLASS/…``, and ``val/CLASS/…`` and ``test/CLASS/…`` where there are such.
 
@@ -46,20 +47,6 @@ def imagefolder(
 
     Raises `UserError` naming each option out of range and each folder that is missing or has other classes.
     """
-    augmentation = Augmentation(crop, flip, cutout)
-    checks = [
-        ("root", root, isinstance(root, str), "the path of a folder"),
-        ("size", size, is_count(size), f"{COUNT}, in pixels"),
-        ("train_size", train_size, train_size is None or is_count(train_size), f"{COUNT}, or null for all"),
-        ("workers", workers, is_whole(workers), "a whole number of at least 0"),
-    ]
-    faults = [
-        *sampling_faults(batch_size, val_fraction, val_overlap, val_batch_size),
-        *augmentation.faults(),
-        *option_faults(checks),
-    ]
-    if faults:
-        raise UserError(faults)
     folder = Path(root).expanduser()
     names = ["train", *(name for name in ("val", "test") if (folder / name).is_dir())]
     listed = {name: _listed(folder / name) for name in names}
@@ -81,7 +68,7 @@ def imagefolder(
         val_batch_size=val_batch_size,
         seed=seed,
         prepare=Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        augment=augmentation,
+        augment=Augmentation(crop, flip, cutout),
     )
     task.input_shape, task.classes = (3, size, size), len(classes)
     return task

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from fds_dist.common.batch import Batch
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.registry import is_count
+from fds_dist.common.kinds import Count, CountOrAll, FolderOrNone, OpenFraction, Pixels, Seed, Switch, one_of
+from fds_dist.common.options import checked
 from fds_dist.common.vision import import_torchvision
 from fds_dist.tasks.augmentation import Augmentation
-from fds_dist.tasks.base import COUNT, SWITCH, option_faults
 from fds_dist.tasks.datasets import TensorTask
 from fds_dist.tasks.download import download_once
-from fds_dist.tasks.sampled import sampling_faults
+from fds_dist.tasks.sampled import EVALUATION_BATCH
 
 DATA_VARIABLE = "FDS_DIST_DATA"
 
@@ -133,20 +133,23 @@ class Normalize:
 def image_task(images: ImageSet) -> Callable[..., TensorTask]:
     """The function behind the name of a data set."""
 
+    divisors = [factor for factor in range(1, images.side + 1) if images.side % factor == 0]
+
+    @checked("task", downsample=one_of(divisors))
     def task(
         *,
-        seed: int = 0,
-        root: str | None = None,
-        download: bool = False,
-        batch_size: int = 128,
-        val_fraction: float = 0.1,
-        val_overlap: bool = False,
-        val_batch_size: int = 500,
-        crop: int = images.crop,
-        flip: bool = images.flip,
-        cutout: int = 0,
-        train_size: int | None = None,
-        downsample: int = 1,
+        seed: Seed = 0,
+        root: FolderOrNone = None,
+        download: Switch = False,
+        batch_size: Count = 128,
+        val_fraction: OpenFraction = 0.1,
+        val_overlap: Switch = False,
+        val_batch_size: Count = EVALUATION_BATCH,
+        crop: Pixels = images.crop,
+        flip: Switch = images.flip,
+        cutout: Pixels = 0,
+        train_size: CountOrAll = None,
+        downsample: Count = 1,
     ) -> TensorTask:
         """Normalized images in memory with the data set's own test part; see `TensorTask` for splits and batches.
 
@@ -162,14 +165,6 @@ def image_task(images: ImageSet) -> Callable[..., TensorTask]:
 
         Raises `UserError` naming each option out of range, and where the files are missing or damaged.
         """
-        augmentation = Augmentation(crop, flip, cutout)
-        faults = [
-            *sampling_faults(batch_size, val_fraction, val_overlap, val_batch_size),
-            *augmentation.faults(),
-            *_image_faults(images, root, download, train_size, downsample),
-        ]
-        if faults:
-            raise UserError(faults)
         folder = Path(root or os.environ.get(DATA_VARIABLE) or "data").expanduser()
         (inputs, targets), (test_inputs, test_targets) = _parts(images, folder, download)
         chosen = evenly_spaced(len(inputs), train_size)
@@ -184,7 +179,7 @@ def image_task(images: ImageSet) -> Callable[..., TensorTask]:
             val_batch_size=val_batch_size,
             seed=seed,
             prepare=Normalize(images.mean, images.std),
-            augment=augmentation,
+            augment=Augmentation(crop, flip, cutout),
         )
         made.classes = images.classes  # whatever labels a small training part has
         return made
@@ -221,18 +216,3 @@ def _averaged(images: Tensor, factor: int) -> Tensor:
     if factor == 1:
         return images
     return torch.cat([F.avg_pool2d(part.float(), factor) for part in images.split(1000)])  # bounds the float copy
-
-
-def _image_faults(
-    images: ImageSet, root: object, download: object, train_size: object, downsample: object
-) -> list[Fault]:
-    divisors = [factor for factor in range(1, images.side + 1) if images.side % factor == 0]
-    divides = is_count(downsample) and downsample in divisors
-    return option_faults(
-        [
-            ("root", root, root is None or isinstance(root, str), "the path of a folder"),
-            ("download", download, isinstance(download, bool), SWITCH),
-            ("train_size", train_size, train_size is None or is_count(train_size), f"{COUNT}, or null for all"),
-            ("downsample", downsample, divides, f"one of {', '.join(map(str, divisors))}"),
-        ]
-    )

@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from fds_dist.common.batch import Batch
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.kinds import Count, OpenFraction, Seed, Switch
+from fds_dist.common.options import checked
 from fds_dist.common.randomness import generator
-from fds_dist.common.registry import is_count
-from fds_dist.tasks.base import COUNT, SWITCH, Loss, option_faults
+from fds_dist.tasks.base import Loss
 
 
 class Source(Protocol):
@@ -116,24 +117,23 @@ class SampledTask:
     val_loss: Loss  # only where given
     build_model: Callable[[int], nn.Module]  # only where a model was given
 
+    @checked("task")
     def __init__(
         self,
         train: Source,
         val: Source | None = None,
         test: Source | None = None,
         *,
-        batch_size: int,
-        val_fraction: float = 0.1,
-        val_overlap: bool = False,
-        val_batch_size: int = EVALUATION_BATCH,
-        seed: int = 0,
+        batch_size: Count,
+        val_fraction: OpenFraction = 0.1,
+        val_overlap: Switch = False,
+        val_batch_size: Count = EVALUATION_BATCH,
+        seed: Seed = 0,
         prepare: Prepare | None = None,
         augment: Augment | None = None,
         loss: Loss = F.cross_entropy,
         val_loss: Loss | None = None,
     ) -> None:
-        if faults := sampling_faults(batch_size, val_fraction, val_overlap, val_batch_size):
-            raise UserError(faults)
         self._train, self._val, self._test = train, val, test
         self._seed, self._batch_size, self._val_batch_size = seed, batch_size, val_batch_size
         self._val_samples = max(1, round(val_fraction * len(train))) if val is None else 0
@@ -187,21 +187,6 @@ class SampledTask:
     def _evaluation(self, source: Source, samples: Tensor) -> Iterator[Batch]:
         for inputs, targets in source.batches(samples.split(self._val_batch_size)):
             yield self._prepare(inputs), targets
-
-
-def sampling_faults(
-    batch_size: object, val_fraction: object, val_overlap: object = False, val_batch_size: object = EVALUATION_BATCH
-) -> list[Fault]:
-    """What is wrong with these options of a `SampledTask`."""
-    is_share = isinstance(val_fraction, float) and 0 < val_fraction < 1
-    return option_faults(
-        [
-            ("batch_size", batch_size, is_count(batch_size), COUNT),
-            ("val_fraction", val_fraction, is_share, "a number between 0 and 1"),
-            ("val_overlap", val_overlap, isinstance(val_overlap, bool), SWITCH),
-            ("val_batch_size", val_batch_size, is_count(val_batch_size), COUNT),
-        ]
-    )
 
 
 def _unchanged(inputs: Tensor) -> Tensor:

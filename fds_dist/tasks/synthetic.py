@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fds_dist.common.batch import Batch
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.kinds import Count, FromOne, Seed
+from fds_dist.common.options import checked
 from fds_dist.common.randomness import generator, seeded
-from fds_dist.common.registry import is_count
 
 
 class LeastSquares:
@@ -68,20 +69,16 @@ class LeastSquares:
         return model
 
 
+@checked("task")
 def synthetic(
-    *, dimension: int = 10, samples: int = 64, steps_per_epoch: int = 20, condition: float = 10.0, seed: int = 0
+    *,
+    dimension: Count = 10,
+    samples: Count = 64,
+    steps_per_epoch: Count = 20,
+    condition: FromOne = 10.0,
+    seed: Seed = 0,
 ) -> LeastSquares:
     """A `LeastSquares` problem drawn from ``seed``. Raises `UserError` naming each option out of range."""
-    counts = {"dimension": dimension, "samples": samples, "steps_per_epoch": steps_per_epoch}
-    faults = [
-        Fault(f"task.{name}", f"{value!r} is not valid", "a whole number of at least 1")
-        for name, value in counts.items()
-        if not is_count(value)
-    ]
-    if not (isinstance(condition, (int, float)) and 1 <= condition < math.inf):
-        faults.append(Fault("task.condition", f"{condition!r} is not valid", "a number of at least 1"))
-    if not faults and samples < dimension:
-        faults.append(Fault("task.samples", f"{samples} is too few", f"at least dimension, {dimension}"))
-    if faults:
-        raise UserError(faults)
+    if samples < dimension:
+        raise UserError(Fault("task.samples", f"{samples} is too few", f"at least dimension, {dimension}"))
     return LeastSquares(dimension, samples, steps_per_epoch, condition, seed)

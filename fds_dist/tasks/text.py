@@ -6,6 +6,7 @@ Shapes: N = windows, T = bytes of a window.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.registry import is_count
+from fds_dist.common.kinds import Count, OpenFraction, Seed, fault, read_by, wrong_kind
+from fds_dist.common.options import checked
 from fds_dist.tasks.datasets import TensorTask
 
 BYTES = 256
@@ -21,8 +23,23 @@ TEST_SHARE = 0.1
 """Of the windows, at the end of the file."""
 
 
+def _readable(path: Any) -> str:
+    expected = "the path of a text file"
+    if not isinstance(path, str):
+        raise fault(wrong_kind(path), expected)
+    if not Path(path).expanduser().is_file():
+        raise fault(f"{path} is not a file", expected)
+    return path
+
+
+@checked("task")
 def text(
-    path: str, *, seed: int = 0, context: int = 128, batch_size: int = 32, val_fraction: float = 0.1
+    path: Annotated[str, read_by(_readable)],
+    *,
+    seed: Seed = 0,
+    context: Count = 128,
+    batch_size: Count = 32,
+    val_fraction: OpenFraction = 0.1,
 ) -> TensorTask:
     """Windows of ``context`` bytes of the file at ``path``, the target of each byte being the next one; 256 classes.
 
@@ -32,15 +49,7 @@ def text(
 
     Raises `UserError` where there is no such file, where it is too short, and for each option out of range.
     """
-    faults = []
-    if not is_count(context):
-        faults.append(Fault("task.context", f"{context!r} is not valid", "a whole number of at least 1"))
-    file = Path(str(path)).expanduser()
-    if not file.is_file():
-        faults.append(Fault("task.path", f"{path} is not a file", "the path of a text file"))
-    if faults:
-        raise UserError(faults)
-    content = torch.from_numpy(np.fromfile(file, dtype=np.uint8))
+    content = torch.from_numpy(np.fromfile(Path(path).expanduser(), dtype=np.uint8))
     windows = (len(content) - 1) // context
     if windows < 2 * batch_size + 2:
         needed = (2 * batch_size + 2) * context + 1

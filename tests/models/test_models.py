@@ -8,7 +8,7 @@ from torch import nn
 
 from fds_dist.common.faults import UserError
 from fds_dist.models import build_model
-from fds_dist.models.wide_resnet import wide_resnet
+from fds_dist.models.wide_resnet import wide_resnet_builder
 
 COLOR, DIGIT = (3, 32, 32), (1, 8, 8)
 
@@ -50,7 +50,7 @@ def test_numbers_of_weights(name, input_shape, expected):
 
 def test_the_widest_of_the_paper_has_36_million_weights():
     with torch.device("meta"):
-        model = wide_resnet(COLOR, 10, depth=28, width=10)
+        model = wide_resnet_builder(depth=28, width=10)(COLOR, 10)
     assert count(model) == 36_479_194  # "36.5M" in the paper's table 1
 
 
@@ -124,7 +124,8 @@ def test_convolutions_of_wide_resnets_start_with_kaimings_deviation():
         ("wrn-16-1", {"droput": 0.1}, "model.droput", ["dropout"]),
         ("wrn-16-1", {"depth": 40}, "model.depth", ["unknown"]),
         ("mlp", {"hidden": 64}, "model.hidden", ["64", "list"]),
-        ("mlp", {"hidden": [0]}, "model.hidden", ["[0]"]),
+        ("mlp", {"hidden": [8, 0]}, "model.hidden[1]", ["0 is out of range", "at least 1"]),
+        ("mlp", {"hidden": [8, "8"]}, "model.hidden[1]", ["'8' is text", "at least 1"]),
         ("mlp", {"init": "xavir"}, "model.init", ["did you mean xavier"]),
         ("mlp", {"init": ["xavier"]}, "model.init", ["orthogonal"]),
         ("mlp", {"input_shape": 3}, "model.input_shape", ["3", "list"]),

@@ -172,10 +172,22 @@ def test_a_damaged_file_is_told(tmp_path, damage, words):
 
 
 def test_bad_options_are_all_named_at_once():
-    options = {"root": 3, "download": "yes", "crop": -1, "cutout": 0.5, "train_size": 0, "downsample": 3}
+    options = {
+        "root": 3,
+        "download": "yes",
+        "crop": -1,
+        "flip": 1,
+        "cutout": True,
+        "batch_size": 0,
+        "train_size": 0,
+        "downsample": 3,
+    }
     faults = faults_of(build, "mnist", **options)
     assert set(faults) == {f"task.{name}" for name in options}
     assert "1, 2, 4, 7, 14, 28" in faults["task.downsample"]
+    assert faults["task.crop"] == "task.crop: -1 is out of range; expected a whole number of at least 0, in pixels"
+    assert faults["task.cutout"].startswith("task.cutout: true is a switch; expected a whole number of at least 0")
+    assert set(faults_of(build, "mnist", crop=0.5, cutoff=3)) == {"task.crop", "task.cutoff"}
     assert "at most 60" in faults_of(build, "mnist", train_size=61)["task.train_size"]
     assert "did you mean task.cutout" in faults_of(build, "mnist", cutoff=3)["task.cutoff"]
 

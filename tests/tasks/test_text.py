@@ -63,8 +63,8 @@ def test_retraining_takes_all_but_the_test_part(file: Path) -> None:
         (
             {"path": "nowhere.txt", "context": 0},
             [
-                "task.context: 0 is not valid; expected a whole number of at least 1",
                 "task.path: nowhere.txt is not a file; expected the path of a text file",
+                "task.context: 0 is out of range; expected a whole number of at least 1",
             ],
         ),
         ({"path": "short.txt"}, ["task.path: short.txt has 900 bytes, 7 windows of 128; expected a file of at least"]),
@@ -112,8 +112,8 @@ def test_an_untrained_transformer_knows_nothing_and_its_answers_are_counted() ->
     ("options", "line"),
     [
         ({"width": 9}, "model.width: 9 does not divide among 2 heads; expected a multiple of 2"),
-        ({"layers": 0}, "model.layers: 0 is not valid; expected a whole number of at least 1"),
-        ({"checkpointing": "yes"}, "model.checkpointing: 'yes' is not valid; expected true or false"),
+        ({"layers": 0}, "model.layers: 0 is out of range; expected a whole number of at least 1"),
+        ({"checkpointing": "yes"}, "model.checkpointing: 'yes' is text; expected true or false"),
     ],
 )
 def test_options_out_of_range_are_named(options: dict[str, object], line: str) -> None:

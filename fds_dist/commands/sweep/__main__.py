@@ -16,7 +16,7 @@ from fds_dist.commands import DONE, FAILED, INTERRUPTED, WRONG_INPUT
 from fds_dist.commands.sweep.file import read_sweep
 from fds_dist.commands.sweep.local import run_locally
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.registry import is_count
+from fds_dist.common.registry import is_positive_int
 from fds_dist.config import Draft
 from fds_dist.tracking.wandb_session import DEFAULT_PROJECT
 
@@ -74,7 +74,7 @@ def _create(options: argparse.Namespace) -> int:
 
 
 def _local(options: argparse.Namespace) -> int:
-    if options.count is not None and not is_count(options.count):
+    if options.count is not None and not is_positive_int(options.count):
         raise UserError(Fault("--count", f"{options.count} is out of range", "a whole number of at least 1"))
     sweep = read_sweep(options.file)
     results, folder = run_locally(sweep, options.output_dir, options.count)

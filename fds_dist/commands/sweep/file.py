@@ -13,7 +13,7 @@ from fds_dist.commands.sweep.command_line import Command, read_command
 from fds_dist.commands.sweep.parameters import Parameter, read_parameter
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.kinds import show, wrong_kind
-from fds_dist.common.registry import is_count, nearest
+from fds_dist.common.registry import is_positive_int, nearest
 from fds_dist.config import Draft, read_draft
 from fds_dist.config.load import read_mapping
 
@@ -104,7 +104,7 @@ def _plain_faults(content: dict[str, Any]) -> Iterator[Fault]:
             yield Fault(key, wrong_kind(content[key]), "text (in quotes where it looks like something else)")
     if isinstance(content.get("name"), str) and ("/" in content["name"] or not content["name"].strip(". ")):
         yield Fault("name", f"{show(content['name'])} is not a folder's name", "a name without slashes")
-    if "run_cap" in content and not is_count(content["run_cap"]):
+    if "run_cap" in content and not is_positive_int(content["run_cap"]):
         problem = "is out of range" if type(content["run_cap"]) is int else "is not a whole number"
         yield Fault("run_cap", f"{show(content['run_cap'])} {problem}", "a whole number of at least 1")
 
