@@ -172,16 +172,8 @@ def test_a_damaged_file_is_told(tmp_path, damage, words):
 
 
 def test_bad_options_are_all_named_at_once():
-    options = {
-        "root": 3,
-        "download": "yes",
-        "crop": -1,
-        "flip": 1,
-        "cutout": True,
-        "batch_size": 0,
-        "train_size": 0,
-        "downsample": 3,
-    }
+    options = {"root": 3, "download": "yes", "crop": -1, "flip": 1, "cutout": True, "batch_size": 0, "train_size": 0}
+    options["downsample"] = 3
     faults = faults_of(build, "mnist", **options)
     assert set(faults) == {f"task.{name}" for name in options}
     assert "1, 2, 4, 7, 14, 28" in faults["task.downsample"]
