@@ -63,7 +63,11 @@ def progress_bar(console: Console) -> Progress:
 
 @contextmanager
 def counting(
-    what: str, things: str, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    what: str,
+    things: str,
+    console: Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    show: bool = True,
 ) -> Iterator[Callable[[int, int], None]]:
     """Shows how far long work has come: a bar in a terminal, elsewhere a line every `PLAIN_INTERVAL` seconds.
 
@@ -72,10 +76,14 @@ def counting(
         things: what is counted, such as `runs`.
         console: where to print; standard output by default.
         clock: seconds, monotonic.
+        show: False prints nothing.
 
     Yields:
         A function to call with (things done, all things).
     """
+    if not show:
+        yield lambda done, total: None
+        return
     console = console or default_console()
     if is_live(console):
         with progress_bar(console) as bar:
@@ -84,7 +92,7 @@ def counting(
         return
     last_time, last_done = clock(), 0
 
-    def show(done: int, total: int) -> None:
+    def tell(done: int, total: int) -> None:
         nonlocal last_time, last_done
         seconds = clock() - last_time
         if seconds < PLAIN_INTERVAL or done <= last_done:
@@ -93,4 +101,4 @@ def counting(
         plain_line(console, f"{what}: {done} of {total} {things} done, about {left} left")
         last_time, last_done = clock(), done
 
-    yield show
+    yield tell

@@ -16,7 +16,7 @@ from fds_dist.commands.noise.estimates import (
     jackknife,
     window_errors,
 )
-from fds_dist.commands.noise.theorem import Floats, best_window, mse_bound, sample_hypergradients, true_mse
+from fds_dist.commands.noise.theorem import Floats, best_window, mse_bound
 
 HORIZON, WINDOW, SAMPLES = 400, 40, 10_000
 
@@ -42,6 +42,29 @@ CASES = {
 }
 # The text does not say how the random drift is drawn. Increments uniform in [−ε, ε], one walk for all 10,000 samples,
 # agree with both figures, .0164 and .1516; ±ε at random would give .044 in the first row.
+
+
+def sample_hypergradients(
+    means: Floats, variances: Floats, correlation: float, samples: int, random: np.random.Generator
+) -> Floats:
+    """Gaussian per-step hypergradients [samples, T], every two steps correlated by `correlation` (from 0 to 1).
+
+    A share c of each step's variance comes from one number that all steps of a sample have in common.
+    """
+    common = random.standard_normal((samples, 1))
+    own = random.standard_normal((samples, len(means)))
+    return means + np.sqrt(variances) * (math.sqrt(correlation) * common + math.sqrt(1 - correlation) * own)
+
+
+def true_mse(hypergradients: Floats, means: Floats, window: int) -> tuple[float, float]:
+    """MSE_W of `hypergradients` [samples, T] whose means [T] are known, and its standard error over the samples.
+
+    `window` must divide T.
+    """
+    windows = hypergradients.reshape(len(hypergradients), -1, window)
+    errors = (windows.mean(-1, keepdims=True) - means.reshape(-1, window)) ** 2
+    per_sample = errors.mean((1, 2))
+    return per_sample.mean().item(), per_sample.std(ddof=1).item() / math.sqrt(len(per_sample))
 
 
 def drifting_means(drift: float, kind: str, random: np.random.Generator) -> Floats:

@@ -17,7 +17,7 @@ from fds_dist.cli import main
 from fds_dist.commands import DONE, WRONG_INPUT
 from fds_dist.commands.report.contents import RunContents, labels, read_run
 from fds_dist.commands.report.hypergradients import hypergradients
-from fds_dist.commands.report.page import CSS, write_report
+from fds_dist.commands.report.page import write_report
 from fds_dist.commands.report.panels import COLORS, DARK_RAMP, FAINT, INK, RAMP, compose
 from fds_dist.tracking.records import OuterRecord
 
@@ -149,8 +149,8 @@ def test_the_page_is_told_to_all(folder: Path) -> None:
 @pytest.mark.parametrize(
     "colors", [*((color, color) for color in (*COLORS[:-1], FAINT)), *zip(RAMP, DARK_RAMP, strict=True)]
 )
-def test_colors_stand_out_on_light_and_on_dark_ground(colors: tuple[str, str]) -> None:
-    grounds = re.findall(r"--back: (#\w{6})", CSS)
+def test_colors_stand_out_on_light_and_on_dark_ground(folder: Path, colors: tuple[str, str]) -> None:
+    grounds = re.findall(r"--back: (#\w{6})", (folder / "report" / "index.html").read_text())
     for color, ground in zip(colors, grounds, strict=True):
         assert contrast(color, ground) >= 3  # WCAG 2.1, 1.4.11: parts of graphics
 

@@ -9,6 +9,8 @@ import pytest
 
 from fds_dist.cli import main
 from fds_dist.commands import DONE, WRONG_INPUT
+from fds_dist.commands.noise.command import noise
+from fds_dist.common import console
 
 CONFIG = """\
 task: {name: digits, val_fraction: 0.5}
@@ -65,6 +67,19 @@ def test_noise_recommends_buckets_and_leaves_its_figures(config: str, capsys: py
     out = capsys.readouterr().out
     assert "Recommended buckets for 6 steps" in out
     assert {"noise.json", "noise.pdf", "noise.png"} <= {path.name for path in Path("runs/study").iterdir()}
+
+
+def test_noise_says_how_many_runs_are_done(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "PLAIN_INTERVAL", 0.0)
+    assert main(["noise", config, "--runs", "4", "--steps", "2"]) == DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" done,")[0] for line in lines if "done" in line] == [
+        f"noise: {done} of 4 runs" for done in (1, 2, 3, 4)
+    ]
+    noise(config, runs=5, steps=2, show=False)
+    assert capsys.readouterr().out == ""
 
 
 def test_compare_tells_what_each_method_needed(config: str, capsys: pytest.CaptureFixture[str]) -> None:

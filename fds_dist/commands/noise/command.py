@@ -10,6 +10,7 @@ from fds_dist.commands.inputs import Source, draft_of, one_run_per_rank, study_f
 from fds_dist.commands.noise.measure import cosine_schedule, measure_noise
 from fds_dist.commands.noise.plot import plot_noise
 from fds_dist.commands.noise.report import NoiseReport, write_noise
+from fds_dist.common.console import counting
 from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.environment import read_environment
 
@@ -18,9 +19,17 @@ NOISE_RUNS = 100
 
 
 def noise(
-    config: Source | None, overrides: Sequence[str] = (), *, runs: int = NOISE_RUNS, steps: int = NOISE_STEPS
+    config: Source | None,
+    overrides: Sequence[str] = (),
+    *,
+    runs: int = NOISE_RUNS,
+    steps: int = NOISE_STEPS,
+    show: bool = True,
 ) -> tuple[NoiseReport, Path]:
     """Measures hypergradient noise against window size at the paper's cosine schedule; returns its folder too.
+
+    Args:
+        show: whether rank 0 prints how many runs are done.
 
     Raises:
         UserError: the input is wrong.
@@ -31,7 +40,8 @@ def noise(
     with built.ranks(environment) as ranks:
         folder.mkdir(parents=True, exist_ok=True)
         schedule = cosine_schedule(built.problem, steps)
-        report = measure_noise(built.problem, schedule, steps, runs, ranks, folder)
+        with counting("noise", "runs", show=show and ranks.is_first) as progress:
+            report = measure_noise(built.problem, schedule, steps, runs, ranks, folder, progress)
         if ranks.is_first:
             write_noise(report, folder / "noise.json")
             plot_noise(report, folder / "noise")

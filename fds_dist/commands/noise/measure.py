@@ -39,6 +39,9 @@ from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 
+COSINE_LR = 0.01
+MOMENTUM = 0.9
+
 ESTIMATORS: dict[str, Estimator] = {"non-greedy": estimate_reverse, "greedy": greedy_estimator(0.0)}
 
 
@@ -51,12 +54,12 @@ class Unshared:
     horizon: int
 
 
-def cosine_schedule(problem: Problem, horizon: int, lr: float = 0.01, momentum: float = 0.9) -> Schedule:
-    """The paper's: a cosine from `lr` down to 0, and `momentum` where the problem's optimizer has one; the same in all
-    parameter groups."""
-    rates = tuple(lr * (1 + math.cos(math.pi * step / horizon)) / 2 for step in range(horizon))
+def cosine_schedule(problem: Problem, horizon: int) -> Schedule:
+    """The paper's schedule, the same in all parameter groups: `lr` falls from `COSINE_LR` to 0 along a cosine;
+    `momentum`, where the problem's optimizer has one, is `MOMENTUM` throughout."""
+    rates = tuple(COSINE_LR * (1 + math.cos(math.pi * step / horizon)) / 2 for step in range(horizon))
     names = problem.space.names
-    fixed = {name: momentum for name in names if base_of(name) == "momentum"}
+    fixed = {name: MOMENTUM for name in names if base_of(name) == "momentum"}
     return Schedule(horizon, {name: rates for name in names if base_of(name) == "lr"}, fixed)
 
 

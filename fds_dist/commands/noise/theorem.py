@@ -40,26 +40,3 @@ def best_window(variance: float, drift: float, correlation: float = 0.0) -> floa
     """
     own = 6 * (1 - correlation) * variance
     return max(1.0, (own / drift**2) ** (1 / 3)) if drift**2 > 0 else math.inf
-
-
-def sample_hypergradients(
-    means: Floats, variances: Floats, correlation: float, samples: int, random: np.random.Generator
-) -> Floats:
-    """Gaussian per-step hypergradients [samples, T], every two steps correlated by `correlation` (from 0 to 1).
-
-    A share c of each step's variance comes from one number that all steps of a sample have in common.
-    """
-    common = random.standard_normal((samples, 1))
-    own = random.standard_normal((samples, len(means)))
-    return means + np.sqrt(variances) * (math.sqrt(correlation) * common + math.sqrt(1 - correlation) * own)
-
-
-def true_mse(hypergradients: Floats, means: Floats, window: int) -> tuple[float, float]:
-    """MSE_W of `hypergradients` [samples, T] whose means [T] are known, and its standard error over the samples.
-
-    `window` must divide T.
-    """
-    windows = hypergradients.reshape(len(hypergradients), -1, window)
-    errors = (windows.mean(-1, keepdims=True) - means.reshape(-1, window)) ** 2
-    per_sample = errors.mean((1, 2))
-    return per_sample.mean().item(), per_sample.std(ddof=1).item() / math.sqrt(len(per_sample))
