@@ -19,6 +19,7 @@ from rich.text import Text
 from fds_dist.common.console import PLAIN_INTERVAL, is_live, plain_line
 from fds_dist.common.words import counted, duration, percent
 from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
+from fds_dist.tracking.trackers import Tracker
 
 PLAIN_WIDTH = 60
 """Characters for the buckets of one hyperparameter where there is no terminal."""
@@ -27,7 +28,7 @@ _COLUMNS = (("step", 4), ("horizon", 7), ("val loss", 9), ("acc", 6), ("time", 6
 _COLORS = {"finished": "green", "failed": "red", "interrupted": "yellow"}
 
 
-class ConsoleTracker:
+class ConsoleTracker(Tracker):
     """In a terminal: a header, a live line, a row per outer step and a closing panel. Elsewhere: plain ASCII lines.
 
     Outer steps carry the numbers of ``history.jsonl``, from 0. All texts are printed as they are: what looks like
@@ -37,8 +38,6 @@ class ConsoleTracker:
         console: where to print; standard output by default.
         clock: seconds, monotonic.
     """
-
-    required = False
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console or Console()

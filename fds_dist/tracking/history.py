@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TextIO
 
 from fds_dist.common.records import read_records
-from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
+from fds_dist.tracking.records import OuterRecord, RunEnd, RunStart
+from fds_dist.tracking.trackers import Tracker
 
 EXPECTED = "a run's history.jsonl"
 
@@ -29,7 +30,7 @@ def steps_before(run_dir: Path, outer_step: int) -> int:
     return sum(record.horizon for record in read_history(path) if record.outer_step < outer_step)
 
 
-class HistoryFile:
+class HistoryFile(Tracker):
     """Appends a line per outer step, on disk before the run goes on.
 
     A resumed run continues the file: a torn last line goes, and so do the outer steps which are about to be
@@ -47,18 +48,12 @@ class HistoryFile:
             os.truncate(self._path, _bytes_before(self._path, run.first_outer_step))
         self._file = self._path.open("a" if run.resumed else "x", encoding="utf-8", newline="\n")
 
-    def inner(self, block: InnerBlock) -> None:
-        """Inner steps are not part of the record."""
-
     def outer(self, record: OuterRecord) -> None:
         if self._file is None:
             raise RuntimeError("HistoryFile.start comes before HistoryFile.outer")
         self._file.write(record.to_json() + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-
-    def note(self, message: str) -> None:
-        """Events are part of the outer step's record."""
 
     def finish(self, end: RunEnd) -> None:
         if self._file is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -109,19 +110,17 @@ class RunEnd:
 def inner_metrics(block: InnerBlock) -> dict[str, float]:
     """The finite numbers of a block under flat names, as dashboards want them."""
     metrics = {"inner/train_loss": block.train_loss, "inner/live_tangents": float(block.live_tangents)}
-    metrics |= {f"inner/{name}": value for name, value in block.hyperparameters.items()}
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return finite(metrics | {f"inner/{name}": value for name, value in block.hyperparameters.items()})
 
 
 def outer_metrics(record: OuterRecord) -> dict[str, float]:
     """The finite numbers of an outer step under flat names, e.g. ``hypergradient/lr/0`` for the first bucket."""
-    metrics = {
+    metrics: dict[str, float | None] = {
         "outer/val_loss": record.val_loss,
+        "outer/val_accuracy": record.val_accuracy,
         "outer/seconds": record.seconds,
         "outer/horizon": float(record.horizon),
     }
-    if record.val_accuracy is not None:
-        metrics["outer/val_accuracy"] = record.val_accuracy
     kinds = {
         "hyperparameter": record.hyperparameters,
         "hypergradient": record.hypergradients,
@@ -130,4 +129,9 @@ def outer_metrics(record: OuterRecord) -> dict[str, float]:
     for kind, values in kinds.items():
         for name, buckets in values.items():
             metrics |= {f"{kind}/{name}/{bucket}": value for bucket, value in enumerate(buckets)}
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return finite(metrics)
+
+
+def finite(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """The metrics that are there and finite: dashboards take no others."""
+    return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}

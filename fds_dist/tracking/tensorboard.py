@@ -7,13 +7,12 @@ from typing import Any
 
 from fds_dist.tracking.history import steps_before
 from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart, inner_metrics, outer_metrics
+from fds_dist.tracking.trackers import Tracker
 
 
-class TensorBoardTracker:
+class TensorBoardTracker(Tracker):
     """Scalars under RUN_DIR/tensorboard: ``outer/*``, ``hyperparameter/NAME/BUCKET`` and
     ``hypergradient/NAME/BUCKET`` against the outer step, ``inner/*`` against all inner steps so far."""
-
-    required = False
 
     def __init__(self) -> None:
         self._writer: Any = None
@@ -36,9 +35,6 @@ class TensorBoardTracker:
         self._steps_before += record.horizon
         self._write(outer_metrics(record), record.outer_step)
         self._writer.flush()
-
-    def note(self, message: str) -> None:
-        """Events are for the console and the history."""
 
     def finish(self, end: RunEnd) -> None:
         if self._writer is not None:

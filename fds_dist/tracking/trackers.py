@@ -1,77 +1,40 @@
-"""Who is told how a run goes: a protocol to fulfil, and all of them together."""
+"""Who is told how a search goes: the base class of a tracker, and all trackers together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
-
+from fds_dist.tracking.broadcast import Broadcast, Listener
 from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
 
 
-class Tracker(Protocol):
-    """Something that is told how a run goes.
-
-    A tracker may also have an attribute ``tell``: `Trackers` replaces it by its own ``note``, so that the
-    tracker can tell a person something through the others.
-    """
-
-    required: bool
-    """Whether the run must stop when this tracker fails. False for all but the record itself."""
-
-    def start(self, run: RunStart) -> None: ...
-
-    def inner(self, block: InnerBlock) -> None: ...
-
-    def outer(self, record: OuterRecord) -> None: ...
-
-    def note(self, message: str) -> None:
-        """An event that a person should see now."""
-        ...
-
-    def finish(self, end: RunEnd) -> None: ...
-
-
-class Trackers:
-    """Forwards everything to each tracker, in order; ranks other than 0 use ``Trackers([])``.
-
-    Tracking must not stop a run: a tracker that raises is reported by one note on the others and dropped,
-    unless it is `required`; then its exception propagates.
-    """
-
-    def __init__(self, trackers: Iterable[Tracker]) -> None:
-        self._trackers = list(trackers)
-        for tracker in self._trackers:
-            if hasattr(tracker, "tell"):
-                setattr(tracker, "tell", self.note)  # noqa: B010 (optional, hence not in the protocol)
+class Tracker(Listener):
+    """Something that is told how a search goes. A subclass overrides what it listens to."""
 
     def start(self, run: RunStart) -> None:
-        self._each("start", run)
+        """A search begins, or goes on after an interruption."""
 
     def inner(self, block: InnerBlock) -> None:
-        self._each("inner", block)
+        """Some inner steps are done."""
 
     def outer(self, record: OuterRecord) -> None:
-        self._each("outer", record)
-
-    def note(self, message: str) -> None:
-        """An event that a person should see now."""
-        self._each("note", message)
+        """An outer step is done."""
 
     def finish(self, end: RunEnd) -> None:
-        self._each("finish", end)
-
-    def _each(self, method: str, argument: object) -> None:
-        for tracker in list(self._trackers):
-            if tracker not in self._trackers:  # dropped meanwhile, by a note that another one's failure caused
-                continue
-            try:
-                getattr(tracker, method)(argument)
-            except Exception as error:
-                if tracker.required:
-                    raise
-                self._trackers.remove(tracker)
-                self.note(f"{type(tracker).__name__} failed and is off for the rest of the run: {_reason(error)}")
+        """The search has ended, well or not."""
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+class Trackers(Broadcast[Tracker]):
+    """All trackers of a search; ranks other than 0 use ``Trackers([])``. Tracking does not stop a search: see
+    `Broadcast`."""
+
+    def start(self, run: RunStart) -> None:
+        """See `Tracker`, as for all of these."""
+        self._each(lambda tracker: tracker.start(run))
+
+    def inner(self, block: InnerBlock) -> None:
+        self._each(lambda tracker: tracker.inner(block))
+
+    def outer(self, record: OuterRecord) -> None:
+        self._each(lambda tracker: tracker.outer(record))
+
+    def finish(self, end: RunEnd) -> None:
+        self._each(lambda tracker: tracker.finish(end))

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from fds_dist.tracking.history import steps_before
 from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart, inner_metrics, outer_metrics
+from fds_dist.tracking.trackers import Tracker
 from fds_dist.tracking.wandb_session import WandbSession
 
 SCHEDULE_FILES = ("schedule.json", "schedule_best.json")
 
 
-class WandbTracker:
+class WandbTracker(Tracker):
     """Logs to wandb: wandb's own step is left alone, ``outer/*``, ``hyperparameter/*`` and ``hypergradient/*`` are
     plotted against ``outer_step``, ``inner/*`` against ``inner_step``, which counts on over the outer steps."""
-
-    required = False
 
     def __init__(self, session: WandbSession) -> None:
         self._session = session
         self._steps_before = 0
-        self.tell: Callable[[str], None] = lambda message: None
-        session.tell = lambda message: self.tell(message)
+        session.tell = self.tell
 
     def start(self, run: RunStart) -> None:
         self._run_dir = run.run_dir
@@ -34,9 +32,6 @@ class WandbTracker:
     def outer(self, record: OuterRecord) -> None:
         self._steps_before += record.horizon
         self._session.log(outer_metrics(record) | {"outer_step": record.outer_step})
-
-    def note(self, message: str) -> None:
-        """Events are for the console and the history."""
 
     def finish(self, end: RunEnd) -> None:
         try:

@@ -19,7 +19,8 @@ from problems import CPU, ONE_RANK, TensorTask, conv_bn, image_task, smoothed_ta
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fds_dist.commands.retrain.records import Block, EpochRecord, SeedStart, Summary
+from fds_dist.commands.retrain.records import Block
+from fds_dist.commands.retrain.reporting import Reporter
 from fds_dist.commands.retrain.settings import RetrainSettings, read_settings
 from fds_dist.commands.retrain.trainer import retrain
 from fds_dist.common.faults import UserError
@@ -92,24 +93,18 @@ def peculiar_task(smoothed: bool = False) -> TensorTask:
     return smoothed_task(Peculiar) if smoothed else image_task(Peculiar)
 
 
-class Losses:
+class Losses(Reporter):
     """A reporter that keeps the training losses, of the first rank's part of each batch, and the notes."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.notes: list[str] = []
 
-    def start(self, seed: SeedStart) -> None: ...
-
     def block(self, block: Block) -> None:
         self.losses.append(block.train_loss)
 
-    def epoch(self, record: EpochRecord) -> None: ...
-
     def note(self, message: str) -> None:
         self.notes.append(message)
-
-    def finish(self, summary: Summary | None) -> None: ...
 
 
 class Interrupted(TensorTask):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fds_dist.commands.retrain.records import Block, EpochRecord, RetrainResult, SeedStart, Summary
-from fds_dist.commands.retrain.reporting import ConsoleReporter
+from fds_dist.commands.retrain.reporting import ConsoleReporter, Reporter
 from fds_dist.commands.retrain.settings import RetrainSettings, read_settings
 from fds_dist.commands.retrain.trainer import KEY, retrain
 from fds_dist.common.faults import UserError
@@ -51,7 +51,7 @@ def in_float64(epochs: float, seeds: int = 1, restart: bool = False) -> RetrainS
 IN_FLOAT64 = in_float64(3)
 
 
-class Listener:
+class Listener(Reporter):
     """Keeps what it is told; `on_block` is called after each step of a horizon of at most 100."""
 
     def __init__(self, on_block: Callable[[Block], None] = lambda block: None) -> None:

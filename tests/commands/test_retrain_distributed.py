@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from launching import clean_environment
 from problems import CLASSES, CPU, ONE_RANK, conv_bn, images, mlp, smoothed_cross_entropy
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fds_dist.commands.retrain.records import Block, EpochRecord, SeedStart, Summary
+from fds_dist.commands.retrain.records import Block
 from fds_dist.commands.retrain.reporting import Reporter
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.commands.retrain.trainer import retrain
@@ -67,25 +68,19 @@ def built_with_batch_norm(seed: int) -> nn.Module:
     return conv_bn()
 
 
-class Notes:
+class Notes(Reporter):
     """A reporter that keeps the notes, and kills its process after step `kill_at`."""
 
     def __init__(self, kill_at: int | None = None) -> None:
         self.kill_at = kill_at
         self.notes: list[str] = []
 
-    def start(self, seed: SeedStart) -> None: ...
-
     def block(self, block: Block) -> None:
         if block.step == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def epoch(self, record: EpochRecord) -> None: ...
-
     def note(self, message: str) -> None:
         self.notes.append(message)
-
-    def finish(self, summary: Summary | None) -> None: ...
 
 
 def run(ranks: Ranks, folder: Path, reporters: Sequence[Reporter] = ()) -> None:
@@ -111,7 +106,7 @@ def main(job: str, folder: Path) -> None:
 def launch(job: str, folder: Path) -> int:
     """The exit status of `job` on two ranks."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    environment = clean_environment(OMP_NUM_THREADS="1", TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
     done = subprocess.run(
         [*command, job, str(folder)], env=environment, capture_output=True, text=True, timeout=120, check=False
     )

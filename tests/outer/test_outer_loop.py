@@ -15,11 +15,11 @@ from fds_dist.inner.plan import Plan
 from fds_dist.outer.loop import HypergradientsNotFinite, OuterLoop, OuterProgress, OuterSettings, initial_progress
 from fds_dist.outer.rules import SignRule
 from fds_dist.schedule.schedule import Schedule
-from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
-from fds_dist.tracking.trackers import Trackers
+from fds_dist.tracking.records import InnerBlock, OuterRecord
+from fds_dist.tracking.trackers import Tracker, Trackers
 
 
-class Recorder:
+class Recorder(Tracker):
     """Keeps what it is told."""
 
     required = True
@@ -29,8 +29,6 @@ class Recorder:
         self.records: list[OuterRecord] = []
         self.notes: list[str] = []
 
-    def start(self, run: RunStart) -> None: ...
-
     def inner(self, block: InnerBlock) -> None:
         self.blocks.append(block)
 
@@ -39,8 +37,6 @@ class Recorder:
 
     def note(self, message: str) -> None:
         self.notes.append(message)
-
-    def finish(self, end: RunEnd) -> None: ...
 
 
 class Loop:

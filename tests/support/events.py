@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
-from fds_dist.tracking.trackers import Trackers
+from fds_dist.tracking.trackers import Tracker, Trackers
 
 
 def run_start(run_dir: Path, first_outer_step: int = 0, resumed: bool = False, **config: Any) -> RunStart:
@@ -41,7 +41,7 @@ def write_history(path: Path, steps: int, torn: str = "") -> None:
     path.write_text("".join(outer_record(step).to_json() + "\n" for step in range(steps)) + torn)
 
 
-class Recorder:
+class Recorder(Tracker):
     """Remembers what it is told, and raises where it is asked to."""
 
     def __init__(self, fails_in: str = "", required: bool = False) -> None:

@@ -11,8 +11,9 @@ import pytest
 from events import Recorder, inner_block, outer_record, run_end, run_start, whole_run, write_history
 
 from fds_dist.tracking.history import HistoryFile
+from fds_dist.tracking.records import OuterRecord
 from fds_dist.tracking.tensorboard import TensorBoardTracker
-from fds_dist.tracking.trackers import Trackers
+from fds_dist.tracking.trackers import Tracker, Trackers
 
 
 def test_every_tracker_hears_everything(tmp_path: Path) -> None:
@@ -36,6 +37,27 @@ def test_two_failing_trackers_do_not_hide_each_other(tmp_path: Path) -> None:
     healthy = Recorder()
     whole_run(Trackers([Recorder(fails_in="inner"), Recorder(fails_in="note"), healthy]), tmp_path)
     assert sum(method == "note" and "is off" in message for method, message in healthy.told) == 2
+
+
+def test_a_tracker_tells_a_person_something_through_all_of_them() -> None:
+    first, second, alone = Recorder(), Recorder(), Recorder()
+    Trackers([first, second])
+    first.tell("sent later")
+    alone.tell("nobody listens")
+    assert first.told == second.told == [("note", "sent later")]
+    assert alone.told == []
+
+
+def test_a_tracker_may_listen_to_a_part_only(tmp_path: Path) -> None:
+    class Epochs(Tracker):
+        def outer(self, record: OuterRecord) -> None:
+            heard.append(record)
+
+    heard: list[OuterRecord] = []
+    other = Recorder()
+    said = whole_run(Trackers([Epochs(), other]), tmp_path)
+    assert heard == [argument for method, argument in said if method == "outer"]
+    assert other.told == said
 
 
 def test_the_failure_of_a_required_tracker_stops_the_run(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from fds_dist.commands.compare.job import Job, Report, Trial, loss_or_infinity
 from fds_dist.inner.estimators import ESTIMATORS
@@ -12,29 +12,19 @@ from fds_dist.inner.monitor import StepMonitor
 from fds_dist.inner.plan import Plan, estimator_cost
 from fds_dist.outer.loop import HypergradientsNotFinite, OuterLoop, OuterProgress, initial_progress
 from fds_dist.schedule.schedule import Schedule
-from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
-from fds_dist.tracking.trackers import Trackers
+from fds_dist.tracking.records import OuterRecord
+from fds_dist.tracking.trackers import Tracker, Trackers
 
 NOT_FINITE = "too many hypergradients in a row were not finite"
 
 
-@dataclass
-class _LastRecord:
+class _LastRecord(Tracker):
     """The tracker that remembers the last outer step."""
 
-    required: bool = True
-    records: list[OuterRecord] = field(default_factory=list)
-
-    def start(self, run: RunStart) -> None: ...
-
-    def inner(self, block: InnerBlock) -> None: ...
+    required = True
 
     def outer(self, record: OuterRecord) -> None:
-        self.records = [record]
-
-    def note(self, message: str) -> None: ...
-
-    def finish(self, end: RunEnd) -> None: ...
+        self.record = record
 
 
 def fds(job: Job, before: Sequence[Trial], report: Report) -> str:
@@ -79,7 +69,7 @@ def _outer_loop(job: Job, estimator: str, epochs: Sequence[float], before: Seque
         return StepMonitor(outer_step, schedule, plan, job.ranks, silent, job.consistency)
 
     def save(progress: OuterProgress) -> None:
-        (record,) = last.records
+        record = last.record
         seconds = job.ranks.broadcast_object(record.seconds)  # by the first rank's clock, so that all ranks agree
         report([_trial(job, estimator, record, float(seconds), progress)])  # type: ignore[arg-type]
 

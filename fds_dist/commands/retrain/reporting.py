@@ -1,13 +1,12 @@
-"""Who is told how a retraining goes: a protocol to fulfil, what a person sees, and Weights & Biases. Rank 0 only."""
+"""Who is told how a retraining goes, on rank 0: the base class of a reporter, the console, and Weights & Biases."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -15,73 +14,45 @@ from rich.progress import Progress, TaskID
 from fds_dist.commands.retrain.records import Block, EpochRecord, SeedStart, Summary
 from fds_dist.common.console import PLAIN_INTERVAL, is_live, plain_line, progress_bar
 from fds_dist.common.words import Spread, counted, duration, percent
+from fds_dist.tracking.broadcast import Broadcast, Listener
+from fds_dist.tracking.records import finite
 from fds_dist.tracking.wandb_session import WandbSession
 
 
-class Reporter(Protocol):
-    """Something that is told how a retraining goes, such as a console or a tracking service.
-
-    It may also have an attribute ``tell``: `Reporters` replaces it by its own ``note``, so that it can tell a person
-    something through the others.
-    """
+class Reporter(Listener):
+    """Something that is told how a retraining goes. A subclass overrides what it listens to."""
 
     def start(self, seed: SeedStart) -> None:
-        """A seed begins, or goes on."""
-        ...
+        """The retraining of a seed begins, or goes on after an interruption."""
 
     def block(self, block: Block) -> None:
         """A hundredth of the horizon is done."""
-        ...
 
-    def epoch(self, record: EpochRecord) -> None: ...
-
-    def note(self, message: str) -> None:
-        """An event that a person should see now."""
-        ...
+    def epoch(self, record: EpochRecord) -> None:
+        """An epoch is done, and its test."""
 
     def finish(self, summary: Summary | None) -> None:
         """All seeds are done; None where an error or an interruption ended the retraining."""
-        ...
 
 
-class Reporters:
-    """Tells all of them in order. One that raises is reported by a note on the others and dropped: telling must not
-    stop a training."""
-
-    def __init__(self, reporters: Iterable[Reporter]) -> None:
-        self._reporters = list(reporters)
-        for reporter in self._reporters:
-            if hasattr(reporter, "tell"):
-                setattr(reporter, "tell", self.note)  # noqa: B010 (optional, hence not in the protocol)
+class Reporters(Broadcast[Reporter]):
+    """All reporters of a retraining. Reporting does not stop a retraining: see `Broadcast`."""
 
     def start(self, seed: SeedStart) -> None:
-        self._each("start", seed)
+        """See `Reporter`, as for all of these."""
+        self._each(lambda reporter: reporter.start(seed))
 
     def block(self, block: Block) -> None:
-        self._each("block", block)
+        self._each(lambda reporter: reporter.block(block))
 
     def epoch(self, record: EpochRecord) -> None:
-        self._each("epoch", record)
-
-    def note(self, message: str) -> None:
-        self._each("note", message)
+        self._each(lambda reporter: reporter.epoch(record))
 
     def finish(self, summary: Summary | None) -> None:
-        self._each("finish", summary)
-
-    def _each(self, method: str, argument: object) -> None:
-        for reporter in list(self._reporters):
-            if reporter not in self._reporters:  # dropped meanwhile, by the note on another one's failure
-                continue
-            try:
-                getattr(reporter, method)(argument)
-            except Exception as error:
-                self._reporters.remove(reporter)
-                reason = " ".join(str(error).split()) or type(error).__name__
-                self.note(f"{type(reporter).__name__} failed and is off from here on: {reason}")
+        self._each(lambda reporter: reporter.finish(summary))
 
 
-class ConsoleReporter:
+class ConsoleReporter(Reporter):
     """A line per epoch; in a terminal a live bar below it, elsewhere plain lines in long epochs.
 
     Args:
@@ -160,7 +131,7 @@ class ConsoleReporter:
         plain_line(self._console, text)
 
 
-class WandbReporter:
+class WandbReporter(Reporter):
     """Logs losses and hyperparameters against ``step`` and test figures against ``epoch``, each seed under its own
     name (``seed0/train_loss``), and in the end the means over seeds as the run's summary.
 
@@ -172,8 +143,7 @@ class WandbReporter:
     def __init__(self, session: WandbSession, folder: Path, config: Mapping[str, Any]) -> None:
         self._session, self._folder, self._config = session, folder, config
         self._started = False
-        self.tell: Callable[[str], None] = lambda message: None
-        session.tell = lambda message: self.tell(message)
+        session.tell = self.tell
 
     def start(self, seed: SeedStart) -> None:
         """See `Reporter`."""
@@ -190,37 +160,30 @@ class WandbReporter:
     def block(self, block: Block) -> None:
         """See `Reporter`."""
         values = {"loss": block.train_loss, **block.hyperparameters}
-        metrics = {f"train/{name}": value for name, value in values.items() if math.isfinite(value)}
+        metrics = {f"train/{name}": value for name, value in values.items()}
         self._log(block.seed, metrics | {"step": block.step})
 
     def epoch(self, record: EpochRecord) -> None:
         """See `Reporter`."""
-        values = {"loss": record.test_loss, "accuracy": record.test_accuracy}
-        metrics = {
-            f"test/{name}": value for name, value in values.items() if value is not None and math.isfinite(value)
-        }
+        metrics = {"test/loss": record.test_loss, "test/accuracy": record.test_accuracy}
         self._log(record.seed, metrics | {"epoch": record.epoch + 1})
-
-    def note(self, message: str) -> None:
-        """Events are for the console."""
 
     def finish(self, summary: Summary | None) -> None:
         """See `Reporter`."""
         if summary is not None:
+            accuracy = summary.final_test_accuracy
             self._session.summarize(
                 {
-                    "retrained_test_accuracy": _mean(summary.final_test_accuracy),
-                    "retrained_test_accuracy_std": None
-                    if summary.final_test_accuracy is None
-                    else summary.final_test_accuracy.std,
+                    "retrained_test_accuracy": _mean(accuracy),
+                    "retrained_test_accuracy_std": accuracy and accuracy.std,
                     "best_test_accuracy": _mean(summary.best_test_accuracy),
                     "retrained_test_loss": _mean(summary.final_test_loss),
                 }
             )
         self._session.finish(exit_code=1 if summary is None else 0)
 
-    def _log(self, seed: int, metrics: Mapping[str, float]) -> None:
-        self._session.log({f"seed{seed}/{name}": value for name, value in metrics.items()})
+    def _log(self, seed: int, metrics: Mapping[str, float | None]) -> None:
+        self._session.log({f"seed{seed}/{name}": value for name, value in finite(metrics).items()})
 
 
 def _mean(spread: Spread | None) -> float | None:
