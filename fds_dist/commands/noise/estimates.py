@@ -2,14 +2,14 @@
 
 Shapes: R = runs, T = steps of the horizon, N = candidate numbers of buckets.
 
-Hypergradients of R independent runs G [R, T] are all that is known; their true means μ [T] are not. With m_r(t) the
-average of run r over the window of t, and bars for means over runs,
+Known are the hypergradients G [R, T] of R independent runs; their true means μ [T] are unknown. Let m_r(t) be the
+average of run r over the window of t, and let bars stand for means over runs. Then
 
     MSE_W = mean_t Var(m(t)) + mean_t (E m(t) − μ_t)²          variance + squared bias
 
-The variance comes from the runs with R − 1. The plain squared bias, mean_t (m̄(t) − ḡ_t)², is too large by the noise
-left in both means of R runs, Var(m(t) − g_t)/R. That is subtracted, which makes it exact in expectation. Otherwise
-noise would look like drift, the more so the fewer the runs.
+The variance is the sample variance over runs (divisor R − 1). The plain squared bias, mean_t (m̄(t) − ḡ_t)², is too
+large by the noise that remains in both means of R runs, Var(m(t) − g_t)/R. The code subtracts this noise, which makes
+the squared bias exact in expectation; otherwise noise would look like drift, most of all with few runs.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from fds_dist.commands.noise.theorem import Floats, best_window, mse_bound
 from fds_dist.schedule.buckets import bucket_start
 
 CANDIDATES = 48
-"""Numbers of buckets that are tried, evenly spaced in their logarithm."""
+"""How many numbers of buckets are tried, evenly spaced in their logarithm."""
 
 GROUPS = 10
-"""Of runs, left out in turn by the jackknife."""
+"""Groups of runs that the jackknife leaves out in turn."""
 
 CLOSE = 0.1
-"""Windows whose error is larger than the least by no more than this share are as good as the best."""
+"""A window counts as good as the best while its error exceeds the least by at most this share."""
 
 FEWEST_RUNS = 4
-"""Below this a variance over runs, and a jackknife of it, say nothing."""
+"""Fewer runs say nothing about a variance, and a jackknife of them even less."""
 
 
 @dataclass(frozen=True)
 class NoiseEstimate:
-    """What R runs tell about one hyperparameter's hypergradients by one estimator."""
+    """The noise of one hyperparameter's hypergradients by one estimator, from R runs."""
 
     hyperparameter: str
     estimator: str
@@ -55,9 +55,9 @@ class NoiseEstimate:
     variance: float
     """MSE_1."""
     correlation: float
-    """c ≥ 0: mean covariance of two steps of a window over the mean variance, at the best window."""
+    """c ≥ 0: mean covariance of two steps of a window, divided by the mean variance; at the best window."""
     drift: float
-    """ε of a ramp with the same squared bias, in units of the hypergradient per step, at the best window."""
+    """ε of the ramp with the same squared bias, in units of the hypergradient per step; at the best window."""
     best_window: float
     """W of the least measured error."""
     best_range: tuple[float, float]
@@ -65,9 +65,9 @@ class NoiseEstimate:
     theorem_window: float
     """The theorem's W*, at most T."""
     recommended_buckets: int
-    """Those of the best window."""
+    """Number of buckets at the best window."""
     fewest_buckets: int
-    """Those of the widest window in `best_range`."""
+    """Number of buckets at the widest window in `best_range`."""
     mean: list[float]
     """[T] over runs, per step."""
     spread: list[float]
@@ -75,10 +75,10 @@ class NoiseEstimate:
 
 
 def estimate_noise(hypergradients: Floats, hyperparameter: str = "", estimator: str = "") -> NoiseEstimate:
-    """The estimates from hypergradients [R, T] of R ≥ 4 independent runs, all finite.
+    """Estimates the noise from the hypergradients [R, T] of R ≥ 4 independent runs, all finite.
 
-    Correlation and drift are measured at the best window, the scale that sharing works on: there the theorem's curve
-    meets the measured one, and elsewhere it shows how far one c and one ε describe the noise.
+    Correlation and drift are measured at the best window, the scale on which sharing works. There the theorem's curve
+    meets the measured one; elsewhere their distance shows how well a single c and a single ε describe the noise.
     """
     horizon = hypergradients.shape[1]
     buckets = candidate_buckets(horizon)
@@ -116,7 +116,7 @@ def candidate_buckets(horizon: int) -> list[int]:
 
 
 def window_averages(hypergradients: Floats, buckets: int) -> Floats:
-    """m [R, T]: for each step the average over the window of its bucket."""
+    """m [R, T]: at each step, the average over the window of its bucket."""
     horizon = hypergradients.shape[1]
     starts = [bucket_start(bucket, buckets, horizon) for bucket in range(buckets)]
     widths = np.diff([*starts, horizon])
@@ -124,7 +124,7 @@ def window_averages(hypergradients: Floats, buckets: int) -> Floats:
 
 
 def window_errors(hypergradients: Floats, buckets: int) -> tuple[float, float]:
-    """Variance and squared bias of window averages; their sum is MSE_W. The bias is clipped at 0."""
+    """Variance and squared bias of window averages; their sum is MSE_W. A negative estimate of the bias becomes 0."""
     averages = window_averages(hypergradients, buckets)
     deviations = averages - hypergradients
     noise = deviations.var(0, ddof=1) / len(hypergradients)
@@ -133,10 +133,10 @@ def window_errors(hypergradients: Floats, buckets: int) -> tuple[float, float]:
 
 
 def correlation_and_drift(hypergradients: Floats, buckets: int) -> tuple[float, float]:
-    """c and ε with which the theorem's two terms are those measured at windows of W = T / `buckets`.
+    """c and ε for which the theorem's two terms equal those measured at windows of W = T / `buckets`.
 
-    Var = (1 + c(W − 1))/W · MSE_1 makes c the mean covariance of two different steps of a window over MSE_1, and
-    bias² = ε²(W² − 1)/12 makes ε the drift of a ramp as biased as the means are. c is clipped to [0, 1].
+    Var = (1 + c(W − 1))/W · MSE_1 is solved for c, the mean covariance of two different steps of a window divided by
+    MSE_1; c is clipped to [0, 1]. bias² = ε²(W² − 1)/12 is solved for ε, the drift of a ramp with that bias.
     """
     window = hypergradients.shape[1] / buckets
     single = hypergradients.var(0, ddof=1).mean().item()
@@ -148,10 +148,10 @@ def correlation_and_drift(hypergradients: Floats, buckets: int) -> tuple[float, 
 
 
 def jackknife(hypergradients: Floats, buckets: Sequence[int]) -> tuple[Floats, Floats, Floats]:
-    """MSE_W [N], its standard error [N], and the standard error of its distance to the least [N].
+    """MSE_W [N], its standard error [N], and the standard error of its distance to the least MSE_W [N].
 
-    Groups of runs are left out in turn. The errors of different windows come from the same runs and go up and down
-    together, so that their distances are known better than they are.
+    Groups of runs are left out in turn. The MSE of all windows comes from the same runs and rises and falls together,
+    so that distances between windows are known more precisely than the MSE itself.
     """
 
     def mse(runs: Floats) -> Floats:

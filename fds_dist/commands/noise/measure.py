@@ -1,16 +1,17 @@
-"""Per-step hypergradients of independent runs at one schedule, spread over the ranks and kept in files as they are
-done; and what they tell together.
+"""Per-step hypergradients of independent runs at one schedule, and the noise that they show together.
+
+The ranks share out the runs; each run is written to a file when it is done.
 
 Shapes: E = estimators (non-greedy, greedy), N = analyzed hyperparameters, T = steps of the horizon.
 
-Run r is outer step r without sharing, with other weights, validation split and batches than all others: every step has
-hyperparameters h_t of its own, so that
+Run r is outer step r without sharing: its weights, validation split and batches differ from those of all other runs,
+and every step has its own hyperparameters h_t. Then
 
     non-greedy_t = dL_val(w_T)/dh_t                    by one reverse sweep, about 4 plain runs whatever N·T is
     greedy_t     = ∇L_val(w_{t+1}) · ∂w_{t+1}/∂h_t     the state before step t held fixed; L_val on one batch
 
-The validation batch of a greedy hypergradient is the next one in the task's order, the first again after the last. Rank
-r does runs r, r + world size, ..., and hands each to the others when it is done.
+Greedy hypergradients take the validation batches in the task's order, again and again. Rank r computes the runs r,
+r + world size, ... and sends each to the other ranks when it is done.
 """
 
 from __future__ import annotations
@@ -66,11 +67,11 @@ def cosine_schedule(problem: Problem, horizon: int) -> Schedule:
 def without_sharing(problem: Problem, schedule: Schedule, horizon: int) -> Unshared:
     """`problem` with a bucket for each of `horizon` steps of every analyzed hyperparameter.
 
-    Analyzed are those that the problem learns and those that the schedule changes over time. What the schedule leaves
-    out has its initial or fixed value of the problem.
+    The analyzed hyperparameters are those that the problem learns and those that the schedule changes over time. A
+    hyperparameter that the schedule does not name keeps the problem's initial or fixed value.
 
     Raises:
-        UserError: the schedule has a hyperparameter that the problem has not.
+        UserError: the schedule names a hyperparameter that the problem does not have.
     """
     names = problem.space.names
     steps = [schedule.stretch(horizon).at(step) for step in range(horizon)]
@@ -89,7 +90,7 @@ def without_sharing(problem: Problem, schedule: Schedule, horizon: int) -> Unsha
 
 
 def run_hypergradients(unshared: Unshared, run: int) -> Floats:
-    """[E, N, T] of one run; not finite where the run diverges."""
+    """Hypergradients [E, N, T] of one run; not finite where the run diverges."""
     alone = Ranks(LaunchEnvironment(), MeshShape(1, 1, 1), unshared.problem.device)  # other ranks are at other runs
     estimates = [
         estimate(unshared.problem, unshared.values, run, unshared.horizon, alone, _go_on).hypergradients
@@ -99,7 +100,7 @@ def run_hypergradients(unshared: Unshared, run: int) -> Floats:
 
 
 def settings_key(unshared: Unshared) -> str:
-    """A short hash of what the hypergradients of a run depend on: settings, initial weights and first batches."""
+    """A short hash of everything that a run's hypergradients depend on: settings, initial weights, first batches."""
     problem = unshared.problem
     settings = (
         problem.space.bucket_counts,
@@ -120,7 +121,7 @@ def _go_on(state: InnerState, loss: Tensor) -> bool:
 
 
 Progress = Callable[[int, int], None]
-"""(runs done, all runs), those of all ranks together."""
+"""Called with (runs done, all runs), summed over the ranks."""
 
 
 def measure_noise(
@@ -135,12 +136,12 @@ def measure_noise(
     """Hypergradient noise of `problem` at `schedule`, stretched to `horizon` steps; the same on every rank.
 
     Args:
-        runs: how many, at least 4; 100 in the paper.
-        folder: keeps each run in `runs/` once it is done, so that an interrupted analysis goes on where it stopped, or
-            a finished one with more runs. Runs of other settings may lie there too.
+        runs: number of runs, at least 4; 100 in the paper.
+        folder: each run is written to `runs/` in it when it is done, so that an interrupted analysis continues where it
+            stopped, and a finished one can be given more runs. Runs with other settings may lie there too.
 
     Raises:
-        UserError: too few steps or runs, too few of them finite, or a schedule that does not fit the problem.
+        UserError: too few steps or runs, too few finite runs, or a schedule that does not fit the problem.
     """
     checks = (("horizon", horizon, 2), ("runs", runs, FEWEST_RUNS))
     faults = [
@@ -151,14 +152,7 @@ def measure_noise(
     if faults:
         raise UserError(faults)
     unshared = without_sharing(problem, schedule, horizon)
-    kept, key = folder / "runs", settings_key(unshared)
-    kept.mkdir(parents=True, exist_ok=True)
-    done: list[Floats] = []
-    for first in range(0, runs, ranks.world_size):
-        run = first + ranks.rank
-        done += gather(kept_run(unshared, run, kept / f"{key}-{run:04d}.npy") if run < runs else None, ranks)
-        progress(len(done), runs)
-    finite = finite_runs(done)
+    finite = finite_runs(all_runs(unshared, runs, ranks, folder / "runs", progress))
     space = unshared.problem.space
     return NoiseReport(
         horizon=horizon,
@@ -174,13 +168,25 @@ def measure_noise(
     )
 
 
+def all_runs(unshared: Unshared, runs: int, ranks: Ranks, folder: Path, progress: Progress) -> list[Floats]:
+    """Hypergradients [E, N, T] of every run, on every rank."""
+    folder.mkdir(parents=True, exist_ok=True)
+    key = settings_key(unshared)
+    done: list[Floats] = []
+    for first in range(0, runs, ranks.world_size):
+        run = first + ranks.rank
+        done += gather(stored_run(unshared, run, folder / f"{key}-{run:04d}.npy") if run < runs else None, ranks)
+        progress(len(done), runs)
+    return done
+
+
 def finite_runs(done: list[Floats]) -> Floats:
-    """[R, E, N, T] the runs that did not diverge.
+    """The runs that did not diverge, as one array [R, E, N, T].
 
     Raises:
         UserError: they are too few.
     """
-    finite = [found for found in done if np.isfinite(found).all()]
+    finite = [run for run in done if np.isfinite(run).all()]
     if len(finite) < FEWEST_RUNS:
         problem = f"{len(finite)} of {len(done)} runs have finite hypergradients"
         remedy = "lower its learning rate or clip the gradient (inner.clip_gradient)"
@@ -188,17 +194,17 @@ def finite_runs(done: list[Floats]) -> Floats:
     return np.stack(finite)
 
 
-def kept_run(unshared: Unshared, run: int, file: Path) -> Floats:
-    """[E, N, T] of one run: read from `file`, or computed and written to it."""
+def stored_run(unshared: Unshared, run: int, file: Path) -> Floats:
+    """Hypergradients [E, N, T] of one run: read from `file`, or computed and written to it."""
     try:
         return np.load(file)
     except (OSError, ValueError, EOFError):  # no such file, or no array in it
-        found = run_hypergradients(unshared, run)
+        hypergradients = run_hypergradients(unshared, run)
         temporary = file.with_suffix(".tmp")
         with temporary.open("wb") as stream:
-            np.save(stream, found)
-        temporary.replace(file)  # there as a whole or not at all
-        return found
+            np.save(stream, hypergradients)
+        temporary.replace(file)  # the file appears whole or not at all
+        return hypergradients
 
 
 def gather(run: Floats | None, ranks: Ranks) -> list[Floats]:

@@ -1,4 +1,4 @@
-"""The figure of an analysis of noise: error against window, and what the hypergradients look like step by step."""
+"""The figure of a noise analysis: error against window width, and the hypergradients step by step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 COLORS = {"non-greedy": BLUE, "greedy": VERMILION}
-"""Their grays differ too."""
+"""Two colors that differ in gray too."""
 
 MARKERS = {"non-greedy": "o", "greedy": "s"}
 
@@ -27,7 +27,7 @@ ROW_SIZE = (9.0, 2.7)
 
 
 def plot_noise(report: NoiseReport, path: Path) -> None:
-    """Writes the figure to `path` with the endings .pdf and .png: one row of three panels per hyperparameter.
+    """Writes the figure as `path` + .pdf and .png: one row of three panels per hyperparameter.
 
     Left: measured MSE_W with its standard errors, theorem 4.1's curve, and a ring around the best window. Middle and
     right: mean and standard deviation over runs of the non-greedy and the greedy hypergradient of each step.
@@ -49,19 +49,20 @@ def plot_noise(report: NoiseReport, path: Path) -> None:
             figure.savefig(path.with_suffix(ending), dpi=200)
 
 
-def draw_errors(axes: Axes, found: NoiseEstimate) -> None:
+def draw_errors(axes: Axes, estimate: NoiseEstimate) -> None:
     """Measured errors, the theorem's curve over them, and the best window."""
     from matplotlib.patheffects import withStroke
 
-    color, marker, best = COLORS[found.estimator], MARKERS[found.estimator], min(found.mse)
-    axes.errorbar(found.windows, found.mse, found.mse_error, fmt=marker, markersize=2.8, elinewidth=0.7, color=color)
-    axes.plot(found.windows, found.theorem, color=color, linewidth=1.2)
-    axes.plot(found.best_window, best, "o", markersize=10, markerfacecolor="none", markeredgecolor=color)
-    place = math.log(found.best_window) / math.log(max(found.windows))  # 0 at the left edge, 1 at the right one
+    color, marker, best = COLORS[estimate.estimator], MARKERS[estimate.estimator], min(estimate.mse)
+    points = {"fmt": marker, "markersize": 2.8, "elinewidth": 0.7, "color": color}
+    axes.errorbar(estimate.windows, estimate.mse, estimate.mse_error, **points)
+    axes.plot(estimate.windows, estimate.theorem, color=color, linewidth=1.2)
+    axes.plot(estimate.best_window, best, "o", markersize=10, markerfacecolor="none", markeredgecolor=color)
+    place = math.log(estimate.best_window) / math.log(max(estimate.windows))  # 0 at the left edge, 1 at the right one
     side, shift = ("left", -6) if place < 0.1 else ("right", 6) if place > 0.9 else ("center", 0)
     axes.annotate(
-        f"W = {found.best_window:.0f}",
-        (found.best_window, best),
+        f"W = {estimate.best_window:.0f}",
+        (estimate.best_window, best),
         (shift, -9),
         textcoords="offset points",
         color=color,
@@ -74,7 +75,7 @@ def draw_errors(axes: Axes, found: NoiseEstimate) -> None:
 def finish_errors(axes: Axes, estimates: list[NoiseEstimate]) -> None:
     """Scales and labels of the left panel."""
     axes.set_xscale("log")
-    if any(found.variance > 0 for found in estimates):
+    if any(estimate.variance > 0 for estimate in estimates):
         axes.set_yscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(y=0.18)
@@ -82,16 +83,16 @@ def finish_errors(axes: Axes, estimates: list[NoiseEstimate]) -> None:
     axes.set_ylabel(f"mean squared error\n(loss / unit of {spoken(estimates[0].hyperparameter)})²")
 
 
-def draw_profile(axes: Axes, found: NoiseEstimate) -> None:
+def draw_profile(axes: Axes, estimate: NoiseEstimate) -> None:
     """Mean and standard deviation over runs, by step."""
-    steps, mean, spread = np.arange(len(found.mean)), np.array(found.mean), np.array(found.spread)
-    color = COLORS[found.estimator]
+    steps, mean, spread = np.arange(len(estimate.mean)), np.array(estimate.mean), np.array(estimate.spread)
+    color = COLORS[estimate.estimator]
     axes.axhline(0, color="0.6", linewidth=0.6)
     axes.fill_between(steps, mean - spread, mean + spread, color=color, alpha=0.25, linewidth=0)
     axes.plot(steps, mean, color=color, linewidth=1)
     axes.ticklabel_format(axis="y", scilimits=(-2, 3))
     axes.set_xlabel("inner step")
-    axes.set_ylabel(f"{found.estimator} hypergradient\n(loss / unit of {spoken(found.hyperparameter)})")
+    axes.set_ylabel(f"{estimate.estimator} hypergradient\n(loss / unit of {spoken(estimate.hyperparameter)})")
 
 
 def add_legend(figure: Figure, report: NoiseReport) -> None:

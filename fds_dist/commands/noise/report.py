@@ -1,4 +1,4 @@
-"""What an analysis of noise found: as an object, a JSON file and a table."""
+"""The result of a noise analysis: as an object, a JSON file and a table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fds_dist.commands.noise.estimates import NoiseEstimate
 from fds_dist.common.files import write_text_atomic
-from fds_dist.common.words import ABSENT
+from fds_dist.common.words import ABSENT, counted
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class NoiseReport:
 
     @property
     def advised(self) -> list[NoiseEstimate]:
-        """The estimates that a recommendation rests on: of the non-greedy hypergradients, which FDS learns from."""
+        """The estimates behind the recommendation: those of the non-greedy hypergradients, which FDS learns from."""
         return [estimate for estimate in self.estimates if estimate.estimator == "non-greedy"]
 
     @property
@@ -48,13 +48,13 @@ class NoiseReport:
 
 
 def write_noise(report: NoiseReport, path: Path) -> None:
-    """All figures as JSON."""
+    """Writes all figures as JSON."""
     content = {"format": "fds-dist noise", "version": 1, "recommended_buckets": report.recommended_buckets}
     write_text_atomic(path, json.dumps(content | asdict(report), indent=1) + "\n")
 
 
 def print_noise(report: NoiseReport, console: Console) -> None:
-    """The figures of theorem 4.1 for each hyperparameter, the best window, and the recommendation in words."""
+    """Prints the figures of theorem 4.1 for each hyperparameter, the best window, and the recommendation in words."""
     title = f"Hypergradient noise: {report.runs:,} runs of {report.horizon:,} steps"
     table = Table(box=None, title=title)
     for heading in ("hyperparameter", "estimator"):
@@ -62,39 +62,39 @@ def print_noise(report: NoiseReport, console: Console) -> None:
     headings = ("variance MSE₁", "correlation c", "drift ε / step", "best W", "good W", "theorem W*", "gain", "buckets")
     for heading in headings:
         table.add_column(heading, justify="right")
-    for found in report.estimates:
-        low, high = found.best_range
+    for estimate in report.estimates:
+        low, high = estimate.best_range
         table.add_row(
-            found.hyperparameter,
-            found.estimator,
-            f"{found.variance:.3g}",
-            f"{found.correlation:.3f}",
-            f"{found.drift:.3g}",
-            f"{found.best_window:.0f}",
+            estimate.hyperparameter,
+            estimate.estimator,
+            f"{estimate.variance:.3g}",
+            f"{estimate.correlation:.3f}",
+            f"{estimate.drift:.3g}",
+            f"{estimate.best_window:.0f}",
             f"{low:.0f}–{high:.0f}",
-            f"{found.theorem_window:.0f}",
-            gain_text(found),
-            str(found.recommended_buckets),
+            f"{estimate.theorem_window:.0f}",
+            gain_text(estimate),
+            str(estimate.recommended_buckets),
         )
     console.print(table)
     advice = ", ".join(map(advice_text, report.advised))
     lines = [
-        "Windows W in steps; good W: error within a tenth or a standard error of the least; gain: MSE₁ over the least.",
+        "W: window in steps. good W: error within a tenth or a standard error of the least. gain: MSE₁ / least error.",
         f"Recommended buckets for {report.horizon:,} steps: {advice}.",
     ]
     if report.left_out:
-        lines.append(f"{report.left_out} more runs diverged and are left out.")
+        lines.append(f"{counted(report.left_out, 'more run')} diverged: left out.")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def advice_text(found: NoiseEstimate) -> str:
+def advice_text(estimate: NoiseEstimate) -> str:
     """`lr 21 (10 nearly as good)`"""
-    fewer = f" ({found.fewest_buckets} nearly as good)" if found.fewest_buckets < found.recommended_buckets else ""
-    return f"{found.hyperparameter} {found.recommended_buckets}{fewer}"
+    buckets, fewest = estimate.recommended_buckets, estimate.fewest_buckets
+    return f"{estimate.hyperparameter} {buckets}" + (f" ({fewest} nearly as good)" if fewest < buckets else "")
 
 
-def gain_text(found: NoiseEstimate) -> str:
+def gain_text(estimate: NoiseEstimate) -> str:
     """How many times smaller sharing over the best window makes the error."""
-    least = min(found.mse)
-    return f"{found.mse[0] / least:.3g}×" if least > 0 and math.isfinite(least) else ABSENT
+    least = min(estimate.mse)
+    return f"{estimate.mse[0] / least:.3g}×" if least > 0 and math.isfinite(least) else ABSENT

@@ -6,7 +6,7 @@ correlation of at most c ≥ 0. The average over the window of t estimates μ_t 
     MSE_W ≤ (1 + c(W − 1))/W · MSE_1 + ε²(W² − 1)/12 = (c + (1 − c)/W) · MSE_1 + ε²(W² − 1)/12
 
 The first term is the variance of the average; the second is the squared bias of a ramp, on which every step drifts by
-ε in the same direction. For c < 0 it is no bound.
+ε in the same direction. For c < 0 this is not a bound.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ def mse_bound(window: Window, variance: float, drift: float = 0.0, correlation: 
 
 
 def best_window(variance: float, drift: float, correlation: float = 0.0) -> float:
-    """W* = (6(1 − c)·MSE_1/ε²)^(1/3), where the bound is least, and at least 1; infinite without drift.
+    """W* = (6(1 − c)·MSE_1/ε²)^(1/3), the window of the least bound: at least 1, and infinite without drift.
 
-    For c = 0 it is the paper's (6σ²/ε²)^(1/3): the part of the variance that all steps share is not averaged out.
+    For c = 0 this is the paper's (6σ²/ε²)^(1/3). Averaging reduces only the part of the variance that steps do not
+    share, hence the factor 1 − c.
     """
-    own = 6 * (1 - correlation) * variance
-    return max(1.0, (own / drift**2) ** (1 / 3)) if drift**2 > 0 else math.inf
+    independent = 6 * (1 - correlation) * variance
+    return max(1.0, (independent / drift**2) ** (1 / 3)) if drift**2 > 0 else math.inf
