@@ -1,47 +1,22 @@
-"""Drives a `torch.optim` optimizer by a learned schedule, with the interface of an LR scheduler."""
+"""Drives a `torch.optim` optimizer by a learned schedule, as an LR scheduler."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import trainable_parameters
-from fds_dist.common.registry import nearest
-from fds_dist.schedule.groups import assigned, base_of, group_of
+from fds_dist.schedule.fit import fit_faults, fit_remarks
+from fds_dist.schedule.groups import assigned
 from fds_dist.schedule.schedule import Schedule
-
-Setter = Callable[[dict[str, Any], float], None]
-
-
-def _set(key: str) -> Setter:
-    def set_value(group: dict[str, Any], value: float) -> None:
-        group[key] = value
-
-    return set_value
-
-
-def _set_beta(position: int) -> Setter:
-    def set_value(group: dict[str, Any], value: float) -> None:
-        betas = list(group["betas"])
-        betas[position] = value
-        group["betas"] = tuple(betas)
-
-    return set_value
-
-
-_SETTERS: dict[str, tuple[str, Setter]] = {
-    "lr": ("lr", _set("lr")),
-    "momentum": ("momentum", _set("momentum")),
-    "weight_decay": ("weight_decay", _set("weight_decay")),
-    "eps": ("eps", _set("eps")),
-    "beta1": ("betas", _set_beta(0)),
-    "beta2": ("betas", _set_beta(1)),
-}
-"""Hyperparameter to the key of a parameter group that it needs, and how to set it."""
+from fds_dist.schedule.settings import settings, write_all
 
 
 def parameter_groups(module: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
@@ -74,8 +49,8 @@ def parameter_groups(module: nn.Module, schedule: Schedule) -> list[dict[str, An
     ]
 
 
-class ScheduleDriver:
-    """Sets the schedule's values on every parameter group: those of step 0 at once, those of the next at `step()`.
+class ScheduleDriver(LRScheduler):
+    """Sets the learned values on every parameter group: those of step 0 at once, those of the next at `step()`.
 
     ```python
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -83,88 +58,149 @@ class ScheduleDriver:
     for x, y in batches:
         ...
         optimizer.step()
-        driver.step()       # after optimizer.step(), like an LR scheduler
+        driver.step()       # after optimizer.step(), as every LR scheduler
     ```
 
-    A value for one parameter group, `lr.norm_and_bias`, goes to the optimizer's group with that "name": see
-    `parameter_groups`. Hyperparameters of the loss are left alone: read them from `driver.values`. Where momentum is 0
-    on some buckets and not on others, the optimizer gets 1e-300 for 0, so that it keeps its velocity.
+    - What the search held fixed stays as the optimizer has it, unless `fixed` is true. A warning tells where the
+      optimizer then has its default, and where its formula is not the one that the schedule was learned for.
+    - Past the horizon the last values stay.
+    - Tensors, such as `lr=torch.tensor(0.1)`, are filled in place: compiled and captured steps see the new values.
+    - A value for one parameter group, `lr.norm_and_bias`, goes to the optimizer's group with that "name": see
+      `parameter_groups`.
+    - Hyperparameters of the loss are left alone: read them from `driver.values`.
+    - Where momentum is 0 on some buckets and not on others, the optimizer gets 1e-300 for 0, so that it keeps its
+      velocity.
+    - Under `SequentialLR` the schedule starts at its milestone; until then the optimizer has the first values of all
+      but the learning rate. The values are absolute: what another scheduler makes of a learning rate is overwritten at
+      the next step, with a warning.
+    - Accelerate calls a prepared scheduler once per process at each optimizer step: attach it with the horizon
+      `optimizer_steps * accelerator.num_processes`, unless the Accelerator splits batches.
 
     Raises:
-        UserError: the optimizer has no such hyperparameter, or its groups are not the schedule's.
+        UserError: not an optimizer; the optimizer has no place for a learned hyperparameter; its groups are not the
+            schedule's, or share a tensor that needs two values.
     """
 
-    def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:
-        self.optimizer = optimizer
-        self._use(schedule, 0)
+    def __init__(self, optimizer: Optimizer, schedule: Schedule, *, fixed: bool = False) -> None:
+        self._sets_fixed = fixed
+        self._first_came_early = self._has_warned = False
+        self.optimizer = _driveable(optimizer)
+        self._use(schedule)
+        for remark in dict.fromkeys(fit_remarks(self.optimizer, schedule, self._driven)):
+            warnings.warn(remark, stacklevel=3)
+        super().__init__(self.optimizer)
 
-    def _use(self, schedule: Schedule, last_epoch: int) -> None:
-        """Goes on with `schedule` at step `last_epoch`, if the optimizer has all that it sets."""
-        wanted = schedule.optimizer.get("name", "the one it was learned for")
-        settings = schedule.for_optimizer()
-        faults = [
-            Fault(name, f"{type(self.optimizer).__name__} has no {_SETTERS[name][0]}", f"an optimizer like {wanted}")
-            for name in dict.fromkeys(map(base_of, settings.at(0)))
-            if any(_SETTERS[name][0] not in group for group in self.optimizer.param_groups)
-        ]
-        faults += _group_faults(self.optimizer, schedule)
-        if faults:
+    def _use(self, schedule: Schedule) -> None:
+        """Takes `schedule`, if the optimizer has a place for all that is to be set."""
+        driven = schedule.for_optimizer()
+        driven = driven if self._sets_fixed else replace(driven, fixed={})
+        if faults := fit_faults(self.optimizer, schedule, driven):
             raise UserError(faults)
-        self.schedule, self.last_epoch, self._settings = schedule, last_epoch, settings
-        self._apply()
-
-    def _apply(self) -> None:
-        for name, value in self._settings.at(self.last_epoch).items():
-            for group in self.optimizer.param_groups:
-                if group_of(name) in ("", group.get("name")):
-                    _SETTERS[base_of(name)][1](group, value)
+        self.schedule, self._driven = schedule, driven
 
     @property
     def values(self) -> dict[str, float]:
-        """All hyperparameters of the coming optimizer step."""
-        return self.schedule.at(self.last_epoch)
+        """All hyperparameters of the coming optimizer step, fixed ones included, as the schedule has them."""
+        return self.schedule.at(max(self.last_epoch, 0))
 
-    def step(self) -> None:
-        """Moves on to the values of the next optimizer step; past the horizon the last ones stay."""
-        self.last_epoch += 1
-        self._apply()
-
-    def get_last_lr(self) -> list[float]:
-        """The learning rate of each parameter group."""
-        return [group["lr"] for group in self.optimizer.param_groups]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The step count and the schedule, as plain values."""
-        return {"last_epoch": self.last_epoch, "schedule": self.schedule.to_json()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state_dict` stood, with the schedule that it held.
+    def step(self, epoch: int | None = None) -> None:
+        """Moves on to the values of the next optimizer step, or to those of step `epoch`.
 
         Raises:
-            UserError: the optimizer has not all of that schedule's hyperparameters.
+            UserError: the optimizer's parameter groups were changed, and no longer fit the schedule.
         """
-        self._use(Schedule.from_json(state["schedule"]), state["last_epoch"])
+        if epoch is None and self.last_epoch >= 0:
+            self._warn_of_order()
+            self._warn_of_changes()
+        # Not `super().step()`: it warns of an order of calls that it cannot know, and of `epoch`, which is exact here.
+        self._step_count += 1
+        self._update_lr(epoch)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Sets every value of the step `last_epoch` on the optimizer; returns the learning rate of each group."""
+        if faults := fit_faults(self.optimizer, self.schedule, self._driven):
+            raise UserError(faults)
+        write_all(self.optimizer.param_groups, self._driven.at(self.last_epoch))
+        return self.get_last_lr()
+
+    def get_last_lr(self) -> list[float | Tensor]:
+        """The learning rate of each parameter group; of a tensor a copy."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        return [rate.clone() if isinstance(rate, Tensor) else rate for rate in rates]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step count, the schedule, and whether its values are the optimizer's now, as plain values."""
+        active = self.last_epoch >= 0 and not self._changes(every_device=True)
+        return {"last_epoch": self.last_epoch, "schedule": self.schedule.to_json(), "active": active}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` stood, with the schedule and the horizon that it held.
+
+        Sets the values of that step, unless another scheduler had set the optimizer's when the state was taken.
+
+        Raises:
+            UserError: not the state of a driver, or the optimizer has not all of that schedule's hyperparameters.
+        """
+        step = state_dict.get("last_epoch")
+        if not isinstance(step, int) or step < -1 or not isinstance(state_dict.get("schedule"), str):
+            problem = f"has the keys {', '.join(map(str, state_dict)) or 'of nothing'}"
+            raise UserError(Fault("state_dict", problem, "what ScheduleDriver.state_dict() returned"))
+        schedule, attached = Schedule.from_json(state_dict["schedule"], "state_dict: schedule"), self.schedule
+        self._use(schedule)
+        if schedule != attached and schedule.stretch(attached.horizon) == attached:
+            warnings.warn(
+                f"the saved state's horizon of {schedule.horizon} steps replaces the {attached.horizon} of attach",
+                stacklevel=2,
+            )
+        self.last_epoch, self._step_count = step, step + 1
+        if step >= 0 and state_dict.get("active", True):
+            write_all(self.optimizer.param_groups, self._driven.at(step))
+        self._last_lr = self.get_last_lr()
+
+    def _changes(self, every_device: bool = False) -> list[str]:
+        """The settings that no longer have the driver's value. A tensor on an accelerator is not waited for."""
+        values = self._driven.at(self.last_epoch)
+        return [
+            f"{setting} is {setting.value}, not {values[setting.name]:g}"
+            for setting in settings(self.optimizer.param_groups, values)
+            if every_device or getattr(setting.value, "is_cpu", True)
+            if not setting.holds(values[setting.name])
+        ]
+
+    def _warn_of_changes(self) -> None:
+        if not self._has_warned and (changes := self._changes()):
+            self._has_warned = True
+            warnings.warn(
+                f"{changes[0]}, as the driver of the schedule set it: another scheduler, or other code, changed it. "
+                "The driver sets the schedule's own value at each step; put schedulers before or after it by "
+                "torch.optim.lr_scheduler.SequentialLR",
+                stacklevel=3,
+            )
+
+    def _warn_of_order(self) -> None:
+        """Warns at the second step if the first came before any step of an optimizer that does step since."""
+        stepped = getattr(self.optimizer, "_opt_called", False)  # kept by LRScheduler
+        if self._step_count == 1:
+            self._first_came_early = not stepped
+        elif self._step_count == 2 and self._first_came_early and stepped:
+            warnings.warn(
+                "the driver's first step() came before the first optimizer.step(), so that no step was taken with the "
+                "schedule's first values: call driver.step() after optimizer.step() (a gradient scaler that skipped "
+                "the first step has the same effect, which is harmless)",
+                stacklevel=3,
+            )
 
 
-def _group_faults(optimizer: Optimizer, schedule: Schedule) -> list[Fault]:
-    """Groups of the optimizer that are not the schedule's, and the other way round."""
-    wanted = schedule.groups
-    if not wanted:
-        return []
-    names = [group.get("name") for group in optimizer.param_groups]
-    expected = f"{', '.join(wanted)}, as by fds_dist.parameter_groups(model, schedule)"
-    faults = [
-        Fault(
-            f"param_groups[{index}]",
-            "has no name" if name is None else f"the schedule has no parameter group {name!r}",
-            f"a name of {expected}",
-            "" if name is None else nearest(str(name), wanted),
-        )
-        for index, name in enumerate(names)
-        if name not in wanted
-    ]
-    missing = [name for name in wanted if name not in names]
-    if missing and not faults:
-        problem = f"{type(optimizer).__name__} has no parameter group {', '.join(missing)}"
-        faults.append(Fault("param_groups", problem, f"groups with the names {expected}"))
-    return faults
+def _driveable(optimizer: Any) -> Optimizer:
+    """`optimizer`, or the `torch.optim` optimizer within one that only behaves alike, such as DeepSpeed's.
+
+    Raises:
+        UserError: neither.
+    """
+    inner = optimizer
+    while not isinstance(inner, Optimizer):
+        if not hasattr(inner, "optimizer"):
+            name = type(optimizer).__name__
+            raise UserError(Fault("optimizer", f"{name} is not an optimizer", "an instance of torch.optim.Optimizer"))
+        inner = inner.optimizer
+    return inner

@@ -7,11 +7,14 @@ import operator
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.schedule.buckets import bucket_of
 from fds_dist.schedule.groups import base_of, group_of
+
+if TYPE_CHECKING:
+    from fds_dist.schedule.driver import ScheduleDriver
 
 FORMAT = "fds-dist schedule"
 VERSION = 1
@@ -96,14 +99,22 @@ class Schedule:
         }
         return replace(self, values=values, fixed={name: self.fixed[name] for name in self.fixed if name not in others})
 
-    def attach(self, optimizer: Any, horizon: int | None = None) -> Any:
-        """A driver that sets these values on a `torch.optim` optimizer step by step.
+    def attach(self, optimizer: Any, horizon: int | None = None, *, fixed: bool = False) -> ScheduleDriver:
+        """A driver that sets these values on a `torch.optim` optimizer step by step: an LR scheduler.
 
-        See `fds_dist.schedule.driver.ScheduleDriver`; `horizon` (steps) defaults to the schedule's own.
+        Args:
+            optimizer: one of `torch.optim`, or one that behaves alike. Learned values are set at once, and then at
+                each `step()` of the driver.
+            horizon: optimizer steps to stretch the schedule to; None: its own number.
+            fixed: also set the hyperparameters that the search held fixed. By default they stay as `optimizer` has
+                them, and a warning tells where it has only its default, which is another value.
+
+        Raises:
+            UserError: the optimizer does not fit the schedule; see `fds_dist.schedule.driver.ScheduleDriver`.
         """
         from fds_dist.schedule.driver import ScheduleDriver
 
-        return ScheduleDriver(optimizer, self if horizon is None else self.stretch(horizon))
+        return ScheduleDriver(optimizer, self if horizon is None else self.stretch(horizon), fixed=fixed)
 
     def to_json(self) -> str:
         """JSON text; floats are written so that they read back to the same bits."""

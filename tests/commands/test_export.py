@@ -98,7 +98,7 @@ def test_a_snippet_trains_as_the_driver_bit_for_bit(name: str) -> None:
     steps = HORIZON + 3  # past the horizon the last values stay
     model = network()
     optimizer = optimizer_class(fds_dist.parameter_groups(model, schedule), **options)
-    driver = schedule.attach(optimizer)
+    driver = schedule.attach(optimizer, fixed=True)
     expected = trained(model, optimizer, lambda step: step and driver.step(), steps)
 
     taken, model = executed(snippet(schedule)), network()

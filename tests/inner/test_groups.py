@@ -321,7 +321,7 @@ def test_a_plain_loop_with_the_same_groups_is_the_inner_run(
         assert relative_error(plain, ours) < 1e-12  # roundings of 1e-16 that 30 steps amplify; found below 1e-14
 
 
-GROUPED = Schedule(4, {"lr.norm_and_bias": (0.1,), "lr.rest": (0.2,)}, {"momentum": 0.9}, {"groups": GROUPS})
+GROUPED = Schedule(4, {"lr.norm_and_bias": (0.1,), "lr.rest": (0.2,), "momentum": (0.9,)}, {}, {"groups": GROUPS})
 
 
 def sgd(*names: str | None) -> torch.optim.Optimizer:

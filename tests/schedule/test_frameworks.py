@@ -1,12 +1,14 @@
-"""The driver as the LR scheduler of Lightning and of Hugging Face's Trainer, which are not among our dependencies.
+"""The driver as the LR scheduler of Lightning, Hugging Face's Trainer and Accelerate, which are no dependencies.
 
-    pip install -c constraints.txt lightning transformers accelerate && python -m pytest tests/test_frameworks.py
+    pip install -c constraints.txt lightning transformers accelerate
+    python -m pytest tests/schedule/test_frameworks.py
 
 Every test compares with a loop of one's own over the batches that the framework trained on.
 """
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import fds_dist
+from fds_dist.common.faults import UserError
+from fds_dist.common.vision import import_torchvision
 from fds_dist.schedule.schedule import Schedule
 
 ACCUMULATED = 2  # batches per optimizer step
@@ -77,6 +81,8 @@ class Record:
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
+    with contextlib.suppress(UserError):  # the frameworks import torchvision where it is installed
+        import_torchvision()
     SCHEDULE.save(tmp_path / "schedule.json")
     return tmp_path
 
@@ -104,9 +110,6 @@ def lightning_training(run_dir: Path, record: Record, stop: int | None = None, c
             horizon = self.trainer.estimated_stepping_batches
             driver = fds_dist.load_schedule(run_dir).attach(optimizer, horizon)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": driver, "interval": "step"}}
-
-        def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-            scheduler.step()
 
         def on_train_batch_end(self, *_: Any) -> None:
             self.trainer.should_stop = self.global_step == stop
@@ -196,4 +199,43 @@ def test_hugging_face_trainer_from_a_checkpoint(run_dir: Path) -> None:
     hugging_face_training(run_dir, record, stop=STOP)
     assert len(record.settings) == STOP
     hugging_face_training(run_dir, record, resume=True)
+    record.check()
+
+
+# --- Accelerate ---
+
+
+def accelerate_training(run_dir: Path, record: Record, stop: int | None = None, resume: bool = False) -> None:
+    """Trains, or from the beginning to `stop` optimizer steps, or on from the state that was saved there."""
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATED)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    record.watch(optimizer)
+    driver = fds_dist.load_schedule(run_dir).attach(optimizer, horizon=STEPS)
+    model, optimizer, loader, driver = accelerator.prepare(
+        model, optimizer, DataLoader(dataset(), batch_size=4), driver
+    )
+    if resume:
+        accelerator.load_state(run_dir / "state")
+        loader = accelerator.skip_first_batches(loader, STOP * ACCUMULATED)
+    for x, y in loader:
+        record.batches.append((x, y))
+        with accelerator.accumulate(model):
+            accelerator.backward(F.cross_entropy(model(x), y))
+            optimizer.step()
+            driver.step()
+            optimizer.zero_grad()
+        if len(record.settings) == stop:
+            accelerator.save_state(run_dir / "state")
+            return
+
+
+@pytest.mark.parametrize("interrupted", [False, True], ids=["in one go", "from a saved state"])
+def test_accelerate(run_dir: Path, interrupted: bool) -> None:
+    record = Record()
+    if interrupted:
+        accelerate_training(run_dir, record, stop=STOP)
+        assert len(record.settings) == STOP
+    accelerate_training(run_dir, record, resume=interrupted)
     record.check()

@@ -103,7 +103,7 @@ class _SeedRun:
         self.loss_names = [name for name in self.schedule.at(0) if base_of(name) not in defaults]
         module = build_model(derive_seed(seed, KEY, "weights"))
         self.engine = ENGINES[settings.engine](module, self.schedule, settings, ranks)
-        self.driver = ScheduleDriver(self.engine.optimizer, self.schedule)
+        self.driver = ScheduleDriver(self.engine.optimizer, self.schedule, fixed=True)
         self.records: list[EpochRecord] = []
 
     @property

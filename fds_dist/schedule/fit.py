@@ -1,0 +1,147 @@
+"""Whether a schedule can drive an optimizer, and how the optimizer differs from the one in the search."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fds_dist.common.faults import Fault
+from fds_dist.common.registry import nearest
+from fds_dist.schedule.groups import base_of
+from fds_dist.schedule.schedule import Schedule
+from fds_dist.schedule.settings import Setting, entry, key_of, settings
+
+OPTIONS = {"nesterov": False, "dampening": 0, "amsgrad": False, "maximize": False}
+"""Options of `torch.optim` that change an optimizer's formula, with the values of the formulas that the search uses."""
+
+_DECORATIONS = re.compile(r"deepspeed|fused|paged|cpu|\d+bit")
+"""What other libraries add to the name of an optimizer whose formula they keep: `FusedAdam`, `AdamW8bit`."""
+
+
+def fit_faults(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> list[Fault]:
+    """What keeps `optimizer` from being driven; `driven` is the part of `schedule` that is set on it."""
+    groups, names = optimizer.param_groups, schedule.for_optimizer().at(0)
+    lacking = _lacking(optimizer, schedule)
+    faults = []
+    if any(base_of(name) in lacking for name in driven.at(0)):
+        wanted = schedule.optimizer.get("name", "the one it was learned for")
+        faults = [
+            Fault(base, f"{type(optimizer).__name__} has no {key_of(base)}", f"an optimizer like {wanted}")
+            for base in lacking
+        ]
+    faults += _group_faults(optimizer, schedule)
+    owners: dict[int, Setting] = {}
+    for setting in settings(groups, names):
+        owner = owners.setdefault(id(setting.value), setting)
+        clash = owner.name != setting.name and not driven.at(0).keys().isdisjoint((owner.name, setting.name))
+        if isinstance(setting.value, Tensor) and clash:
+            key = f"param_groups[{setting.group_index}]"
+            faults.append(
+                Fault(key, f"its {setting.name} is the same tensor as {owner}", "a tensor of its own for each value")
+            )
+    return faults
+
+
+def fit_remarks(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> Iterator[str]:
+    """How training by `driven` on `optimizer` will differ from the search that learned `schedule`, one line each."""
+    yield from _formula_remarks(optimizer, schedule)
+    yield from _fixed_remarks(optimizer, schedule, driven)
+    changing = [name for name, row in driven.values.items() if len(set(row)) > 1]
+    numbers = {
+        key_of(setting.name)
+        for setting in settings(optimizer.param_groups, changing)
+        if setting.group.get("capturable") and not isinstance(setting.value, Tensor)
+    }
+    if numbers:
+        yield (
+            f"{', '.join(sorted(numbers))} of {type(optimizer).__name__}(capturable=True) is a plain number, which a "
+            "step captured in a CUDA graph keeps: give a tensor (lr=torch.tensor(0.1)), or capture anew at each change"
+        )
+
+
+def _formula_remarks(optimizer: Optimizer, schedule: Schedule) -> Iterator[str]:
+    """That the optimizer is another one, or has other options, than the schedule was learned for."""
+    learned_for, own = str(schedule.optimizer.get("name", "")), type(optimizer).__name__
+    if not learned_for:
+        return
+    if _formula(optimizer) != learned_for.rpartition(":")[2].lower():
+        lacking = _lacking(optimizer, schedule)
+        rest = f"; {own} has no place for {', '.join(lacking)}" if lacking else ""
+        yield f"the schedule was learned for {learned_for} and drives {own}, where its values mean something else{rest}"
+        return
+    options = {key: schedule.optimizer.get(key, usual) for key, usual in OPTIONS.items()}
+    others = {
+        f"{key}={group[key]} (learned with {key}={value})": None
+        for group in optimizer.param_groups
+        for key, value in options.items()
+        if group.get(key, value) != value
+    }
+    if others:
+        yield f"the schedule was learned for {learned_for} and drives {own} with {', '.join(others)}"
+
+
+def _fixed_remarks(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> Iterator[str]:
+    """Hyperparameters that were fixed in the search, and that the user's optimizer has at another default."""
+    fixed = {name: value for name, value in schedule.for_optimizer().fixed.items() if name not in driven.fixed}
+    parameters = inspect.signature(type(_innermost(optimizer))).parameters
+    for setting in settings(optimizer.param_groups, fixed):
+        key, value = key_of(setting.name), fixed[setting.name]
+        if setting.holds(value) or key not in parameters:
+            continue
+        default = entry(setting.name, parameters[key].default)
+        if isinstance(default, (int, float)) and setting.holds(default):
+            yield (
+                f"{setting.name} was fixed at {value:g} in the search; {type(optimizer).__name__} keeps its default of "
+                f"{default:g}: give it to the optimizer, or attach with fixed=True"
+            )
+
+
+def _lacking(optimizer: Optimizer, schedule: Schedule) -> list[str]:
+    """The schedule's hyperparameters, learned or fixed, for which some parameter group has no place."""
+    bases = dict.fromkeys(map(base_of, schedule.for_optimizer().at(0)))
+    return [base for base in bases if any(key_of(base) not in group for group in optimizer.param_groups)]
+
+
+def _innermost(optimizer: Any) -> Any:
+    """The optimizer that others, such as Accelerate's, wrap."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
+
+
+def _formula(optimizer: Optimizer) -> str:
+    """The optimizer's formula by its lower-case name: `sgd`, `adamw`; of a class unknown to torch the class's name."""
+    inner = _innermost(optimizer)
+    classes = [cls for cls in type(inner).__mro__ if cls.__module__.startswith("torch.optim.") and cls is not Optimizer]
+    name = _DECORATIONS.sub("", (classes[0] if classes else type(inner)).__name__.lower())
+    decoupled = any(group.get("decoupled_weight_decay") for group in inner.param_groups)
+    return "adamw" if name == "adam" and (decoupled or getattr(inner, "adam_w_mode", False)) else name
+
+
+def _group_faults(optimizer: Optimizer, schedule: Schedule) -> list[Fault]:
+    """Groups of the optimizer that are not the schedule's, and the other way round."""
+    wanted = schedule.groups
+    if not wanted:
+        return []
+    names = [group.get("name") for group in optimizer.param_groups]
+    expected = f"{', '.join(wanted)}, as by fds_dist.parameter_groups(model, schedule)"
+    faults = [
+        Fault(
+            f"param_groups[{index}]",
+            "has no name" if name is None else f"the schedule has no parameter group {name!r}",
+            f"a name of {expected}",
+            "" if name is None else nearest(str(name), wanted),
+        )
+        for index, name in enumerate(names)
+        if name not in wanted
+    ]
+    missing = [name for name in wanted if name not in names]
+    if missing and not faults:
+        problem = f"{type(optimizer).__name__} has no parameter group {', '.join(missing)}"
+        faults.append(Fault("param_groups", problem, f"groups with the names {expected}"))
+    return faults
