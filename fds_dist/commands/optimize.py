@@ -191,12 +191,19 @@ class Search:
         if not self.ranks.is_first:
             return
         write_text_atomic(self.folder.schedule, self.loop.schedule(progress.values, progress.horizon).to_json())
-        if progress.best is not None:
-            best = self.loop.schedule(progress.best[1], progress.horizon)
+        if (best := self._best_schedule(read_history(self.folder.history))) is not None:
             write_text_atomic(self.folder.best_schedule, best.to_json())
         keep = self.built.config.checkpoint.keep
         save_checkpoint(self.folder.checkpoints, progress.outer_step, progress.to_dict(), keep)
         remove_folders(self.folder.checkpoints, INNER)
+
+    def _best_schedule(self, history: Sequence[OuterRecord]) -> Schedule | None:
+        """The schedule of the lowest validation loss so far, over the horizon of the inner run that reached it."""
+        if self.progress.best is None:
+            return None
+        outer_step, values, *_ = self.progress.best
+        horizons = {record.outer_step: record.horizon for record in history}
+        return self.loop.schedule(values, horizons.get(outer_step, self.progress.horizon))
 
     def _keeper(self, outer_step: int, values: Sequence[float], horizon: int) -> InnerCheckpoints:
         """Keeps an inner run of the outer loop."""
@@ -252,12 +259,13 @@ class Search:
 
     def _result(self) -> RunResult:
         """The same on every rank."""
-        progress, best = self.progress, self.progress.best
+        progress = self.progress
+        history = self.ranks.on_first(lambda: read_history(self.folder.history))
         return RunResult(
             run_dir=self.folder.path,
             schedule=self.loop.schedule(progress.values, progress.horizon),
-            best_schedule=None if best is None else self.loop.schedule(best[1], progress.horizon),
-            history=self.ranks.on_first(lambda: read_history(self.folder.history)),
+            best_schedule=self._best_schedule(history),
+            history=history,
             converged=progress.converged,
         )
 

@@ -88,6 +88,15 @@ def test_a_run_leaves_what_the_contract_names(tmp_path: Path) -> None:
     assert printed.stdout == f"{result.schedule.at(3)}\n"
 
 
+def test_the_best_schedule_has_the_horizon_of_the_run_that_reached_it() -> None:
+    result = optimize(CONFIG, "inner.epochs=[4,0.75]", "outer.steps=2")
+    best, last = result.history
+    assert best.val_loss < last.val_loss and best.horizon == 16 and last.horizon == 3  # three steps learn little
+    assert result.best_schedule == fds_dist.load_schedule(result.run_dir / "schedule_best.json")
+    assert result.best_schedule is not None and result.best_schedule.horizon == best.horizon
+    assert result.schedule.horizon == last.horizon
+
+
 def test_the_resolved_config_gives_the_same_run_again() -> None:
     first = optimize(CONFIG, "seed=3", "tangents.clip_hvp=1.0")
     again = optimize(first.run_dir / "config.yaml", "name=again")
