@@ -158,11 +158,11 @@ class ScheduleDriver(LRScheduler):
         self._last_lr = self.get_last_lr()
 
     def _changes(self, every_device: bool = False) -> list[str]:
-        """The settings that no longer have the driver's value. A tensor on an accelerator is not waited for."""
+        """Settings that lost the driver's value since it was set. A tensor on an accelerator is not waited for."""
         values = self._driven.at(self.last_epoch)
         return [
-            f"{setting} is {setting.value}, not {values[setting.name]:g}"
-            for setting in settings(self.optimizer.param_groups, values)
+            f"{setting} is {float(setting.value):g}, but the schedule's driver set {values[setting.name]:g}"
+            for setting in settings(self.optimizer.param_groups[: len(self._last_lr)], values)
             if every_device or getattr(setting.value, "is_cpu", True)
             if not setting.holds(values[setting.name])
         ]
@@ -171,9 +171,8 @@ class ScheduleDriver(LRScheduler):
         if not self._has_warned and (changes := self._changes()):
             self._has_warned = True
             warnings.warn(
-                f"{changes[0]}, as the driver of the schedule set it: another scheduler, or other code, changed it. "
-                "The driver sets the schedule's own value at each step; put schedulers before or after it by "
-                "torch.optim.lr_scheduler.SequentialLR",
+                f"{changes[0]}: another scheduler, or other code, changed it. The driver sets the schedule's own value "
+                "at each step; let torch.optim.lr_scheduler.SequentialLR run other schedulers before or after it",
                 stacklevel=3,
             )
 

@@ -59,8 +59,8 @@ def fit_remarks(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> I
     }
     if numbers:
         yield (
-            f"{', '.join(sorted(numbers))} of {type(optimizer).__name__}(capturable=True) is a plain number, which a "
-            "step captured in a CUDA graph keeps: give a tensor (lr=torch.tensor(0.1)), or capture anew at each change"
+            f"{type(optimizer).__name__}(capturable=True) has plain numbers for {', '.join(sorted(numbers))}, which a "
+            "step captured in a CUDA graph keeps: give tensors (lr=torch.tensor(0.1)), or capture anew at each change"
         )
 
 
@@ -72,7 +72,8 @@ def _formula_remarks(optimizer: Optimizer, schedule: Schedule) -> Iterator[str]:
     if _formula(optimizer) != learned_for.rpartition(":")[2].lower():
         lacking = _lacking(optimizer, schedule)
         rest = f"; {own} has no place for {', '.join(lacking)}" if lacking else ""
-        yield f"the schedule was learned for {learned_for} and drives {own}, where its values mean something else{rest}"
+        told = f"the schedule was learned for {learned_for} and drives {own}"
+        yield f"{told}, where the same values train otherwise{rest}"
         return
     options = {key: schedule.optimizer.get(key, usual) for key, usual in OPTIONS.items()}
     others = {
