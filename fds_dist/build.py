@@ -6,7 +6,6 @@ reported together with those of the config.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -30,7 +29,7 @@ from fds_dist.models import build_model
 from fds_dist.outer.loop import OuterSettings
 from fds_dist.outer.rules import AdamRule, GradientRule, OuterRule, SignRule
 from fds_dist.schedule.groups import assigned, base_of, group_of, name_in
-from fds_dist.schedule.space import NATURAL_DOMAIN, Hyperparameter, HyperparameterSpace, domain_faults, interval
+from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 from fds_dist.tangents.methods import default_method
 from fds_dist.tangents.optimizers import INNER_OPTIMIZERS, InnerOptimizer
 from fds_dist.tangents.step import Pruning
@@ -44,7 +43,6 @@ ModelBuilder = Callable[[int], nn.Module]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 STAND_IN: dict[str, Any] = {"input_shape": (3, 32, 32), "classes": 10}
 """A sample that every network of this package takes."""
-UNBOUNDED = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ def build(
         rule=outer_rule(config.outer),
         estimator=_estimator(config),
         shape=shape,
-        remarks=tuple(text for text in (remark, unused) if text),
+        remarks=tuple(text for text in (*draft.remarks, remark, unused) if text),
     )
 
 
@@ -226,13 +224,9 @@ def _space(config: Config, optimizer: InnerOptimizer, task: Task | None) -> tupl
             faults.append(Fault(f"{key}.per_group", f"{name} belongs to the loss, which has no groups", expected))
         elif isinstance(entry, HyperparameterConfig):
             for copy_name, own in _copies(name, entry, config.inner.groups or {}).items():
-                bounds = _bounds(name, own)
+                bounds = own.bounds(name)
                 learned.append(Hyperparameter(copy_name, own.init, own.step, own.buckets, bounds, own.scale))
-                faults += domain_faults(learned[-1], _key(config, copy_name, "init"))
         else:
-            low, high = NATURAL_DOMAIN.get(name, UNBOUNDED)
-            if not low <= entry <= high:
-                faults.append(Fault(key, f"{entry:g} is out of range", interval(low, high)))
             fixed[name] = entry
     if not learned and not faults:
         expected = "at least one like lr: {init: 0.1, step: 0.1, buckets: 5}"
@@ -255,22 +249,9 @@ def _key(config: Config, name: str, setting: str) -> str:
     return f"{key}.per_group.{group_of(name)}" if own is not None and setting in own.model_fields_set else key
 
 
-def _bounds(name: str, entry: HyperparameterConfig) -> tuple[float, float]:
-    """A bound left out is the natural one, null is none."""
-    low, high = NATURAL_DOMAIN.get(name, UNBOUNDED)
-    if "min" in entry.model_fields_set:
-        low = -math.inf if entry.min is None else entry.min
-    if "max" in entry.model_fields_set:
-        high = math.inf if entry.max is None else entry.max
-    return low, high
-
-
 def _option_faults(config: Config) -> list[Fault]:
     """Options that exclude each other, and those that are part of the contract but not available yet."""
     faults = []
-    if config.tangents.dtype not in (None, config.dtype):
-        problem = f"{config.tangents.dtype} differs from dtype {config.dtype}"
-        faults.append(Fault("tangents.dtype", problem, f"{config.dtype}, or leave it out"))
     if config.estimator == "reverse":
         inexact = {"tangents.clip_hvp": config.tangents.clip_hvp, "tangents.prune.ratio": config.tangents.prune.ratio}
         faults += [

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fds_dist.build import Build, build
+from fds_dist.common.domain import BELOW_ONE
 from fds_dist.common.faults import UserError
 from fds_dist.config import read_draft
 from fds_dist.distributed.environment import LaunchEnvironment
-from fds_dist.schedule.space import BELOW_ONE
 
 BASE: dict[str, Any] = {
     "task": {"name": "own_tasks:blobs"},
@@ -173,6 +173,11 @@ def test_the_method_is_one_that_works_on_the_network() -> None:
 def test_options_that_do_not_go_together(overrides: list[str], line: str) -> None:
     (told,) = faults(*overrides)
     assert told.startswith(line)
+
+
+def test_a_key_that_is_gone_is_a_remark() -> None:
+    (remark,) = built(["tangents.dtype=float32"]).remarks
+    assert remark == "tangents.dtype is gone: tangents have the dtype of the weights; remove the key"
 
 
 def test_the_environment_variable_of_wandb_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:

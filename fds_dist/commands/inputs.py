@@ -46,6 +46,7 @@ def _resumed_draft(folder: RunFolder, overrides: Sequence[str]) -> Draft:
         problem = f"{folder.path} is not the folder of a run: there is no config.yaml in it"
         raise UserError(Fault("--resume", problem, "OUTPUT_DIR/NAME of an earlier run", suggestion))
     before, draft = read_draft(folder.config), read_draft(folder.config, overrides)
+    draft = replace(draft, remarks=())  # the config was written by the program, maybe by an earlier version
     if before.config is None or draft.config is None:
         return draft
     (had, had_groups), (has, has_groups) = ((c.hyperparameters, c.inner.groups) for c in (before.config, draft.config))

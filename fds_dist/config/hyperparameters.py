@@ -1,18 +1,16 @@
-"""The `hyperparameters:` section: what a user says about one hyperparameter, and what may contradict in it."""
+"""The `hyperparameters:` section: what a user says about one hyperparameter, and checks across its values."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import TypeAdapter
 
+from fds_dist.common.domain import UNIT_INTERVAL, has_logarithm, interval, natural_domain
 from fds_dist.common.kinds import Bound, Count, Name, Number, Positive, fault, read_by, show, wrong_kind
 from fds_dist.config.sections import Contradiction, Section
-
-if TYPE_CHECKING:
-    pass
-
 
 LEFT_OUT: Any = None
 """Stands for a key that is left out."""
@@ -80,12 +78,21 @@ class HyperparameterConfig(Section):
     per_group: Annotated[bool | dict[str, GroupOverride], read_by(_per_group)] = False
     """One copy for each of `inner.groups`: true, or a mapping from group to the keys that differ there."""
 
+    def bounds(self, name: str) -> tuple[float, float]:
+        """(min, max) of the hyperparameter called `name`: a bound left out is the natural one, null is none."""
+        low, high = natural_domain(name)
+        if "min" in self.model_fields_set:
+            low = -math.inf if self.min is None else self.min
+        if "max" in self.model_fields_set:
+            high = math.inf if self.max is None else self.max
+        return low, high
+
     def for_group(self, group: str) -> HyperparameterConfig:
         """This hyperparameter as it is learned for one parameter group."""
         settings = self.resolved()
         overrides = settings.pop("per_group")
-        own = overrides.get(group, {}) if isinstance(overrides, dict) else {}
-        return HyperparameterConfig.model_validate({**settings, **own})
+        override = overrides.get(group, {}) if isinstance(overrides, dict) else {}
+        return HyperparameterConfig.model_validate({**settings, **override})
 
 
 def _hyperparameter(value: Any) -> float | HyperparameterConfig:
@@ -99,17 +106,18 @@ def _hyperparameter(value: Any) -> float | HyperparameterConfig:
 Hyperparameters = dict[Name, Annotated[float | HyperparameterConfig, read_by(_hyperparameter)]]
 
 
-LOG_OF_COMPLEMENT = ("momentum", "beta1", "beta2")
-"""Hyperparameters in [0, 1): on the log scale these move by log(1 - x) instead of log(x)."""
-
-
 def hyperparameter_contradictions(
-    name: str, hyperparameter: HyperparameterConfig, groups: tuple[str, ...]
+    name: str, entry: float | HyperparameterConfig, groups: tuple[str, ...]
 ) -> Iterator[Contradiction]:
-    """What is wrong within one learned hyperparameter, with paths below its own key; `groups`: `inner.groups`."""
-    own = list(_range_contradictions(name, hyperparameter))
-    yield from own
-    overrides = hyperparameter.per_group
+    """What is wrong within one hyperparameter, with paths below its own key; `groups`: `inner.groups`."""
+    if not isinstance(entry, HyperparameterConfig):
+        low, high = natural_domain(name)
+        if not low <= entry <= high:
+            yield Contradiction((), f"{_written(entry)} is out of range", interval(low, high))
+        return
+    contradictions = list(_start_contradictions(name, entry))
+    yield from contradictions
+    overrides = entry.per_group
     if overrides and not groups:
         yield Contradiction(("per_group",), "there are no groups", "groups in inner.groups", ("inner.groups",))
     elif isinstance(overrides, dict):
@@ -117,22 +125,32 @@ def hyperparameter_contradictions(
             if group not in groups:
                 names = ", ".join(groups)
                 yield Contradiction(("per_group", group), "unknown group", f"one of {names}", ("inner.groups",))
-            elif not own:
-                for found in _range_contradictions(name, hyperparameter.for_group(group)):
-                    below = found.path if found.path[0] in override.model_fields_set else ()
-                    yield found._replace(path=("per_group", group, *below))
+            elif not contradictions:
+                for contradiction in _start_contradictions(name, entry.for_group(group)):
+                    below = contradiction.path if contradiction.path[0] in override.model_fields_set else ()
+                    yield contradiction._replace(path=("per_group", group, *below))
 
 
-def _range_contradictions(name: str, hyperparameter: HyperparameterConfig) -> Iterator[Contradiction]:
-    init, low, high = hyperparameter.init, hyperparameter.min, hyperparameter.max
-    if low is not None and high is not None and low > high:
-        yield Contradiction(("min",), f"{show(low)} is above max", f"a number of at most {show(high)} (max)")
-    elif low is not None and init < low:
-        yield Contradiction(("init",), f"{show(init)} is out of range", f"a number of at least {show(low)} (min)")
-    elif high is not None and init > high:
-        yield Contradiction(("init",), f"{show(init)} is out of range", f"a number of at most {show(high)} (max)")
-    if hyperparameter.scale == "log":
-        if name in LOG_OF_COMPLEMENT and init >= 1:
-            yield Contradiction(("init",), f"{show(init)} has no log(1 - x)", "a number below 1, or scale: linear")
-        if name not in LOG_OF_COMPLEMENT and init <= 0:
-            yield Contradiction(("init",), f"{show(init)} has no logarithm", "a number above 0, or scale: linear")
+def _start_contradictions(name: str, entry: HyperparameterConfig) -> Iterator[Contradiction]:
+    """What is wrong with where a hyperparameter starts: outside its bounds, or not on its log scale."""
+    low, high = entry.bounds(name)
+    at_least = f"a number of at least {show(low)} (min)" if entry.min is not None else interval(low, high)
+    at_most = f"a number of at most {show(high)} (max)" if entry.max is not None else interval(low, high)
+    init = _written(entry.init)
+    if low > high and None not in (entry.min, entry.max):
+        yield Contradiction(("min",), f"{show(low)} is above max", at_most)
+    elif low > high:
+        key, bound = ("min", low) if entry.min is not None else ("max", high)
+        yield Contradiction((key,), f"{_written(bound)} is out of range", interval(*natural_domain(name)))
+    elif not low <= entry.init <= high:
+        yield Contradiction(("init",), f"{init} is out of range", at_least if entry.init < low else at_most)
+    elif entry.scale == "log" and not has_logarithm(name, entry.init):
+        if name in UNIT_INTERVAL:
+            yield Contradiction(("init",), f"{init} has no log(1 - x)", "a number below 1, or scale: linear")
+        else:
+            yield Contradiction(("init",), f"{init} has no logarithm", "a number above 0, or scale: linear")
+
+
+def _written(value: float) -> str:
+    """A number as a person writes it: 1 for 1.0."""
+    return repr(value).removesuffix(".0")

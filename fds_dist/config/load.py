@@ -28,6 +28,8 @@ STAND_INS: dict[str, dict[str, Any]] = {"task": {"name": "digits"}, "hyperparame
 
 LEFT_OUT = object()
 
+TANGENTS_DTYPE_IS_GONE = "tangents.dtype is gone: tangents have the dtype of the weights; remove the key"
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -41,6 +43,9 @@ class Draft:
 
     broken: frozenset[str]
     """Dotted keys whose value in `config` is not the user's, because of a fault."""
+
+    remarks: tuple[str, ...] = ()
+    """What a person should know who wrote the config."""
 
     def is_broken(self, prefix: str) -> bool:
         """Whether this key, one above it or one below it is broken: then a check of it would mislead."""
@@ -58,8 +63,23 @@ def read_draft(source: Source, overrides: Sequence[str] = ()) -> Draft:
     for override in overrides:
         faults += _apply({} if data is None else data, override)
     broken = {fault.key for fault in faults if fault.key}
+    tangents_dtype = LEFT_OUT if data is None else _without_tangents_dtype(data)
     config = None if data is None else _repaired(data, faults, broken)
-    return Draft(config, faults, frozenset(broken))
+    remarks: tuple[str, ...] = ()
+    if config is not None and tangents_dtype is not LEFT_OUT:
+        if tangents_dtype in (None, config.dtype) or "dtype" in broken:
+            remarks = (TANGENTS_DTYPE_IS_GONE,)
+        else:
+            problem = f"{tangents_dtype} differs from dtype {config.dtype}"
+            faults.append(Fault("tangents.dtype", problem, f"{config.dtype}, or leave it out"))
+            broken.add("tangents.dtype")
+    return Draft(config, faults, frozenset(broken), remarks)
+
+
+def _without_tangents_dtype(data: dict[str, Any]) -> object:
+    """Removes `tangents.dtype`, a key of earlier versions, and returns its value; `LEFT_OUT` where there is none."""
+    tangents = data.get("tangents")
+    return tangents.pop("dtype", LEFT_OUT) if isinstance(tangents, dict) else LEFT_OUT
 
 
 def load_config(source: Source, overrides: Sequence[str] = ()) -> Config:

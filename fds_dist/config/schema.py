@@ -6,7 +6,7 @@ The order of the fields is the order in the resolved `config.yaml`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -29,7 +29,7 @@ from fds_dist.common.kinds import (
     show,
 )
 from fds_dist.config.compare import CompareConfig
-from fds_dist.config.hyperparameters import HyperparameterConfig, Hyperparameters, hyperparameter_contradictions
+from fds_dist.config.hyperparameters import Hyperparameters, hyperparameter_contradictions
 from fds_dist.config.sections import Contradiction, Section, option_contradictions, refuse
 
 
@@ -140,9 +140,6 @@ class TangentsConfig(Section):
 
     chunk_size: AutoCount = "auto"
     """Tangents per batched Hessian-vector product."""
-
-    dtype: Literal["float32", "float64"] | None = None
-    """Precision of the tangents; null: that of the weights."""
 
 
 class GreedyConfig(Section):
@@ -282,8 +279,6 @@ class Config(Section):
     seed: Seed = 0
     """What every random number of the run is derived from."""
 
-    REQUIRED: ClassVar[tuple[str, ...]] = ("task", "hyperparameters")
-
     @model_validator(mode="after")
     def _no_contradictions(self) -> Config:
         refuse(config_contradictions(self))
@@ -301,7 +296,6 @@ def config_contradictions(config: Config) -> Iterator[Contradiction]:
         problem = f"{config.inner.optimizer} has no such switch"
         yield Contradiction(("inner", "nesterov"), problem, "false, or inner.optimizer: sgd", ("inner.optimizer",))
     groups = tuple(config.inner.groups or ())
-    for name, value in config.hyperparameters.items():
-        if isinstance(value, HyperparameterConfig):
-            for found in hyperparameter_contradictions(name, value, groups):
-                yield found._replace(path=("hyperparameters", name, *found.path))
+    for name, entry in config.hyperparameters.items():
+        for contradiction in hyperparameter_contradictions(name, entry, groups):
+            yield contradiction._replace(path=("hyperparameters", name, *contradiction.path))

@@ -14,29 +14,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
-from fds_dist.common.faults import Fault
+from fds_dist.common.domain import BELOW_ONE, UNBOUNDED, UNIT_INTERVAL
 from fds_dist.schedule.buckets import bucket_start
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
 
-UNIT_INTERVAL = ("momentum", "beta1", "beta2")
-"""Hyperparameters in [0, 1): on the log scale the outer optimizer moves log(1 − x) instead of log(x). By base name, as
-in `NATURAL_DOMAIN`: the copies for parameter groups are of the same kind."""
-
-BELOW_ONE = 1 - 2.0**-24
-"""The largest float32 below 1: anything between would train as 1 in float32, with Adam's bias correction 0."""
-
 LARGEST_LOGARITHM = 700.0
 """exp of little more overflows, and exp of little less than its negative is 0, which has no logarithm."""
-
-NATURAL_DOMAIN: dict[str, tuple[float, float]] = {
-    "lr": (0.0, math.inf),
-    "momentum": (0.0, BELOW_ONE),
-    "weight_decay": (0.0, math.inf),
-    "beta1": (0.0, BELOW_ONE),
-    "beta2": (0.0, BELOW_ONE),
-    "eps": (0.0, math.inf),
-}
 
 
 @dataclass(frozen=True)
@@ -47,7 +31,7 @@ class Hyperparameter:
     init: float
     step: float
     buckets: int = 1
-    bounds: tuple[float, float] = (-math.inf, math.inf)
+    bounds: tuple[float, float] = UNBOUNDED
     scale: str = "linear"
 
     @property
@@ -143,27 +127,3 @@ class HyperparameterSpace:
         """λ as a schedule over `horizon` steps."""
         values = {name: tuple(row) for name, row in self.unpack(flat).items()}
         return Schedule(horizon, values, dict(self.fixed), dict(optimizer or {}))
-
-
-def domain_faults(hyperparameter: Hyperparameter, key: str) -> list[Fault]:
-    """What is wrong with where a hyperparameter starts: init outside its bounds, or not on its log scale."""
-    low, high = hyperparameter.bounds
-    init = hyperparameter.init
-    if not low <= init <= high:
-        return [Fault(f"{key}.init", f"{init:g} is out of range", interval(low, high))]
-    if hyperparameter.scale == "log":
-        if hyperparameter.base in UNIT_INTERVAL and init >= 1:
-            return [Fault(f"{key}.init", f"{init:g} has no logarithm of 1 - x", "a number below 1")]
-        if hyperparameter.base not in UNIT_INTERVAL and init <= 0:
-            return [Fault(f"{key}.init", f"{init:g} has no logarithm", "a number above 0, or scale: linear")]
-    return []
-
-
-def interval(low: float, high: float) -> str:
-    """Bounds in words."""
-    upper = "below 1" if high == BELOW_ONE else f"at most {high:g}"
-    if math.isinf(low):
-        return f"a number {upper}"
-    if math.isinf(high):
-        return f"a number of at least {low:g}"
-    return f"a number of at least {low:g} and {upper}"

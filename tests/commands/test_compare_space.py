@@ -7,10 +7,11 @@ import math
 import pytest
 
 from fds_dist.commands.compare.space import cosine_at, search_ranges, values_at
+from fds_dist.common.domain import NATURAL_DOMAIN
 from fds_dist.common.faults import UserError
 from fds_dist.config import load_config
 from fds_dist.config.compare import CompareConfig
-from fds_dist.schedule.space import NATURAL_DOMAIN, Hyperparameter, HyperparameterSpace
+from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 
 MINIMAL = {"task": {"name": "digits"}, "hyperparameters": {"lr": {"init": 0.1, "step": 0.1}}}
 

@@ -48,7 +48,6 @@ hyperparameters:
   beta1: {init: 0.9, step: .05, max: 0.99, per_group: {rest: {buckets: 3, min: null}}}
   eps: 1e-8
   smoothing: {init: 0.1, step: 1.e-2}
-tangents: {dtype: float64}
 consistency: {mode: off}
 tracking: {wandb: {mode: offline, tags: [a, 'yes', '3', '2024-01-01', '1e5', '~', 'naïve: x']}}
 name: night-3.b
@@ -97,7 +96,7 @@ def test_what_is_left_out_has_the_defaults():
     assert (config.inner.optimizer, config.inner.nesterov, config.inner.clip_gradient) == ("sgd", False, None)
     assert (config.outer.optimizer, config.outer.step_decay, config.outer.tolerance) == ("sign", None, 0.05)
     assert (config.outer.nonfinite_patience, config.outer.val_batch_norm) == (3, "batch")
-    assert (config.tangents.method, config.tangents.clip_hvp, config.tangents.dtype) == ("auto", None, None)
+    assert (config.tangents.method, config.tangents.clip_hvp) == ("auto", None)
     assert (config.mesh.tangent, config.mesh.data, config.mesh.replica) == ("auto", 1, 1)
     assert (config.consistency.mode, config.consistency.every) == ("verify", 100)
     assert (config.tracking.wandb.mode, config.tracking.wandb.project) == ("disabled", "fds-dist")

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 import fds_dist
 from fds_dist.build import Build, build
 from fds_dist.commands.retrain.command import retrain
+from fds_dist.common.domain import BELOW_ONE
 from fds_dist.common.faults import UserError
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.config import read_draft
@@ -27,7 +28,7 @@ from fds_dist.inner.estimators.greedy import greedy_estimator
 from fds_dist.inner.run import InnerState, run_horizon
 from fds_dist.schedule.groups import assigned, base_of, group_of, name_in
 from fds_dist.schedule.schedule import Schedule
-from fds_dist.schedule.space import BELOW_ONE, Hyperparameter
+from fds_dist.schedule.space import Hyperparameter
 from fds_dist.tangents import WeightGroups
 from fds_dist.tangents.optimizers import SGD, Adam, InnerOptimizer
 

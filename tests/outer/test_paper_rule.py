@@ -9,8 +9,9 @@ from itertools import pairwise, permutations
 
 import pytest
 
+from fds_dist.common.domain import BELOW_ONE, NATURAL_DOMAIN
 from fds_dist.outer.rules import OuterStep, SignRule
-from fds_dist.schedule.space import BELOW_ONE, NATURAL_DOMAIN, Hyperparameter, HyperparameterSpace
+from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 
 NAN, INF = math.nan, math.inf
 

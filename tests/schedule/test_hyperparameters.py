@@ -8,8 +8,9 @@ import random
 import pytest
 import torch
 
+from fds_dist.common.domain import NATURAL_DOMAIN
 from fds_dist.schedule.buckets import bucket_of
-from fds_dist.schedule.space import BELOW_ONE, NATURAL_DOMAIN, Hyperparameter, HyperparameterSpace, domain_faults
+from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 
 SPACE = HyperparameterSpace(
     (
@@ -116,34 +117,3 @@ def test_clamp(value: float, clamped: float) -> None:
 @pytest.mark.parametrize("name", ["momentum", "beta1", "beta2"])
 def test_the_largest_natural_value_is_below_one_in_every_type(name: str, dtype: torch.dtype) -> None:
     assert torch.tensor(NATURAL_DOMAIN[name][1], dtype=dtype).item() < 1
-
-
-@pytest.mark.parametrize(
-    ("name", "init", "bounds", "scale", "expected"),
-    [
-        ("lr", -0.1, (0.0, math.inf), "linear", "k.init: -0.1 is out of range; expected a number of at least 0"),
-        ("momentum", 1.0, (0.0, BELOW_ONE), "linear", "at least 0 and below 1"),
-        ("lr", 0.7, (0.1, 0.5), "linear", "at least 0.1 and at most 0.5"),
-        ("lr", 0.7, (-math.inf, 0.5), "linear", "a number at most 0.5"),
-        ("lr", 0.0, (0.0, math.inf), "log", "has no logarithm; expected a number above 0, or scale: linear"),
-        ("momentum", 1.0, (-math.inf, math.inf), "log", "has no logarithm of 1 - x"),
-    ],
-)
-def test_a_start_outside_its_domain_is_named(
-    name: str, init: float, bounds: tuple[float, float], scale: str, expected: str
-) -> None:
-    (fault,) = domain_faults(Hyperparameter(name, init, step=0.1, bounds=bounds, scale=scale), "k")
-    assert expected in str(fault)
-
-
-@pytest.mark.parametrize(
-    "owner",
-    [
-        Hyperparameter("lr", 0.0, 0.1, bounds=NATURAL_DOMAIN["lr"]),
-        Hyperparameter("momentum", 0.0, 0.1, bounds=NATURAL_DOMAIN["momentum"], scale="log"),
-        Hyperparameter("lr", 1e-9, 0.1, scale="log"),
-        Hyperparameter("temperature", -3.0, 0.1),
-    ],
-)
-def test_a_start_within_its_domain_is_no_fault(owner: Hyperparameter) -> None:
-    assert domain_faults(owner, "k") == []

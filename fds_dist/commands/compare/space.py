@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from fds_dist.common.domain import has_logarithm, interval, natural_domain
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.registry import nearest
 from fds_dist.config.compare import CompareConfig
-from fds_dist.schedule.space import NATURAL_DOMAIN, UNIT_INTERVAL, Hyperparameter, HyperparameterSpace, interval
+from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 
 CUSTOMARY: dict[str, tuple[float, float]] = {
     "lr": (1e-4, 1.0),
@@ -20,8 +21,6 @@ CUSTOMARY: dict[str, tuple[float, float]] = {
     "eps": (1e-10, 1e-4),
 }
 """Where a hyperparameter has no bound of its own, only that of its natural domain."""
-
-UNBOUNDED = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def search_ranges(space: HyperparameterSpace, options: CompareConfig) -> tuple[S
         elif (owner.clamp(low), owner.clamp(high)) != (low, high):
             faults.append(Fault(key, f"[{low:g}, {high:g}] goes beyond the bounds", interval(*owner.bounds)))
         else:
-            logarithmic = options.scale == "log" and _has_logarithm(owner, low) and _has_logarithm(owner, high)
+            logarithmic = options.scale == "log" and has_logarithm(owner.base, low) and has_logarithm(owner.base, high)
             found.append(SearchRange(replace(owner, scale="log" if logarithmic else "linear"), low, high))
     if faults:
         raise UserError(faults)
@@ -107,18 +106,14 @@ def _range(owner: Hyperparameter, given: Mapping[str, Sequence[float]], scale: s
     chosen = given.get(owner.name) or given.get(owner.base)
     if chosen:
         return chosen[0], chosen[1]
-    natural = NATURAL_DOMAIN.get(owner.base, UNBOUNDED)
+    natural = natural_domain(owner.base)
     customary = CUSTOMARY.get(owner.base)
     ends = []
     for side in (0, 1):
         bound = owner.bounds[side]
         own = math.isfinite(bound) and bound != natural[side]
-        if customary and not (own and (scale == "linear" or _has_logarithm(owner, bound))):
+        if customary and not (own and (scale == "linear" or has_logarithm(owner.base, bound))):
             ends.append(owner.clamp(customary[side]))
         else:
             ends.append(bound if math.isfinite(bound) else math.nan)
     return ends[0], ends[1]
-
-
-def _has_logarithm(owner: Hyperparameter, value: float) -> bool:
-    return value < 1 if owner.base in UNIT_INTERVAL else value > 0

@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 
+from fds_dist.common.domain import UNIT_INTERVAL
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.registry import nearest
 from fds_dist.inner.plan import Plan, make_plan
 from fds_dist.schedule.buckets import bucket_start
 from fds_dist.schedule.groups import base_of, group_of
-from fds_dist.schedule.space import UNIT_INTERVAL
 from fds_dist.storage.run_folder import RunFolder
 from fds_dist.tracking.history import read_history
 from fds_dist.tracking.records import OuterRecord
