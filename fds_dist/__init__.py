@@ -10,9 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fds_dist.commands.check.command import check
+    from fds_dist.commands.bench import BenchReport, bench
+    from fds_dist.commands.check.command import CheckResult, check
+    from fds_dist.commands.compare.command import CompareResult, compare
+    from fds_dist.commands.export import export
+    from fds_dist.commands.noise.command import NoiseResult, noise
     from fds_dist.commands.optimize import RunResult, optimize
-    from fds_dist.commands.verify import verify
+    from fds_dist.commands.report.command import report
+    from fds_dist.commands.retrain.command import Retraining, retrain
+    from fds_dist.commands.verify import VerifyResult, verify
     from fds_dist.common.faults import Fault, UserError
     from fds_dist.schedule.driver import ScheduleDriver, parameter_groups
     from fds_dist.schedule.schedule import Schedule, load_schedule
@@ -22,38 +28,68 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "RunResult": "fds_dist.commands.optimize",
-    "check": "fds_dist.commands.check.command",
-    "optimize": "fds_dist.commands.optimize",
-    "verify": "fds_dist.commands.verify",
+    "BenchReport": "fds_dist.commands.bench",
+    "CheckResult": "fds_dist.commands.check.command",
+    "CompareResult": "fds_dist.commands.compare.command",
     "Fault": "fds_dist.common.faults",
-    "UserError": "fds_dist.common.faults",
+    "NoiseResult": "fds_dist.commands.noise.command",
+    "Retraining": "fds_dist.commands.retrain.command",
+    "RunResult": "fds_dist.commands.optimize",
     "Schedule": "fds_dist.schedule.schedule",
-    "load_schedule": "fds_dist.schedule.schedule",
     "ScheduleDriver": "fds_dist.schedule.driver",
     "Task": "fds_dist.tasks.base",
+    "UserError": "fds_dist.common.faults",
+    "VerifyResult": "fds_dist.commands.verify",
+    "bench": "fds_dist.commands.bench",
+    "check": "fds_dist.commands.check.command",
+    "compare": "fds_dist.commands.compare.command",
+    "export": "fds_dist.commands.export",
+    "load_schedule": "fds_dist.schedule.schedule",
+    "noise": "fds_dist.commands.noise.command",
+    "optimize": "fds_dist.commands.optimize",
     "parameter_groups": "fds_dist.schedule.driver",
+    "report": "fds_dist.commands.report.command",
+    "retrain": "fds_dist.commands.retrain.command",
     "task_from_datasets": "fds_dist.tasks.datasets",
+    "verify": "fds_dist.commands.verify",
 }
+"""Public name to the module that defines it."""
 
 __all__ = [
+    "BenchReport",
+    "CheckResult",
+    "CompareResult",
     "Fault",
+    "NoiseResult",
+    "Retraining",
     "RunResult",
     "Schedule",
     "ScheduleDriver",
     "Task",
     "UserError",
+    "VerifyResult",
+    "bench",
     "check",
+    "compare",
+    "export",
     "load_schedule",
+    "noise",
     "optimize",
     "parameter_groups",
+    "report",
+    "retrain",
     "task_from_datasets",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports public names where they are first used, so that loading a schedule needs no torch."""
+    """Imports a public name where it is first used, so that loading a schedule needs no torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """All names, those that are not imported yet too."""
+    return sorted({*globals(), *__all__})

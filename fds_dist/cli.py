@@ -11,25 +11,28 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from fds_dist.commands import DONE, FAILED, INTERRUPTED, WRONG_INPUT
+from fds_dist.commands import FAILED, INTERRUPTED, WRONG_INPUT, CommandFailed
+from fds_dist.commands.definitions import COMMANDS, CONFIG, Command
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.registry import nearest
 
 FIRST_WORD_SECONDS = 3.0
-"""How long other ranks of a node wait before they exit.
+"""How long the other ranks of a node wait before they exit.
 
-The launcher ends all ranks when one exits; the node's first rank, which prints why, must come to it.
+The launcher ends all ranks when one exits; the node's first rank, which prints why, needs time to do so.
 """
 PR_SET_PDEATHSIG = 1
 """Of Linux's `prctl`: which signal a process gets when its parent dies."""
+
+HELP_WIDTH = 79
+"""Columns of `--help`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.command.run(options)
     except UserError as error:
         return _explain(error.faults, WRONG_INPUT)
+    except CommandFailed as error:
+        return _explain([error], FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
@@ -53,10 +58,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Mistakes are faults like all others, and told once, not by every rank."""
+    """Turns mistakes into faults, which are printed once and not by every rank; its help lists the command's keys."""
+
+    command: Command | None = None
 
     def error(self, message: str) -> NoReturn:
         raise UserError(Fault("", f"{message}; see {self.prog} --help"))
+
+    def format_help(self) -> str:
+        text = super().format_help()
+        if self.command is None or self.command.keys is None:
+            return text
+        return f"{text}\n{keys_text(self.command)}"
+
+
+def keys_text(command: Command) -> str:
+    """The keys that the command's line may override, each with the first sentence of its meaning."""
+    from fds_dist.config.explain import key_meanings
+
+    if command.keys is None:
+        return ""
+    meanings = key_meanings(command.keys())
+    if command is not COMMANDS["compare"]:
+        meanings = {key: meaning for key, meaning in meanings.items() if not key.startswith("compare.")}
+    lines, indent = ["keys:"], " " * 6
+    for key, meaning in meanings.items():
+        sentence = re.split(r"(?<=\.) (?=[A-Z])", " ".join(meaning.split()))[0]
+        lines += [f"  {key}", *textwrap.wrap(sentence, HELP_WIDTH, initial_indent=indent, subsequent_indent=indent)]
+    return "\n".join(lines) + "\n"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         line = commands.add_parser(name, help=command.text, description=command.text)
+        line.command = command
         line.set_defaults(command=command, overrides=[])
         line.add_argument("config", nargs="?", metavar=command.source[0], help=command.source[1])
         if command.rest:
@@ -86,9 +116,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     # The deepspeed launcher adds this in front of all arguments; LOCAL_RANK says the same.
     arguments = [argument for argument in arguments if not re.fullmatch(r"--local[-_]rank=\d+", argument)]
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        names = ", ".join(COMMANDS)
-        raise UserError(Fault(arguments[0], "unknown command", f"one of {names}", nearest(arguments[0], COMMANDS)))
+    if arguments and not arguments[0].startswith("-"):
+        if arguments[0] not in COMMANDS:
+            names = ", ".join(COMMANDS)
+            raise UserError(Fault(arguments[0], "unknown command", f"one of {names}", nearest(arguments[0], COMMANDS)))
+        arguments = [arguments[0], *with_overrides(arguments[1:], COMMANDS[arguments[0]])]
     options, rest = parser().parse_known_args(arguments)
     unknown = [argument for argument in rest if argument.startswith("-")]
     if unknown:
@@ -97,13 +129,50 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     # `rest` stands behind an option, where argparse expects no more of the list.
     options.overrides = [*options.overrides, *rest]
     if options.config and "=" in options.config and not os.path.exists(options.config):
-        options.config, options.overrides = None, [options.config, *options.overrides]
-    if options.command.source is RUN_DIR and options.config is None:
-        raise UserError(Fault("RUN_DIR", "is missing", RUN_DIR[1]))
+        _take_config_from_overrides(options)
+    source, meaning = options.command.source
+    if options.command.source is not CONFIG and options.config is None:
+        raise UserError(Fault(source, "is missing", meaning))
     if options.command.rest is None and options.overrides:
-        expected = f"{options.command.source[0]} and options alone"
-        raise UserError([Fault(word, "is one too many", expected) for word in options.overrides])
+        expected = f"{source} and options alone"
+        raise UserError([Fault(word, "unexpected argument", expected) for word in options.overrides])
     return options
+
+
+def _take_config_from_overrides(options: argparse.Namespace) -> None:
+    """Where the line begins with an override, the first word that is none is the config."""
+    words = [options.config, *options.overrides]
+    options.config = next((word for word in words if "=" not in word), None)
+    if options.config is not None:
+        words.remove(options.config)
+    options.overrides = words
+
+
+def with_overrides(arguments: Sequence[str], command: Command) -> Iterator[str]:
+    """The arguments, with keys that are written as options (`--outer.steps=3`, `--outer.steps 3`) as overrides.
+
+    Raises:
+        UserError: such a key has no value.
+    """
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        key = name.removeprefix("--")
+        if key == name or name in command.options or not _is_key(key, command):
+            yield word
+            continue
+        if not equals:
+            value = next(words, "")
+        if not equals and (not value or value.startswith("--")):
+            raise UserError(Fault(name, "has no value", f"{key}=VALUE"))
+        yield f"{key}={value}"
+
+
+def _is_key(name: str, command: Command) -> bool:
+    """Whether the command may override a key of this name; a dotted name can be nothing else."""
+    if command.keys is None or not name:
+        return False
+    return "." in name or name in command.keys().model_fields
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
@@ -129,198 +198,3 @@ def _explain(lines: Iterable[object], status: int) -> int:
         with suppress(KeyboardInterrupt):  # the first has ended already
             time.sleep(FIRST_WORD_SECONDS)
     return status
-
-
-CONFIG = ("CONFIG", "a YAML file")
-RUN_DIR = ("RUN_DIR", "the folder of a run")
-OVERRIDES = ("key=value", "override a key, e.g. outer.steps=5")
-
-
-@dataclass(frozen=True)
-class Command:
-    """What a command does, and what may stand on its line."""
-
-    run: Callable[[argparse.Namespace], int]
-    """Gives the exit status."""
-    text: str
-    source: tuple[str, str] = CONFIG
-    """Name and meaning of the first argument."""
-    rest: tuple[str, str] | None = OVERRIDES
-    """Name and meaning of all further ones; None: there are none."""
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By name, what argparse takes for it."""
-
-
-def _optimize(options: argparse.Namespace) -> int:
-    from fds_dist.commands.optimize import optimize
-
-    optimize(options.config, options.overrides, resume=options.resume)
-    return DONE
-
-
-def _check(options: argparse.Namespace) -> int:
-    from fds_dist.commands.check.command import check, print_check
-
-    built, report = check(options.config, options.overrides, world_size=options.world_size)
-    if _is_first():
-        print_check(built.config, built.problem, report, built.remarks)
-    return DONE
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from fds_dist.commands.verify import print_verification, verify
-
-    built, verification = verify(options.config, options.overrides, steps=options.steps)
-    if _is_first():
-        print_verification(built.problem, verification)
-    return DONE if verification.passed else FAILED
-
-
-def _retrain(options: argparse.Namespace) -> int:
-    from fds_dist.commands.retrain.command import retrain
-
-    seeds = [] if options.seeds is None else [f"seeds={options.seeds}"]
-    done = retrain(options.config, [*options.overrides, *seeds])
-    if _is_first():
-        print(f"results: {done.folder} (summary.json; of each seed history.jsonl, last.safetensors, best.safetensors)")
-    return DONE
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from fds_dist.commands.compare.command import compare
-    from fds_dist.commands.compare.table import print_comparison
-
-    comparison, folder = compare(options.config, options.overrides)
-    if _is_first():
-        print_comparison(comparison)
-        print(f"results: {folder} (compare.json, plots)")
-    return DONE
-
-
-def _noise(options: argparse.Namespace) -> int:
-    from fds_dist.commands.noise.command import NOISE_RUNS, NOISE_STEPS, noise
-    from fds_dist.commands.noise.report import print_noise
-    from fds_dist.common.console import default_console
-
-    runs = NOISE_RUNS if options.runs is None else options.runs
-    steps = NOISE_STEPS if options.steps is None else options.steps
-    report, folder = noise(options.config, options.overrides, runs=runs, steps=steps)
-    if _is_first():
-        print_noise(report, default_console())
-        print(f"results: {folder} (noise.json, plots)")
-    return DONE
-
-
-def _report(options: argparse.Namespace) -> int:
-    from fds_dist.commands.report.command import report
-
-    page = report([options.config, *options.overrides], options.output)
-    if _is_first():
-        print(f"report: {page}")
-    return DONE
-
-
-def _bench(options: argparse.Namespace) -> int:
-    from fds_dist.commands.bench import bench, print_bench
-    from fds_dist.common.console import default_console
-
-    report = bench(options.config, options.overrides)
-    if _is_first():
-        if options.json:
-            print(report.to_json())
-        else:
-            print_bench(report, default_console())
-    return DONE
-
-
-def _export(options: argparse.Namespace) -> int:
-    from fds_dist.commands.export import export
-
-    text = export(options.config, options.format, horizon=options.horizon, best=options.best)
-    if not _is_first():
-        return DONE
-    if options.output is None:
-        _print_all(text)
-        return DONE
-    try:
-        Path(options.output).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(Fault("--output", f"{options.output}: {error.strerror}", "a file to write")) from None
-    return DONE
-
-
-def _is_first() -> bool:
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
-
-
-def _print_all(text: str) -> None:
-    """Prints as much as the reader of a pipe wants: `head` has soon enough."""
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails once more
-
-
-def _number(text: str) -> dict[str, Any]:
-    """An option that takes a number."""
-    return {"type": int, "metavar": "N", "help": text}
-
-
-COMMANDS = {
-    "optimize": Command(
-        _optimize,
-        "learn the schedules: the main job",
-        options={"--resume": {"metavar": "RUN_DIR", "help": "go on with the run in this folder"}},
-    ),
-    "check": Command(
-        _check,
-        "no training: who owns which tangent, memory and time per rank, the resolved config",
-        options={"--world-size": _number("plan for N ranks (default: as launched)")},
-    ),
-    "verify": Command(
-        _verify,
-        "this task's hypergradients against reverse mode and finite differences, in float64",
-        options={"--steps": _number("inner steps (default: at most 50)")},
-    ),
-    "retrain": Command(
-        _retrain,
-        "train from scratch on all training data with the schedule that a run learned",
-        source=RUN_DIR,
-        options={"--seeds": _number("how many retrainings (default: 1)")},
-    ),
-    "export": Command(
-        _export,
-        "the learned schedule to take away: a Python snippet that needs torch alone, or CSV, or JSON",
-        source=RUN_DIR,
-        rest=None,
-        options={
-            "--format": {"choices": ("snippet", "csv", "json"), "default": "snippet", "help": "default: snippet"},
-            "--horizon": _number("stretch it to N optimizer steps (default: as learned)"),
-            "--best": {"action": "store_true", "help": "the one of the lowest validation loss, not the last one"},
-            "--output": {"metavar": "FILE", "help": "where to write (default: standard output)"},
-        },
-    ),
-    "compare": Command(
-        _compare, "FDS beside greedy, a tuned cosine, random search, TPE and Hyperband at equal compute"
-    ),
-    "bench": Command(
-        _bench,
-        "the cost model's figures on this machine: step cost, scaling, memory, precision",
-        options={"--json": {"action": "store_true", "help": "print one JSON object"}},
-    ),
-    "report": Command(
-        _report,
-        "one self-contained HTML page and figures of a run, or of several side by side",
-        source=RUN_DIR,
-        rest=("RUN_DIR", "more runs, to be shown side by side"),
-        options={"--output": {"metavar": "DIR", "help": "where to write (default: RUN_DIR/report)"}},
-    ),
-    "noise": Command(
-        _noise,
-        "hypergradient noise against window size; recommends bucket counts",
-        options={
-            "--steps": _number("inner steps (default: 250)"),
-            "--runs": _number("inner runs (default: 100)"),
-        },
-    ),
-}

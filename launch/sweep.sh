@@ -21,39 +21,7 @@ set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/common.sh"
 help_or_go_on "$@"
-local='' count=${COUNT:-} sweep=''
-while (($#)); do
-    case $1 in
-    --local) local=yes ;;
-    --count=*) count=${1#*=} ;;
-    --count)
-        count=${2:-}
-        shift $(($# > 1))
-        ;;
-    -*) fail "$1: unknown option; expected --local or --count N" ;;
-    *)
-        [[ -z $sweep ]] || fail "$1: one sweep at a time"
-        sweep=$1
-        ;;
-    esac
-    shift
-done
-[[ -n $sweep ]] || fail "FILE: is missing; expected a sweep file, or ENTITY/PROJECT/SWEEP_ID"
-[[ $count =~ ^([1-9][0-9]*)?$ ]] || fail "--count: '$count' is not valid; expected a whole number of at least 1"
 python=$(find_python torch)
 NPROC=$(processes)
-PATH=$(dirname "$("$python" -c 'import sys; print(sys.executable)')"):$PATH # where the sweep's command finds torchrun
-export NPROC PATH
-limit=(${count:+--count "$count"})
-
-if [[ $sweep == *.yaml || $sweep == *.yml ]]; then
-    "$python" -m fds_dist.commands.sweep check "$sweep"
-    if [[ -n $local ]]; then
-        exec "$python" -m fds_dist.commands.sweep local "$sweep" --output-dir "${OUTPUT_DIR:-runs/sweeps}" "${limit[@]}"
-    fi
-    sweep=$("$python" -m fds_dist.commands.sweep create "$sweep")
-    printf 'To join from another machine: launch/sweep.sh %s\n' "$sweep"
-fi
-[[ -z $local ]] || fail "$sweep: --local needs a sweep file"
-# Signals go on to the job, which then ends in order.
-exec "$python" -m wandb agent --forward-signals "${limit[@]}" "$sweep"
+export NPROC
+exec "$python" -m fds_dist sweep ${COUNT:+--count "$COUNT"} ${OUTPUT_DIR:+--output-dir "$OUTPUT_DIR"} "$@"

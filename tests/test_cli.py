@@ -66,8 +66,8 @@ def faults(run: Run, *arguments: str) -> list[str]:
             "optimise config.yaml",
             "optimise: unknown command; expected one of optimize, check, ... did you mean optimize?",
         ),
-        ("check", "CONFIG: is missing; expected a YAML file (or, to go on with a run, --resume RUN_DIR)"),
-        ("check seed=1", "CONFIG: is missing; expected a YAML file (or, to go on with a run, --resume RUN_DIR)"),
+        ("check", "CONFIG: is missing; expected a YAML file (or --resume RUN_DIR, to continue a run)"),
+        ("check seed=1", "CONFIG: is missing; expected a YAML file (or --resume RUN_DIR, to continue a run)"),
         ("check config.yml", "config.yml: no such file; did you mean config.yaml?"),
         ("check configs/a.yaml", "configs/a.yaml: there is no folder configs; expected the path of a YAML file"),
         ("check config.yaml --worldsize=2", "--worldsize=2: unknown option; did you mean --world-size?"),
@@ -75,9 +75,20 @@ def faults(run: Run, *arguments: str) -> list[str]:
         ("check config.yaml --world-size 0", "--world-size: 0 is out of range; expected a whole number of at least 1"),
         ("verify config.yaml --steps 1", "--steps: 1 is out of range; expected at least 2, the number of buckets"),
         ("optimize config.yaml seed", "seed: is not an override; expected key=value, such as outer.steps=3"),
+        ("check config.yaml --outer.stepz=3", "outer.stepz: unknown key; did you mean outer.steps?"),
+        ("check config.yaml --outer.steps", "--outer.steps: has no value; expected outer.steps=VALUE"),
+        ("check config.yaml --outer.steps --world-size 2", "--outer.steps: has no value; expected outer.steps=VALUE"),
+        ("export runs/a seed=1", "seed=1: unexpected argument; expected RUN_DIR and options alone"),
+        ("export runs/a --outer.steps=1", "--outer.steps=1: unknown option"),
+        ("sweep", "FILE: is missing; expected a sweep file, or ENTITY/PROJECT/SWEEP_ID"),
+        ("sweep mine --local --check", "--check: cannot be combined with --local; expected one of the two"),
+        (
+            "sweep a/b/c --local",
+            "--local: a/b/c is not a sweep file; expected a file such as sweep.yaml",
+        ),
         (
             "optimize config.yaml --resume .",
-            "--resume: goes without CONFIG; expected the folder of a run, and overrides",
+            "--resume: cannot be combined with CONFIG; expected the folder of a run, and overrides",
         ),
         (
             "optimize --resume runs/gone",
@@ -106,6 +117,8 @@ def test_a_run_of_another_name_is_suggested(run: Run) -> None:
         ["--local_rank=0", "check", "config.yaml", "--world-size", "2", "outer.steps=3"],  # as deepspeed starts it
         ["check", "config.yaml", "outer.steps=3", "--world-size=2", "--local-rank=0"],
         ["check", "--world-size", "2", "config.yaml", "outer.steps=9", "outer.steps=3"],  # the last one holds
+        ["check", "config.yaml", "--outer.steps=3", "--world-size", "2"],  # as options, as other programs have them
+        ["check", "--outer.steps", "3", "config.yaml", "--world-size=2", "--seed", "1"],
     ],
 )
 def test_overrides_may_stand_anywhere(run: Run, arguments: list[str]) -> None:
@@ -127,6 +140,60 @@ def test_help_is_fast_and_both_entries_are_one_program() -> None:
     for word in ("optimize", "check", "verify", "Exit status: 0 done, 2 wrong input, 1 anything else."):
         assert word in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("command", "key"), [("optimize", "inner.epochs"), ("retrain", "mixed_precision")])
+def test_the_help_of_a_command_lists_its_keys_with_their_meaning(
+    command: str, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    meaning = lines[lines.index(f"  {key}") + 1]
+    assert meaning.startswith("      ") and len(meaning.split()) > 3
+    assert max(map(len, lines)) <= 80
+
+
+# --- paths ---
+
+
+def test_home_and_variables_are_filled_in_wherever_a_path_stands(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ELSEWHERE", str(tmp_path / "elsewhere"))
+    Path("elsewhere").mkdir()
+    Path("config.yaml").rename("elsewhere/config.yaml")
+    made = ("optimize", "$ELSEWHERE/config.yaml", "output_dir=~/runs", "name=a", "outer.steps=1")
+    assert run(*made)[0] == 0
+    assert Path("home/runs/a/schedule.json").is_file()
+    assert run("optimize", "--resume", "~/runs/a")[0] == 0
+    assert run("export", "~/runs/a", "--output", "${ELSEWHERE}/schedule.py")[0] == 0
+    assert run("report", "$HOME/runs/a", "--output", "~/report")[0] == 0
+    assert {path.name for path in Path("elsewhere").iterdir()} == {"config.yaml", "schedule.py"}
+    assert {path.name for path in tmp_path.iterdir()} >= {"home", "elsewhere"}
+    assert not [path for path in tmp_path.iterdir() if path.name[0] in "~$"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("check $NOWHERE/config.yaml", "$NOWHERE/config.yaml: there is no environment variable NOWHERE"),
+        ("optimize --resume $NOWHERE/a", "--resume: $NOWHERE/a: there is no environment variable NOWHERE"),
+        ("retrain ${NOWHERE}/a", "RUN_DIR: ${NOWHERE}/a: there is no environment variable NOWHERE"),
+        ("export ~nobody-here/a", "RUN_DIR: ~nobody-here/a: there is no home folder of ~nobody-here"),
+        ("check config.yaml output_dir=${oc.env:HOME}/a", "output_dir: ${oc.env:HOME}/a: there is no environment "),
+        (
+            "check config.yaml task={name:text,path:$NOWHERE/a}",
+            "task.path: $NOWHERE/a: there is no environment variable NOWHERE",
+        ),
+    ],
+)
+def test_a_path_that_cannot_be_filled_in_is_one_line(run: Run, arguments: str, line: str) -> None:
+    (told,) = faults(run, *arguments.replace(":text", ": text").replace("path:", "path: ").split(maxsplit=2))
+    assert told.startswith(line)
+    assert told.endswith("expected a path such as runs, ~/runs or $HOME/runs")
 
 
 # --- faults in a config ---

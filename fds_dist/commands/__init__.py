@@ -4,3 +4,7 @@ from __future__ import annotations
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
+
+
+class CommandFailed(Exception):
+    """The input was right, and the command could not do its work; the message is enough, without a traceback."""

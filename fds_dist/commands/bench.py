@@ -16,23 +16,22 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
-from fds_dist.build import build
+from fds_dist.build import ModelBuilder
 from fds_dist.commands.check.measurement import measure_step
-from fds_dist.commands.inputs import Source, draft_of, one_run_per_rank
+from fds_dist.commands.inputs import Source, launched, one_run_per_rank
 from fds_dist.commands.verify import relative_error
 from fds_dist.common.memory import peak_bytes
 from fds_dist.common.timing import median_seconds, seconds_of
 from fds_dist.common.words import ABSENT, counted, duration
-from fds_dist.distributed.agreement import on_all_ranks
-from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimators import estimate_forward
 from fds_dist.inner.plan import make_plan
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerState, run_horizon
 from fds_dist.tangents.products import DoubleBackwardPoint
+from fds_dist.tasks.base import Task
 
 REPEATS = 3
 LONGER = 100
@@ -220,17 +219,35 @@ BENCHED: dict[str, Any] = {
         "weight_decay": {"init": 1e-4, "step": 1e-4},
     },
 }
-"""What is measured where no config is given."""
+"""The config that is measured where the user names none."""
 
 
-def bench(config: Source | None = None, overrides: Sequence[str] = ()) -> BenchReport:
-    """Measures the cost model's figures for `config`, or for a small network on digits, on the ranks of this launch.
+def bench(
+    config: Source | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    task: Task | None = None,
+    model: nn.Module | ModelBuilder | None = None,
+) -> BenchReport:
+    """Measures the cost model's figures on the ranks of this launch.
+
+    Args:
+        config: a YAML file, or the config as a mapping; None: a small network on digits.
+        overrides: `key.sub=value` strings.
+        task: an object used in place of the config's task.
+        model: a module or a function from a seed to one, used in place of the config's model.
+
+    Returns:
+        Ratios that can be compared between machines, and what they were measured on.
 
     Raises:
         UserError: the input is wrong.
+
+    Example:
+        >>> report = fds_dist.bench(overrides=["model={name: mlp, hidden: [8]}", "task.batch_size=32"])
+        >>> report.tangents, report.world_size
+        (7, 1)
     """
-    environment = read_environment()
     source = BENCHED if config is None else config
-    built = on_all_ranks(environment, lambda: build(one_run_per_rank(draft_of(source, overrides)), environment))
-    with built.ranks(environment) as ranks:
+    with launched(source, overrides, prepare=one_run_per_rank, task=task, model=model) as (built, ranks):
         return run_bench(built.problem, ranks)

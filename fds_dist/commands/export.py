@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.paths import expand_path
 from fds_dist.common.registry import nearest
 from fds_dist.schedule.groups import base_of, group_of
 from fds_dist.schedule.schedule import Schedule
@@ -29,18 +30,27 @@ _quoted = partial(json.dumps, ensure_ascii=False)
 
 
 def export(run_dir: str | Path, form: str = "snippet", *, horizon: int | None = None, best: bool = False) -> str:
-    """The schedule of the run in `run_dir` in one of `FORMS`.
+    """The learned schedule of a run as text to take away.
 
     Args:
-        horizon: the number of steps to stretch it to; None: its own.
-        best: the schedule of the lowest validation loss instead of the last one.
+        run_dir: the run's folder.
+        form: "snippet" (Python that needs torch alone), "csv" (a row per step) or "json".
+        horizon: the number of optimizer steps to stretch the schedule to; None: as learned.
+        best: take the schedule of the lowest validation loss instead of the last one.
 
     Raises:
-        UserError: no such run, a horizon below 1, or a schedule of which no snippet can be made.
+        UserError: there is no such run, the horizon is below 1, or no snippet can be made of the schedule.
+
+    Example:
+        >>> table = fds_dist.export("runs/digits", "csv", horizon=4)
+        >>> table.splitlines()[0], len(table.splitlines())
+        ('step,lr,weight_decay,momentum', 5)
     """
     name, holds = FILES[best]
-    file = Path(run_dir) / name
+    file = expand_path(run_dir, "RUN_DIR") / name
     faults = [] if file.is_file() else [_missing(file)]
+    if form not in FORMS:
+        faults.append(Fault("--format", f"{form!r} is unknown", f"one of {', '.join(FORMS)}", nearest(form, FORMS)))
     if horizon is not None and horizon < 1:
         faults.append(Fault("--horizon", f"{horizon} is out of range", "a whole number of at least 1"))
     if faults:

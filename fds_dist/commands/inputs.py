@@ -1,44 +1,86 @@
-"""What several commands begin with: the config with its overrides, as far as it can be read."""
+"""How the commands begin: from a config with overrides to objects, and to the ranks that share the work."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from fds_dist.build import Build, ModelBuilder, build
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.registry import nearest
 from fds_dist.config import Config, Draft, HyperparameterConfig, read_draft
+from fds_dist.distributed.agreement import on_all_ranks
+from fds_dist.distributed.environment import read_environment
+from fds_dist.distributed.mesh import Ranks
 from fds_dist.storage.run_folder import RunFolder
 from fds_dist.tasks import build_task
 from fds_dist.tasks.base import Task
 
 Source = str | Path | Mapping[str, Any] | Config
+"""A config: the path of a YAML file, a mapping, or the config itself."""
+
+
+def unchanged(draft: Draft) -> Draft:
+    """The draft as it is."""
+    return draft
+
+
+@contextmanager
+def launched(
+    config: Source | None,
+    overrides: Sequence[str] = (),
+    *,
+    prepare: Callable[[Draft], Draft] = unchanged,
+    resume: Path | None = None,
+    task: Task | None = None,
+    model: nn.Module | ModelBuilder | None = None,
+) -> Iterator[tuple[Build, Ranks]]:
+    """What the config describes, and the ranks of this launch; inside, the ranks can talk to each other.
+
+    Args:
+        prepare: changes the draft before anything is built, or adds faults to it.
+        resume: the folder of a run to continue, in place of `config`.
+        task: used in place of the config's task.
+        model: used in place of the config's model.
+
+    Raises:
+        UserError: on all ranks, with the faults of all of them.
+    """
+    environment = read_environment()
+    built = on_all_ranks(
+        environment, lambda: build(prepare(draft_of(config, overrides, resume, task)), environment, task, model)
+    )
+    with built.ranks(environment) as ranks:
+        yield built, ranks
 
 
 def draft_of(
     config: Source | None, overrides: Sequence[str], resume: Path | None = None, task: Task | None = None
 ) -> Draft:
-    """The config of a command with its overrides, as far as it can be read.
+    """The config with its overrides, as far as it can be read.
 
     Raises:
-        UserError: there is none, or it is given beside a run to go on with.
+        UserError: there is no config, or there is one beside a run to continue.
     """
     if resume is not None:
         if config is not None:
-            raise UserError(Fault("--resume", "goes without CONFIG", "the folder of a run, and overrides"))
+            raise UserError(Fault("--resume", "cannot be combined with CONFIG", "the folder of a run, and overrides"))
         return _resumed_draft(RunFolder(resume), overrides)
     if config is None:
-        raise UserError(Fault("CONFIG", "is missing", "a YAML file (or, to go on with a run, --resume RUN_DIR)"))
+        raise UserError(Fault("CONFIG", "is missing", "a YAML file (or --resume RUN_DIR, to continue a run)"))
     if task is not None and isinstance(config, Mapping) and "task" not in config:
         config = {"task": {"name": type(task).__name__}, **config}
     return read_draft(config, overrides)
 
 
 def _resumed_draft(folder: RunFolder, overrides: Sequence[str]) -> Draft:
-    """The run's own config with overrides; what the checkpoint holds a number for cannot change."""
+    """The run's own config with overrides. What decides how many numbers are learned cannot change."""
     if not folder.config.is_file():
         siblings = folder.path.parent.glob("*/config.yaml")
         near = nearest(folder.path.name, (path.parent.name for path in siblings))
@@ -62,7 +104,7 @@ def _resumed_draft(folder: RunFolder, overrides: Sequence[str]) -> Draft:
 
 
 def _fixed_part(hyperparameter: HyperparameterConfig | float | None, groups: Mapping[str, str] | None) -> object:
-    """What a run's checkpoint depends on."""
+    """The part of a hyperparameter's settings that the numbers in a checkpoint depend on."""
     if isinstance(hyperparameter, HyperparameterConfig):
         per_group = bool(hyperparameter.per_group)
         copies = map(hyperparameter.for_group, groups or ()) if per_group else [hyperparameter]
@@ -70,18 +112,20 @@ def _fixed_part(hyperparameter: HyperparameterConfig | float | None, groups: Map
     return hyperparameter
 
 
-def task_maker(config: Config) -> Callable[[int], Task]:
-    """seed → the config's task."""
+def task_maker(config: Config, task: Task | None = None) -> Callable[[int], Task]:
+    """seed → the config's task, or always `task` where there is one."""
+    if task is not None:
+        return lambda seed: task
     return lambda seed: build_task(config.task.name, config.task.options, seed=seed)
 
 
 def one_run_per_rank(draft: Draft) -> Draft:
-    """The draft, with faults where it spreads one inner run: a study trains on each rank a run of its own."""
+    """The draft of a study, which trains a separate run on each rank; a mesh that spreads one run is a fault."""
     if draft.config is None:
         return draft
     mesh = draft.config.mesh
     faults = [
-        Fault(f"mesh.{axis}", f"{size} has no meaning in a study, whose ranks each train a run of their own", "1")
+        Fault(f"mesh.{axis}", f"{size} is not possible here: each rank trains a separate run", "1")
         for axis, size in (("data", mesh.data), ("replica", mesh.replica))
         if size > 1
     ]
@@ -89,7 +133,7 @@ def one_run_per_rank(draft: Draft) -> Draft:
 
 
 def study_folder(config: Config, study: str) -> Path:
-    """`OUTPUT_DIR/STUDY-TASK-MODEL` (or `OUTPUT_DIR/NAME`): the same for the same config, so that a study goes on."""
+    """`OUTPUT_DIR/NAME`, or `OUTPUT_DIR/STUDY-TASK-MODEL` without a name: a study that is repeated continues there."""
     parts = [study, config.task.name, *([config.model.name] if config.model else [])]
     name = config.name or "-".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part) for part in parts)
     return Path(config.output_dir) / name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import count
@@ -11,16 +12,17 @@ from pathlib import Path
 
 from torch import nn
 
-from fds_dist.build import Build, ModelBuilder, build
-from fds_dist.commands.inputs import Source, draft_of, wandb_options
+from fds_dist.build import Build, ModelBuilder
+from fds_dist.commands.inputs import Source, launched, wandb_options
 from fds_dist.commands.next_steps import epochs_differ, next_steps
 from fds_dist.commands.report.contents import read_run
 from fds_dist.commands.report.page import write_report
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import write_text_atomic
 from fds_dist.common.interruptions import defer_signals
+from fds_dist.common.paths import expand_path
 from fds_dist.config import dump_config, load_config
-from fds_dist.distributed.agreement import RankLost, on_all_ranks
+from fds_dist.distributed.agreement import RankLost
 from fds_dist.distributed.environment import launcher, read_environment
 from fds_dist.distributed.fingerprint import RunsDiverged
 from fds_dist.distributed.mesh import Ranks
@@ -40,10 +42,10 @@ from fds_dist.tracking.records import OuterRecord, RunEnd, RunStart
 from fds_dist.tracking.tensorboard import TensorBoardTracker
 from fds_dist.tracking.trackers import Tracker, Trackers
 from fds_dist.tracking.wandb_run import WandbTracker
-from fds_dist.tracking.wandb_session import WandbSession, failure_told_to_sweep
+from fds_dist.tracking.wandb_session import WandbSession, report_failure_to_sweep
 
 EXPLAINED = (UserError, HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost)
-"""Ends of a run whose message says all; nobody needs a traceback for them."""
+"""Errors whose message is enough: the command line prints it without a traceback."""
 
 MAKES_AN_INNER_RUN = ("task", "model", "inner", "hyperparameters", "tangents", "dtype", "seed")
 """Sections of the config; where one has changed, an inner run that was cut off starts anew."""
@@ -292,21 +294,35 @@ def optimize(
         overrides: `key.sub=value` strings.
         task: an object used in place of the config's task; see `fds_dist.task_from_datasets`.
         model: a module or a function from a seed to one, used in place of the config's model.
-        resume: the folder of a run to go on with.
-        progress: whether rank 0 prints how it goes.
+        resume: the folder of a run to continue.
+        progress: whether rank 0 prints how the search goes.
+
+    Returns:
+        The learned schedule, the best one, the record of every outer step, and the run's folder.
 
     Raises:
         UserError: the input is wrong; nothing was trained.
-        HypergradientsNotFinite, RunsDiverged: the run cannot go on; what was computed is in its folder.
+        HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost: the run cannot continue; its folder has what
+            was computed.
+
+    Example:
+        >>> config = {
+        ...     "task": {"name": "digits", "batch_size": 64},
+        ...     "model": {"name": "mlp", "hidden": [8]},
+        ...     "inner": {"epochs": 0.5},
+        ...     "hyperparameters": {"lr": {"init": 0.1, "step": 0.05, "buckets": 2}, "momentum": 0.9},
+        ...     "outer": {"steps": 2},
+        ... }
+        >>> result = fds_dist.optimize(config, ["name=digits", "seed=1"], progress=False)
+        >>> str(result.run_dir)
+        'runs/digits'
+        >>> len(result.schedule.values["lr"])
+        2
     """
-    environment = read_environment()
-    folder = None if resume is None else Path(resume)
-    with failure_told_to_sweep(environment.rank):
-        built = on_all_ranks(
-            environment, lambda: build(draft_of(config, overrides, folder, task), environment, task, model)
-        )
-    with built.ranks(environment) as ranks:
-        with failure_told_to_sweep(environment.rank):
+    folder = None if resume is None else expand_path(resume, "--resume")
+    with ExitStack() as stack:
+        with report_failure_to_sweep(read_environment().rank):
+            built, ranks = stack.enter_context(launched(config, overrides, resume=folder, task=task, model=model))
             from_python = task is not None or model is not None
             search = Search(built, ranks, folder, show=progress, from_python=from_python)
         return search.run()

@@ -10,19 +10,18 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
 from torch import Tensor, nn
 
-from fds_dist.build import Build, ModelBuilder, build
-from fds_dist.commands.inputs import Source, draft_of
+from fds_dist.build import Build, ModelBuilder
+from fds_dist.commands.inputs import Source, launched
 from fds_dist.common.console import default_console, paragraph, plain_table
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.words import counted
 from fds_dist.config import Draft, PruneConfig
-from fds_dist.distributed.agreement import on_all_ranks
-from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimate import validate
 from fds_dist.inner.estimators import estimate_forward, estimate_reverse
@@ -167,6 +166,16 @@ def _go_on(state: InnerState, loss: Tensor) -> bool:
 
 
 VERIFIED_STEPS = 50
+"""Inner steps that are compared, where the config's own horizon is longer."""
+
+
+class VerifyResult(NamedTuple):
+    """What `verify` found."""
+
+    built: Build
+    """The config in float64, and the objects made from it."""
+    verification: Verification
+    """All derivatives, and whether they agree."""
 
 
 def verify(
@@ -176,31 +185,48 @@ def verify(
     steps: int | None = None,
     task: Task | None = None,
     model: nn.Module | ModelBuilder | None = None,
-) -> tuple[Build, Verification]:
+) -> VerifyResult:
     """Compares the task's hypergradients with independent derivatives, in float64 over a short horizon.
 
     Args:
-        steps: inner steps; by default the run's own horizon, or 50 where that is longer (more for many buckets).
+        config: a YAML file, or the config as a mapping.
+        overrides: `key.sub=value` strings.
+        steps: inner steps. None: the run's own horizon, or 50 where that is longer (more for many buckets).
+        task: an object used in place of the config's task.
+        model: a module or a function from a seed to one, used in place of the config's model.
+
+    Returns:
+        What was built from the config, and the derivatives side by side; `built, verification = verify(...)`.
 
     Raises:
         UserError: the input is wrong.
+
+    Example:
+        >>> config = {
+        ...     "task": {"name": "digits"},
+        ...     "model": {"name": "mlp", "hidden": [4]},
+        ...     "hyperparameters": {"lr": {"init": 0.1, "step": 0.05, "buckets": 2}},
+        ... }
+        >>> fds_dist.verify(config, steps=4).verification.passed
+        True
     """
-    environment = read_environment()
-    built = on_all_ranks(
-        environment, lambda: build(_exact(draft_of(config, overrides, None, task)), environment, task, model)
-    )
-    problem = built.problem
-    buckets = max(owner.buckets for owner in problem.space.learned)
-    longest = max(problem.horizon(epochs) for epochs in built.settings.epochs)
-    horizon = max(min(longest, VERIFIED_STEPS), buckets) if steps is None else steps
-    if horizon < buckets:
-        raise UserError(Fault("--steps", f"{horizon} is out of range", f"at least {buckets}, the number of buckets"))
-    with built.ranks(environment) as ranks:
-        return built, compare_derivatives(problem, horizon, ranks)
+    with launched(config, overrides, prepare=_exact, task=task, model=model) as (built, ranks):
+        return VerifyResult(built, compare_derivatives(built.problem, _verified_steps(built, steps), ranks))
+
+
+def _verified_steps(built: Build, asked: int | None) -> int:
+    """The horizon to compare over: at least one step per bucket."""
+    buckets = max(owner.buckets for owner in built.problem.space.learned)
+    if asked is None:
+        longest = max(built.problem.horizon(epochs) for epochs in built.settings.epochs)
+        return max(min(longest, VERIFIED_STEPS), buckets)
+    if asked < buckets:
+        raise UserError(Fault("--steps", f"{asked} is out of range", f"at least {buckets}, the number of buckets"))
+    return asked
 
 
 def _exact(draft: Draft) -> Draft:
-    """In float64, without clipped products and pruning: these are deliberate approximations."""
+    """The draft in float64, without clipped products and pruning, which are deliberate approximations."""
     if draft.config is None:
         return draft
     exact = {"dtype": None, "clip_hvp": None, "prune": PruneConfig()}

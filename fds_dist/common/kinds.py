@@ -8,10 +8,11 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from fds_dist.common.faults import Fault
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.paths import expand_path
 from fds_dist.common.registry import nearest
 
 FAULT = "fault"
@@ -129,6 +130,14 @@ def _pattern(value: object) -> str:
     return value
 
 
+def expanded(path: str) -> str:
+    """A path with `~` and environment variables filled in; see `expand_path`."""
+    try:
+        return str(expand_path(path))
+    except UserError as error:
+        raise fault(error.faults[0].problem, error.faults[0].expected) from None
+
+
 _Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _AboveZero = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
 _FromOne = Annotated[int, Field(strict=True, ge=1)]
@@ -149,8 +158,10 @@ Whole = Annotated[int, Field(strict=True, ge=0), expects("a whole number of at l
 Seed = Whole
 Pixels = Annotated[int, Field(strict=True, ge=0), expects("a whole number of at least 0, in pixels")]
 CountOrAll = Annotated[_FromOne | None, expects("a whole number of at least 1, or null for all")]
-Folder = Annotated[_Text, expects("the path of a folder")]
-FolderOrNone = Annotated[_Text | None, expects("the path of a folder, or null")]
+Folder = Annotated[_Text, expects("the path of a folder"), AfterValidator(expanded)]
+FolderOrNone = Annotated[
+    _Text | None, expects("the path of a folder, or null"), AfterValidator(lambda path: path and expanded(path))
+]
 Switch = Annotated[bool, Field(strict=True), expects("true or false")]
 Text = Annotated[_Text, expects("text (in quotes where it looks like something else)")]
 Pattern = Annotated[str, read_by(_pattern)]

@@ -112,6 +112,17 @@ def _valid_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
             yield from _valid_keys(inner, f"{prefix}{name}.{below}")
 
 
+def key_meanings(section: type[Section], prefix: str = "") -> dict[str, str]:
+    """The dotted keys of a section that hold a value, with their docstrings; NAME stands for a name of the user's."""
+    meanings: dict[str, str] = {}
+    for name, field in section.model_fields.items():
+        below: dict[str, str] = {}
+        for between, inner in _sections(field.annotation) if ANY_NAME not in prefix else ():
+            below |= key_meanings(inner, f"{prefix}{name}.{between}")
+        meanings |= below or {prefix + name: field.description or ""}
+    return meanings
+
+
 def _sections(annotation: Any) -> Iterator[tuple[str, type[Section]]]:
     """The sections that a field may hold, each with what stands between the field's name and the section's keys."""
     if isinstance(annotation, type) and issubclass(annotation, Section):

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.kinds import show
+from fds_dist.common.paths import expand_path
 from fds_dist.common.registry import nearest
 from fds_dist.config.explain import Finding, dotted, findings
 from fds_dist.config.explain import Path as KeyPath
@@ -109,7 +110,10 @@ def read_mapping(source: Source) -> tuple[dict[str, Any] | None, list[Fault]]:
     if isinstance(source, (Config, Mapping)):
         content = source
     else:
-        content, faults = _read_file(Path(source))
+        try:
+            content, faults = _read_file(expand_path(source))
+        except UserError as error:
+            return None, list(error.faults)
         if content is None and faults:
             return None, faults
     content = _plain(content, (), faults)

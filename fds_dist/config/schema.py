@@ -15,6 +15,7 @@ from fds_dist.common.kinds import (
     Clip,
     Count,
     Epochs,
+    Folder,
     FolderName,
     Name,
     NonNegative,
@@ -270,8 +271,8 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: a GPU where there is one."""
 
-    output_dir: Text = "runs"
-    """The folder that holds the runs' folders."""
+    output_dir: Folder = "runs"
+    """The folder that holds the runs' folders; `~` and `$VARIABLES` are filled in."""
 
     name: FolderName | None = None
     """The name of the run's folder; null: one is made up."""

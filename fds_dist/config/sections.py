@@ -15,7 +15,7 @@ from fds_dist.common.kinds import fault, show, wrong_kind
 class Section(BaseModel):
     """A section of the config: unknown keys, other types and changes after reading are errors."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     MEANINGFUL_ABSENCE: ClassVar[frozenset[str]] = frozenset()
     """The keys that mean something else when they are left out than with any value."""

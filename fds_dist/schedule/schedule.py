@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.paths import expand_path
 from fds_dist.schedule.buckets import bucket_of
 from fds_dist.schedule.groups import base_of, group_of
 
@@ -157,7 +158,7 @@ class Schedule:
         Raises:
             UserError: no such file, or not a schedule.
         """
-        file = Path(path)
+        file = expand_path(path)
         file = file / "schedule.json" if file.is_dir() else file
         try:
             text = file.read_text(encoding="utf-8")

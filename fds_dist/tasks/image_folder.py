@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.kinds import Count, CountOrAll, Folder, OpenFraction, Pixels, Seed, Switch, Whole
 from fds_dist.common.options import checked
+from fds_dist.common.paths import expand_path
 from fds_dist.common.vision import import_torchvision
 from fds_dist.tasks.augmentation import Augmentation
 from fds_dist.tasks.images import Normalize, evenly_spaced
@@ -47,7 +48,7 @@ def imagefolder(
 
     Raises `UserError` naming each option out of range and each folder that is missing or has other classes.
     """
-    folder = Path(root).expanduser()
+    folder = expand_path(root, "task.root")
     names = ["train", *(name for name in ("val", "test") if (folder / name).is_dir())]
     listed = {name: _listed(folder / name) for name in names}
     classes = listed["train"].classes

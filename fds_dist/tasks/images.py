@@ -17,6 +17,7 @@ from fds_dist.common.batch import Batch
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.kinds import Count, CountOrAll, FolderOrNone, OpenFraction, Pixels, Seed, Switch, one_of
 from fds_dist.common.options import checked
+from fds_dist.common.paths import expand_path
 from fds_dist.common.vision import import_torchvision
 from fds_dist.tasks.augmentation import Augmentation
 from fds_dist.tasks.datasets import TensorTask
@@ -165,7 +166,7 @@ def image_task(images: ImageSet) -> Callable[..., TensorTask]:
 
         Raises `UserError` naming each option out of range, and where the files are missing or damaged.
         """
-        folder = Path(root or os.environ.get(DATA_VARIABLE) or "data").expanduser()
+        folder = expand_path(root or os.environ.get(DATA_VARIABLE) or "data", "task.root")
         (inputs, targets), (test_inputs, test_targets) = _parts(images, folder, download)
         chosen = evenly_spaced(len(inputs), train_size)
         made = TensorTask(

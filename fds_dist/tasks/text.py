@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.kinds import Count, OpenFraction, Seed, fault, read_by, wrong_kind
+from fds_dist.common.kinds import Count, OpenFraction, Seed, expanded, fault, read_by, wrong_kind
 from fds_dist.common.options import checked
+from fds_dist.common.paths import expand_path
 from fds_dist.tasks.datasets import TensorTask
 
 BYTES = 256
@@ -27,7 +28,7 @@ def _readable(path: Any) -> str:
     expected = "the path of a text file"
     if not isinstance(path, str):
         raise fault(wrong_kind(path), expected)
-    if not Path(path).expanduser().is_file():
+    if not Path(expanded(path)).is_file():
         raise fault(f"{path} is not a file", expected)
     return path
 
@@ -49,7 +50,7 @@ def text(
 
     Raises `UserError` where there is no such file, where it is too short, and for each option out of range.
     """
-    content = torch.from_numpy(np.fromfile(Path(path).expanduser(), dtype=np.uint8))
+    content = torch.from_numpy(np.fromfile(expand_path(path, "task.path"), dtype=np.uint8))
     windows = (len(content) - 1) // context
     if windows < 2 * batch_size + 2:
         needed = (2 * batch_size + 2) * context + 1

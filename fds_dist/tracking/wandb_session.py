@@ -196,8 +196,8 @@ def effective_mode(mode: str) -> str:
 
 
 @contextmanager
-def failure_told_to_sweep(rank: int) -> Iterator[None]:
-    """Inside, before there is a run: what ends a sweep's job ends the run that the sweep gave it too, as failed."""
+def report_failure_to_sweep(rank: int) -> Iterator[None]:
+    """Marks the run that a sweep gave to this job as failed when an exception ends the job before its search starts."""
     try:
         yield
     except BaseException:

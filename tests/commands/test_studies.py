@@ -78,7 +78,7 @@ def test_noise_says_how_many_runs_are_done(
     assert [line.split(" done,")[0] for line in lines if "done" in line] == [
         f"noise: {done} of 4 runs" for done in (1, 2, 3, 4)
     ]
-    noise(config, runs=5, steps=2, show=False)
+    noise(config, runs=5, steps=2, progress=False)
     assert capsys.readouterr().out == ""
 
 

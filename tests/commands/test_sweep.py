@@ -14,7 +14,7 @@ import pytest
 import yaml
 from launching import PATIENCE, clean_environment, wait_for
 
-from fds_dist.commands.sweep.__main__ import main
+from fds_dist.cli import main
 from fds_dist.commands.sweep.file import read_sweep
 from fds_dist.common.faults import UserError
 
@@ -179,7 +179,7 @@ def test_all_faults_are_told_at_once(here: Path, capsys: pytest.CaptureFixture[s
     specs = {"outer.optimizer": {"values": ["sgn", None]}, "task.sid": {"value": 6}, "seeed": {"value": 1}}
     config = {**CONFIG, "outer": {"stepz": 1}}
     Path("config.yaml").write_text(yaml.safe_dump(config))
-    assert main(["check", str(written(a_sweep(method="gird", parameters=specs)))]) == 2
+    assert main(["sweep", "--check", str(written(a_sweep(method="gird", parameters=specs)))]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert sorted(line.removeprefix("fds-dist: ").partition(": ")[0] for line in err.splitlines()) == [
@@ -213,7 +213,7 @@ def test_the_shipped_files_are_right(
     monkeypatch.setenv("NPROC", "2")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     sweep = read_sweep(path)
-    assert main(["check", str(path)]) == 0
+    assert main(["sweep", str(path), "--check"]) == 0
     assert "nothing is wrong" in capsys.readouterr().out
     # W&B's own reader is YAML 1.1: it has to see the same numbers.
     assert yaml.safe_load(path.read_text()) == sweep.content
@@ -255,7 +255,7 @@ def test_random_draws_stay_in_their_ranges_and_depend_on_the_jobs_number_alone(h
 
 
 def run_local(*options: str) -> int:
-    return main(["local", "sweep.yaml", "--output-dir", "results", *options])
+    return main(["sweep", "sweep.yaml", "--local", "--output-dir", "results", *options])
 
 
 def results() -> list[dict[str, Any]]:
@@ -332,7 +332,7 @@ def test_another_sweep_of_the_same_name_does_not_mix_with_the_first(
 def test_an_interrupted_sweep_ends_its_job_and_keeps_what_is_done(here: Path, number: signal.Signals) -> None:
     written(a_sweep())
     Path("wait").touch()
-    command = [sys.executable, "-m", "fds_dist.commands.sweep", "local", "sweep.yaml", "--output-dir", "results"]
+    command = [sys.executable, "-m", "fds_dist", "sweep", "sweep.yaml", "--local", "--output-dir", "results"]
     runner = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for(lambda: Path("started").exists() and Path("started").read_text())
     runner.send_signal(number)

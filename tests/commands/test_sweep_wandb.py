@@ -66,9 +66,9 @@ import sys
 from pathlib import Path
 from fds_dist.tracking import OuterRecord, RunEnd, RunStart, Trackers
 from fds_dist.tracking.wandb_run import WandbTracker
-from fds_dist.tracking.wandb_session import WandbSession, failure_told_to_sweep
+from fds_dist.tracking.wandb_session import WandbSession, report_failure_to_sweep
 if sys.argv[1] == "no run":
-    with failure_told_to_sweep(rank=0):
+    with report_failure_to_sweep(rank=0):
         raise ValueError("planted")
 run_dir = Path("runs/a")
 trackers = Trackers([WandbTracker(WandbSession(project="another", usual_job_type="optimize"))])
@@ -159,7 +159,7 @@ def test_what_is_created_is_what_the_file_says(server: WandbServer) -> None:
         f"method: grid\ncommand: {json.dumps(COMMAND)}\n"
         "parameters: {hyperparameters.lr.step: {values: [1e-3, 2.5e-5]}, inner.clip_gradient: {value: 'null'}}\n"
     )
-    done = run([sys.executable, "-m", "fds_dist.commands.sweep", "create", "sweep.yaml"], **server.environment)
+    done = run([sys.executable, "-m", "fds_dist", "sweep", "--create", "sweep.yaml"], **server.environment)
     assert (done.returncode, done.stdout) == (0, f"{ENTITY}/{PROJECT}/{SWEEP}\n")
     assert server.sweep == {
         "name": "sweep",
@@ -176,7 +176,7 @@ def test_what_is_created_is_what_the_file_says(server: WandbServer) -> None:
 def test_without_an_account_there_is_one_line(here: Path) -> None:
     write_sweep(task__turn={"values": [0]})
     done = run(
-        [sys.executable, "-m", "fds_dist.commands.sweep", "create", "sweep.yaml"], WANDB_BASE_URL="http://127.0.0.1:9"
+        [sys.executable, "-m", "fds_dist", "sweep", "--create", "sweep.yaml"], WANDB_BASE_URL="http://127.0.0.1:9"
     )
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()

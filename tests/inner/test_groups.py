@@ -380,7 +380,7 @@ def test_from_a_config_to_a_retraining_and_back(tmp_path: Path, monkeypatch: pyt
         assert {name: len(row) for name, row in json.loads(line)["hypergradients"].items()} == counts
     assert saved["hyperparameters"]["lr.norm"] != [0.2] * 3  # was learned
 
-    done = retrain(result.run_dir, ["epochs=2"], show=False)
+    done = retrain(result.run_dir, ["epochs=2"], progress=False)
     (epochs,) = (one.epochs for one in done.results)
     assert epochs[-1].hyperparameters == Schedule.load(result.run_dir).stretch(8).at(7)
 
@@ -412,7 +412,7 @@ def test_hyperparameters_of_the_loss_the_whole_way(tmp_path: Path, monkeypatch: 
     assert all(value != 1.0 for value in values["temperature"])  # learned
 
     Smoothing.seen.clear()
-    retrain(result.run_dir, ["epochs=3", "dtype=float64"], show=False)
+    retrain(result.run_dir, ["epochs=3", "dtype=float64"], progress=False)
     stretched = result.schedule.stretch(12)
     expected = [{name: stretched.at(step)[name] for name in own} for step in range(12)]
     seen = [{name: value.item() for name, value in values.items()} for values in Smoothing.seen]

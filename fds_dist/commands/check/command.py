@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -27,6 +28,15 @@ from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tasks.base import Task
 
 
+class CheckResult(NamedTuple):
+    """What `check` found."""
+
+    built: Build
+    """The config, and the objects made from it."""
+    report: CostReport
+    """The plan and its cost."""
+
+
 def check(
     config: Source | None,
     overrides: Sequence[str] = (),
@@ -34,19 +44,37 @@ def check(
     world_size: int | None = None,
     task: Task | None = None,
     model: nn.Module | ModelBuilder | None = None,
-) -> tuple[Build, CostReport]:
-    """What `optimize` would do and cost on `world_size` ranks (default: those that were launched); trains nothing.
+) -> CheckResult:
+    """Checks the input of `optimize`, and predicts what the search would do and cost. Trains nothing.
+
+    Args:
+        config: a YAML file, or the config as a mapping.
+        overrides: `key.sub=value` strings.
+        world_size: the number of ranks to plan for; None: those of this launch.
+        task: an object used in place of the config's task.
+        model: a module or a function from a seed to one, used in place of the config's model.
+
+    Returns:
+        What was built from the config, and the plan with time and memory per rank; `built, report = check(...)`.
 
     Raises:
         UserError: the input is wrong.
+
+    Example:
+        >>> hyperparameters = {"lr": {"init": 0.1, "step": 0.05, "buckets": 4}}
+        >>> config = {"task": {"name": "digits"}, "model": {"name": "mlp"}, "hyperparameters": hyperparameters}
+        >>> result = fds_dist.check(config, world_size=2)
+        >>> [rank.elements for rank in result.report.ranks]
+        [(0, 3), (1, 2)]
     """
-    launched = read_environment()
-    planned = launched if world_size is None else replace(launched, rank=0, world_size=world_size)
+    environment = read_environment()
+    planned = environment if world_size is None else replace(environment, rank=0, world_size=world_size)
     if planned.world_size < 1:
         raise UserError(Fault("--world-size", f"{world_size} is out of range", "a whole number of at least 1"))
-    built = on_all_ranks(launched, lambda: build(draft_of(config, overrides, None, task), planned, task, model))
+    built = on_all_ranks(environment, lambda: build(draft_of(config, overrides, None, task), planned, task, model))
     with reproducible_threads(built.problem.device):
-        return built, cost_report(built.problem, built.settings, built.shape, built.config.estimator)
+        report = cost_report(built.problem, built.settings, built.shape, built.config.estimator)
+    return CheckResult(built, report)
 
 
 def print_check(

@@ -2,50 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from fds_dist.build import Build, build, model_builder
+from torch import nn
+
+from fds_dist.build import Build, ModelBuilder, model_builder
+from fds_dist.commands.compare.comparison import Retrain
 from fds_dist.commands.compare.comparison import compare as compare_methods
 from fds_dist.commands.compare.plot import plot_comparison
 from fds_dist.commands.compare.results import Comparison
-from fds_dist.commands.inputs import Source, draft_of, one_run_per_rank, study_folder, task_maker
+from fds_dist.commands.inputs import Source, launched, one_run_per_rank, study_folder, task_maker
 from fds_dist.commands.retrain.settings import read_settings
 from fds_dist.commands.retrain.trainer import retrain as retrain_seeds
-from fds_dist.distributed.agreement import on_all_ranks
-from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.monitor import Consistency
 from fds_dist.schedule.schedule import Schedule
+from fds_dist.tasks.base import Task
 
 
-def compare(config: Source | None, overrides: Sequence[str] = ()) -> tuple[Comparison, Path]:
-    """Runs FDS and its rivals at equal compute; returns its folder too. A second call goes on where one stopped.
+@dataclass(frozen=True)
+class CompareResult:
+    """What `compare` measured; the same on every rank."""
+
+    comparison: Comparison
+    folder: Path
+    """Holds `compare.json`, the plots, and every method's record."""
+
+
+def compare(
+    config: Source | None,
+    overrides: Sequence[str] = (),
+    *,
+    task: Task | None = None,
+    model: nn.Module | ModelBuilder | None = None,
+    progress: bool = True,
+) -> CompareResult:
+    """Runs FDS and its rivals at equal compute.
+
+    Called again with the same config, it continues where an earlier call stopped.
+
+    Args:
+        config: a YAML file, or the config as a mapping; its `compare` section names the methods.
+        overrides: `key.sub=value` strings.
+        task: an object used in place of the config's task.
+        model: a module or a function from a seed to one, used in place of the config's model.
+        progress: whether rank 0 prints how each search goes.
+
+    Returns:
+        Every method's runs, costs and losses, and the folder with the plots.
 
     Raises:
         UserError: the input is wrong, or the folder holds a comparison of something else.
+
+    Example:
+        >>> config = {
+        ...     "task": {"name": "digits"},
+        ...     "model": {"name": "mlp", "hidden": [8]},
+        ...     "inner": {"epochs": 0.2},
+        ...     "hyperparameters": {"lr": {"init": 0.1, "step": 0.05}, "momentum": 0.9},
+        ...     "outer": {"steps": 1},
+        ...     "compare": {"methods": ["fds", "greedy"], "seeds": 1, "judge_seeds": 1},
+        ... }
+        >>> result = fds_dist.compare(config, progress=False)
+        >>> [run.method for run in result.comparison.runs]
+        ['fds', 'greedy']
     """
-    environment = read_environment()
-    built = on_all_ranks(environment, lambda: build(one_run_per_rank(draft_of(config, overrides)), environment))
-    folder = study_folder(built.config, "compare")
-    with built.ranks(environment) as ranks:
+    with launched(config, overrides, prepare=one_run_per_rank, task=task, model=model) as (built, ranks):
+        folder = study_folder(built.config, "compare")
         folder.mkdir(parents=True, exist_ok=True)
-        comparison = _compared(built, ranks, folder)
+        retrain = _retrainer(built, ranks, task, model)
+        comparison = _compared(built, ranks, folder, retrain, say=print if progress else _say_nothing)
         if ranks.is_first:
             plot_comparison(comparison, folder)
-    return comparison, folder
+    return CompareResult(comparison, folder)
 
 
-def _compared(built: Build, ranks: Ranks, folder: Path) -> Comparison:
+def _retrainer(built: Build, ranks: Ranks, task: Task | None, model: nn.Module | ModelBuilder | None) -> Retrain:
+    """Trains on all training data with a learned schedule; gives the test accuracy of each seed."""
     config = built.config
     settings = read_settings([f"seeds={max(1, config.compare.retrain_seeds)}"], config)
-    build_model = model_builder(config, built.problem.task)
+    build_model = model_builder(config, built.problem.task, model)
 
-    def retrained(schedule: Schedule, target: Path) -> list[float]:
-        results = retrain_seeds(task_maker(config), build_model, schedule, settings, ranks, target)
+    def retrained(schedule: Schedule, folder: Path) -> list[float]:
+        results = retrain_seeds(task_maker(config, task), build_model, schedule, settings, ranks, folder)
         accuracies = [result.final.test_accuracy for result in results]
         return [accuracy for accuracy in accuracies if accuracy is not None]
 
+    return retrained
+
+
+def _compared(built: Build, ranks: Ranks, folder: Path, retrain: Retrain, say: Callable[[str], None]) -> Comparison:
+    config = built.config
     return compare_methods(
         built.problem,
         built.rule,
@@ -55,7 +104,11 @@ def _compared(built: Build, ranks: Ranks, folder: Path) -> Comparison:
         ranks,
         folder,
         greedy_discount=config.greedy.discount,
-        say=print,
+        say=say,
         consistency=Consistency(config.consistency.mode, config.consistency.every),
-        retrain=retrained,
+        retrain=retrain,
     )
+
+
+def _say_nothing(line: str) -> None:
+    """The progress of a silent comparison."""

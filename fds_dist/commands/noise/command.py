@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from fds_dist.build import build
-from fds_dist.commands.inputs import Source, draft_of, one_run_per_rank, study_folder
+from torch import nn
+
+from fds_dist.build import ModelBuilder
+from fds_dist.commands.inputs import Source, launched, one_run_per_rank, study_folder
 from fds_dist.commands.noise.measure import cosine_schedule, measure_noise
 from fds_dist.commands.noise.plot import plot_noise
 from fds_dist.commands.noise.report import NoiseReport, write_noise
 from fds_dist.common.console import counting
-from fds_dist.distributed.agreement import on_all_ranks
-from fds_dist.distributed.environment import read_environment
+from fds_dist.tasks.base import Task
 
 NOISE_STEPS = 250
 NOISE_RUNS = 100
+
+
+@dataclass(frozen=True)
+class NoiseResult:
+    """What `noise` measured; the same on every rank."""
+
+    report: NoiseReport
+    folder: Path
+    """Holds `noise.json`, the figures, and each run in `runs/`."""
 
 
 def noise(
@@ -24,25 +35,43 @@ def noise(
     *,
     runs: int = NOISE_RUNS,
     steps: int = NOISE_STEPS,
-    show: bool = True,
-) -> tuple[NoiseReport, Path]:
-    """Measures hypergradient noise against window size at the paper's cosine schedule; returns its folder too.
+    task: Task | None = None,
+    model: nn.Module | ModelBuilder | None = None,
+    progress: bool = True,
+) -> NoiseResult:
+    """Measures hypergradient noise against window size, at the paper's cosine schedule.
+
+    Called again with the same config, it continues with the runs that the folder does not have yet.
 
     Args:
-        show: whether rank 0 prints how many runs are done.
+        config: a YAML file, or the config as a mapping.
+        overrides: `key.sub=value` strings.
+        runs: how many inner runs, at least 4.
+        steps: inner steps of each, at least 2.
+        task: an object used in place of the config's task.
+        model: a module or a function from a seed to one, used in place of the config's model.
+        progress: whether rank 0 prints how many runs are done.
+
+    Returns:
+        The noise of every analyzed hyperparameter, the recommended numbers of buckets, and the folder with the figures.
 
     Raises:
-        UserError: the input is wrong.
+        UserError: the input is wrong, or fewer than 4 runs have finite hypergradients.
+
+    Example:
+        >>> hyperparameters = {"lr": {"init": 0.1, "step": 0.05}, "momentum": 0.9}
+        >>> config = {"task": {"name": "digits"}, "model": {"name": "mlp"}, "hyperparameters": hyperparameters}
+        >>> result = fds_dist.noise(config, runs=4, steps=6, progress=False)
+        >>> list(result.report.recommended_buckets)
+        ['lr']
     """
-    environment = read_environment()
-    built = on_all_ranks(environment, lambda: build(one_run_per_rank(draft_of(config, overrides)), environment))
-    folder = study_folder(built.config, "noise")
-    with built.ranks(environment) as ranks:
+    with launched(config, overrides, prepare=one_run_per_rank, task=task, model=model) as (built, ranks):
+        folder = study_folder(built.config, "noise")
         folder.mkdir(parents=True, exist_ok=True)
         schedule = cosine_schedule(built.problem, steps)
-        with counting("noise", "runs", show=show and ranks.is_first) as progress:
-            report = measure_noise(built.problem, schedule, steps, runs, ranks, folder, progress)
+        with counting("noise", "runs", show=progress and ranks.is_first) as count:
+            report = measure_noise(built.problem, schedule, steps, runs, ranks, folder, count)
         if ranks.is_first:
             write_noise(report, folder / "noise.json")
             plot_noise(report, folder / "noise")
-    return report, folder
+    return NoiseResult(report, folder)

@@ -5,23 +5,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fds_dist.commands.report.contents import read_run
+from fds_dist.commands.report.contents import RunContents, read_run
 from fds_dist.commands.report.page import PAGE, write_report
-from fds_dist.common.faults import UserError
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.paths import expand_path
 from fds_dist.distributed.environment import read_environment
 from fds_dist.storage.run_folder import RunFolder
 
 
-def report(run_dirs: Sequence[str | Path], output: str | Path | None = None) -> Path:
-    """Writes the report of one run, or of several side by side, on rank 0; returns the page's path.
+def report(run_dirs: str | Path | Sequence[str | Path], output: str | Path | None = None) -> Path:
+    """Writes the report of one run, or of several side by side: one self-contained HTML page, and figures.
 
     Args:
+        run_dirs: the folder of a run, or several.
         output: the folder to write to. None: `report` in the run's folder, or beside the first of several.
 
+    Returns:
+        The page's path. Rank 0 writes it.
+
     Raises:
-        UserError: one of them is no run's folder, or the report's cannot be made.
+        UserError: one of the folders is not a run's, or the report's folder cannot be made.
+
+    Example:
+        >>> page = fds_dist.report("runs/digits")
+        >>> str(page)
+        'runs/digits/report/index.html'
     """
-    paths = [Path(run_dir) for run_dir in run_dirs]
+    folders = [run_dirs] if isinstance(run_dirs, str | Path) else run_dirs
+    paths = [expand_path(folder, "RUN_DIR") for folder in folders]
+    if not paths:
+        raise UserError(Fault("RUN_DIR", "is missing", "the folder of a run"))
+    runs = _read_runs(paths)
+    usual = RunFolder(paths[0]).report if len(paths) == 1 else paths[0].parent / "report"
+    folder = usual if output is None else expand_path(output, "--output")
+    return folder / PAGE if read_environment().rank else write_report(runs, folder)
+
+
+def _read_runs(paths: Sequence[Path]) -> list[RunContents]:
+    """The runs in all folders, or the faults of all."""
     runs, faults = [], []
     for path in paths:
         try:
@@ -30,6 +51,4 @@ def report(run_dirs: Sequence[str | Path], output: str | Path | None = None) -> 
             faults += error.faults
     if faults:
         raise UserError(faults)
-    usual = RunFolder(paths[0]).report if len(paths) == 1 else paths[0].parent / "report"
-    folder = usual if output is None else Path(output)
-    return folder / PAGE if read_environment().rank else write_report(runs, folder)
+    return runs

@@ -8,7 +8,6 @@ import os
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from pydantic import ValidationError
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.kinds import show, wrong_kind
+from fds_dist.common.paths import expand_path
 from fds_dist.common.registry import nearest
 from fds_dist.config.explain import dotted
 from fds_dist.config.yaml_text import parse_yaml
@@ -87,7 +87,9 @@ def section_of(value: object) -> tuple[dict[str, Any], list[Fault]]:
     if not isinstance(value, str):
         return {}, [Fault(KEY, wrong_kind(value), "a mapping, or the path of a JSON or YAML file")]
     try:
-        text = Path(value).read_text(encoding="utf-8-sig")
+        text = expand_path(value, KEY).read_text(encoding="utf-8-sig")
+    except UserError as error:
+        return {}, list(error.faults)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         return {}, [Fault(KEY, f"{value}: {reason}", "a mapping, or the path of a JSON or YAML file")]

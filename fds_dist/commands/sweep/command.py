@@ -1,0 +1,124 @@
+"""`fds-dist sweep`: checks a sweep file, and works on the sweep with W&B's agent or without W&B."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fds_dist.commands import DONE, FAILED, CommandFailed
+from fds_dist.commands.sweep.file import Sweep, read_sweep
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.paths import expand_path
+from fds_dist.common.registry import is_positive_int
+from fds_dist.config import Draft
+from fds_dist.tracking.wandb_session import DEFAULT_PROJECT
+
+SUFFIXES = (".yaml", ".yml")
+"""Of sweep files; whatever is no file and ends otherwise is the name of a sweep in W&B."""
+
+
+def sweep(source: str, *, local: bool, check: bool, create: bool, count: int | None, output_dir: str | Path) -> int:
+    """Works on a sweep, and returns the exit status. With W&B it does not return: W&B's agent takes its place.
+
+    Args:
+        source: a sweep file, or the ENTITY/PROJECT/SWEEP_ID of a sweep that was created before.
+        local: run the jobs here, without W&B.
+        check: check the file, and start nothing.
+        create: create the sweep in W&B and print its name, and start nothing.
+        count: how many jobs to take at most.
+        output_dir: where `local` keeps its results.
+
+    Raises:
+        UserError: with every fault of the file; nothing was started.
+        CommandFailed: W&B did not create the sweep.
+    """
+    asked = [option for option, is_set in (("--local", local), ("--check", check), ("--create", create)) if is_set]
+    if len(asked) > 1:
+        raise UserError(Fault(asked[1], f"cannot be combined with {asked[0]}", "one of the two"))
+    if count is not None and not is_positive_int(count):
+        raise UserError(Fault("--count", f"{count} is out of range", "a whole number of at least 1"))
+    path = expand_path(source, "FILE")
+    if path.suffix not in SUFFIXES and not path.is_file():
+        if asked:
+            raise UserError(Fault(asked[0], f"{source} is not a sweep file", "a file such as sweep.yaml"))
+        return _work(source, count)
+    _prepare_environment()
+    checked = read_sweep(path, _build_faults)
+    if create:
+        print(_created(checked))
+        return DONE
+    print(f"{path}: {checked.method} over {', '.join(each.name for each in checked.parameters)}; nothing is wrong")
+    if check:
+        return DONE
+    if local:
+        return _run_here(checked, expand_path(output_dir, "--output-dir"), count)
+    name = _created(checked)
+    print(f"To join from another machine: fds-dist sweep {name}")
+    return _work(name, count)
+
+
+def _prepare_environment() -> None:
+    """Sets what the command of a sweep file reads: NPROC, and a PATH with this Python's programs, such as torchrun."""
+    programs, path = os.path.dirname(sys.executable), os.environ.get("PATH", "")
+    if programs not in path.split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join(filter(None, (programs, path)))
+    if not os.environ.get("NPROC"):
+        import torch
+
+        os.environ["NPROC"] = str(max(1, torch.cuda.device_count()))
+
+
+def _created(checked: Sweep) -> str:
+    """Creates the sweep in W&B; returns ENTITY/PROJECT/SWEEP_ID.
+
+    Raises:
+        CommandFailed: W&B refused the sweep, or could not be reached.
+    """
+    import wandb
+
+    content = checked.content
+    project = os.environ.get("WANDB_PROJECT") or content.get("project") or DEFAULT_PROJECT
+    entity = os.environ.get("WANDB_ENTITY") or content.get("entity")
+    # W&B's agents name a program, whether or not the command uses it.
+    content = {"program": "fds_dist", "name": checked.name, **content}
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # wandb's own messages; standard output has the name alone
+            sweep_id = wandb.sweep(content, project=project, entity=entity)
+    except wandb.Error as error:
+        raise CommandFailed(f"W&B did not create the sweep: {' '.join(str(error).split())}") from None
+    entity, project = (os.environ.get(name) for name in ("WANDB_ENTITY", "WANDB_PROJECT"))  # set by wandb.sweep
+    return "/".join(filter(None, (entity, project, sweep_id)))
+
+
+def _work(name: str, count: int | None) -> int:
+    """Replaces this process by W&B's agent, which passes signals on to its job."""
+    _prepare_environment()
+    limit = [] if count is None else ["--count", str(count)]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "wandb", "agent", "--forward-signals", *limit, name])
+
+
+def _run_here(checked: Sweep, output_dir: Path, count: int | None) -> int:
+    """Runs the jobs one after the other, and prints a table of what they reached."""
+    from fds_dist.commands.sweep.local import run_locally
+    from fds_dist.commands.sweep.table import print_results
+
+    results, folder = run_locally(checked, output_dir, count)
+    print_results(checked, results)
+    print(f"results: {folder} (results.jsonl, the runs and their logs)")
+    return DONE if all(result.finished for result in results) else FAILED
+
+
+def _build_faults(draft: Draft) -> Sequence[Fault]:
+    """What `fds-dist check` would say, the mesh aside: the command's launcher decides how many ranks there are."""
+    from fds_dist.build import build
+    from fds_dist.distributed.environment import LaunchEnvironment
+
+    try:
+        build(draft, LaunchEnvironment())
+    except UserError as error:
+        return [fault for fault in error.faults if fault.key.partition(".")[0] != "mesh"]
+    return []
