@@ -198,7 +198,7 @@ def test_a_schedule_is_printed_or_written(
             "stopped --best",
             ["RUN_DIR: stopped holds no schedule_best.json; expected the folder of a run that has done an outer step"],
         ),
-        ("digits horizon=3", ["horizon=3: is one too many; expected RUN_DIR and options alone"]),
+        ("digits horizon=3", ["horizon=3: unexpected argument; expected RUN_DIR and options alone"]),
         ("digits --horizon few", ["argument --horizon: invalid int value: 'few'; see fds-dist export --help"]),
         ("digits --output gone/x", ["--output: gone/x: No such file or directory; expected a file to write"]),
     ],
