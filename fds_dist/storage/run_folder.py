@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.registry import nearest
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,32 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / "report"
+
+    def faults(self, key: str = "RUN_DIR", file: str = "config.yaml", expected: str = "OUTPUT_DIR/NAME") -> list[Fault]:
+        """One fault if `file` is not in the folder, with the nearest folder beside it that has the file.
+
+        Args:
+            key: how the user names the folder.
+            file: its name, which every run's folder has, or only those that got far enough for a command.
+            expected: what the folder should be.
+        """
+        if (self.path / file).is_file():
+            return []
+        name = nearest(self.path.name, (other.parent.name for other in self.path.parent.glob(f"*/{file}")))
+        problem = f"{self.path} is not the folder of a run: there is no {file} in it"
+        if self.config.is_file():
+            problem = f"{self.path} holds no {file}"
+        return [Fault(key, problem, expected, str(self.path.with_name(name)) if name else "")]
+
+    def checked(self, key: str = "RUN_DIR", expected: str = "OUTPUT_DIR/NAME") -> RunFolder:
+        """This folder.
+
+        Raises:
+            UserError: it is not the folder of a run; see `faults`.
+        """
+        if faults := self.faults(key, expected=expected):
+            raise UserError(faults)
+        return self
 
 
 def create_run_folder(output_dir: Path | str, name: str | None, task: str, model: str | None, now: datetime) -> Path:

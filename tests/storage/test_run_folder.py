@@ -53,6 +53,23 @@ def test_a_name_must_stay_in_the_output_folder(tmp_path: Path, name: str) -> Non
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_is_no_run_is_one_fault_with_the_nearest_run(tmp_path: Path) -> None:
+    for name, files in {"digits": ["config.yaml", "schedule.json"], "digit": ["config.yaml"], "empty": []}.items():
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_text("")
+    assert RunFolder(tmp_path / "digit").checked() == RunFolder(tmp_path / "digit")
+    with pytest.raises(UserError) as raised:
+        RunFolder(tmp_path / "digitz").checked("--resume")
+    problem = f"--resume: {tmp_path}/digitz is not the folder of a run: there is no config.yaml in it"
+    assert str(raised.value).startswith(f"{problem}; expected OUTPUT_DIR/NAME; did you mean {tmp_path}/digit")
+    with pytest.raises(UserError, match=r"no config\.yaml in it; expected OUTPUT_DIR/NAME$"):
+        RunFolder(tmp_path / "empty").checked()
+    (fault,) = RunFolder(tmp_path / "digit").faults(file="schedule.json", expected="a run with a schedule")
+    assert (fault.problem, fault.expected) == (f"{tmp_path}/digit holds no schedule.json", "a run with a schedule")
+    assert fault.suggestion == f"{tmp_path}/digits"
+
+
 def test_an_output_folder_that_cannot_be_made_is_the_users_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="output_dir: "):

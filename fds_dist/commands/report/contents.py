@@ -13,7 +13,6 @@ import yaml
 
 from fds_dist.common.domain import UNIT_INTERVAL
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.registry import nearest
 from fds_dist.inner.plan import Plan, make_plan
 from fds_dist.schedule.buckets import bucket_start
 from fds_dist.schedule.groups import base_of, group_of
@@ -135,11 +134,7 @@ def read_run(path: Path) -> RunContents:
     Raises:
         UserError: it is no run's folder (the nearest one is named), or its config or history is damaged.
     """
-    folder = RunFolder(path)
-    if not folder.config.is_file():
-        near = nearest(path.name, (found.parent.name for found in path.parent.glob("*/config.yaml")))
-        problem = f"{path} is not the folder of a run: there is no config.yaml in it"
-        raise UserError(Fault("RUN_DIR", problem, "OUTPUT_DIR/NAME", str(path.with_name(near)) if near else ""))
+    folder = RunFolder(path).checked()
     text, config = _config(folder.config)
     return RunContents(
         path=path,
