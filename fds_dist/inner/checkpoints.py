@@ -48,7 +48,8 @@ class InnerCheckpoints:
     folder: Path
     """Holds the folders of the checkpoints."""
     run: Mapping[str, Any]
-    """What the inner run is a function of, as JSON values; a checkpoint of another run is passed over."""
+    """What decides the inner run, as JSON values; a checkpoint of another run is passed over. A key that is null
+    counts as absent: versions differ in the keys that they have, and null leaves a key's choice to the program."""
     horizon: int
     ranks: Ranks
     seconds: float
@@ -131,7 +132,7 @@ class InnerCheckpoints:
         for folder in newest_first(self.folder, KIND):
             try:
                 manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-                if manifest["run"] == self.run and manifest["horizon"] == self.horizon:
+                if _set_keys(manifest["run"]) == _set_keys(self.run) and manifest["horizon"] == self.horizon:
                     yield folder, manifest
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # left half-way
@@ -180,6 +181,13 @@ class _Part:
     """Of its columns."""
     elements: list[int]
     """[R] of λ, whose tangents are the rows of its tangents."""
+
+
+def _set_keys(values: Any) -> Any:
+    """JSON values without the keys that are null, at any depth."""
+    if isinstance(values, dict):
+        return {key: _set_keys(value) for key, value in values.items() if value is not None}
+    return [_set_keys(value) for value in values] if isinstance(values, list) else values
 
 
 def _numbered(name: str, tree: Any) -> dict[str, Tensor]:
