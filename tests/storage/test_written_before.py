@@ -23,8 +23,8 @@ from fds_dist.tracking.records import OuterRecord
 WRITTEN_BEFORE = Path(__file__).resolve().parents[1] / "data" / "written_before"
 
 ROUNDING = 1e-5
-"""Relative. Another processor, or another build of torch, rounds float32 sums differently. The whole of that rounding is
-3e-7 here, against a run in float64; this allows for 30 times as much."""
+"""Relative. Another processor, or another build of torch, rounds float32 sums differently. The whole of that rounding
+is 3e-7 here, against a run in float64; this allows for 30 times as much."""
 
 
 @pytest.fixture
