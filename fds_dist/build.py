@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from fds_dist.common.faults import Fault, UserError, user_code
 from fds_dist.common.flat import trainable_parameters
-from fds_dist.common.randomness import seeded
+from fds_dist.common.precision import DTYPES
+from fds_dist.common.randomness import build_seeded, reinitialized
 from fds_dist.common.registry import nearest
-from fds_dist.config import Config, Draft, OuterConfig
+from fds_dist.config import Config, Draft, Faults, OuterConfig
 from fds_dist.config.hyperparameters import HyperparameterConfig
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device, mesh_shape
@@ -35,14 +37,11 @@ from fds_dist.tangents.optimizers import INNER_OPTIMIZERS, InnerOptimizer
 from fds_dist.tangents.step import Pruning
 from fds_dist.tasks import build_task
 from fds_dist.tasks.base import Task, loss_takes_hyperparameters, task_faults
-from fds_dist.tasks.datasets import reinitialized
 from fds_dist.tracking.wandb_session import effective_mode
 
-Made = TypeVar("Made")
 ModelBuilder = Callable[[int], nn.Module]
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 STAND_IN: dict[str, Any] = {"input_shape": (3, 32, 32), "classes": 10}
-"""A sample that every network of this package takes."""
+"""An image, in place of the samples of a task that cannot be built."""
 
 
 @dataclass(frozen=True)
@@ -83,69 +82,29 @@ def build(
     config = draft.config
     if config is None:
         raise UserError(draft.faults)
-    faults = [fault for fault in draft.faults if task is None or not fault.key.startswith("task")]
-
-    def attempt(key: str, make: Callable[[], Made]) -> Made | None:
-        if draft.is_broken(key) and not (key == "task" and task is not None):
-            return None
-        try:
-            return make()
-        except UserError as error:
-            faults.extend(error.faults)
-            return None
-
-    found_task = attempt("task", lambda: _task(config, task))
-    builder = attempt("model", lambda: _model_builder(config, found_task, model))
+    faults = Faults(draft, "task" if task is not None else "")
+    built_task = faults.attempt("task", lambda: _task(config, task))
+    builder = faults.attempt("model", lambda: _model_builder(config, built_task, model))
     optimizer = INNER_OPTIMIZERS[config.inner.optimizer](config.inner.nesterov)
-    space, space_faults = _space(config, optimizer, found_task)
-    patterns = config.inner.groups
-    if patterns is not None and builder is not None:
-        attempt("inner.groups", lambda: assigned(patterns, trainable_parameters(builder(0))))
-    groups = patterns if any(owner.base != owner.name for owner in space.learned) else None
-    faults += [fault for fault in space_faults if not draft.is_broken(fault.key)]
-    faults += [fault for fault in _option_faults(config) if not draft.is_broken(fault.key)]
-    mesh = config.mesh
-    shape, mesh_faults = mesh_shape(mesh.tangent, mesh.data, mesh.replica, environment.world_size)
-    faults += [] if draft.is_broken("mesh") else mesh_faults
+    space, space_faults = _space(config, optimizer, built_task)
+    patterns = config.inner.groups or {}
+    if patterns and builder is not None:
+        faults.attempt("inner.groups", lambda: assigned(patterns, trainable_parameters(builder(0))))
+    faults.add(space_faults)
+    shape = faults.attempt("mesh", lambda: _mesh_shape(config, environment))
     device, device_faults = choose_device(config.device, environment)
-    faults += device_faults
-    attempt("tracking.wandb.mode", lambda: effective_mode(config.tracking.wandb.mode))
-    epochs = _epochs(config)
-    if found_task is not None and not draft.is_broken("inner.epochs"):
-        faults += [
-            fault
-            for fault in _bucket_faults(config, space, epochs, found_task.steps_per_epoch)
-            if not draft.is_broken(fault.key)
-        ]
-    if faults or found_task is None or builder is None or shape is None:
-        raise UserError(faults)
-    if (to_device := getattr(found_task, "to", None)) is not None:
-        to_device(device)
-    options = TangentOptions(
-        method=default_method(device),
-        clip_hvp=config.tangents.clip_hvp,
-        pruning=Pruning(config.tangents.prune.mode, config.tangents.prune.ratio),
-        chunk_size=None if config.tangents.chunk_size == "auto" else config.tangents.chunk_size,
-    )
-    problem = Problem(
-        task=found_task,
-        build_model=builder,
-        optimizer=optimizer,
-        space=space,
-        tangents=options,
-        device=device,
-        dtype=DTYPES[config.dtype],
-        clip_gradient=config.inner.clip_gradient,
-        val_batch_norm=config.outer.val_batch_norm,
-        seed=config.seed,
-        groups=groups or {},
-    )
-    problem, remark = tried(problem, config.tangents.method)
-    unused = "inner.groups has no effect: no hyperparameter has per_group" if patterns and not groups else ""
+    faults.add(device_faults)
+    faults.attempt("tracking.wandb.mode", lambda: effective_mode(config.tracking.wandb.mode))
+    if built_task is not None and faults.is_sound("inner.epochs"):
+        faults.add(_bucket_faults(config, space, built_task.steps_per_epoch))
+    if faults.all or built_task is None or builder is None or shape is None:
+        raise UserError(faults.all)
+    problem, remark = tried(_problem(config, built_task, builder, optimizer, space, device), config.tangents.method)
+    unused = "inner.groups has no effect: no hyperparameter has per_group" if patterns and not problem.groups else ""
     return Build(
         config=config,
         problem=problem,
-        settings=OuterSettings(epochs, config.outer.nonfinite_patience, config.outer.retreat),
+        settings=OuterSettings(_epochs(config), config.outer.nonfinite_patience, config.outer.retreat),
         rule=outer_rule(config.outer),
         estimator=_estimator(config),
         shape=shape,
@@ -153,40 +112,88 @@ def build(
     )
 
 
-def _task(config: Config, given: Task | None) -> Task:
-    if given is None:
+def _problem(
+    config: Config,
+    task: Task,
+    builder: ModelBuilder,
+    optimizer: InnerOptimizer,
+    space: HyperparameterSpace,
+    device: torch.device,
+) -> Problem:
+    """The inner problem, its data on the device."""
+    if (to_device := getattr(task, "to", None)) is not None:
+        to_device(device)
+    tangents = TangentOptions(
+        method=default_method(device),
+        clip_hvp=config.tangents.clip_hvp,
+        pruning=Pruning(config.tangents.prune.mode, config.tangents.prune.ratio),
+        chunk_size=None if config.tangents.chunk_size == "auto" else config.tangents.chunk_size,
+    )
+    uses_groups = any(hyperparameter.base != hyperparameter.name for hyperparameter in space.learned)
+    return Problem(
+        task=task,
+        build_model=builder,
+        optimizer=optimizer,
+        space=space,
+        tangents=tangents,
+        device=device,
+        dtype=DTYPES[config.dtype],
+        clip_gradient=config.inner.clip_gradient,
+        val_batch_norm=config.outer.val_batch_norm,
+        seed=config.seed,
+        groups=(config.inner.groups or {}) if uses_groups else {},
+    )
+
+
+def _task(config: Config, task: Task | None) -> Task:
+    """The task from Python, checked, or the config's."""
+    if task is None:
         return build_task(config.task.name, config.task.options, seed=config.seed)
-    if faults := task_faults(given):
+    if faults := task_faults(task):
         raise UserError(faults)
-    return given
+    return task
 
 
-def _model_builder(config: Config, task: Task | None, given: nn.Module | ModelBuilder | None) -> ModelBuilder | None:
-    """`model_builder`, or None where the task is at fault itself; what does not depend on it can still be found."""
+def _mesh_shape(config: Config, environment: LaunchEnvironment) -> MeshShape | None:
+    mesh = config.mesh
+    shape, faults = mesh_shape(mesh.tangent, mesh.data, mesh.replica, environment.world_size)
+    if faults:
+        raise UserError(faults)
+    return shape
+
+
+def _model_builder(config: Config, task: Task | None, model: nn.Module | ModelBuilder | None) -> ModelBuilder | None:
+    """`model_builder`; None where there is no task, whose faults do not hide those of the network's options."""
     if task is not None:
-        return model_builder(config, task, given)
-    if given is None and config.model is not None and ":" not in config.model.name:
-        build_model(config.model.name, config.model.options, **STAND_IN, seed=0)
+        return model_builder(config, task, model)
+    if model is None and config.model is not None and ":" not in config.model.name:
+        try:
+            build_model(config.model.name, config.model.options, **STAND_IN, seed=0)
+        except UserError as error:
+            raise UserError(fault for fault in error.faults if fault.key != "model.input_shape") from error
     return None
 
 
-def model_builder(config: Config, task: Task, given: nn.Module | ModelBuilder | None = None) -> ModelBuilder:
+def model_builder(config: Config, task: Task, model: nn.Module | ModelBuilder | None = None) -> ModelBuilder:
     """seed → network, tried once so that faults show before any training.
+
+    Args:
+        model: used in place of the config's `model` and the task's own.
 
     Raises:
         UserError: there is no model, or it cannot be built.
     """
-    if isinstance(given, nn.Module):
-        module = given
-        builder: ModelBuilder = lambda seed: reinitialized(module, seed)  # noqa: E731
-    elif given is not None:
-        builder = _seeded(given)
+    builder: ModelBuilder
+    if isinstance(model, nn.Module):
+        builder = partial(reinitialized, model)
+    elif model is not None:
+        builder = partial(build_seeded, model)
     elif config.model is not None:
         name, options = config.model.name, config.model.options
         shape, classes = getattr(task, "input_shape", None), getattr(task, "classes", None)
         builder = lambda seed: build_model(name, options, input_shape=shape, classes=classes, seed=seed)  # noqa: E731
-    elif (own := getattr(task, "build_model", None)) is not None:
-        builder = _seeded(own)
+    elif (of_task := getattr(task, "build_model", None)) is not None:
+        builder = partial(build_seeded, of_task)
     else:
         raise UserError(Fault("model", "is missing, and this task builds none", "a model, such as {name: lenet}"))
     with user_code("model", "building the network"):
@@ -196,46 +203,41 @@ def model_builder(config: Config, task: Task, given: nn.Module | ModelBuilder | 
     return builder
 
 
-def _seeded(function: ModelBuilder) -> ModelBuilder:
-    """`function` under the seed as torch's global one too, so that a function that ignores it agrees on all ranks."""
-
-    def build_seeded(seed: int) -> nn.Module:
-        with seeded(seed):
-            return function(seed)
-
-    return build_seeded
-
-
 def _space(config: Config, optimizer: InnerOptimizer, task: Task | None) -> tuple[HyperparameterSpace, list[Fault]]:
     """The hyperparameter space, and what is wrong with it."""
     learned: list[Hyperparameter] = []
     fixed = {name: value for name, value in optimizer.defaults.items() if name not in config.hyperparameters}
     faults: list[Fault] = []
     for name, entry in config.hyperparameters.items():
-        key = f"hyperparameters.{name}"
-        if name not in optimizer.defaults and (task is None or not loss_takes_hyperparameters(task)):
-            near = nearest(name, optimizer.defaults)
-            expected = (
-                f"{', '.join(optimizer.defaults)} (of {optimizer.name}), or a task whose loss takes a third argument"
-            )
-            faults.append(Fault(key, "unknown hyperparameter", expected, f"hyperparameters.{near}" if near else ""))
-        elif isinstance(entry, HyperparameterConfig) and entry.per_group and name not in optimizer.defaults:
-            expected = f"false; the optimizer's own can be: {', '.join(optimizer.defaults)}"
-            faults.append(Fault(f"{key}.per_group", f"{name} belongs to the loss, which has no groups", expected))
-        elif isinstance(entry, HyperparameterConfig):
-            for copy_name, own in _copies(name, entry, config.inner.groups or {}).items():
-                bounds = own.bounds(name)
-                learned.append(Hyperparameter(copy_name, own.init, own.step, own.buckets, bounds, own.scale))
-        else:
+        is_loss_own = name not in optimizer.defaults
+        if is_loss_own and (task is None or not loss_takes_hyperparameters(task)):
+            faults.append(_unknown_hyperparameter(name, optimizer))
+        elif not isinstance(entry, HyperparameterConfig):
             fixed[name] = entry
+        elif entry.per_group and is_loss_own:
+            key = f"hyperparameters.{name}.per_group"
+            expected = f"false; the optimizer's own can be: {', '.join(optimizer.defaults)}"
+            faults.append(Fault(key, f"{name} belongs to the loss, which has no groups", expected))
+        else:
+            learned += [
+                Hyperparameter(copy_name, copy.init, copy.step, copy.buckets, copy.bounds(name), copy.scale)
+                for copy_name, copy in _copies(name, entry, config.inner.groups or {}).items()
+            ]
     if not learned and not faults:
         expected = "at least one like lr: {init: 0.1, step: 0.1, buckets: 5}"
         faults.append(Fault("hyperparameters", "nothing is learned, all are fixed numbers", expected))
-    return HyperparameterSpace(tuple(learned), fixed), list(dict.fromkeys(faults))
+    return HyperparameterSpace(tuple(learned), fixed), faults
+
+
+def _unknown_hyperparameter(name: str, optimizer: InnerOptimizer) -> Fault:
+    nearest_name = nearest(name, optimizer.defaults)
+    suggestion = f"hyperparameters.{nearest_name}" if nearest_name else ""
+    expected = f"{', '.join(optimizer.defaults)} (of {optimizer.name}), or a task whose loss takes a third argument"
+    return Fault(f"hyperparameters.{name}", "unknown hyperparameter", expected, suggestion)
 
 
 def _copies(name: str, entry: HyperparameterConfig, groups: Mapping[str, str]) -> dict[str, HyperparameterConfig]:
-    """The hyperparameter itself, or its copies for the parameter groups, by name."""
+    """The hyperparameter itself, or its copies for the parameter groups, by their names in all files."""
     if not (entry.per_group and groups):
         return {name: entry}
     return {name_in(name, group): entry.for_group(group) for group in groups}
@@ -245,21 +247,9 @@ def _key(config: Config, name: str, setting: str) -> str:
     """The config's key of the hyperparameter `name` (`lr`, `lr.norm_and_bias`): where its `setting` stands."""
     key, entry = f"hyperparameters.{base_of(name)}", config.hyperparameters[base_of(name)]
     overrides = entry.per_group if isinstance(entry, HyperparameterConfig) else {}
-    own = overrides.get(group_of(name)) if isinstance(overrides, dict) else None
-    return f"{key}.per_group.{group_of(name)}" if own is not None and setting in own.model_fields_set else key
-
-
-def _option_faults(config: Config) -> list[Fault]:
-    """Options that exclude each other, and those that are part of the contract but not available yet."""
-    faults = []
-    if config.estimator == "reverse":
-        inexact = {"tangents.clip_hvp": config.tangents.clip_hvp, "tangents.prune.ratio": config.tangents.prune.ratio}
-        faults += [
-            Fault(key, f"{value:g} has no meaning with estimator reverse, which has no tangents", "leave it out")
-            for key, value in inexact.items()
-            if value
-        ]
-    return faults
+    override = overrides.get(group_of(name)) if isinstance(overrides, dict) else None
+    is_overridden = override is not None and setting in override.model_fields_set
+    return f"{key}.per_group.{group_of(name)}" if is_overridden else key
 
 
 def _estimator(config: Config) -> Estimator:
@@ -285,11 +275,9 @@ def _epochs(config: Config) -> tuple[float, ...]:
     return tuple(epochs) if isinstance(epochs, list) else (epochs,) * config.outer.steps
 
 
-def _bucket_faults(
-    config: Config, space: HyperparameterSpace, epochs: tuple[float, ...], steps_per_epoch: int
-) -> list[Fault]:
+def _bucket_faults(config: Config, space: HyperparameterSpace, steps_per_epoch: int) -> list[Fault]:
     """Hyperparameters with more buckets than the shortest horizon has steps."""
-    horizon = max(1, round(min(epochs) * steps_per_epoch))
+    horizon = max(1, round(min(_epochs(config)) * steps_per_epoch))
     problem = f"more buckets than inner steps: the shortest horizon has {horizon}"
     faults = [
         Fault(f"{_key(config, owner.name, 'buckets')}.buckets", f"{owner.buckets} is {problem}", f"at most {horizon}")

@@ -6,12 +6,14 @@ word on the network, and a resumed run draws what the uninterrupted one would ha
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 
 def derive_seed(*keys: int | str) -> int:
@@ -40,3 +42,24 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+def build_seeded(function: Callable[[int], nn.Module], seed: int) -> nn.Module:
+    """``function(seed)`` with torch's global generators seeded too: a function that ignores its seed agrees on all
+    ranks."""
+    with seeded(seed):
+        return function(seed)
+
+
+def reinitialized(module: nn.Module, seed: int) -> nn.Module:
+    """A copy of ``module`` with fresh weights: ``reset_parameters()`` of each submodule that has it, under ``seed``.
+
+    Parameters of no such submodule keep their values. Torch's global generators are left as they were.
+    """
+    fresh = copy.deepcopy(module)
+    with seeded(seed):
+        for submodule in fresh.modules():
+            reset = getattr(submodule, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    return fresh

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fds_dist.config.hyperparameters import GroupOverride, HyperparameterConfig
-from fds_dist.config.load import Draft, dump_config, load_config, read_draft
+from fds_dist.config.load import Draft, Faults, dump_config, load_config, read_draft
 from fds_dist.config.schema import (
     CheckpointConfig,
     Config,
@@ -16,15 +16,15 @@ from fds_dist.config.schema import (
     PruneConfig,
     TangentsConfig,
     TaskConfig,
-    TrackingConfig,
-    WandbConfig,
 )
+from fds_dist.config.tracking import TrackingConfig, WandbConfig
 
 __all__ = [
     "CheckpointConfig",
     "Config",
     "ConsistencyConfig",
     "Draft",
+    "Faults",
     "GreedyConfig",
     "GroupOverride",
     "HyperparameterConfig",

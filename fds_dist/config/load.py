@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -26,6 +26,8 @@ Source = str | Path | Mapping[str, Any] | Config
 STAND_INS: dict[str, dict[str, Any]] = {"task": {"name": "digits"}, "hyperparameters": {}}
 """What takes the place of required sections at fault, so that the other sections can still be checked further."""
 
+
+Made = TypeVar("Made")
 
 LEFT_OUT = object()
 
@@ -51,6 +53,37 @@ class Draft:
     def is_broken(self, prefix: str) -> bool:
         """Whether this key, one above it or one below it is broken: then a check of it would mislead."""
         return any(_same_branch(prefix, key) for key in self.broken)
+
+
+class Faults:
+    """What is wrong with a draft and with the objects that it describes.
+
+    A check of a key whose value is not the user's, since that is at fault, would mislead: its faults are left out.
+    """
+
+    def __init__(self, draft: Draft, replaced: str = "") -> None:
+        """`replaced`: the section that an object from Python takes the place of; its faults do not matter."""
+        self._draft, self._replaced = draft, replaced
+        below = f"{replaced}."
+        self.all = [fault for fault in draft.faults if not replaced or not f"{fault.key}.".startswith(below)]
+
+    def is_sound(self, key: str) -> bool:
+        """Whether the config has the user's value at this key, above it and below it."""
+        return not self._draft.is_broken(key) or (key != "" and key == self._replaced)
+
+    def add(self, faults: Iterable[Fault]) -> None:
+        """Adds those faults whose keys are sound."""
+        self.all += [fault for fault in faults if self.is_sound(fault.key)]
+
+    def attempt(self, key: str, make: Callable[[], Made]) -> Made | None:
+        """What `make` returns; None where `key` is not sound, or where `make` raises a `UserError`, which is added."""
+        if not self.is_sound(key):
+            return None
+        try:
+            return make()
+        except UserError as error:
+            self.all += error.faults
+            return None
 
 
 def read_draft(source: Source, overrides: Sequence[str] = ()) -> Draft:

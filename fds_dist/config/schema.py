@@ -32,6 +32,7 @@ from fds_dist.common.kinds import (
 from fds_dist.config.compare import CompareConfig
 from fds_dist.config.hyperparameters import Hyperparameters, hyperparameter_contradictions
 from fds_dist.config.sections import Contradiction, Section, option_contradictions, refuse
+from fds_dist.config.tracking import TrackingConfig
 
 
 class NamedFunction(Section):
@@ -188,41 +189,6 @@ class CheckpointConfig(Section):
     """How many of the latest checkpoints stay."""
 
 
-class WandbConfig(Section):
-    """Weights & Biases."""
-
-    mode: Literal["online", "offline", "disabled"] = "disabled"
-    """online sends, offline writes into the run's folder, disabled does neither."""
-
-    project: Text = "fds-dist"
-    """The project that the run belongs to."""
-
-    entity: Text | None = None
-    """The user or team that owns the project."""
-
-    name: Text | None = None
-    """The run's name there; null: that of the run's folder."""
-
-    group: Text | None = None
-    """The group that the run belongs to."""
-
-    job_type: Text | None = None
-    """The kind of run within its group."""
-
-    tags: list[Text] = Field(default_factory=list)
-    """Labels of the run."""
-
-
-class TrackingConfig(Section):
-    """Where figures go besides `history.jsonl`."""
-
-    wandb: WandbConfig = WandbConfig()
-    """Weights & Biases."""
-
-    tensorboard: Switch = False
-    """Write TensorBoard event files into the run's folder."""
-
-
 class Config(Section):
     """A whole run."""
 
@@ -296,6 +262,12 @@ def config_contradictions(config: Config) -> Iterator[Contradiction]:
     if config.inner.nesterov and config.inner.optimizer != "sgd":
         problem = f"{config.inner.optimizer} has no such switch"
         yield Contradiction(("inner", "nesterov"), problem, "false, or inner.optimizer: sgd", ("inner.optimizer",))
+    if config.estimator == "reverse":
+        prune = config.tangents.prune
+        for path, value in ((("clip_hvp",), config.tangents.clip_hvp), (("prune", "ratio"), prune.ratio)):
+            if value:
+                problem = f"{value:g} has no meaning with estimator reverse, which has no tangents"
+                yield Contradiction(("tangents", *path), problem, "leave it out", ("estimator",))
     groups = tuple(config.inner.groups or ())
     for name, entry in config.hyperparameters.items():
         for contradiction in hyperparameter_contradictions(name, entry, groups):

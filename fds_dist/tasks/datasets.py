@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol, cast
@@ -15,7 +14,7 @@ from torch.utils.data import Dataset
 from fds_dist.common.batch import Batch
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.options import value_faults
-from fds_dist.common.randomness import seeded
+from fds_dist.common.randomness import build_seeded, reinitialized
 from fds_dist.tasks.base import Loss
 from fds_dist.tasks.sampled import EVALUATION_BATCH, Augment, Prepare, SampledTask, TensorSource
 
@@ -87,7 +86,7 @@ class TensorTask(SampledTask):
         if _are_labels(targets):
             self.classes = 1 + max(int(source.targets.max()) for source in (train, val, test) if source is not None)
         if model is not None:
-            self.build_model = partial(reinitialized if isinstance(model, nn.Module) else _build_seeded, model)
+            self.build_model = partial(reinitialized if isinstance(model, nn.Module) else build_seeded, model)
 
 
 def task_from_datasets(
@@ -126,25 +125,6 @@ def task_from_datasets(
         val_loss=val_loss,
         model=model,
     )
-
-
-def reinitialized(module: nn.Module, seed: int) -> nn.Module:
-    """A copy of ``module`` with fresh weights: ``reset_parameters()`` of each submodule that has it, under ``seed``.
-
-    Parameters of no such submodule keep their values. Torch's global generators are left as they were.
-    """
-    fresh = copy.deepcopy(module)
-    with seeded(seed):
-        for submodule in fresh.modules():
-            reset = getattr(submodule, "reset_parameters", None)
-            if callable(reset):
-                reset()
-    return fresh
-
-
-def _build_seeded(function: Callable[[int], nn.Module], seed: int) -> nn.Module:
-    with seeded(seed):
-        return function(seed)
 
 
 def _are_labels(targets: Tensor) -> bool:

@@ -18,10 +18,9 @@ from fds_dist.commands.retrain.optimizers import make_optimizer
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import trainable_parameters
+from fds_dist.common.precision import DTYPES
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.schedule import Schedule
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 class DDPEngine:

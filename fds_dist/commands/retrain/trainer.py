@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from fds_dist.commands.retrain.checkpoints import SeedFolder, write_weights
 from fds_dist.commands.retrain.data import RetrainData, part_of
-from fds_dist.commands.retrain.ddp import DTYPES
 from fds_dist.commands.retrain.engines import ENGINES
 from fds_dist.commands.retrain.optimizers import inner_optimizer, prepared
 from fds_dist.commands.retrain.records import Block, EpochRecord, RetrainResult, SeedStart, Summary
@@ -24,6 +23,7 @@ from fds_dist.commands.retrain.reporting import Reporter, Reporters
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import write_text_atomic
+from fds_dist.common.precision import DTYPES
 from fds_dist.common.randomness import derive_seed, seeded
 from fds_dist.common.records import from_values, to_line, to_values
 from fds_dist.distributed.mesh import Ranks

@@ -1,0 +1,45 @@
+"""The `tracking:` section: where figures go besides the run's folder."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fds_dist.common.kinds import Switch, Text
+from fds_dist.config.sections import Section
+
+
+class WandbConfig(Section):
+    """Weights & Biases."""
+
+    mode: Literal["online", "offline", "disabled"] = "disabled"
+    """online sends, offline writes into the run's folder, disabled does neither."""
+
+    project: Text = "fds-dist"
+    """The project that the run belongs to."""
+
+    entity: Text | None = None
+    """The user or team that owns the project."""
+
+    name: Text | None = None
+    """The run's name there; null: that of the run's folder."""
+
+    group: Text | None = None
+    """The group that the run belongs to."""
+
+    job_type: Text | None = None
+    """The kind of run within its group."""
+
+    tags: list[Text] = Field(default_factory=list)
+    """Labels of the run."""
+
+
+class TrackingConfig(Section):
+    """Where figures go besides `history.jsonl`."""
+
+    wandb: WandbConfig = WandbConfig()
+    """Weights & Biases."""
+
+    tensorboard: Switch = False
+    """Write TensorBoard event files into the run's folder."""
