@@ -1,4 +1,4 @@
-"""What is learned: schedules, their buckets and groups, and the driver of an optimizer, which alone needs torch."""
+"""What is learned: schedules, their buckets and groups. Only the driver of an optimizer needs torch."""
 
 from __future__ import annotations
 

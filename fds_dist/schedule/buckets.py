@@ -37,7 +37,7 @@ class Segment:
 
 
 def segments(buckets: Mapping[str, int], horizon: int) -> Iterator[Segment]:
-    """The horizon cut where any hyperparameter changes its bucket; `buckets` maps names to bucket counts."""
+    """Cuts the horizon wherever a hyperparameter changes its bucket; `buckets` maps names to numbers of buckets."""
     cuts = {bucket_start(bucket, count, horizon) for count in buckets.values() for bucket in range(count)}
     edges = sorted(cuts | {0, horizon})
     for start, stop in pairwise(edges):

@@ -97,6 +97,7 @@ class ScheduleDriver(LRScheduler):
         if faults := fit_faults(self.optimizer, schedule, driven):
             raise UserError(faults)
         self.schedule, self._driven = schedule, driven
+        self._checked_groups = tuple(map(id, self.optimizer.param_groups))
 
     @property
     def values(self) -> dict[str, float]:
@@ -118,8 +119,8 @@ class ScheduleDriver(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """Sets every value of the step `last_epoch` on the optimizer; returns the learning rate of each group."""
-        if faults := fit_faults(self.optimizer, self.schedule, self._driven):
-            raise UserError(faults)
+        if self._checked_groups != tuple(map(id, self.optimizer.param_groups)):  # added to, or loaded
+            self._use(self.schedule)
         write_all(self.optimizer.param_groups, self._driven.at(self.last_epoch))
         return self.get_last_lr()
 

@@ -25,26 +25,11 @@ _DECORATIONS = re.compile(r"deepspeed|fused|paged|cpu|\d+bit")
 
 def fit_faults(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> list[Fault]:
     """What keeps `optimizer` from being driven; `driven` is the part of `schedule` that is set on it."""
-    groups, names = optimizer.param_groups, schedule.for_optimizer().at(0)
-    lacking = _lacking(optimizer, schedule)
-    faults = []
-    if any(base_of(name) in lacking for name in driven.at(0)):
-        wanted = schedule.optimizer.get("name", "the one it was learned for")
-        faults = [
-            Fault(base, f"{type(optimizer).__name__} has no {key_of(base)}", f"an optimizer like {wanted}")
-            for base in lacking
-        ]
-    faults += _group_faults(optimizer, schedule)
-    owners: dict[int, Setting] = {}
-    for setting in settings(groups, names):
-        owner = owners.setdefault(id(setting.value), setting)
-        clash = owner.name != setting.name and not driven.at(0).keys().isdisjoint((owner.name, setting.name))
-        if isinstance(setting.value, Tensor) and clash:
-            key = f"param_groups[{setting.group_index}]"
-            faults.append(
-                Fault(key, f"its {setting.name} is the same tensor as {owner}", "a tensor of its own for each value")
-            )
-    return faults
+    return [
+        *_place_faults(optimizer, schedule, driven),
+        *_group_faults(optimizer, schedule),
+        *_shared_tensor_faults(optimizer, schedule, driven),
+    ]
 
 
 def fit_remarks(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> Iterator[str]:
@@ -65,14 +50,14 @@ def fit_remarks(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> I
 
 
 def _formula_remarks(optimizer: Optimizer, schedule: Schedule) -> Iterator[str]:
-    """That the optimizer is another one, or has other options, than the schedule was learned for."""
-    learned_for, own = str(schedule.optimizer.get("name", "")), type(optimizer).__name__
+    """Another optimizer, or other options of it, than the schedule was learned for."""
+    learned_for, class_name = str(schedule.optimizer.get("name", "")), type(optimizer).__name__
     if not learned_for:
         return
     if _formula(optimizer) != learned_for.rpartition(":")[2].lower():
         lacking = _lacking(optimizer, schedule)
-        rest = f"; {own} has no place for {', '.join(lacking)}" if lacking else ""
-        told = f"the schedule was learned for {learned_for} and drives {own}"
+        rest = f"; {class_name} has no place for {', '.join(lacking)}" if lacking else ""
+        told = f"the schedule was learned for {learned_for} and drives {class_name}"
         yield f"{told}, where the same values train otherwise{rest}"
         return
     options = {key: schedule.optimizer.get(key, usual) for key, usual in OPTIONS.items()}
@@ -83,7 +68,7 @@ def _formula_remarks(optimizer: Optimizer, schedule: Schedule) -> Iterator[str]:
         if group.get(key, value) != value
     }
     if others:
-        yield f"the schedule was learned for {learned_for} and drives {own} with {', '.join(others)}"
+        yield f"the schedule was learned for {learned_for} and drives {class_name} with {', '.join(others)}"
 
 
 def _fixed_remarks(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> Iterator[str]:
@@ -92,14 +77,35 @@ def _fixed_remarks(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -
     parameters = inspect.signature(type(_innermost(optimizer))).parameters
     for setting in settings(optimizer.param_groups, fixed):
         key, value = key_of(setting.name), fixed[setting.name]
-        if setting.holds(value) or key not in parameters:
+        default = parameters[key].default if key in parameters else None
+        if not isinstance(default, (int, float, tuple)) or setting.holds(value):
             continue
-        default = entry(setting.name, parameters[key].default)
-        if isinstance(default, (int, float)) and setting.holds(default):
+        default = entry(setting.name, default)
+        if setting.holds(default):
             yield (
                 f"{setting.name} was fixed at {value:g} in the search; {type(optimizer).__name__} keeps its default of "
                 f"{default:g}: give it to the optimizer, or attach with fixed=True"
             )
+
+
+def _place_faults(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> list[Fault]:
+    """All hyperparameters that have no place in the optimizer, if one of them is to be set."""
+    lacking = _lacking(optimizer, schedule)
+    if not any(base_of(name) in lacking for name in driven.at(0)):
+        return []
+    class_name, wanted = type(optimizer).__name__, schedule.optimizer.get("name", "the one it was learned for")
+    return [Fault(base, f"{class_name} has no {key_of(base)}", f"an optimizer like {wanted}") for base in lacking]
+
+
+def _shared_tensor_faults(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> Iterator[Fault]:
+    """Tensors that two hyperparameters share although at least one of the two is to be set."""
+    written, first_places = driven.at(0), dict[int, Setting]()
+    for setting in settings(optimizer.param_groups, schedule.for_optimizer().at(0)):
+        if isinstance(setting.value, Tensor):
+            first = first_places.setdefault(id(setting.value), setting)
+            if first.name != setting.name and (first.name in written or setting.name in written):
+                problem = f"its {setting.name} is the same tensor as {first}"
+                yield Fault(f"param_groups[{setting.group_index}]", problem, "a tensor of its own for each value")
 
 
 def _lacking(optimizer: Optimizer, schedule: Schedule) -> list[str]:
@@ -116,7 +122,7 @@ def _innermost(optimizer: Any) -> Any:
 
 
 def _formula(optimizer: Optimizer) -> str:
-    """The optimizer's formula by its lower-case name: `sgd`, `adamw`; of a class unknown to torch the class's name."""
+    """The lower-case name of the optimizer's formula, such as `adamw`; for a class that is not torch's, its name."""
     inner = _innermost(optimizer)
     classes = [cls for cls in type(inner).__mro__ if cls.__module__.startswith("torch.optim.") and cls is not Optimizer]
     name = _DECORATIONS.sub("", (classes[0] if classes else type(inner)).__name__.lower())

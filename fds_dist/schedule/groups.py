@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from fds_dist.common.faults import Fault, UserError
 
 SHOWN = 5
-"""Parameters that a message names before it counts."""
+"""The most parameters that a message names; of further ones it gives the number."""
 
 
 def name_in(base: str, group: str) -> str:
@@ -31,28 +31,33 @@ def group_of(name: str) -> str:
 
 
 def assigned(patterns: Mapping[str, str], parameters: Collection[str], key: str = "inner.groups") -> dict[str, str]:
-    """The group of each parameter, given the groups' `patterns` in their order; `key` is where a person wrote them.
+    """The group of each parameter, given the groups' `patterns` in their order.
+
+    Args:
+        patterns: group names to regular expressions.
+        parameters: qualified names.
+        key: the config's key of `patterns`, for messages.
 
     Raises:
-        UserError: parameters that no pattern matches, and groups that are left without one; every fault.
+        UserError: parameters that no pattern matches, and groups without a parameter; every fault.
     """
     matches = {
         parameter: [group for group, pattern in patterns.items() if re.search(pattern, parameter)]
         for parameter in parameters
     }
-    found = {parameter: groups[0] for parameter, groups in matches.items() if groups}
+    group_by_parameter = {parameter: groups[0] for parameter, groups in matches.items() if groups}
     faults = []
     if unmatched := [parameter for parameter, groups in matches.items() if not groups]:
         more = f" and {len(unmatched) - SHOWN} more" if len(unmatched) > SHOWN else ""
         problem = f"no pattern matches {', '.join(unmatched[:SHOWN])}{more}"
         faults.append(Fault(key, problem, "a group for every parameter, such as a last one with '.*'"))
-    for group in patterns.keys() - set(found.values()):
+    for group in patterns.keys() - set(group_by_parameter.values()):
         if any(group in groups for groups in matches.values()):
-            problem, expected = "all parameters that it matches belong to groups before it", "another order, or pattern"
+            problem, expected = "earlier groups have all parameters that it matches", "another order, or pattern"
         else:
             names = ", ".join([*parameters][:SHOWN])
             problem, expected = f"{patterns[group]!r} matches no parameter", f"a pattern found in names like {names}"
         faults.append(Fault(f"{key}.{group}", problem, expected))
     if faults:
         raise UserError(sorted(faults, key=lambda fault: fault.key))
-    return found
+    return group_by_parameter

@@ -22,11 +22,11 @@ VERSION = 1
 
 _ADAM = ("lr", "beta1", "beta2", "eps", "weight_decay")
 OPTIMIZER_HYPERPARAMETERS = {"sgd": ("lr", "momentum", "weight_decay"), "adam": _ADAM, "adamw": _ADAM}
-"""By optimizer: the hyperparameters that are its own. Any other belongs to the loss."""
+"""The hyperparameters of each optimizer. Any other hyperparameter belongs to the loss."""
 
 ALMOST_ZERO = 1e-300
-"""Stands for momentum 0 in a schedule that has other momenta too. At exactly 0 `torch.optim.SGD` keeps no velocity, and
-later steps would start from none or from an old one; the formula that the schedule was learned with keeps it at g."""
+"""Stands for momentum 0 in a schedule that also has other momenta. At exactly 0 `torch.optim.SGD` stores no velocity,
+and later steps would start from none or from an old one. In the search's formula the velocity is then the gradient."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Schedule:
     fixed: dict[str, float] = field(default_factory=dict)
     """Hyperparameters that were not learned."""
     optimizer: dict[str, Any] = field(default_factory=dict)
-    """What the values were learned for, e.g. `{"name": "sgd", "nesterov": False}`; with parameter groups also "groups",
-    the patterns that sort the parameters into them (see `fds_dist.schedule.groups`); where the run clipped each element
-    of the gradient, "clip_gradient", the bound."""
+    """The optimizer of the search, e.g. `{"name": "sgd", "nesterov": False}`. With parameter groups also their patterns
+    under "groups" (see `fds_dist.schedule.groups`); if the search clipped each element of the gradient, also the bound
+    under "clip_gradient"."""
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -59,15 +59,18 @@ class Schedule:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The parameter groups that have a hyperparameter of their own, such as `lr.norm_and_bias`, in their order."""
+        """The parameter groups, in their order: `norm_and_bias` where there is an `lr.norm_and_bias`."""
         return tuple(dict.fromkeys(group for name in (*self.values, *self.fixed) if (group := group_of(name))))
 
     @property
     def loss_hyperparameters(self) -> tuple[str, ...]:
-        """The names of those that belong to the loss; where the optimizer is unknown, of those that none has."""
-        every = tuple(name for names in OPTIMIZER_HYPERPARAMETERS.values() for name in names)
-        own = OPTIMIZER_HYPERPARAMETERS.get(str(self.optimizer.get("name")), every)
-        return tuple(name for name in (*self.values, *self.fixed) if base_of(name) not in own)
+        """The hyperparameters that belong to the loss: those that the optimizer does not have.
+
+        If the schedule does not name a known optimizer: those that no known optimizer has.
+        """
+        of_any = tuple(name for names in OPTIMIZER_HYPERPARAMETERS.values() for name in names)
+        of_optimizer = OPTIMIZER_HYPERPARAMETERS.get(str(self.optimizer.get("name")), of_any)
+        return tuple(name for name in (*self.values, *self.fixed) if base_of(name) not in of_optimizer)
 
     def at(self, step: int) -> dict[str, float]:
         """All hyperparameters at `step`, the fixed ones included. Steps past the horizon keep the last bucket.
@@ -85,13 +88,16 @@ class Schedule:
         """The same values over another number of steps.
 
         Raises:
-            TypeError: the number is no whole one.
-            ValueError: it is below 1.
+            TypeError: `horizon` is not a whole number.
+            ValueError: `horizon` is below 1.
         """
         return replace(self, horizon=operator.index(horizon))
 
     def for_optimizer(self) -> Schedule:
-        """What a `torch.optim` optimizer is set to: without the loss's, and `ALMOST_ZERO` for some momenta of 0."""
+        """The schedule that a `torch.optim` optimizer needs to train as in the search.
+
+        It lacks the hyperparameters of the loss, and has `ALMOST_ZERO` for a momentum of 0 beside other momenta.
+        """
         others = self.loss_hyperparameters
         values = {
             name: tuple(value or ALMOST_ZERO for value in row) if base_of(name) == "momentum" and any(row) else row
@@ -118,7 +124,7 @@ class Schedule:
         return ScheduleDriver(optimizer, self if horizon is None else self.stretch(horizon), fixed=fixed)
 
     def to_json(self) -> str:
-        """JSON text; floats are written so that they read back to the same bits."""
+        """The schedule as JSON text, from which `from_json` reads the same bits."""
         content = {
             "format": FORMAT,
             "version": VERSION,
@@ -168,12 +174,12 @@ class Schedule:
 
 
 def _content_faults(content: object, source: str) -> list[Fault]:
-    """What keeps `content` from being a schedule."""
+    """Why `content` is not a schedule."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return [Fault(source, "is not a schedule", f'an object with "format": "{FORMAT}"')]
     if content.get("version") != VERSION:
-        found = content.get("version")
-        return [Fault(f"{source}: version", f"{found!r} is not known", f"{VERSION}; a newer fds-dist may read it")]
+        problem = f"{content.get('version')!r} is not known"
+        return [Fault(f"{source}: version", problem, f"{VERSION}; a newer fds-dist may read it")]
     faults = []
     horizon = content.get("horizon")
     if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:

@@ -1,4 +1,4 @@
-"""Where a hyperparameter lies in a parameter group of a `torch.optim` optimizer: reading, comparing and writing it."""
+"""Hyperparameters in the parameter groups of a `torch.optim` optimizer: reading, comparing and writing them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _BETAS = {"beta1": 0, "beta2": 1}
 
 
 def key_of(name: str) -> str:
-    """The key of a parameter group under which the hyperparameter lies: `beta1` → `betas`, `lr.norm` → `lr`."""
+    """The key that a parameter group has for the hyperparameter: `beta1` → `betas`, `lr.norm` → `lr`."""
     base = base_of(name)
     return "betas" if base in _BETAS else base
 
 
 def entry(name: str, value: Any) -> Any:
-    """The hyperparameter's part of `value`, what lies under its key: one of the two betas, or all of it."""
+    """The hyperparameter's part of `value`, which a group has under its key: one of the two betas, or all of it."""
     position = _BETAS.get(base_of(name))
     return value if position is None else value[position]
 

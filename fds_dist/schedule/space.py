@@ -20,12 +20,12 @@ from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
 
 LARGEST_LOGARITHM = 700.0
-"""exp of little more overflows, and exp of little less than its negative is 0, which has no logarithm."""
+"""The bound of a coordinate: exp of slightly more overflows, and exp of slightly less than its negative is 0."""
 
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """One learned hyperparameter, or its copy for one parameter group; `bounds` are inclusive."""
+    """A learned hyperparameter, or its copy for one parameter group; `bounds` are inclusive."""
 
     name: str
     init: float
@@ -40,7 +40,7 @@ class Hyperparameter:
         return base_of(self.name)
 
     def clamp(self, value: float) -> float:
-        """The nearest value within the bounds."""
+        """`value`, or the bound that it exceeds."""
         low, high = self.bounds
         return min(max(value, low), high)
 
@@ -51,7 +51,7 @@ class Hyperparameter:
         return math.log1p(-value) if self.base in UNIT_INTERVAL else math.log(value)
 
     def from_scale(self, coordinate: float) -> float:
-        """The inverse of `to_scale`; on the log scale always a number that has a coordinate again."""
+        """The inverse of `to_scale`; on the log scale always a number of which `to_scale` has a finite result."""
         if self.scale == "linear":
             return coordinate
         coordinate = max(-LARGEST_LOGARITHM, min(coordinate, LARGEST_LOGARITHM))
@@ -109,7 +109,7 @@ class HyperparameterSpace:
         """Named buckets to λ.
 
         Raises:
-            ValueError: names or bucket counts that are not this space's.
+            ValueError: the names or the numbers of buckets are not this space's.
         """
         counts = {name: len(values) for name, values in named.items()}
         if counts != self.bucket_counts:
@@ -117,13 +117,13 @@ class HyperparameterSpace:
         return [named[owner.name][bucket] for owner, bucket in self.elements]
 
     def unpack(self, flat: Iterable[float]) -> dict[str, list[float]]:
-        """λ, or any other K numbers in its order, to named buckets."""
+        """λ, or other K numbers in the order of λ, to named buckets."""
         named: dict[str, list[float]] = {owner.name: [] for owner in self.learned}
         for (owner, _), value in zip(self.elements, flat, strict=True):
             named[owner.name].append(value)
         return named
 
     def schedule(self, flat: Sequence[float], horizon: int, optimizer: Mapping[str, object] | None = None) -> Schedule:
-        """λ as a schedule over `horizon` steps."""
+        """λ as a schedule over `horizon` steps; `optimizer` becomes `Schedule.optimizer`."""
         values = {name: tuple(row) for name, row in self.unpack(flat).items()}
         return Schedule(horizon, values, dict(self.fixed), dict(optimizer or {}))

@@ -1,4 +1,4 @@
-"""Optimizers that are not the one of the search: other formulas, the user's own settings, and tensors."""
+"""Optimizers that differ from the one in the search: other formulas, the user's own settings, tensors."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_betas_that_are_tensors_are_filled_in_place() -> None:
     betas = (torch.tensor(0.9), torch.tensor(0.999))
     optimizer = Adam(parameters(), lr=torch.tensor(1.0), betas=betas, foreach=False)
     path(ADAM, optimizer)
-    assert all(kept is given for kept, given in zip(optimizer.param_groups[0]["betas"], betas, strict=True))
+    assert all(now is before for now, before in zip(optimizer.param_groups[0]["betas"], betas, strict=True))
     assert [float(beta) for beta in betas] == [0.75, 0.875]
 
 

@@ -1,4 +1,4 @@
-"""The driver among `torch.optim.lr_scheduler`'s own: what each optimizer step is taken with."""
+"""The driver beside the schedulers of `torch.optim.lr_scheduler`: the values that each optimizer step uses."""
 
 from __future__ import annotations
 
