@@ -15,6 +15,7 @@ from fds_dist.common.paths import expand_path
 from fds_dist.common.registry import nearest
 from fds_dist.schedule.groups import base_of, group_of
 from fds_dist.schedule.schedule import Schedule
+from fds_dist.storage.run_folder import RunFolder
 
 FILES = {
     False: ("schedule.json", "the values after the last outer step"),
@@ -47,26 +48,17 @@ def export(run_dir: str | Path, form: str = "snippet", *, horizon: int | None = 
         ('step,lr,weight_decay,momentum', 5)
     """
     name, holds = FILES[best]
-    file = expand_path(run_dir, "RUN_DIR") / name
-    faults = [] if file.is_file() else [_missing(file)]
+    folder = RunFolder(expand_path(run_dir, "RUN_DIR"))
+    faults = folder.faults(file=name, expected="the folder of a run that has done an outer step")
     if form not in FORMS:
         faults.append(Fault("--format", f"{form!r} is unknown", f"one of {', '.join(FORMS)}", nearest(form, FORMS)))
     if horizon is not None and horizon < 1:
         faults.append(Fault("--horizon", f"{horizon} is out of range", "a whole number of at least 1"))
     if faults:
         raise UserError(faults)
-    schedule = Schedule.load(file)
+    schedule = Schedule.load(folder.path / name)
     schedule = schedule if horizon is None else schedule.stretch(horizon)
-    return FORMS[form](schedule, f"{file.resolve().parent.name}/{name}, {holds}")
-
-
-def _missing(file: Path) -> Fault:
-    """That there is no such schedule, with the nearest run that has one."""
-    folder = file.parent
-    problem = f"{folder} holds no {file.name}" if folder.is_dir() else f"there is no folder {folder}"
-    near = nearest(folder.name, (other.parent.name for other in folder.parent.glob(f"*/{file.name}")))
-    suggestion = str(folder.with_name(near)) if near else ""
-    return Fault("RUN_DIR", problem, "the folder of a run that has done an outer step", suggestion)
+    return FORMS[form](schedule, f"{folder.path.resolve().name}/{name}, {holds}")
 
 
 def table(schedule: Schedule, source: str = "") -> str:

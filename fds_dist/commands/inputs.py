@@ -13,7 +13,6 @@ from torch import nn
 
 from fds_dist.build import Build, ModelBuilder, build
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.registry import nearest
 from fds_dist.config import Config, Draft, HyperparameterConfig, read_draft
 from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.environment import read_environment
@@ -21,6 +20,7 @@ from fds_dist.distributed.mesh import Ranks
 from fds_dist.storage.run_folder import RunFolder
 from fds_dist.tasks import build_task
 from fds_dist.tasks.base import Task
+from fds_dist.tracking.wandb_session import WandbSession
 
 Source = str | Path | Mapping[str, Any] | Config
 """A config: the path of a YAML file, a mapping, or the config itself."""
@@ -81,13 +81,8 @@ def draft_of(
 
 def _resumed_draft(folder: RunFolder, overrides: Sequence[str]) -> Draft:
     """The run's own config with overrides. What decides how many numbers are learned cannot change."""
-    if not folder.config.is_file():
-        siblings = folder.path.parent.glob("*/config.yaml")
-        near = nearest(folder.path.name, (path.parent.name for path in siblings))
-        suggestion = str(folder.path.with_name(near)) if near else ""
-        problem = f"{folder.path} is not the folder of a run: there is no config.yaml in it"
-        raise UserError(Fault("--resume", problem, "OUTPUT_DIR/NAME of an earlier run", suggestion))
-    before, draft = read_draft(folder.config), read_draft(folder.config, overrides)
+    config = folder.checked("--resume", "OUTPUT_DIR/NAME of an earlier run").config
+    before, draft = read_draft(config), read_draft(config, overrides)
     draft = replace(draft, remarks=())  # the config was written by the program, maybe by an earlier version
     if before.config is None or draft.config is None:
         return draft
@@ -139,6 +134,13 @@ def study_folder(config: Config, study: str) -> Path:
     return Path(config.output_dir) / name
 
 
-def wandb_options(config: Config) -> dict[str, Any]:
-    """`tracking.wandb` as `WandbSession` takes it."""
-    return dict(config.tracking.wandb)
+def wandb_session(config: Config, job_type: str) -> WandbSession:
+    """The session that `tracking.wandb` asks for.
+
+    Args:
+        job_type: the kind of the W&B run where neither the config nor the environment says one.
+
+    Raises:
+        UserError: WANDB_MODE is not a mode.
+    """
+    return WandbSession(**dict(config.tracking.wandb), usual_job_type=job_type)

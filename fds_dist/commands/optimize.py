@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from fds_dist.build import Build, ModelBuilder
-from fds_dist.commands.inputs import Source, launched, wandb_options
+from fds_dist.commands.inputs import Source, launched, wandb_session
 from fds_dist.commands.next_steps import epochs_differ, next_steps
 from fds_dist.commands.report.contents import read_run
 from fds_dist.commands.report.page import write_report
@@ -42,7 +42,7 @@ from fds_dist.tracking.records import OuterRecord, RunEnd, RunStart
 from fds_dist.tracking.tensorboard import TensorBoardTracker
 from fds_dist.tracking.trackers import Tracker, Trackers
 from fds_dist.tracking.wandb_run import WandbTracker
-from fds_dist.tracking.wandb_session import WandbSession, report_failure_to_sweep
+from fds_dist.tracking.wandb_session import report_failure_to_sweep
 
 EXPLAINED = (UserError, HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost)
 """Errors whose message is enough: the command line prints it without a traceback."""
@@ -144,7 +144,7 @@ class Search:
             trackers.append(ConsoleTracker())
         if self.built.config.tracking.tensorboard:
             trackers.append(TensorBoardTracker())
-        trackers.append(WandbTracker(WandbSession(**wandb_options(self.built.config), usual_job_type="optimize")))
+        trackers.append(WandbTracker(wandb_session(self.built.config, "optimize")))
         return trackers
 
     def _fresh(self) -> OuterProgress:

@@ -154,6 +154,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of runs: `digits`, whose best schedule is ADAMW and whose last is SGD, and `stopped`, without any."""
     (tmp_path / "digits").mkdir()
     (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped" / "config.yaml").write_text("")  # a run that ended within its first outer step
     SGD.save(tmp_path / "digits" / "schedule.json")
     ADAMW.save(tmp_path / "digits" / "schedule_best.json")
     monkeypatch.chdir(tmp_path)
@@ -189,7 +190,8 @@ def test_a_schedule_is_printed_or_written(
         (
             "digit --horizon 0",
             [
-                "RUN_DIR: there is no folder digit; expected the folder of a run that has done an outer step; "
+                "RUN_DIR: digit is not the folder of a run: there is no schedule.json in it; "
+                "expected the folder of a run that has done an outer step; "
                 "did you mean digits?",
                 "--horizon: 0 is out of range; expected a whole number of at least 1",
             ],

@@ -9,12 +9,12 @@ from pathlib import Path
 from torch import nn
 
 from fds_dist.build import ModelBuilder, model_builder
-from fds_dist.commands.inputs import task_maker, wandb_options
+from fds_dist.commands.inputs import task_maker, wandb_session
 from fds_dist.commands.retrain.records import RetrainResult
 from fds_dist.commands.retrain.reporting import ConsoleReporter, Reporter, WandbReporter
 from fds_dist.commands.retrain.settings import RetrainSettings, read_settings
 from fds_dist.commands.retrain.trainer import retrain as retrain_seeds
-from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.faults import UserError
 from fds_dist.common.paths import expand_path
 from fds_dist.config import Config, load_config
 from fds_dist.distributed.agreement import on_all_ranks
@@ -23,7 +23,6 @@ from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.storage.run_folder import RunFolder
 from fds_dist.tasks.base import Task
-from fds_dist.tracking.wandb_session import WandbSession
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def retrain(
     make_task = task_maker(config, task)
     build_model = on_all_ranks(environment, lambda: model_builder(config, make_task(settings.seed), model))
     target = folder.path / ("retrain-best" if settings.schedule == "best" else "retrain")
-    session = on_all_ranks(environment, lambda: WandbSession(**wandb_options(config), usual_job_type="retrain"))
+    session = on_all_ranks(environment, lambda: wandb_session(config, "retrain"))
     reporters: list[Reporter] = [ConsoleReporter()] if progress else []
     reporters.append(WandbReporter(session, target, {**config.resolved(), "retrain": settings.resolved()}))
     with Ranks(environment, MeshShape(1, environment.world_size, 1), device) as ranks:
@@ -86,8 +85,6 @@ def retrain(
 
 def _read(folder: RunFolder, overrides: Sequence[str]) -> tuple[Config, Schedule, RetrainSettings]:
     """The run's config, the schedule to train with, and the settings."""
-    if not folder.config.is_file():
-        raise UserError(Fault("RUN_DIR", f"{folder.path} is not the folder of a run", "OUTPUT_DIR/NAME"))
-    config = load_config(folder.config)
+    config = load_config(folder.checked().config)
     settings = read_settings(overrides, config)
     return config, Schedule.load(folder.best_schedule if settings.schedule == "best" else folder.schedule), settings
