@@ -1,4 +1,4 @@
-"""What a person sees: a live line and a growing table in a terminal, plain lines in a log file."""
+"""The console: a live line and a growing table in a terminal, plain lines in a log file."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _COLORS = {"finished": "green", "failed": "red", "interrupted": "yellow"}
 class ConsoleTracker(Tracker):
     """In a terminal: a header, a live line, a row per outer step and a closing panel. Elsewhere: plain ASCII lines.
 
-    Outer steps carry the numbers of ``history.jsonl``, from 0. All texts are printed as they are: what looks like
-    markup in a path or a message stays what it is.
+    Outer steps carry the numbers of ``history.jsonl``, from 0. Texts are printed as they are: brackets in a path
+    or a message are not taken for markup.
 
     Args:
         console: where to print; standard output by default.
@@ -122,7 +122,7 @@ class ConsoleTracker(Tracker):
         title = Text(end.status, f"bold {color}")
         self._console.print("", Panel(_facts(facts), title=title, title_align="left", border_style=color))
         width = max(map(len, end.next_steps), default=0)
-        for name, line in end.next_steps.items():  # below the panel, whole, so that they can be copied
+        for name, line in end.next_steps.items():  # below the panel and never broken, so that they can be copied
             self._console.print(Text.assemble((f"   {name:<{width}}  ", "dim"), line), soft_wrap=True)
 
     def _line(self, text: str) -> None:
@@ -130,11 +130,11 @@ class ConsoleTracker(Tracker):
 
     def _above_live(self, renderable: RenderableType) -> None:
         if self._live is not None:
-            self._live.refresh()  # or the print would show the last refresh's live line again
+            self._live.refresh()  # otherwise the print would repeat the live line of the last refresh
         self._console.print(renderable)
 
     def _progress(self) -> RenderableType:
-        """The live lines; called from rich's refresh thread too, hence one look at the state."""
+        """The live lines. rich's refresh thread calls this too, hence the state is read once."""
         block, outer_step = self._block, self._outer_step
         if outer_step >= self._run.outer_steps:
             return Text()
@@ -165,7 +165,7 @@ class ConsoleTracker(Tracker):
 
 
 class _Pace:
-    """Inner steps per second over the last blocks of one horizon (later steps are slower: more tangents live)."""
+    """Inner steps per second over the last blocks of one horizon; later steps are slower, with more live tangents."""
 
     def __init__(self, now: float) -> None:
         self._marks: deque[tuple[float, int]] = deque(maxlen=10)
@@ -179,7 +179,7 @@ class _Pace:
 
     @property
     def rate(self) -> float | None:
-        """None before anything was measured."""
+        """None before the first measurement."""
         if not self._marks:
             return None
         (start, first), (end, last) = self._marks[0], self._marks[-1]
@@ -187,7 +187,7 @@ class _Pace:
 
 
 def _pack(values: Mapping[str, Sequence[float]], width: int) -> list[str]:
-    """Lines of at most `width` characters with the buckets of each hyperparameter, several to a line where they fit."""
+    """The buckets of all hyperparameters in lines of at most `width` characters, several to a line where they fit."""
     lines: list[str] = []
     for name, buckets in values.items():
         text = _named(name, buckets, width)
@@ -204,15 +204,15 @@ def _named(name: str, buckets: Sequence[float], width: int, times: str = "×", g
         return f"{name} {buckets[0]:.3g} {times}{len(buckets)}"
     numbers = [f"{value:.3g}" for value in buckets]
     text = " ".join([name, *numbers])
-    kept = len(numbers)
-    while len(text) > width and kept > 2:
-        kept -= 1
-        text = " ".join([name, *numbers[: kept - kept // 2], gap, *numbers[-(kept // 2) :]])
+    visible = len(numbers)
+    while len(text) > width and visible > 2:
+        visible -= 1
+        text = " ".join([name, *numbers[: visible - visible // 2], gap, *numbers[-(visible // 2) :]])
     return text
 
 
 def _spread_lines(record: OuterRecord) -> list[str]:
-    """Per hyperparameter its mean hypergradients over replicas, each with one replica's standard deviation."""
+    """A line per hyperparameter: mean hypergradients over the replicas ± the standard deviation of one replica."""
     return [
         " ".join(
             [f"d/d {name}:"]
@@ -223,7 +223,7 @@ def _spread_lines(record: OuterRecord) -> list[str]:
 
 
 def _row(*cells: str, style: str = "none") -> Table:
-    """One line of the table: fixed widths, so that rows which are printed one by one stand in columns."""
+    """A row of the table. Fixed widths align rows that are printed one by one."""
     row = Table.grid(padding=(0, 2, 0, 0))
     for _, width in _COLUMNS:
         row.add_column(width=width, justify="right", no_wrap=True)
@@ -253,11 +253,11 @@ def _best(end: RunEnd) -> str:
 
 
 def _epochs(config: Mapping[str, Any], outer_step: int) -> float:
-    """The config's budget of an outer step, to weigh horizons against each other."""
+    """The epochs that the config gives to an outer step: a weight for comparing horizons."""
     epochs = config.get("inner", {}).get("epochs", 1)
     return epochs[min(outer_step, len(epochs) - 1)] if isinstance(epochs, list) else epochs
 
 
 def _report(end: RunEnd) -> list[str]:
-    """The report's page within the run's folder."""
+    """The path of the report's page within the run's folder; none without a report."""
     return [] if end.report is None else [end.report.relative_to(end.run_dir).as_posix()]

@@ -80,7 +80,7 @@ def check(
 def print_check(
     config: Config, problem: Problem, report: CostReport, remarks: Sequence[str] = (), console: Console | None = None
 ) -> None:
-    """Who owns which tangent, what it costs, and the resolved config."""
+    """Prints who owns which tangent, what each rank's share costs, and the resolved config."""
     console = console or default_console()
     paragraph(console, f"[bold]Plan[/bold]  {_summary(problem, report)}")
     for remark in remarks:
@@ -93,7 +93,7 @@ def print_check(
     console.print()
     paragraph(console, "[bold]Config[/bold]  with every default:")
     console.print()
-    width = console.width - 25  # YAML breaks a line only behind the item that passes the width
+    width = console.width - 25  # YAML breaks a line only after the item that crosses the width
     console.print(dump_config(config, min(110, width)).rstrip(), markup=False, soft_wrap=True)
 
 
@@ -134,24 +134,24 @@ def _plan_table(space: HyperparameterSpace, report: CostReport) -> Table:
 
 
 def _predictions(report: CostReport) -> list[str]:
-    """What the table counts, where memory goes, total time, what crosses the network, and what to change."""
+    """Sentences: what the table counts, where memory goes, total time, network traffic, and advice."""
     measured, reverse = report.measured, report.estimator == "reverse"
     memory = report.reverse.memory if reverse else _largest(report)
     on_part = f" on 1/{report.shape.data} of a batch" if report.shape.data > 1 else ""
-    few = " on a few samples, and time with it: a step is long here" if measured.extrapolated else ""
-    kept = "states kept over the horizon" if reverse else "tangents"
+    few = ", like the times, on a few samples, because a step is long here" if measured.extrapolated else ""
+    carried = "states kept over the horizon" if reverse else "tangents"
     each = "" if reverse else f" and each tangent adds {duration(measured.tangent_seconds)}"
     lines = [
         "Per rank, for the longest outer step. A plain step is one training step on a whole batch without tangents. "
         f"Of the largest memory, {bytes_text(memory.total)}, weights take {bytes_text(memory.weights)}, optimizer "
-        f"state {bytes_text(memory.state)}, {kept} {bytes_text(memory.tangents)}, and activations, gradient and "
+        f"state {bytes_text(memory.state)}, {carried} {bytes_text(memory.tangents)}, and activations, gradient and "
         f"products at the peak of a step {bytes_text(memory.step)} (measured{few}).",
         f"Here a plain step{on_part} takes {duration(measured.plain_seconds)}{each}: all outer steps together take "
-        f"about {duration(report.total_seconds)}, communication not counted.",
+        f"about {duration(report.total_seconds)}, without communication.",
         _traffic_line(report),
     ]
     if report.estimator == "greedy":
-        lines.append("The plan is forward mode's: estimator=greedy looks one step ahead, and costs less.")
+        lines.append("The plan is that of forward mode; estimator=greedy looks only one step ahead and costs less.")
     alone = REVERSE_COST * report.plan.horizon if reverse else report.one_rank_plain_steps
     if (speed := alone / report.chosen.plain_steps) > 1:
         ranks = report.shape.data if reverse else report.shape.tangent * report.shape.data
@@ -176,12 +176,12 @@ def _traffic_line(report: CostReport) -> str:
         )
         return f"Along the data axis each rank sends {bytes_text(traffic)} or more in a step: {what}."
     if size > 1:
-        return "Nothing crosses the network in a step but a fingerprint now and then; the hypergradients in the end."
+        return "During the steps only a fingerprint crosses the network now and then; at the end, the hypergradients."
     return "One rank: nothing crosses a network."
 
 
 def _reverse_advice(report: CostReport) -> list[str]:
-    """Ranks that a sweep back has no use for."""
+    """A sentence on ranks that reverse mode cannot use."""
     if report.shape.tangent == 1:
         return []
     repeating = f"{report.shape.tangent} ranks on the tangent axis repeat the same sweep"
@@ -189,37 +189,38 @@ def _reverse_advice(report: CostReport) -> list[str]:
 
 
 def _forward_advice(report: CostReport) -> list[str]:
-    """Idle ranks, and which axis to widen."""
+    """Sentences on idle ranks, and on which axis to widen."""
     lines, shape, tangents = [], report.shape, len(report.plan.starts)
     if idle := [place for rank in report.ranks if not rank.elements for place in rank.ranks]:
-        own = f"Rank {idle[0]} owns" if len(idle) == 1 else f"Ranks {ranges_text(idle)} own"
+        idle_ranks = f"Rank {idle[0]} owns" if len(idle) == 1 else f"Ranks {ranges_text(idle)} own"
         others = shape.replica * shape.data
         lines.append(
-            f"{own} no tangent and would only repeat the training run: use at most {tangents * others} ranks, or give "
-            "them to mesh.replica (less noise) or mesh.data (less memory, less time on large batches)."
+            f"{idle_ranks} no tangent and would only repeat the training run: use at most {tangents * others} ranks, "
+            "or give them to mesh.replica (less noise) or mesh.data (less memory, less time on large batches)."
         )
     elif shape.tangent < tangents:
         lines.append(
-            f"To be faster, widen the tangent axis: with {tangents} ranks on it, one for each tangent, an outer step "
-            f"is {report.speed_up(tangents):.2f} times as fast, with nothing more on the network."
+            f"More ranks on the tangent axis save time: with {tangents}, one for each tangent, an outer step is "
+            f"{report.speed_up(tangents):.2f} times as fast, with no more traffic on the network."
         )
     memory = _largest(report)
     if memory.tangents > memory.step:
         halved = memory.total - (memory.tangents + memory.state + memory.step) // 2
         lines.append(
-            "Tangents take most of the memory: more ranks on either the tangent or the data axis share them out; "
+            "Tangents take most of the memory. More ranks on the tangent or the data axis share them out; "
             f"mesh.data={2 * shape.data} would need about {bytes_text(halved)} per rank."
         )
     return lines
 
 
 def _cheaper(report: CostReport) -> str:
-    """Which of the exact estimators costs less on these ranks, in time and in memory."""
+    """A sentence that compares time and memory of the two exact estimators on these ranks."""
     forward, reverse, horizon = report.costliest.plain_steps, report.reverse.plain_steps, report.plan.horizon
     return (
-        f"An inner step costs {forward / horizon:.1f} plain steps by forward mode, in "
-        f"{bytes_text(_largest(report).total)} whatever the horizon, and {reverse / horizon:.1f} by reverse mode, in "
-        f"{bytes_text(report.reverse.memory.total)} that grow with its root: "
+        f"By forward mode an inner step costs {forward / horizon:.1f} plain steps and takes "
+        f"{bytes_text(_largest(report).total)}, whatever the horizon; by reverse mode it costs "
+        f"{reverse / horizon:.1f} and takes {bytes_text(report.reverse.memory.total)}, which grow with the square root "
+        f"of the horizon: "
         f"estimator={'reverse' if reverse < forward else 'forward'} is faster here."
     )
 

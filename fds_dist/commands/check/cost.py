@@ -1,4 +1,4 @@
-"""What a run will cost before it starts: who owns which tangent, memory, traffic and time per rank.
+"""The predicted cost of a run: who owns which tangent, and memory, traffic and time per rank.
 
 Shapes: D = weights, K = learned numbers, P = ranks of the `data` axis.
 """
@@ -25,36 +25,36 @@ class Memory:
     """Bytes on one rank."""
 
     weights: int
-    """Whole on every rank."""
+    """All of them, on every rank."""
     state: int
-    """The optimizer's, one P-th of it."""
+    """One P-th of the optimizer's state."""
     tangents: int
-    """Of weights and state, one P-th of each that the rank owns. Reverse mode: the states that it keeps over time."""
+    """One P-th of every tangent, of weights and state, that the rank owns. Reverse mode: the states kept over time."""
     step: int
     """Measured: activations, gradient and products of one chunk of tangents at the peak of a step."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Their sum."""
         return self.weights + self.state + self.tangents + self.step
 
 
 @dataclass(frozen=True)
 class RankCost:
-    """The share in an outer step of the ranks that own the same tangents."""
+    """What one outer step costs each of the ranks that own the same tangents."""
 
     ranks: tuple[int, ...]
-    """All of them: the data ranks of each replica."""
+    """Those ranks: the data ranks of every replica."""
     elements: tuple[int, ...]
-    """Positions in λ of the tangents they own."""
+    """Positions in λ of the tangents that the ranks own."""
     plain_steps: float
     """Cost of the horizon in plain training steps of the whole batch."""
     memory: Memory
-    """Of each of them."""
+    """Of each rank."""
     step_traffic: int
-    """Bytes that each of them sends in a step, once all its tangents are live."""
+    """Bytes that each rank sends in a step, once all its tangents are live."""
     seconds: float
-    """Predicted from the measured step, without the time of communication."""
+    """Predicted from the measured step, without communication."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +67,24 @@ class CostReport:
     horizons: tuple[int, ...]
     plan: Plan
     ranks: tuple[RankCost, ...]
-    """One for each place on the `tangent` axis."""
+    """One entry for each place on the `tangent` axis."""
     measured: StepMeasurement
-    """On one data rank's part of a batch."""
+    """A step on one data rank's part of a batch."""
     one_rank_plain_steps: float
     """Cost of the horizon if one rank owned all tangents and saw whole batches."""
     reverse: RankCost
-    """Any rank's, by reverse mode."""
+    """The cost by reverse mode, the same on every rank."""
     estimator: str = "forward"
-    """The one that the config asks for."""
+    """The estimator that the config asks for."""
 
     @property
     def costliest(self) -> RankCost:
-        """The ranks that the others wait for, by forward mode."""
+        """By forward mode, the ranks that all others wait for."""
         return max(self.ranks, key=lambda rank: rank.plain_steps)
 
     @property
     def chosen(self) -> RankCost:
-        """The ranks that the others wait for, by the estimator that the config asks for."""
+        """By the estimator that the config asks for, the ranks that all others wait for."""
         return self.reverse if self.estimator == "reverse" else self.costliest
 
     @property
@@ -93,13 +93,13 @@ class CostReport:
         return self.chosen.seconds * sum(self.horizons) / self.plan.horizon
 
     def speed_up(self, tangent: int) -> float:
-        """How much faster an outer step is with `tangent` ranks on that axis instead of those it has."""
+        """How many times as fast an outer step becomes with `tangent` ranks on the tangent axis."""
         plan = make_plan(self.plan.starts, self.plan.horizon, tangent)
         return self.costliest.plain_steps * self.shape.data / max(map(plan.cost, range(tangent)))
 
 
 def cost_report(problem: Problem, settings: OuterSettings, shape: MeshShape, estimator: str = "forward") -> CostReport:
-    """Plans the longest outer step for `shape` and measures a step on this device; trains nothing."""
+    """Plans the longest outer step for `shape`, and measures one inner step on this device. Trains nothing."""
     horizons = tuple(problem.horizon(epochs) for epochs in settings.epochs)
     horizon = max(horizons)
     plan = make_plan(problem.space.starts(horizon), horizon, shape.tangent)
@@ -143,15 +143,15 @@ def cost_report(problem: Problem, settings: OuterSettings, shape: MeshShape, est
 def _reverse_cost(
     weights: Tensor, state: Sequence[Tensor], horizon: int, shape: MeshShape, measured: StepMeasurement
 ) -> RankCost:
-    """Reverse mode spreads over the `data` axis alone, with the whole state on every rank."""
+    """Reverse mode shares out work along the `data` axis alone; every rank has the whole state."""
     spacing = checkpoint_spacing(horizon)
-    kept = -(-horizon // spacing) + spacing  # over the horizon, and within one stretch between them
-    peak = measured.peak_bytes  # a pull-back goes twice through the graph, as the product of one tangent does
+    states = -(-horizon // spacing) + spacing  # checkpoints over the horizon, and all steps between two of them
+    peak = measured.peak_bytes  # a pull-back goes through the graph twice, like the product of one tangent
     return RankCost(
         ranks=tuple(range(shape.replica * shape.tangent * shape.data)),
         elements=(),
         plain_steps=REVERSE_COST * horizon / shape.data,
-        memory=Memory(_bytes([weights]), _bytes(state), kept * _bytes([weights, *state]), peak),
+        memory=Memory(_bytes([weights]), _bytes(state), states * _bytes([weights, *state]), peak),
         # The gradient, summed three times (there, back and in the pull-back), and the adjoint of the weights.
         step_traffic=round(8 * _bytes([weights]) * (shape.data - 1) / shape.data),
         seconds=REVERSE_COST * horizon * measured.plain_seconds,
@@ -159,7 +159,7 @@ def _reverse_cost(
 
 
 def _ranks_at(place: int, shape: MeshShape) -> tuple[int, ...]:
-    """The ranks at one place of the `tangent` axis, over replicas and data."""
+    """The ranks at one place of the `tangent` axis: the data ranks of every replica."""
     return tuple(
         (replica * shape.tangent + place) * shape.data + part
         for replica in range(shape.replica)
@@ -168,11 +168,11 @@ def _ranks_at(place: int, shape: MeshShape) -> tuple[int, ...]:
 
 
 def _bytes(tensors: Sequence[Tensor], parts: int = 1) -> int:
-    """Of `tensors`, or of the largest of `parts` parts of them; single numbers are whole on every rank."""
+    """Bytes of `tensors`, or of the largest of `parts` parts of each; every rank has single numbers whole."""
     return sum((-(-tensor.numel() // parts) if tensor.dim() else 1) * tensor.element_size() for tensor in tensors)
 
 
 def _traffic(weight_bytes: int, tangents: int, parts: int) -> int:
-    """Bytes that one data rank sends in a step at the least: the gradient and each product are reduced, the weights
-    and each tangent are gathered. Without a `data` axis nothing crosses the network."""
+    """The least number of bytes that one data rank sends in a step: the gradient and each product are reduced, the
+    weights and each tangent are gathered. Without a `data` axis nothing crosses the network."""
     return round(2 * (1 + tangents) * weight_bytes * (parts - 1) / parts)

@@ -1,4 +1,4 @@
-"""The comparison as a figure: how good each method's best is, judged on fresh seeds, by the compute spent."""
+"""The comparison as a figure: the loss of each method's best λ on fresh seeds, over the compute spent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LINES = {
     "hyperband": (GREEN, "-."),
     "bohb": (ORANGE, (0, (3, 1, 1, 1, 1, 1))),
 }
-"""Color and dashes."""
+"""Color and dashes of each method's line."""
 
 LABELS = {
     "fds": "FDS",
@@ -39,7 +39,7 @@ LABELS = {
 
 
 class Curve(NamedTuple):
-    """A step function of compute over the repetitions; NaN where a judge's run diverged."""
+    """A mean over repetitions as a step function of compute; NaN where a judging run diverged."""
 
     cost: list[float]
     mean: list[float]
@@ -48,19 +48,20 @@ class Curve(NamedTuple):
 
 
 def judged_curve(comparison: Comparison, method: str) -> Curve | None:
-    """The judged loss of the method's best so far, from where every repetition has one; None where one has none.
+    """The judged loss of the method's best so far, from the compute at which every repetition has a best.
 
-    The searches' own best chooses, so this may rise: what looked better was luck.
+    Each search chooses its best by its own measurements, so that the judged loss may rise: some choices were luck.
+    None where a repetition never has a best.
     """
     runs = comparison.runs_of(method)
     if not all(run.incumbents for run in runs):
         return None
     first = max(run.incumbents[0].cost for run in runs)
     last = max(run.cost for run in runs)
-    costs = sorted({first, last} | {found.cost for run in runs for found in run.incumbents if found.cost > first})
+    costs = sorted({first, last} | {best.cost for run in runs for best in run.incumbents if best.cost > first})
     means, errors = [], []
     for cost in costs:
-        losses = [[found.judged_loss for found in run.incumbents if found.cost <= cost][-1] for run in runs]
+        losses = [[best.judged_loss for best in run.incumbents if best.cost <= cost][-1] for run in runs]
         finite = all(map(math.isfinite, losses))
         means.append(statistics.fmean(losses) if finite else math.nan)
         errors.append(statistics.stdev(losses) / math.sqrt(len(losses)) if finite and len(losses) > 1 else 0.0)
@@ -91,12 +92,12 @@ def plot_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
 
 
 def _draw(axes: Axes, method: str, curve: Curve, top: float) -> None:
-    """Line, band and end point; of the reference also how far the others have to come down."""
+    """Draws a line, its band and its end point; for the reference also the level that the others have to reach."""
     color, dashes = LINES[method]
     cost, mean, error = map(np.asarray, curve)
     reference = method == REFERENCE
     order = 3 if reference else 2
-    seen = mean <= top  # the band of a line beyond the figure would only hide the others
+    seen = mean <= top  # where a line is above the figure, its band would only hide other lines
     axes.fill_between(cost, mean - error, mean + error, where=seen, step="post", color=color, alpha=0.15, linewidth=0)
     axes.step(
         cost,
@@ -114,7 +115,7 @@ def _draw(axes: Axes, method: str, curve: Curve, top: float) -> None:
 
 
 def _frame(axes: Axes, limits: tuple[float, float]) -> None:
-    """Scales, the vertical axis and the legend."""
+    """Sets the scales, the vertical axis and the legend."""
     axes.set_xscale("log")
     axes.set_ylabel("validation loss on fresh seeds")
     axes.grid(True, axis="y", linewidth=0.3, alpha=0.5)
@@ -125,7 +126,7 @@ def _frame(axes: Axes, limits: tuple[float, float]) -> None:
 
 
 def _compute_axes(axes: Axes, horizon: int) -> None:
-    """Compute in training steps below and in training runs above; numbers for few decades, powers for many."""
+    """Labels compute in training steps below and in training runs above; plain numbers over less than two decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xlabel("compute (plain training steps)")
@@ -140,14 +141,14 @@ def _compute_axes(axes: Axes, horizon: int) -> None:
 
 
 def _appears(curve: Curve, top: float) -> float:
-    """The compute from which a line is seen."""
+    """The compute at which a line comes into view."""
     return next((cost for cost, mean in zip(curve.cost, curve.mean, strict=True) if mean <= top), curve.cost[-1])
 
 
 def _limits(curves: dict[str, Curve]) -> tuple[float, float]:
-    """From the best answer to well above the worst: the answers decide what is seen, not where the lines begin.
+    """The vertical range, from the best answer to well above the worst, whatever the lines begin with.
 
-    (-inf, inf) where there is nothing to go by.
+    (-inf, inf) where no answer is finite.
     """
     ends = [(curve.mean[-1], curve.error[-1]) for curve in curves.values() if math.isfinite(curve.mean[-1])]
     lowest = min((mean - error for mean, error in ends), default=0.0)

@@ -15,7 +15,7 @@ from fds_dist.common.words import ABSENT, duration, percent, spread
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """One row per method: mean ± standard deviation over the repetitions."""
+    """Prints a row per method: mean ± standard deviation over the repetitions."""
     console = console or default_console()
     console.print(comparison_table(comparison))
     for line in explanations(comparison):
@@ -23,21 +23,22 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Losses, accuracy, compute, and what it takes to reach the reference."""
+    """Losses, accuracies, compute, and the compute needed to reach the reference."""
     repetitions = len({run.repetition for run in comparison.runs})
-    table = Table(title=f"{repetitions} repetitions" if repetitions > 1 else None, box=None, title_justify="left")
+    title = f"{repetitions} repetitions: mean ± standard deviation" if repetitions > 1 else None
+    table = Table(title=title, box=None, title_justify="left")
     table.add_column("method")
-    for title in ("own best\nval loss", "judged\nval loss", "judged\nval acc", "test acc", "runs", "seconds"):
-        table.add_column(title, justify="right")
+    for heading in ("own best\nval loss", "judged\nval loss", "judged\nval acc", "test acc", "runs", "time"):
+        table.add_column(heading, justify="right")
     table.add_column(f"compute to reach {REFERENCE}")
     for method in comparison.methods:
         runs = comparison.runs_of(method)
         answers = [run.answer for run in runs if run.answer is not None]
         table.add_row(
             method,
-            spread_text((found.own_loss for found in answers), "{:.4f}".format),
-            spread_text((found.judged_loss for found in answers), "{:.4f}".format),
-            spread_text((found.judged_accuracy for found in answers), percent),
+            spread_text((answer.own_loss for answer in answers), "{:.4f}".format),
+            spread_text((answer.judged_loss for answer in answers), "{:.4f}".format),
+            spread_text((answer.judged_accuracy for answer in answers), percent),
             spread_text((run.test_accuracy for run in runs), percent),
             f"{fmean(run.cost for run in runs) / comparison.horizon:.3g}",
             duration(fmean(run.seconds for run in runs)),
@@ -47,10 +48,10 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def explanations(comparison: Comparison) -> list[str]:
-    """What the columns mean, and how searches ended that did not use up their budget."""
+    """What the columns mean, and why some searches ended before their budget was spent."""
     space = ", ".join(
-        f"{name} {found['low']:g} to {found['high']:g} ({found['scale']}{_buckets(found['buckets'])})"
-        for name, found in comparison.search_space.items()
+        f"{name} {search['low']:g} to {search['high']:g} ({search['scale']}{_buckets(search['buckets'])})"
+        for name, search in comparison.search_space.items()
     )
     retrained = max(len(run.retrained_accuracies) for run in comparison.runs)
     source = f"mean of {retrained} trained on all training data" if retrained else "of the judges' runs"
@@ -58,7 +59,7 @@ def explanations(comparison: Comparison) -> list[str]:
         f"own best: what the search saw. judged: the same values trained anew on {comparison.judge_seeds} fresh seeds. "
         f"test acc: {source}.",
         f"runs: compute in plain training runs of {comparison.horizon:,} steps, at most "
-        f"{comparison.budget / comparison.horizon:.3g}. seconds: summed over ranks. {REFERENCE} uses estimator "
+        f"{comparison.budget / comparison.horizon:.3g}. time: summed over ranks. {REFERENCE} uses estimator "
         f"{comparison.estimator}.",
         f"black boxes search {space}.",
     ]
@@ -73,7 +74,7 @@ def spread_text(numbers: Iterable[float | None], text: Callable[[float], str]) -
 
 
 def reach_text(comparison: Comparison, method: str) -> str:
-    """How much more compute than the reference this method needs to be judged as good."""
+    """How many times the reference's compute this method needs until it is judged as good."""
     reach = comparison.reach(method)
     if reach is None:
         return ABSENT

@@ -1,4 +1,4 @@
-"""What a run's folder holds, read for a report; whatever is missing or not finished is left out."""
+"""Reads a run's folder for a report; missing or unfinished files are left out."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from fds_dist.tracking.history import read_history
 from fds_dist.tracking.records import OuterRecord
 
 STATE_TENSORS = {"sgd": 1, "adam": 2, "adamw": 2}
-"""Vectors over the weights that an inner optimizer keeps."""
+"""How many vectors over the weights each inner optimizer keeps."""
 
 ITEM_BYTES = {"float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True)
 class RunContents:
-    """One run."""
+    """What the folder of one run holds."""
 
     path: Path
     config_text: str
@@ -36,7 +36,7 @@ class RunContents:
     environment: dict[str, Any]
     records: list[OuterRecord]
     retrained: dict[str, list[dict[str, Any]]]
-    """By seed, a record per epoch: with the last schedule, or where there is no such training with the best one."""
+    """By seed, a record per epoch of the retraining with the last schedule, else of that with the best schedule."""
 
     @property
     def name(self) -> str:
@@ -76,39 +76,35 @@ class RunContents:
 
     @property
     def seconds(self) -> float:
-        """Of all outer steps."""
+        """Time of all outer steps."""
         return sum(record.seconds for record in self.records)
 
     @property
     def peak_bytes(self) -> int | None:
-        """The largest memory of a rank; None where it was not recorded."""
+        """The largest peak memory of a rank; None where none was recorded."""
         peaks = [peak for record in self.records for peak in record.rank_peak_bytes or []]
         return max(peaks, default=None)
 
     @property
     def retrained_accuracies(self) -> list[float]:
-        """After the last epoch of each retraining."""
+        """Test accuracies after the last epoch of each retraining."""
         finals = [epochs[-1].get("test_accuracy") for epochs in self.retrained.values()]
         return [value for value in finals if isinstance(value, float)]
 
     def section(self, key: str) -> dict[str, Any]:
-        """A section of the config; empty where there is none."""
-        found = self.config.get(key)
-        return found if isinstance(found, dict) else {}
+        """A section of the config; empty where the config does not have it."""
+        return _mapping(self.config.get(key))
 
     def moved(self, name: str) -> str:
         """What the outer optimizer moves: the value, or its logarithm."""
-        keys = self.section("hyperparameters").get(base_of(name))
-        keys = keys if isinstance(keys, dict) else {}
-        own = keys.get("per_group")
-        own = own.get(group_of(name)) if isinstance(own, dict) else None
-        scale = {**keys, **(own if isinstance(own, dict) else {})}.get("scale", "linear")
-        if scale != "log":
+        keys = _mapping(self.section("hyperparameters").get(base_of(name)))
+        group_keys = _mapping(_mapping(keys.get("per_group")).get(group_of(name)))
+        if {**keys, **group_keys}.get("scale") != "log":
             return name
         return f"log(1 − {name})" if base_of(name) in UNIT_INTERVAL else f"log {name}"
 
     def plan(self) -> Plan | None:
-        """Who owned which tangent in the longest outer step; None where there is none or no tangents were carried."""
+        """Who owned which tangent in the longest outer step; None without an outer step or without tangents."""
         if not self.records or self.estimator != "forward":
             return None
         horizon = max(record.horizon for record in self.records)
@@ -118,7 +114,7 @@ class RunContents:
         return make_plan(starts, horizon, max(1, self.records[-1].world_size // others))
 
     def tangent_bytes(self, plan: Plan) -> list[int] | None:
-        """Bytes of tangents on each place of the `tangent` axis; None where the number of weights was not recorded."""
+        """Bytes of tangents at each place of the `tangent` axis; None where the number of weights was not recorded."""
         weights = self.environment.get("weights")
         if not isinstance(weights, int):
             return None
@@ -132,7 +128,7 @@ def read_run(path: Path) -> RunContents:
     """The run in the folder `path`.
 
     Raises:
-        UserError: it is no run's folder (the nearest one is named), or its config or history is damaged.
+        UserError: it is not the folder of a run (the message names the nearest one), or a file in it is damaged.
     """
     folder = RunFolder(path).checked()
     text, config = _config(folder.config)
@@ -147,7 +143,7 @@ def read_run(path: Path) -> RunContents:
 
 
 def labels(runs: Sequence[RunContents]) -> list[str]:
-    """Names that tell the runs apart: the folders', with those above them where they are alike."""
+    """Names that tell the runs apart: their folders' names, with as many parent folders as it takes."""
     parts = [run.path.resolve().parts for run in runs]
     deepest = max(map(len, parts), default=1)
     for count in range(1, deepest + 1):
@@ -164,7 +160,7 @@ def _config(path: Path) -> tuple[str, dict[str, Any]]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(Fault("RUN_DIR", f"cannot read {path}: {reason}", "a run's config.yaml")) from None
-    return text, config if isinstance(config, dict) else {}
+    return text, _mapping(config)
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -172,21 +168,26 @@ def _json_object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    return _mapping(content)
 
 
 def _retrained(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    found = {}
+    by_seed = {}
     for path in sorted(folder.glob("*/history.jsonl"), key=lambda path: path.parent.name):
         epochs = map(_json_line, path.read_text(encoding="utf-8").splitlines())
-        found[path.parent.name] = [epoch for epoch in epochs if isinstance(epoch.get("epoch"), int)]
-    return {seed: epochs for seed, epochs in found.items() if epochs}
+        by_seed[path.parent.name] = [epoch for epoch in epochs if isinstance(epoch.get("epoch"), int)]
+    return {seed: epochs for seed, epochs in by_seed.items() if epochs}
 
 
 def _json_line(line: str) -> dict[str, Any]:
-    """A record; empty where the line is not one, such as a torn last line."""
+    """A record; empty where the line is not a JSON object, such as a torn last line."""
     try:
         content = json.loads(line)
     except ValueError:
         return {}
-    return content if isinstance(content, dict) else {}
+    return _mapping(content)
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    """`value` where it is a mapping, else an empty one."""
+    return value if isinstance(value, dict) else {}

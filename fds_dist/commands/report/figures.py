@@ -1,4 +1,4 @@
-"""The figures of a report: each a list of panels, drawn from one run or from several; an empty list where there is
+"""The figures of a report. Each is a list of panels, drawn from one run or from several; an empty list where there is
 nothing to draw.
 """
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 
 MOST_OTHERS = 20
-"""Outer steps whose schedules are drawn beside the first, the last and the best."""
+"""The most outer steps whose schedules are drawn beside the first, the last and the best."""
 MOST_MARKED = 500
-"""Points of a panel's lines from which they have no markers, which would weigh more than all else."""
+"""From so many points on, a panel's lines have no markers, which would make up most of the file."""
 
 OUTER_STEPS: dict[str, dict[str, Any]] = {
     "others": {"color": FAINT, "linestyle": "-", "linewidth": 0.8, "zorder": 2},
@@ -56,15 +56,15 @@ def schedules(runs: Sequence[RunContents]) -> list[Panel]:
 
 def _schedule(runs: Sequence[RunContents], name: str, ax: Axes) -> None:
     lines = _outer_steps(runs[0]) if len(runs) == 1 else _best_of_each(runs)
-    shown = [(record.hyperparameters[name], style) for record, style in lines if name in record.hyperparameters]
-    for values, style in shown:
+    drawn = [(record.hyperparameters[name], style) for record, style in lines if name in record.hyperparameters]
+    for values, style in drawn:
         ax.stairs(values, np.linspace(0, 1, len(values) + 1), baseline=None, **style)
     ax.set(title=name, ylabel="value", xlabel="share of the horizon", xlim=(0, 1))
-    value_axis(ax, (value for values, _ in shown for value in values))
+    value_axis(ax, (value for values, _ in drawn for value in values))
 
 
 def _outer_steps(run: RunContents) -> list[tuple[OuterRecord, dict[str, Any]]]:
-    """Outer steps with the styles of their lines, the best in front of the last and the first, these before others."""
+    """Outer steps with the styles of their lines, from back to front: others, first and last, best."""
     roles = {"first": run.records[0], "last": run.records[-1], "best": run.best}
     stride = -(-len(run.records) // MOST_OTHERS)
     lines = []
@@ -78,12 +78,12 @@ def _outer_steps(run: RunContents) -> list[tuple[OuterRecord, dict[str, Any]]]:
 
 
 def _best_of_each(runs: Sequence[RunContents]) -> list[tuple[OuterRecord, dict[str, Any]]]:
-    found = []
+    lines = []
     for index, (run, label) in enumerate(zip(runs, labels(runs), strict=True)):
         style = {key: value for key, value in run_style(index).items() if not key.startswith("marker")}
         if run.best is not None:
-            found.append((run.best, {**style, "linewidth": 1.8, "label": label}))
-    return found
+            lines.append((run.best, {**style, "linewidth": 1.8, "label": label}))
+    return lines
 
 
 def validation(runs: Sequence[RunContents]) -> list[Panel]:
@@ -155,9 +155,9 @@ def _bucket_panel(
 
 
 def _bucket_lines(steps: Sequence[int], rows: np.ndarray, title: str, kind: str, ax: Axes) -> None:
-    """A line per row of `rows` [buckets, outer steps], its number at its end; one line where all are the same."""
+    """Draws a line per row of `rows` [buckets, outer steps], its number at its end; one line where all rows agree."""
     count = len(rows)
-    same = count > 1 and np.allclose(rows, rows[:1], rtol=1e-3, atol=0, equal_nan=True)  # a line's width
+    same = count > 1 and np.allclose(rows, rows[:1], rtol=1e-3, atol=0, equal_nan=True)  # less than the width of a line
     style: dict[str, Any] = {"linewidth": 1.3, "markersize": 2, "marker": "o" if rows.size < MOST_MARKED else ""}
     for bucket, row in enumerate(rows[:1] if same else rows):
         named = count > MOST_NUMBERED and bucket in (0, count - 1) and not same
@@ -171,7 +171,7 @@ def _bucket_lines(steps: Sequence[int], rows: np.ndarray, title: str, kind: str,
 
 
 def costs(runs: Sequence[RunContents]) -> list[Panel]:
-    """Seconds of every outer step; for one run on several ranks also load and memory of each."""
+    """Time of every outer step; for one run on several ranks also load and memory of each rank."""
     panels = [Panel(partial(_durations, runs), "time of each outer step")]
     if len(runs) > 1:
         return panels
@@ -200,7 +200,7 @@ def _durations(runs: Sequence[RunContents], ax: Axes) -> None:
 
 
 def _load(run: RunContents, ax: Axes) -> None:
-    """Over those outer steps that ran on as many ranks as the last one."""
+    """Draws the time over the outer steps that ran on as many ranks as the last one."""
     size = run.records[-1].world_size
     records = [record for record in run.records if record.rank_seconds and len(record.rank_seconds) == size]
     second, unit = time_unit(sum(record.seconds for record in records))
@@ -227,11 +227,11 @@ def _memory(counts: Sequence[int], place: str, what: str, ax: Axes) -> None:
 
 def _few_whole_numbers(ax: Axes, count: int) -> None:
     whole_numbers(ax)
-    ax.set_xlim(-0.75, count - 0.25)  # also where there is one bar
+    ax.set_xlim(-0.75, count - 0.25)  # otherwise a single bar would fill the axes
 
 
 def retraining(runs: Sequence[RunContents]) -> list[Panel]:
-    """Test figures after every epoch of a training with the learned schedule."""
+    """Test loss and accuracy after every epoch of each retraining with the learned schedule."""
     kinds = (("test_loss", "test loss", 1.0), ("test_accuracy", "test accuracy (%)", 100.0))
     return [
         Panel(partial(_retrained, runs[0], key, label, factor), f"{label} of each retraining over its epochs")
@@ -250,7 +250,7 @@ def _retrained(run: RunContents, key: str, label: str, factor: float, ax: Axes) 
 
 
 def _styled(runs: Sequence[RunContents]) -> list[tuple[RunContents, dict[str, Any]]]:
-    """Each run with the style of its line; one run alone needs no label."""
+    """Each run with the style of its line; a single run has no label."""
     if len(runs) == 1:
         return [(runs[0], run_style(0))]
     return [

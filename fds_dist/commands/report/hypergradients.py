@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 DECADES = 6
-"""Sizes that are told apart; what is smaller is drawn as small as the smallest."""
+"""Powers of ten with sizes of their own; smaller numbers are drawn as small as the smallest."""
 CELL = 0.22
 """Inches between two triangles, where there is room."""
 LARGEST = (5.0, 9.0)
-"""Inches that all columns and all rows may take."""
+"""The most inches for all columns, and for all rows."""
 RASTER_FROM = 2000
-"""Triangles from which they are one picture in the page, whose weight is bounded then."""
+"""From so many triangles on, the page holds them as one picture, which bounds its size."""
 
 
 def hypergradients(runs: Sequence[RunContents]) -> list[Panel]:
-    """A panel per run: up for positive, down for negative, the larger the triangle the larger the number."""
+    """A panel per run: triangles point up for positive and down for negative numbers, larger for larger numbers."""
     decades = _decades(np.concatenate([_values(run).ravel() for run in runs]))
     return [
         Panel(
@@ -52,12 +52,12 @@ def _size(run: RunContents) -> tuple[float, float]:
 
 
 def _values(run: RunContents) -> np.ndarray:
-    """[elements, outer steps]"""
+    """Hypergradients [elements, outer steps]."""
     return np.array([[_of(record.hypergradients, element) for record in run.records] for element in run.elements])
 
 
 def _spread(run: RunContents) -> np.ndarray:
-    """[elements, outer steps] standard errors over the replicas; NaN where there is one."""
+    """Standard errors over the replicas [elements, outer steps]; NaN for a single replica."""
     size = math.sqrt(int(run.section("mesh").get("replica", 1)))
     spreads = [record.hypergradient_spread or {} for record in run.records]
     return np.array([[_of(spread, element) / size for spread in spreads] for element in run.elements])
@@ -65,13 +65,13 @@ def _spread(run: RunContents) -> np.ndarray:
 
 def _grid(run: RunContents, title: str, decades: tuple[int, int], ax: Axes) -> None:
     values, (low, high) = _values(run), decades
-    unsure = np.abs(values) < _spread(run)  # nothing is smaller than NaN
+    unsure = np.abs(values) < _spread(run)  # False where the standard error is NaN
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.clip((np.log10(np.abs(values)) - low) / (high - low), 0.0, 1.0)
     largest = 72 * 0.9 * min(_cells(run))
     sizes = np.where(np.isfinite(values), _diameter(share, largest), 0.6 * largest) ** 2
     up, down, lost = values > 0, values < 0, ~np.isfinite(values)
-    for found, marker, color, face, label in (
+    for mask, marker, color, face, label in (
         (up & ~unsure, "^", COLORS[1], COLORS[1], "positive"),
         (down & ~unsure, "v", COLORS[0], COLORS[0], "negative"),
         (up & unsure, "^", COLORS[1], "none", "positive, unsure"),
@@ -79,10 +79,10 @@ def _grid(run: RunContents, title: str, decades: tuple[int, int], ax: Axes) -> N
         (values == 0, "d", FAINT, FAINT, "0"),
         (lost, "X", FAINT, FAINT, "not finite"),
     ):
-        if found.any():
-            rows, columns = np.nonzero(found)
+        if mask.any():
+            rows, columns = np.nonzero(mask)
             style: dict[str, Any] = {"marker": marker, "edgecolor": color, "facecolor": face, "linewidths": 0.8}
-            ax.scatter(columns, rows, s=sizes[found], rasterized=found.size > RASTER_FROM, **style)
+            ax.scatter(columns, rows, s=sizes[mask], rasterized=mask.size > RASTER_FROM, **style)
             ax.scatter([], [], s=(0.6 * largest) ** 2, label=label, **style)
     for decade in sorted({low, high}):
         size = _diameter(np.array(float(decade > low)), largest) ** 2
@@ -92,12 +92,12 @@ def _grid(run: RunContents, title: str, decades: tuple[int, int], ax: Axes) -> N
 
 
 def _diameter(share: np.ndarray, largest: float) -> np.ndarray:
-    """Points."""
+    """Diameters in points."""
     return largest * (0.3 + 0.7 * share)
 
 
 def _decades(values: np.ndarray) -> tuple[int, int]:
-    """The powers of ten between which sizes are told apart."""
+    """The lowest and the highest power of ten with a size of its own."""
     finite = np.abs(values[np.isfinite(values) & (values != 0)])
     if not finite.size:
         return -1, 0
@@ -106,7 +106,7 @@ def _decades(values: np.ndarray) -> tuple[int, int]:
 
 
 def _axes(run: RunContents, ax: Axes) -> None:
-    """Ticks with names, as many as there is room for."""
+    """Labels as many rows and columns as there is room for."""
     every, stride = (max(1, math.ceil(room / cell)) for room, cell in zip((0.2, 0.13), _cells(run), strict=True))
     names = {
         row: name if run.buckets(name) == 1 else f"{name}[{bucket}]"

@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing else: its figures are inside, in the page's own colors, light or dark."""
+"""One self-contained HTML page: its figures are inside, in the page's own colors, light or dark."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from fds_dist.commands.report.panels import DARK_RAMP, INK, RAMP, SIZE, STYLE, P
 from fds_dist.commands.report.tables import cards, config_differences, event_table, outer_step_table, run_table, table
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import write_text_atomic
+from fds_dist.common.words import ABSENT
 
 PAGE = "index.html"
 ZOOM = 1.3
-"""Panels are larger on the page than in print, so that a column of it has letters of the size of its text."""
+"""How much larger panels are on the page than in print: their letters then have the size of the page's text."""
 
 
-class Shown(NamedTuple):
+class Figure(NamedTuple):
     """A figure with its heading and what a reader has to know."""
 
     draw: figures.Draw
@@ -31,7 +32,7 @@ class Shown(NamedTuple):
     caption: str
 
 
-VALIDATION = Shown(
+VALIDATION = Figure(
     figures.validation, "Validation", "After each outer step's training run. A ring marks the lowest loss."
 )
 SIGNS = (
@@ -40,37 +41,39 @@ SIGNS = (
     "logarithm); hollow, unsure: smaller than its standard error over the replicas."
 )
 ONE_RUN = {
-    "schedules": Shown(figures.schedules, "Schedules", "The values that each outer step trained with."),
+    "schedules": Figure(figures.schedules, "Schedules", "The values that each outer step trained with."),
     "validation": VALIDATION,
-    "paths": Shown(
+    "paths": Figure(
         figures.paths,
         "Values over the outer steps",
         "A line per bucket, with its number: 0 is the first of the horizon.",
     ),
-    "hypergradients": Shown(hypergradients, "Hypergradients and their signs", SIGNS),
-    "step_sizes": Shown(
-        figures.step_sizes, "Step sizes", "Of the outer optimizer after each outer step, on the scale that it moves on."
+    "hypergradients": Figure(hypergradients, "Hypergradients and their signs", SIGNS),
+    "step_sizes": Figure(
+        figures.step_sizes,
+        "Step sizes",
+        "The outer optimizer's, after each outer step, on the scale on which it moves the value.",
     ),
-    "costs": Shown(
+    "costs": Figure(
         figures.costs,
         "Time, load and memory",
         "Time and peak memory are measured. By the plan: plain steps (a training step without tangents is one) and the "
         "memory of the tangents.",
     ),
-    "retraining": Shown(figures.retraining, "Retraining", "On all training data, with the learned schedule."),
+    "retraining": Figure(figures.retraining, "Retraining", "On all training data, with the learned schedule."),
 }
 SEVERAL_RUNS = {
     "validation": VALIDATION,
-    "schedules": Shown(figures.schedules, "Best schedules", "The values that reached each run's lowest loss."),
-    "hypergradients": Shown(hypergradients, "Hypergradients and their signs", SIGNS),
-    "costs": Shown(figures.costs, "Time", ""),
+    "schedules": Figure(figures.schedules, "Best schedules", "The values that reached each run's lowest loss."),
+    "hypergradients": Figure(hypergradients, "Hypergradients and their signs", SIGNS),
+    "costs": Figure(figures.costs, "Time", ""),
 }
 
 
 def write_report(runs: Sequence[RunContents], folder: Path, endings: Sequence[str] = ("png", "pdf")) -> Path:
     """Writes the page and, beside it, its figures as files with these `endings`; returns the page's path.
 
-    One run is shown in full, several side by side.
+    The page shows one run in full, several side by side.
 
     Raises:
         UserError: the folder cannot be made.
@@ -94,32 +97,32 @@ def write_report(runs: Sequence[RunContents], folder: Path, endings: Sequence[st
 
 
 def _drawn(runs: Sequence[RunContents], folder: Path, endings: Sequence[str]) -> list[str]:
-    """The figures as sections of the page; each is written as files too."""
+    """Draws the figures, writes them as files, and returns them as sections of the page."""
     import matplotlib as mpl
 
     begun = [run for run in runs if run.records]
     sections = []
-    for name, shown in (ONE_RUN if len(runs) == 1 else SEVERAL_RUNS).items():
-        panels = shown.draw(begun) if begun else []
+    for name, figure in (ONE_RUN if len(runs) == 1 else SEVERAL_RUNS).items():
+        panels = figure.draw(begun) if begun else []
         if not panels:
             continue
         with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
             if endings:
-                figure = compose(panels)
-                figure.draw_without_rendering()  # lays it out, once for all files
-                figure.set_layout_engine("none")
+                drawing = compose(panels)
+                drawing.draw_without_rendering()  # computes the layout once for all files
+                drawing.set_layout_engine("none")
                 for ending in endings:
-                    figure.savefig(folder / f"{name}.{ending}", dpi=300, facecolor="white")
+                    drawing.savefig(folder / f"{name}.{ending}", dpi=300, facecolor="white")
             drawings = "".join(_svg(panel, f"{name}{index}") for index, panel in enumerate(panels))
-        caption = f"<figcaption>{escape(shown.caption)}</figcaption>" if shown.caption else ""
+        caption = f"<figcaption>{escape(figure.caption)}</figcaption>" if figure.caption else ""
         kind = "panels wide" if any(map(_is_wide, panels)) else "panels"
         figure_text = f'<figure>{caption}<div class="{kind}">{drawings}</div></figure>'
-        sections.append(_section(shown.title, figure_text, name))
+        sections.append(_section(figure.title, figure_text, name))
     return sections
 
 
 def _svg(panel: Panel, key: str) -> str:
-    """The panel inline, in the colors of the page's text; ids begin with `key`."""
+    """The panel as inline SVG in the colors of the page's text; its ids begin with `key`."""
     wide = _is_wide(panel)
     figure = compose([panel], 1.0 if wide else ZOOM)
     buffer = io.StringIO()
@@ -130,13 +133,13 @@ def _svg(panel: Panel, key: str) -> str:
         text = text.replace(color, f"var(--ramp{index})")
     text = re.sub(r'(id="|url\(#|xlink:href="#)', rf"\g<1>{key}-", text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # For a path a hundredth of a point is enough.
+    # Paths are precise enough to a hundredth of a point.
     text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
     points = figure.get_figwidth() * 72
     box = f' style="width:{1.45 * points:.0f}px;min-width:{1.25 * points:.0f}px"' if wide else ""
     drawing = re.sub(
         r'<svg [^>]*?(viewBox="[^"]*")[^>]*>',
-        lambda found: f'<svg role="img" aria-label="{escape(panel.alt)}" {found[1]}{box}>',
+        lambda tag: f'<svg role="img" aria-label="{escape(panel.alt)}" {tag[1]}{box}>',
         text,
         count=1,
     )
@@ -144,12 +147,12 @@ def _svg(panel: Panel, key: str) -> str:
 
 
 def _is_wide(panel: Panel) -> bool:
-    """Whether it takes its own width on the page instead of a column's."""
+    """Whether the panel has a width of its own on the page instead of a column's."""
     return panel.size[0] > SIZE[0]
 
 
 def _section(title: str, content: str, key: str) -> str:
-    """A part of the page under a heading; none where there is no content."""
+    """A part of the page under a heading; empty where there is no content."""
     if not content:
         return ""
     return f'<section aria-labelledby="{key}"><h2 id="{key}">{escape(title)}</h2>\n{content}</section>'
@@ -190,7 +193,7 @@ def _folded(title: str, content: str) -> str:
 def _plain(value: object) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
-    return "–" if value is None else str(value)
+    return ABSENT if value is None else str(value)
 
 
 def _described(run: RunContents) -> str:

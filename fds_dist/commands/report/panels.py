@@ -1,7 +1,7 @@
-"""The look of a report's figures: panels, which a page shows one by one and a file for a paper side by side.
+"""Panels, the parts of a report's figures: the page shows them one by one, a file for a paper side by side.
 
-Everything must be told apart without color too: by dashes, markers, hatches, or a number at a line's end. All colors
-have a contrast of 3 to 1 at least on the page's light and on its dark ground (WCAG 2.1, 1.4.11).
+A reader without color vision tells lines apart by dashes, markers, hatches, or the number at a line's end. Every color
+has a contrast of at least 3 to 1 with the page's light and with its dark ground (WCAG 2.1, 1.4.11).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 INK = "#010203"
-"""Stands for the color of text and axes; the page replaces it by that of its own text, light or dark."""
+"""Stands for the color of text and axes; the page replaces it by the color of its own text, light or dark."""
 FAINT = "#8a8a8a"
 COLORS = (BLUE, VERMILION, GREEN, PURPLE, INK)
 """Those of the shared colors that stand out on a light and on a dark ground."""
@@ -28,25 +28,25 @@ LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 RAMP = ("#440154", "#481c6e", "#453581", "#3d4d8a", "#34618d", "#2b748e", "#24878e", "#1f9a8a")
-"""From the first bucket to the last, on a light ground: the darker part of viridis, which gets lighter all the way."""
+"""Colors from the first bucket to the last on a light ground: the darker part of viridis, ever lighter."""
 DARK_RAMP = ("#2a788e", "#228d8d", "#1fa187", "#32b67a", "#5ac864", "#8ed645", "#c8e020", "#fde725")
-"""What the page shows instead on a dark ground: the lighter part."""
+"""The page replaces `RAMP` by these on a dark ground: the lighter part of viridis."""
 
 SIZE = (2.3, 1.9)
 """Inches of a panel in print; three side by side fill a page of two columns, two a page of one."""
 PAGE_WIDTH = 7.0
 """Inches that panels may take side by side in print."""
 MOST_NUMBERED = 12
-"""Lines that still get a number each."""
+"""Up to so many lines, each has its number."""
 LONGEST_LABEL = 32
 
 STYLE: dict[Any, Any] = {
     **BASE_STYLE,
-    "font.sans-serif": ["DejaVu Sans"],  # the one that comes with matplotlib; the page has its own
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib; the page uses its own font
     "axes.titlesize": 8,
     "axes.titlelocation": "left",
     "hatch.linewidth": 0.6,
-    "text.parse_math": False,  # a dollar sign in a name is one
+    "text.parse_math": False,  # a dollar sign in a name stays a dollar sign
     "svg.fonttype": "none",
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
@@ -57,9 +57,9 @@ class Panel:
     """One pair of axes."""
 
     draw: Callable[[Axes], None]
-    """Gets them empty; what it labels goes to the legend."""
+    """Draws on empty axes; labeled artists go to the legend."""
     alt: str
-    """What it shows, for those who cannot see it."""
+    """What the panel shows, for readers who cannot see it."""
     size: tuple[float, float] = SIZE
     """Inches, width and height."""
 
@@ -68,7 +68,7 @@ def compose(panels: Sequence[Panel], zoom: float = 1.0) -> Figure:
     """The panels in rows, with one legend above them.
 
     Args:
-        zoom: stretches the panels, but not their text.
+        zoom: factor for the size of the panels; their text keeps its size.
     """
     from matplotlib.figure import Figure
 
@@ -87,18 +87,18 @@ def compose(panels: Sequence[Panel], zoom: float = 1.0) -> Figure:
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     """One legend above all panels, in as many columns as fit; the figure grows by its height."""
-    found = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    if not found:
+    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    if not handles:
         return
-    texts = [label if len(label) <= LONGEST_LABEL else f"…{label[1 - LONGEST_LABEL :]}" for label in found]
+    texts = [label if len(label) <= LONGEST_LABEL else f"…{label[1 - LONGEST_LABEL :]}" for label in handles]
     inches = 0.45 + 0.065 * max(map(len, texts))
     columns = max(1, min(len(texts), int(figure.get_figwidth() / inches)))
-    figure.legend(found.values(), texts, loc="outside upper left", ncols=columns, borderaxespad=0.2)
+    figure.legend(handles.values(), texts, loc="outside upper left", ncols=columns, borderaxespad=0.2)
     figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(texts) // columns))
 
 
 def run_style(index: int) -> dict[str, Any]:
-    """Color, dashes and marker of one of several runs; twenty can be told apart without color."""
+    """Color, dashes and marker of one of several runs; twenty runs differ without color."""
     return {
         "color": COLORS[index % len(COLORS)],
         "linestyle": LINES[index % len(LINES)],
@@ -109,12 +109,12 @@ def run_style(index: int) -> dict[str, Any]:
 
 
 def bucket_color(bucket: int, buckets: int) -> str:
-    """Of `RAMP`, from the first bucket to the last."""
+    """The color of a bucket in `RAMP`, which goes from the first bucket to the last."""
     return RAMP[round((len(RAMP) - 1) * bucket / max(1, buckets - 1))]
 
 
 def value_axis(ax: Axes, values: Iterable[float]) -> None:
-    """Ticks of the y-axis in plain numbers, logarithmic where positive `values` spread far."""
+    """Gives the y-axis plain numbers, and a logarithmic scale where positive `values` spread far."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     finite = [value for value in values if math.isfinite(value)]
@@ -132,14 +132,14 @@ def short(value: float) -> str:
 
 
 def whole_numbers(ax: Axes) -> None:
-    """Ticks of the x-axis at whole numbers only."""
+    """Puts the ticks of the x-axis at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def number_lines(ax: Axes, x: float, ends: Mapping[int, float]) -> None:
-    """The number of each line at its end (x, y): those of lines that end together in one place, none on another one."""
+    """Writes the number of each line at its end (x, y). Lines that end together share a text; texts do not overlap."""
     ax.autoscale_view()
     to_share = ax.transData + ax.transAxes.inverted()
     shares = {number: float(to_share.transform((x, y))[1]) for number, y in ends.items() if math.isfinite(y)}

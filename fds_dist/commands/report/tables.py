@@ -1,4 +1,4 @@
-"""What a report says in words and numbers."""
+"""The cards and tables of a report."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fds_dist.commands.report.contents import RunContents, labels
 from fds_dist.common.words import ABSENT, bytes_text, counted, duration, number_text, percent
 
 MOST_VALUES = 12
-"""Values of a hyperparameter that a table holds; `history.jsonl` has all."""
+"""The most values of a hyperparameter that a table shows; `history.jsonl` has all of them."""
 
 
 def cards(run: RunContents) -> str:
-    """The figures of a run that are looked for first."""
+    """The figures of a run that readers look for first."""
     best, records, weights = run.best, run.records, run.environment.get("weights")
     facts = {
         "best validation loss": number_text(best.val_loss if best else None),
@@ -33,8 +33,8 @@ def cards(run: RunContents) -> str:
         facts["tangents of a rank"] = bytes_text(max(tangents))
     if accuracies := run.retrained_accuracies:
         facts[f"retrained test accuracy ({counted(len(accuracies), 'seed')})"] = percent(mean(accuracies))
-    shown = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
-    return f'<dl class="cards">{"".join(shown)}</dl>'
+    items = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+    return f'<dl class="cards">{"".join(items)}</dl>'
 
 
 def run_table(runs: Sequence[RunContents]) -> str:
@@ -66,7 +66,7 @@ def run_table(runs: Sequence[RunContents]) -> str:
 
 
 def event_table(runs: Sequence[RunContents]) -> str:
-    """What a person should know of the outer steps; empty where there is nothing."""
+    """The events of the outer steps; empty where there are none."""
     rows = [
         (label, record.outer_step, event)
         for label, run in zip(labels(runs), runs, strict=True)
@@ -79,7 +79,7 @@ def event_table(runs: Sequence[RunContents]) -> str:
 
 
 def outer_step_table(run: RunContents) -> str:
-    """A row per outer step with the values it trained with; the best stands out."""
+    """A row per outer step with the values that it trained with; the best row stands out."""
     if not run.records:
         return ""
     headings = ("outer step", "inner steps", "validation loss", "validation accuracy", "time", *run.names)
@@ -99,7 +99,7 @@ def outer_step_table(run: RunContents) -> str:
 
 
 def config_differences(runs: Sequence[RunContents]) -> str:
-    """The keys whose values are not alike."""
+    """A row per config key whose values differ between the runs."""
     flat = [dict(_flattened(run.config)) for run in runs]
     keys = dict.fromkeys(key for config in flat for key in config)
     rows = [
@@ -116,7 +116,13 @@ def table(
     numbers: Collection[int] = (),
     best: int | None = None,
 ) -> str:
-    """A table whose first column heads its rows; the columns `numbers` stand right, the row `best` stands out."""
+    """An HTML table.
+
+    Args:
+        rows: the first cell is the heading of its row.
+        numbers: columns that are aligned right.
+        best: the row that stands out.
+    """
 
     def cell(tag: str, column: int, content: object, scope: str = "") -> str:
         kind = ' class="number"' if column in numbers else ""
