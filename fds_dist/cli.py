@@ -22,6 +22,7 @@ from fds_dist.commands import FAILED, INTERRUPTED, WRONG_INPUT, CommandFailed
 from fds_dist.commands.definitions import COMMANDS, CONFIG, Command
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.registry import nearest
+from fds_dist.distributed.launchers import told_local_rank
 
 FIRST_WORD_SECONDS = 3.0
 """How long the other ranks of a node wait before they exit.
@@ -190,8 +191,7 @@ def _end_with_launcher() -> None:
 
 def _explain(lines: Iterable[object], status: int) -> int:
     """Prints the lines once per node; returns `status`."""
-    local_rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
-    if local_rank == "0":
+    if told_local_rank(os.environ) == "0":
         for line in lines:
             print(f"fds-dist: {line}", file=sys.stderr, flush=True)
     else:

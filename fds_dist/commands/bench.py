@@ -112,7 +112,7 @@ def _slowest(ranks: Ranks, run: Callable[[], object]) -> float:
     run()
     seconds = []
     for _ in range(REPEATS):
-        dist.barrier()
+        dist.barrier(ranks.group)
         seconds.append(max(ranks.gather_objects(seconds_of(run, ranks.device))))
     return statistics.median(seconds)
 

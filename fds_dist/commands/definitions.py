@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fds_dist.commands import DONE, FAILED
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.paths import expand_path
+from fds_dist.distributed.environment import read_environment
 
 if TYPE_CHECKING:
     from fds_dist.config.sections import Section
@@ -170,7 +171,7 @@ def _sweep(options: Namespace) -> int:
 
 def _is_first() -> bool:
     """Whether this is rank 0, the one that prints."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
+    return read_environment().rank == 0
 
 
 def _print_to_pipe(text: str) -> None:

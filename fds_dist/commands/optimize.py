@@ -22,9 +22,10 @@ from fds_dist.common.files import write_text_atomic
 from fds_dist.common.interruptions import defer_signals
 from fds_dist.common.paths import expand_path
 from fds_dist.config import dump_config, load_config
-from fds_dist.distributed.agreement import RankLost
-from fds_dist.distributed.environment import launcher, read_environment
+from fds_dist.distributed.environment import read_environment
+from fds_dist.distributed.errors import RankLost
 from fds_dist.distributed.fingerprint import RunsDiverged
+from fds_dist.distributed.launchers import launcher_process
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.checkpoints import KIND as INNER
 from fds_dist.inner.checkpoints import InnerCheckpoints
@@ -85,7 +86,7 @@ class Search:
     def __init__(self, built: Build, ranks: Ranks, resume: Path | None, show: bool, from_python: bool) -> None:
         self.built, self.ranks = built, ranks
         self.show, self.from_python = show and ranks.is_first, from_python
-        launchers = {name for name in ranks.gather_objects(launcher()) if name}
+        launchers = {name for name in ranks.gather_objects(launcher_process()) if name}
         self.launch = {"search": next(_searches), "launchers": sorted(launchers)}
         resume = ranks.on_first(lambda: resume or folder_of_launch(built.config.output_dir, **self.launch))
         self.resumed = resume is not None

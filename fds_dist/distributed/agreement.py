@@ -1,74 +1,27 @@
-"""Before there is a process group: the store where ranks meet, and mistakes that only some ranks see."""
+"""Mistakes that only some ranks see, told by all, before there is a process group."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
-from functools import cache
-from itertools import count
 from typing import TypeVar
 
 from torch.distributed import DistError
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.distributed_c10d import Store
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.words import plural
 from fds_dist.distributed.environment import LaunchEnvironment
+from fds_dist.distributed.errors import TIMEOUT, rank_errors
+from fds_dist.distributed.store import shared_store
 
 Made = TypeVar("Made")
 
-TIMEOUT = timedelta(minutes=10)
-"""After this long without an answer from another rank a run ends with an error instead of waiting for ever."""
-
 STORE_LINGER = timedelta(seconds=10)
 """How long the rank that hosts the store stays for those which are still reading."""
-
-_meetings = count()
-
-
-class RankLost(RuntimeError):
-    """Another rank ended or did not answer in time."""
-
-    def __init__(self, reason: str) -> None:
-        minutes = TIMEOUT.total_seconds() / 60
-        super().__init__(f"another rank ended, or was silent for {minutes:g} minutes; what it said is why ({reason})")
-
-
-@contextmanager
-def rank_errors() -> Iterator[None]:
-    """Inside, ranks talk to each other; PyTorch raises alike for a closed connection and for a timeout.
-
-    Raises:
-        RankLost: one of them is gone.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        reason = next(iter(str(error).splitlines()), "")
-        raise RankLost(re.sub(r"^\[[^]]*\] ", "", reason)) from error  # without the line in PyTorch's source
-
-
-def shared_store(environment: LaunchEnvironment) -> Store:
-    """A fresh part of the store that all ranks share; they must call this alike, the same number of times."""
-    # torchrun keeps its store over a restart, with all that the ranks before it said. (Of several nodes each counts its
-    # own restarts; there launch/multi_node.sh asks torchrun for a fresh store each time.)
-    one_node = environment.local_world_size == environment.world_size
-    attempt = environment.restarts if one_node else 0
-    return PrefixStore(f"fds-dist/{attempt}/{next(_meetings)}", _store(environment))
-
-
-@cache  # one connection per process: a second host on the same port could not tell its clients from the first one's
-def _store(environment: LaunchEnvironment) -> Store:
-    address = environment.master_address
-    host = f"[{address}]" if ":" in address else address
-    url = f"tcp://{host}:{environment.master_port}"
-    store, _, _ = next(iter(rendezvous(url, environment.rank, environment.world_size, timeout=TIMEOUT)))
-    return store
 
 
 def on_all_ranks(environment: LaunchEnvironment, make: Callable[[], Made]) -> Made:
@@ -91,11 +44,11 @@ def on_all_ranks(environment: LaunchEnvironment, make: Callable[[], Made]) -> Ma
         raise
     with rank_errors():
         _publish(store, environment.rank, faults)
-        found = merged_faults([_published(store, rank) for rank in range(environment.world_size)])
-    if not found:
+        all_faults = merged_faults([_published(store, rank) for rank in range(environment.world_size)])
+    if not all_faults:
         return made  # type: ignore[return-value]
     _leave_last(store, environment)
-    raise UserError(found)
+    raise UserError(all_faults)
 
 
 def merged_faults(by_rank: Sequence[Sequence[Fault]]) -> list[Fault]:
@@ -116,7 +69,9 @@ def _publish(store: Store, rank: int, faults: Sequence[Fault]) -> None:
 
 
 def _published(store: Store, rank: int) -> list[Fault]:
-    return [Fault(**fields) for fields in json.loads(store.get(f"faults/{rank}"))]
+    key = f"faults/{rank}"
+    store.wait([key], TIMEOUT)  # a store of the caller's may be less patient
+    return [Fault(**fields) for fields in json.loads(store.get(key))]
 
 
 def _leave_last(store: Store, environment: LaunchEnvironment) -> None:

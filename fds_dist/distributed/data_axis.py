@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fds_dist.common.batch import WHOLE, Batch, Share
-from fds_dist.distributed.agreement import rank_errors
+from fds_dist.distributed.errors import rank_errors
 
 # PyTorch 2.13 warns of the names that 2.11 has.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

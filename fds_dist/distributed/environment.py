@@ -1,16 +1,16 @@
-"""What the launcher says about this process: torchrun, deepspeed, srun, or nobody (one process)."""
+"""This process among all processes of the run: told by a launcher, by a process group that exists already, or alone."""
 
 from __future__ import annotations
 
 import math
 import os
-import re
-import socket
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Any
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.distributed.launchers import Launcher, Told, is_number, is_told_one, started_by, told_by
 
 
 @dataclass(frozen=True)
@@ -25,100 +25,150 @@ class LaunchEnvironment:
     master_port: int = 0
     restarts: int = 0
     """How often torchrun has started all ranks again because one of this node was lost; nodes count differently."""
+    one_host: bool = False
+    """Whether the launcher says that all ranks are on this host."""
+    has_group: bool = False
+    """Whether the caller's process group of all ranks is used, instead of one of the run's own."""
 
     @property
     def distributed(self) -> bool:
-        """Whether there is a process group to join."""
+        """Whether there are other ranks."""
         return self.world_size > 1
 
 
-_DEFAULT_SLURM_PORT = 29400
-
-
 def read_environment(env: Mapping[str, str] | None = None) -> LaunchEnvironment:
-    """Reads `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT`, or else srun's variables.
+    """This process's place among all.
+
+    A process group that the caller has made tells it, and is used. Without one, the environment variables of torchrun
+    do (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT`), or those of another launcher.
+
+    Args:
+        env: variables to read in place of those of this process; no process group is looked for.
 
     Raises:
-        UserError: a variable is missing or no number; every fault is named.
+        UserError: a variable is missing, no number, or contradicts another (every fault is named); or the process
+            group cannot be used.
     """
-    env = os.environ if env is None else env
-    if "RANK" in env or "WORLD_SIZE" in env:
-        return _from_variables(env)
-    if "SLURM_PROCID" in env and env.get("SLURM_STEP_NUM_TASKS", "1") != "1":
-        return _from_variables(_slurm_variables(env))
+    if env is not None:
+        return _launched(env)
+    group = _process_group_module()
+    return _launched(os.environ) if group is None else _in_group(group)
+
+
+def _process_group_module() -> Any:
+    """`torch.distributed` where this process has a process group, else None; imports nothing."""
+    module = sys.modules.get("torch.distributed")
+    return module if module is not None and module.is_available() and module.is_initialized() else None
+
+
+def _in_group(group: Any) -> LaunchEnvironment:
+    """The place in the default process group. What a launcher says of this host counts where it fits the group."""
+    rank, world_size, backend = group.get_rank(), group.get_world_size(), group.get_backend()
+    if world_size > 1 and backend in ("mpi", "fake"):
+        problem = f"the one that exists has the backend {backend}, which has no store"
+        raise UserError(Fault("process group", problem, "gloo or nccl, or none before this call"))
+    try:
+        launched = _launched(os.environ)
+    except UserError:
+        launched = LaunchEnvironment()  # the group was made without these variables
+    if world_size < launched.world_size:
+        problem = (
+            f"the one that exists has {world_size} of {launched.world_size} ranks: each such group would search alone"
+        )
+        raise UserError(Fault("process group", problem, "one of all ranks, or none before this call"))
+    place = replace(launched, rank=rank, world_size=world_size, has_group=world_size > 1)
+    if world_size == launched.world_size:
+        return place
+    # Processes that the caller started, on one host as far as is known.
+    return replace(place, local_rank=rank, local_world_size=world_size)
+
+
+_RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+_MEETING = ("MASTER_ADDR", "MASTER_PORT")
+_INNER = ("TORCHELASTIC_RUN_ID", "GROUP_RANK", "CROSS_RANK")
+"""Set by torchrun and deepspeed. Whoever calls them under srun or mpirun means what they say."""
+_EXPLICIT = {name: name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", *_MEETING)}
+_EXPLICIT["LOCAL_SIZE"] = "LOCAL_WORLD_SIZE"  # deepspeed's name
+
+
+def _launched(env: Mapping[str, str]) -> LaunchEnvironment:
+    """The place that environment variables tell."""
+    launcher = started_by(env)
+    explicit = {key: (name, env[name]) for name, key in _EXPLICIT.items() if env.get(name)}
+    if "RANK" not in env and "WORLD_SIZE" not in env:
+        if launcher is None:
+            return _alone(env)
+        return _checked(told_by(launcher, env) | {key: explicit[key] for key in _MEETING if key in explicit}, env)
+    if launcher is None or any(name in env for name in _INNER):
+        return _checked(explicit, env)
+    if faults := _contradictions(env, launcher):
+        raise UserError(faults)
+    # With another size, the launcher has started other launchers: what it says of hosts is about those.
+    same = env.get("WORLD_SIZE") == env.get(launcher.size)
+    return _checked((told_by(launcher, env) if same else {}) | explicit, env)
+
+
+def _alone(env: Mapping[str, str]) -> LaunchEnvironment:
+    if "PMIX_RANK" in env and not is_told_one(env):
+        problem = f"is not set, and PMIX_RANK={env['PMIX_RANK']} does not tell how many processes there are"
+        raise UserError(Fault("environment variable WORLD_SIZE", problem, "WORLD_SIZE, RANK and LOCAL_RANK"))
     return LaunchEnvironment()
 
 
-def _from_variables(env: Mapping[str, str]) -> LaunchEnvironment:
+def _contradictions(env: Mapping[str, str], launcher: Launcher) -> list[Fault]:
+    """What `RANK` and `WORLD_SIZE` say against the launcher of these processes.
+
+    A larger world may be right: the launcher has started other launchers then. With a smaller one, groups of processes
+    would search side by side.
+    """
+    rank, size = env.get("RANK", ""), env.get("WORLD_SIZE", "")
+    told_rank, told_size = env.get(launcher.rank, ""), env.get(launcher.size, "")
+    if not all(text.isdecimal() for text in (size, told_size)):
+        return []
+    if int(size) < int(told_size):
+        expected = f"{told_size}, or both RANK and WORLD_SIZE left out"
+        return [Fault("environment variable WORLD_SIZE", f"{size} contradicts {launcher.size}={told_size}", expected)]
+    if int(size) == int(told_size) and rank and rank != told_rank:
+        expected = f"{told_rank}, or both RANK and WORLD_SIZE left out"
+        return [Fault("environment variable RANK", f"{rank} contradicts {launcher.rank}={told_rank}", expected)]
+    return []
+
+
+def _checked(told: Told, env: Mapping[str, str]) -> LaunchEnvironment:
+    """The place that the variables tell, where they are right."""
+    told = told | {_RESTARTS: (_RESTARTS, env.get(_RESTARTS, "0"))}
     faults: list[Fault] = []
 
-    def whole(name: str, default: int | None, low: int, high: float = math.inf) -> int:
-        text = env.get(name, "" if default is None else str(default))
-        if re.fullmatch(r"[0-9]{1,18}", text) and low <= int(text) <= high:
+    def whole(key: str, default: int | None, low: int, high: float = math.inf) -> int:
+        name, text = told.get(key, (key, "" if default is None else str(default)))
+        if is_number(text) and low <= int(text) <= high:
             return int(text)
         upper = "" if math.isinf(high) else f" and at most {high}"
-        expected = f"a whole number of at least {low}{upper}, set by torchrun, deepspeed or srun"
-        faults.append(
-            Fault(f"environment variable {name}", f"{text!r} is not valid" if text else "is not set", expected)
-        )
+        problem = f"{text!r} is not valid" if text else "is not set"
+        expected = f"a whole number of at least {low}{upper}, set by the launcher"
+        faults.append(Fault(f"environment variable {name}", problem, expected))
         return low
 
+    def bounded(key: str, number: int, bound: str) -> None:
+        if not faults and key in told:
+            faults.append(Fault(f"environment variable {told[key][0]}", f"{number} is out of range", bound))
+
     rank, world_size = whole("RANK", None, 0), whole("WORLD_SIZE", None, 1)
-    if not faults and rank >= world_size:
-        faults.append(Fault("environment variable RANK", f"{rank} is out of range", f"below WORLD_SIZE={world_size}"))
+    if rank >= world_size:
+        bounded("RANK", rank, f"below {told.get('WORLD_SIZE', ('WORLD_SIZE', ''))[0]}={world_size}")
     several = world_size > 1
-    address = env.get("MASTER_ADDR", "")
+    address = told.get("MASTER_ADDR", ("", ""))[1]
     port = whole("MASTER_PORT", None if several else 0, 1 if several else 0, 65535)
     if several and not address:
         faults.append(Fault("environment variable MASTER_ADDR", "is not set", "the host name of rank 0"))
     local_rank = whole("LOCAL_RANK", rank, 0)
-    local_size = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in env else "LOCAL_SIZE"  # the second is deepspeed's
-    local_world_size = whole(local_size, local_rank + 1, 1)
-    restarts = whole("TORCHELASTIC_RESTART_COUNT", 0, 0)
+    local_world_size = whole("LOCAL_WORLD_SIZE", local_rank + 1, 1)
+    if local_rank >= local_world_size:
+        bounded("LOCAL_RANK", local_rank, f"below the {local_world_size} processes on this host")
+    if local_world_size > world_size:
+        bounded("LOCAL_WORLD_SIZE", local_world_size, f"at most the {world_size} processes of all hosts")
+    restarts = whole(_RESTARTS, 0, 0)
     if faults:
         raise UserError(faults)
-    return LaunchEnvironment(rank, world_size, local_rank, local_world_size, address, port, restarts)
-
-
-def launcher() -> str | None:
-    """What tells the launcher of this process from all others there ever were: its host, process id and start.
-
-    None where it is not torchrun, which alone may start its ranks again.
-    """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return None
-    pid = os.getppid()
-    try:  # the 22nd field, counted from behind the program's name, which may hold blanks
-        started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        started = "?"  # a system without /proc
-    return f"{socket.gethostname()} {pid} {started}"
-
-
-def _slurm_variables(env: Mapping[str, str]) -> dict[str, str]:
-    """The same names from srun's step variables."""
-    return {
-        "RANK": env["SLURM_PROCID"],
-        "WORLD_SIZE": env.get("SLURM_STEP_NUM_TASKS", ""),
-        "LOCAL_RANK": env.get("SLURM_LOCALID", ""),
-        "LOCAL_WORLD_SIZE": tasks_on_node(env.get("SLURM_STEP_TASKS_PER_NODE", ""), env.get("SLURM_NODEID", "")),
-        "MASTER_ADDR": env.get("MASTER_ADDR") or first_host(env.get("SLURM_STEP_NODELIST", "")),
-        "MASTER_PORT": env.get("MASTER_PORT") or str(_DEFAULT_SLURM_PORT + _whole(env.get("SLURM_JOB_ID")) % 10_000),
-    }
-
-
-def _whole(text: str | None) -> int:
-    return int(text) if text and text.isdecimal() else 0
-
-
-def tasks_on_node(tasks_per_node: str, node: str) -> str:
-    """The entry of a SLURM list for the node with number `node`: `4(x2),3` says 4 on nodes 0 and 1, 3 on node 2."""
-    runs = re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks_per_node)
-    counts = [count for count, times in runs for _ in range(int(times or 1))]
-    return counts[min(_whole(node), len(counts) - 1)] if counts else ""
-
-
-def first_host(node_list: str) -> str:
-    """The first host of a SLURM list: `gpu[003-005,9],login` → `gpu003`, `rack[1-2]-node[7,9]` → `rack1-node7`."""
-    smallest = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", node_list)  # every bracket to its first entry
-    return smallest.split(",")[0]
+    one_host = "LOCAL_WORLD_SIZE" in told and local_world_size == world_size
+    return LaunchEnvironment(rank, world_size, local_rank, local_world_size, address, port, restarts, one_host)

@@ -1,4 +1,4 @@
-"""The process group and the device mesh `replica × tangent × data`, and what crosses it.
+"""The process groups of the mesh `replica × tangent × data`, and what crosses it.
 
 - replica: independent inner runs. K numbers are gathered per outer step.
 - tangent: each rank owns some tangents and replays the same primal run. Nothing crosses the network per step; K
@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +19,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.words import counted
 from fds_dist.distributed.addresses import name_interface
-from fds_dist.distributed.agreement import TIMEOUT, rank_errors, shared_store
 from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.distributed.environment import LaunchEnvironment
+from fds_dist.distributed.errors import TIMEOUT, rank_errors
+from fds_dist.distributed.store import shared_store
 
 Value = TypeVar("Value")
 AXES = ("replica", "tangent", "data")
@@ -89,15 +90,18 @@ def reproducible_threads(device: torch.device) -> Iterator[None]:
 class Ranks:
     """All ranks of a run. Works the same in a single process, where nothing is communicated.
 
-    Use as a context manager: it joins the process group and leaves it.
+    Use as a context manager: it joins the process group and leaves it. Where the caller has a process group already,
+    that one stays as it is, and the run has groups of its own beside it.
     """
 
     def __init__(
         self, environment: LaunchEnvironment, shape: MeshShape, device: torch.device, whole_batch_norm: bool = True
     ) -> None:
         self.environment, self.shape, self.device = environment, shape, device
-        self.mesh: DeviceMesh | None = None
+        self.group: dist.ProcessGroup | None = None
+        """Of all ranks; None outside the context, and where this rank is alone."""
         self.data = DataAxis()
+        self._axis_groups: dict[str, dist.ProcessGroup | None] = {}
         self._whole_batch_norm = whole_batch_norm
         self.waited = 0.0
         """Seconds spent waiting for other ranks where they compare and gather; the data axis's sums are not counted."""
@@ -108,33 +112,62 @@ class Ranks:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
             if self.environment.distributed:
-                self._join()
-                stack.callback(dist.destroy_process_group)
+                self._join(stack)
             self._leave = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._leave.close()
-        self.mesh, self.data = None, DataAxis()
+        self.group, self.data, self._axis_groups = None, DataAxis(), {}
 
-    def _join(self) -> None:
-        on_gpu = self.device.type == "cuda"
-        sizes = (self.shape.replica, self.shape.tangent, self.shape.data)
+    def _join(self, stack: ExitStack) -> None:
         with rank_errors():
-            store = shared_store(self.environment)
-            name_interface(self.environment, store)
-            dist.init_process_group(
-                "nccl" if on_gpu else "gloo",
-                store=store,
-                rank=self.environment.rank,
-                world_size=self.environment.world_size,
-                timeout=TIMEOUT,
-                device_id=self.device if on_gpu else None,
-            )
-            self.mesh = init_device_mesh(self.device.type, sizes, mesh_dim_names=AXES)
-        self.data = DataAxis(
-            self.mesh.get_local_rank("data"), self.shape.data, self.mesh.get_group("data"), self._whole_batch_norm
+            if self.environment.has_group:
+                self.group = self._new_group(stack, list(range(self.world_size)))
+            else:
+                self._begin_group()
+                stack.callback(dist.destroy_process_group)
+                self.group = dist.group.WORLD
+            self._axis_groups = {axis: self._axis_group(stack, axis) for axis in AXES}
+        data = self._axis_groups["data"]
+        self.data = DataAxis(self._place("data"), self.shape.data, data, self._whole_batch_norm)
+
+    @property
+    def _backend(self) -> str:
+        return "nccl" if self.device.type == "cuda" else "gloo"
+
+    def _begin_group(self) -> None:
+        store = shared_store(self.environment)
+        name_interface(self.environment, store)
+        dist.init_process_group(
+            self._backend,
+            store=store,
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=TIMEOUT,
+            device_id=self.device if self.device.type == "cuda" else None,
         )
+
+    def _new_group(self, stack: ExitStack, ranks: list[int]) -> dist.ProcessGroup | None:
+        """A group of `ranks`, left with the context; None on other ranks. All ranks of the run call this alike."""
+        group: Any = dist.new_group(ranks, timeout=TIMEOUT, backend=self._backend)
+        if self.rank not in ranks:
+            return None
+        if self.environment.has_group:  # otherwise the end of the run's own group is that of all
+            stack.callback(dist.destroy_process_group, group)
+        return group
+
+    def _axis_group(self, stack: ExitStack, axis: str) -> dist.ProcessGroup | None:
+        """The group of the ranks that differ from this one in their place on `axis` alone; None if there are none."""
+        size = getattr(self.shape, axis)
+        if size == 1:
+            return None
+        if size == self.world_size:
+            return self.group
+        grid = torch.arange(self.world_size).view([getattr(self.shape, name) for name in AXES])
+        lines = grid.movedim(AXES.index(axis), -1).reshape(-1, size).tolist()
+        groups = [self._new_group(stack, line) for line in lines]
+        return next(group for group in groups if group is not None)
 
     @property
     def rank(self) -> int:
@@ -162,7 +195,10 @@ class Ranks:
         return self._place("replica")
 
     def _place(self, axis: str) -> int:
-        return 0 if self.mesh is None else self.mesh.get_local_rank(axis)
+        if self.group is None:
+            return 0
+        inner = math.prod(getattr(self.shape, name) for name in AXES[AXES.index(axis) + 1 :])
+        return self.rank // inner % getattr(self.shape, axis)
 
     def on_tangent_axis(self, place: int) -> int:
         """The rank at `place` of this process's `tangent` axis."""
@@ -170,13 +206,14 @@ class Ranks:
 
     def gather_axis(self, axis: str, values: Tensor) -> list[Tensor]:
         """`values` (the same shape everywhere) of each rank along one axis of the mesh, in order."""
-        if self.mesh is None:
+        group = self._axis_groups.get(axis)
+        if group is None:
             return [values]
         parts = [torch.empty_like(values) for _ in range(getattr(self.shape, axis))]
         self._synchronize()  # what this rank has still to compute is not waiting
         began = time.perf_counter()
         with rank_errors():
-            dist.all_gather(parts, values.contiguous(), group=self.mesh.get_group(axis))
+            dist.all_gather(parts, values.contiguous(), group=group)
         self._synchronize()
         self.waited += time.perf_counter() - began
         return parts
@@ -207,27 +244,28 @@ class Ranks:
 
     def broadcast_tangent_axis(self, tensor: Tensor) -> None:
         """Overwrites `tensor` with the one of the axis's first rank."""
-        if self.mesh is None:
+        group = self._axis_groups.get("tangent")
+        if group is None:
             return
         with rank_errors():
-            dist.broadcast(tensor, group=self.mesh.get_group("tangent"), group_src=0)
+            dist.broadcast(tensor, group=group, group_src=0)
 
     def broadcast_object(self, value: Value) -> Value:
         """Rank 0's `value` on all ranks; for small, rare things."""
-        if self.mesh is None:
+        if self.group is None:
             return value
         box = [value]
         with rank_errors():
-            dist.broadcast_object_list(box, src=0, device=self.device)
+            dist.broadcast_object_list(box, src=0, device=self.device, group=self.group)
         return box[0]
 
     def gather_objects(self, value: Value) -> list[Value]:
         """Each rank's `value`, in rank order, on all ranks; for small, rare things."""
-        if self.mesh is None:
+        if self.group is None:
             return [value]
         values: list[Any] = [None] * self.world_size
         with rank_errors():
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, group=self.group)
         return values
 
     def on_first(self, make: Callable[[], Value]) -> Value:

@@ -36,13 +36,14 @@ class DDPEngine:
         self._dtype = DTYPES[settings.dtype]
         self.notes = batch_norm_notes(module, ranks)
         if ranks.world_size > 1 and ranks.device.type == "cuda":
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module, ranks.group)
         self._module = module.to(ranks.device, self._dtype).train()
         self._parameters = list(trainable_parameters(module).values())
         self.optimizer = make_optimizer(schedule, module)
         self._network = self._module
         if ranks.world_size > 1:
-            self._network = DistributedDataParallel(module, [ranks.device] if ranks.device.type == "cuda" else None)
+            devices = [ranks.device] if ranks.device.type == "cuda" else None
+            self._network = DistributedDataParallel(module, devices, process_group=ranks.group)
 
     def step(self, inputs: Tensor, loss_of: Callable[[Tensor], Tensor], weight: float) -> Tensor:
         """See `Engine`."""
@@ -124,7 +125,7 @@ def in_evaluation(module: nn.Module, ranks: Ranks) -> Iterator[None]:
     """Within the block, evaluation mode with the first rank's buffers and without gradients."""
     if ranks.world_size > 1:
         for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
+            dist.broadcast(buffer, src=0, group=ranks.group)
     module.eval()
     try:
         with torch.no_grad():

@@ -211,7 +211,7 @@ class _SeedRun:
         """The sum of each over all ranks, the same on each."""
         sums = torch.tensor([float(number) for number in numbers], dtype=torch.float64, device=self.ranks.device)
         if self.ranks.world_size > 1:
-            dist.all_reduce(sums)
+            dist.all_reduce(sums, group=self.ranks.group)
         return sums.tolist()
 
     def _seed_step(self) -> None:
