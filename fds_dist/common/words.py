@@ -33,7 +33,7 @@ def percent(share: float | None, decimals: int = 1) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`3.1ms`, `4.25s`, `1m02s`, `3h05m` or `2d04h`: six characters at most up to 99 days."""
+    """`3.1ms`, `4.25s`, `1m02s`, `3h05m` or `2d04h`: at most six characters from 1 ms to 99 days."""
     if not math.isfinite(seconds):
         return ABSENT
     if seconds < 0.9995:

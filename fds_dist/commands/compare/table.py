@@ -54,7 +54,7 @@ def explanations(comparison: Comparison) -> list[str]:
         for name, search in comparison.search_space.items()
     )
     retrained = max(len(run.retrained_accuracies) for run in comparison.runs)
-    source = f"mean of {retrained} trained on all training data" if retrained else "of the judges' runs"
+    source = f"mean of {retrained} trained on all training data" if retrained else "mean of the judges' runs"
     lines = [
         f"own best: what the search saw. judged: the same values trained anew on {comparison.judge_seeds} fresh seeds. "
         f"test acc: {source}.",
