@@ -1,8 +1,8 @@
 """Checkpoints: small JSON files of the outer loop, and folders of large files.
 
-A small file carries its checksum, is written beside the last ones and renamed into place: it is whole or not there. A
-large checkpoint has a folder of its own, `KIND-N`, that is never written twice and counts from the moment that a small
-file names it and its checksums: a folder written over and left half-way would be a mixture.
+A small file carries its checksum. It is written under another name and renamed into place, so it is whole or absent.
+A large checkpoint has its own folder, `KIND-N`, which is never written twice: a folder that is overwritten and left
+half-way would be a mixture. The folder counts once a small file names it, with the checksums of its files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def save_checkpoint(folder: Path, outer_steps_done: int, state: dict[str, Any], 
 
 
 def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """The state of the newest whole checkpoint in `folder`; None if there is none. `warn` hears of damaged ones."""
+    """The state of the newest whole checkpoint in `folder`; None if there is none. `warn` is told of damaged ones."""
     for path in _newest_first(folder):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -47,8 +47,8 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("outer_*.json") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("outer_")), reverse=True)
+    paths = [path for path in folder.glob("outer_*.json") if _NAME.fullmatch(path.name)]
+    return sorted(paths, key=lambda path: int(path.stem.removeprefix("outer_")), reverse=True)
 
 
 def _digest(text: str) -> str:
@@ -56,48 +56,47 @@ def _digest(text: str) -> str:
 
 
 def newest_first(parent: Path, kind: str) -> list[Path]:
-    """The folders of this kind in `parent`."""
+    """The folders of this kind in `parent`, the one with the highest number first."""
     named = {path: re.fullmatch(rf"{kind}-(\d+)", path.name) for path in parent.glob(f"{kind}-*") if path.is_dir()}
     numbers = {path: int(match[1]) for path, match in named.items() if match}
     return sorted(numbers, key=numbers.__getitem__, reverse=True)
 
 
 def fresh_folder(parent: Path, kind: str) -> Path:
-    """A folder's path in `parent` that no checkpoint had before; on the first rank."""
+    """The path of a new folder in `parent`: no checkpoint has used its number. Called on the first rank."""
     newest = next((int(path.name.rpartition("-")[2]) for path in newest_first(parent, kind)), 0)
     return parent / f"{kind}-{newest + 1}"
 
 
 def remove_folders(parent: Path, kind: str, spared: Collection[Path] = ()) -> None:
-    """Removes the checkpoints of this kind in `parent` but for those spared; on the first rank."""
+    """Removes the checkpoints of this kind in `parent`, except those in `spared`. Called on the first rank."""
     for folder in newest_first(parent, kind):
         if folder not in spared:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def digests(folder: Path, ranks: Ranks) -> dict[str, str]:
-    """The SHA-256 of each file in `folder` by its path there, on every rank; each computes a part of them.
+    """The SHA-256 of each file in `folder` by its path there, on every rank. Each rank computes a part of them.
 
     Raises:
         UserError: a rank does not see the files that the first one sees.
     """
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     names = ranks.broadcast_object(names)
-    found = _digests(folder, names, ranks)
-    if missing := [name for name in names if name not in found]:
+    checksums = _digests(folder, names, ranks)
+    if missing := [name for name in names if name not in checksums]:
         problem = f"{folder} is not the same folder on all ranks ({', '.join(missing)})"
         raise UserError(Fault("RUN_DIR", problem, "a file system that all ranks share"))
-    return found
+    return checksums
 
 
 def changed_files(folder: Path, expected: Mapping[str, str], ranks: Ranks) -> list[str]:
     """The files that are missing, or not as `digests` saw them; the same on every rank."""
-    found = _digests(folder, sorted(expected), ranks)
-    return [name for name, digest in expected.items() if found.get(name) != digest]
+    checksums = _digests(folder, sorted(expected), ranks)
+    return [name for name, checksum in expected.items() if checksums.get(name) != checksum]
 
 
 def _digests(folder: Path, names: Iterable[str], ranks: Ranks) -> dict[str, str]:
-    mine = {
-        name: digest(folder / name) for name in list(names)[ranks.rank :: ranks.world_size] if (folder / name).is_file()
-    }
-    return {name: found for part in ranks.gather_objects(mine) for name, found in part.items()}
+    names_here = list(names)[ranks.rank :: ranks.world_size]
+    checksums = {name: digest(folder / name) for name in names_here if (folder / name).is_file()}
+    return {name: checksum for part in ranks.gather_objects(checksums) for name, checksum in part.items()}

@@ -38,10 +38,10 @@ def environment_info(world_size: int, device: str) -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    """What an imported package says of itself, which names its build ("2.13.0+cpu"); else what its metadata says."""
-    told = getattr(sys.modules.get(package), "__version__", None)
-    if told is not None:
-        return str(told)
+    """The version that an imported package states, which names its build ("2.13.0+cpu"); else that of its metadata."""
+    version = getattr(sys.modules.get(package), "__version__", None)
+    if version is not None:
+        return str(version)
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -50,10 +50,10 @@ def _version(package: str) -> str | None:
 
 def _processor() -> str | None:
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        found = None
-    return found.group(1).strip() if found else platform.processor() or None
+        model = None
+    return model.group(1).strip() if model else platform.processor() or None
 
 
 def _git_commit() -> str | None:

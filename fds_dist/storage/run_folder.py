@@ -15,7 +15,7 @@ from fds_dist.common.registry import nearest
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where the parts of a run are kept."""
+    """The paths of a run's files."""
 
     path: Path
 
@@ -82,8 +82,8 @@ class RunFolder:
 def create_run_folder(output_dir: Path | str, name: str | None, task: str, model: str | None, now: datetime) -> Path:
     """Creates OUTPUT_DIR/NAME and returns it; NAME is '<task>-<model>-<YYYYmmdd-HHMMSS>' where none is given.
 
-    An existing folder is never used again: then the name gets '-2', '-3', ... Two processes that ask for the same
-    name at the same time get two folders.
+    An existing folder is never used again: if there is one, the name gets '-2', '-3', ... Two processes that ask for
+    the same name at the same time get two folders.
 
     Raises:
         UserError: the name is no plain folder name, or the folder cannot be created.

@@ -1,4 +1,4 @@
-"""Telling people and services how a run goes. Everything here happens on rank 0 only."""
+"""Tells people and services how a run goes. Everything here happens on rank 0 only."""
 
 from __future__ import annotations
 

@@ -31,10 +31,10 @@ def steps_before(run_dir: Path, outer_step: int) -> int:
 
 
 class HistoryFile(Tracker):
-    """Appends a line per outer step, on disk before the run goes on.
+    """Appends one line per outer step; the line is on disk before the run continues.
 
-    A resumed run continues the file: a torn last line goes, and so do the outer steps which are about to be
-    done again. Starting a new run on an existing file raises FileExistsError.
+    A resumed run continues the file: a torn last line is removed, and so are the outer steps that are about to be
+    repeated. Starting a new run on an existing file raises FileExistsError.
     """
 
     required = True
@@ -62,9 +62,9 @@ class HistoryFile(Tracker):
 
 def _bytes_before(path: Path, outer_step: int) -> int:
     """How many bytes hold the records before this outer step."""
-    keep = 0
+    size = 0
     for record, end in read_records(path, OuterRecord, EXPECTED):
         if record.outer_step >= outer_step:
             break
-        keep = end
-    return keep
+        size = end
+    return size

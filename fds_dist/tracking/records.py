@@ -1,4 +1,4 @@
-"""What a run tells its trackers: four plain records, and the line of ``history.jsonl``."""
+"""What a run tells its trackers: four plain records, one of which is a line of ``history.jsonl``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fds_dist.common.records import FloatOrNan, from_line, to_values
 
 @dataclass(frozen=True)
 class RunStart:
-    """A run begins, or goes on after an interruption."""
+    """A run begins, or continues after an interruption."""
 
     run_dir: Path
     config: dict[str, Any]
@@ -37,7 +37,7 @@ class InnerBlock:
     """The inner steps covered, numbered from 0 at the start of the horizon."""
     horizon: int
     live_tangents: int
-    """Tangents that are not zero any more, over all ranks, at the last of the steps."""
+    """How many tangents are no longer zero at the last of the steps, over all ranks."""
     train_loss: float
     """Mean over the steps."""
     hyperparameters: dict[str, float]
@@ -56,7 +56,7 @@ class OuterRecord:
     """d val_loss / d value, a sum over the bucket's window."""
     val_loss: FloatOrNan
     val_accuracy: float | None
-    """A fraction between 0 and 1; None where the task has no such thing."""
+    """A fraction between 0 and 1; None where the task has no accuracy."""
     seconds: FloatOrNan
     world_size: int
     step_sizes: dict[str, list[FloatOrNan]] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class OuterRecord:
     hypergradient_spread: dict[str, list[FloatOrNan]] | None = None
     """Standard deviation of one replica's hypergradients; None where there is one replica."""
     rank_seconds: list[FloatOrNan] | None = None
-    """By rank, the part of `seconds` in which it did not wait for the others."""
+    """By rank, the part of `seconds` in which the rank did not wait for the others."""
     rank_peak_bytes: list[int] | None = None
     """By rank, the most memory so far: see `fds_dist.common.memory.own_peak_bytes`."""
 
@@ -104,7 +104,7 @@ class RunEnd:
     report: Path | None = None
     """The page that shows the run."""
     next_steps: dict[str, str] = field(default_factory=dict)
-    """What a person may want to do now, and the line that does it."""
+    """What a person may want to do next, with the command line that does it."""
 
 
 def inner_metrics(block: InnerBlock) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""A search in Weights & Biases: a mirror of the run's own record."""
+"""A search in Weights & Biases: a mirror of what ``history.jsonl`` records."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ SCHEDULE_FILES = ("schedule.json", "schedule_best.json")
 
 
 class WandbTracker(Tracker):
-    """Logs to wandb: wandb's own step is left alone, ``outer/*``, ``hyperparameter/*`` and ``hypergradient/*`` are
-    plotted against ``outer_step``, ``inner/*`` against ``inner_step``, which counts on over the outer steps."""
+    """Logs a search to wandb. ``outer/*``, ``hyperparameter/*`` and ``hypergradient/*`` are plotted against
+    ``outer_step``, ``inner/*`` against ``inner_step``, which counts the inner steps of all outer steps. The step that
+    wandb counts by itself is not used."""
 
     def __init__(self, session: WandbSession) -> None:
         self._session = session

@@ -1,4 +1,4 @@
-"""One Weights & Biases run, whatever is logged to it: it may be missing, offline or unreachable, and work goes on."""
+"""One Weights & Biases run. Work continues where wandb is missing, offline or unreachable."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class WandbSession:
 
     Where an argument is left at its default, the environment variable that wandb itself reads decides:
     WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME, WANDB_RUN_GROUP, WANDB_JOB_TYPE, WANDB_TAGS, WANDB_RUN_ID.
-    What a sweep's agent started (it sets WANDB_SWEEP_ID) is the run that the agent waits for, and online by default.
-    The run's id is kept in FOLDER/wandb_run_id.txt, and what is resumed goes on under it. Before `start`, and where
-    the mode is 'disabled' (wandb is not even imported then), everything else does nothing.
+    Under a sweep's agent, which sets WANDB_SWEEP_ID, it is the run that the agent waits for, and online by default.
+    The run's id is stored in FOLDER/wandb_run_id.txt, and a resumed run continues under that id. Before `start`, and
+    where the mode is 'disabled' (wandb is not even imported then), every other method does nothing.
 
     Args:
         mode: 'online', 'offline' or 'disabled'. An online run that cannot start within INIT_SECONDS becomes an
@@ -63,14 +63,14 @@ class WandbSession:
         self._run: Any = None
         self.tell: Callable[[str], None] = lambda message: None
 
-    @defer_signals()  # or the run would be there, and nobody to end it
+    @defer_signals()  # otherwise a signal could leave an open run
     def start(
         self, folder: Path, name: str, config: Any, resumed: bool, step_metrics: Mapping[str, str] | None = None
     ) -> None:
-        """Begins, or goes on with, the run of `folder`.
+        """Begins the run of `folder`, or continues it.
 
         Args:
-            name: the run's name where none was given.
+            name: the run's name where neither the config nor the environment names it.
             step_metrics: patterns of metrics to the metric that they are plotted against.
 
         Raises:
@@ -109,17 +109,17 @@ class WandbSession:
             self._run.define_metric(metrics, step_metric=step)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """One row."""
+        """Logs one row."""
         if self._run is not None:
             self._run.log(dict(metrics))
 
     def summarize(self, figures: Mapping[str, float | None]) -> None:
-        """Figures to sort runs by; None is left out."""
+        """Sets figures by which runs can be sorted; None is left out."""
         if self._run is not None:
             self._run.summary.update({name: value for name, value in figures.items() if value is not None})
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table under `name`."""
+        """Logs a table under `name`."""
         if self._run is None:
             return
         import wandb
@@ -131,9 +131,9 @@ class WandbSession:
         self._run.log({name: table})
 
     def log_files(self, name: str, kind: str, files: Sequence[Path]) -> None:
-        """An artifact of `kind` with these files, those of them that there are.
+        """Logs an artifact of `kind` with those of these files that exist.
 
-        Online only: offline wandb would copy them to the home directory; they are in the run's folder anyway.
+        Only online: offline, wandb would copy them to the home directory. They are in the run's folder anyway.
         """
         files = [file for file in files if file.is_file()]
         if self._run is None or self._run.settings.mode != "online" or not files:

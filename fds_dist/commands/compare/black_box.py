@@ -1,4 +1,4 @@
-"""The methods that only see losses: Optuna suggests, plain runs answer.
+"""The methods that see losses alone: Optuna suggests values, plain runs return their losses.
 
 Rank 0 keeps the study. It suggests as many trials at a time as there are ranks, each rank trains one, and the losses go
 back together in the order of the suggestions: many ranks differ from one in the size of these batches alone.
@@ -70,9 +70,9 @@ class BlackBox:
         self._optuna, self._name, self._seed = optuna, name, seed
         self._guided, pruned, cosine = BLACK_BOXES[name]
         self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
-            f"{found.owner.name}.{bucket}": optuna.distributions.FloatDistribution(*found.coordinates)
-            for found in ranges
-            for bucket in range(1 if cosine else found.owner.buckets)
+            f"{each.owner.name}.{bucket}": optuna.distributions.FloatDistribution(*each.coordinates)
+            for each in ranges
+            for bucket in range(1 if cosine else each.owner.buckets)
         }
         pruner = (
             optuna.pruners.HyperbandPruner(RESOURCES[0], RESOURCES[-1], REDUCTION)
@@ -176,13 +176,13 @@ def _run_batch(
         verdicts = ranks.on_first(lambda: box.go_on(resource, losses) if box else [])
         return ranks.rank < count and verdicts[ranks.rank]
 
-    mine = None
+    own_trial = None
     if ranks.rank < count:
         number, point = first + ranks.rank, coordinates[ranks.rank]
         values = values_of(point)
         run = plain_run(job.problem, values, number, job.horizon, list(rungs.values()), at_rung)
         pruned = run.steps < job.horizon and math.isfinite(run.val.loss)
-        mine = Trial(
+        own_trial = Trial(
             number=number,
             values=values,
             val_loss=run.val.loss,
@@ -195,6 +195,6 @@ def _run_batch(
     else:
         for _ in rungs:
             at_rung(None)
-    trials = [trial for trial in ranks.gather_objects(mine) if trial is not None]
+    trials = [trial for trial in ranks.gather_objects(own_trial) if trial is not None]
     memories = ranks.on_first(lambda: box.tell(trials) if box else [])
     return [replace(trial, state={**trial.state, **memory}) for trial, memory in zip(trials, memories, strict=True)]

@@ -1,4 +1,4 @@
-"""FDS beside its rivals over one problem, at equal compute, judged on fresh seeds."""
+"""Compares FDS with its rivals on one problem, at equal compute; their results are judged on fresh seeds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from fds_dist.commands.compare.black_box import BLACK_BOXES, black_box, need_optuna
 from fds_dist.commands.compare.gradient import fds, greedy
-from fds_dist.commands.compare.job import Job, Method, Say, Teller, Trial
-from fds_dist.commands.compare.judge import Found, JudgedRun, Judgement, incumbents, judge, judging, repetition
+from fds_dist.commands.compare.job import Job, Method, Say, SearchLog, Trial
+from fds_dist.commands.compare.judge import Improvement, JudgedRun, Judgement, incumbents, judge, judging, repetition
 from fds_dist.commands.compare.results import Comparison, Incumbent, MethodRun
 from fds_dist.commands.compare.space import SearchRange, search_ranges
 from fds_dist.common.faults import Fault, UserError
@@ -74,7 +74,7 @@ def compare(
     consistency: Consistency | None = None,
     retrain: Retrain | None = None,
 ) -> Comparison:
-    """Runs every method of `options` on every repetition, judges what they found and writes `folder/compare.json`.
+    """Runs every method of `options` on every repetition, judges the results and writes `folder/compare.json`.
 
     Called on all ranks alike; every rank returns the same. Whatever is finished is in `folder` at once, and a later
     call with the same folder goes on from there.
@@ -140,17 +140,17 @@ def _search(name: str, index: int, job: Job, folder: Path, say: Say) -> Search:
     """One search, from where an earlier start left it."""
     file = RecordFile(folder / name / f"trials-{index}.jsonl", Trial, DAMAGED)
     trials = _affordable(job.ranks.on_first(file.read), job.budget)
-    told = Teller(f"{name}, repetition {index}", job, say)
-    told.before(trials)
+    log = SearchLog(f"{name}, repetition {index}", job, say)
+    log.before(trials)
 
     def report(batch: list[Trial]) -> None:
         if job.ranks.is_first:
             file.append(batch)
         trials.extend(batch)
-        told.after(batch)
+        log.after(batch)
 
     note = METHODS[name](job, tuple(trials), report)
-    told.end(len(trials), note)
+    log.end(len(trials), note)
     return Search(name, index, trials, note)
 
 
@@ -166,7 +166,7 @@ def _affordable(recorded: Sequence[Trial], budget: float) -> list[Trial]:
 
 
 def _run(
-    problem: Problem, search: Search, found: list[Found], judged: dict[tuple[float, ...], list[Judgement]]
+    problem: Problem, search: Search, improvements: list[Improvement], judged: dict[tuple[float, ...], list[Judgement]]
 ) -> MethodRun:
     """A search with what its incumbents are worth."""
     best = [
@@ -178,7 +178,7 @@ def _run(
             own_loss=trial.val_loss,
             judgements=judged[tuple(trial.values)],
         )
-        for trial, cost, seconds in found
+        for trial, cost, seconds in improvements
     ]
     return MethodRun(
         method=search.method,
@@ -211,13 +211,13 @@ def _retrained(job: Job, run: MethodRun, retrain: Retrain, seeds: int, folder: P
 def _described(ranges: Sequence[SearchRange]) -> dict[str, dict[str, Any]]:
     """The search space for `compare.json`."""
     return {
-        found.owner.name: {
-            "low": found.low,
-            "high": found.high,
-            "scale": found.owner.scale,
-            "buckets": found.owner.buckets,
+        each.owner.name: {
+            "low": each.low,
+            "high": each.high,
+            "scale": each.owner.scale,
+            "buckets": each.owner.buckets,
         }
-        for found in ranges
+        for each in ranges
     }
 
 
@@ -231,7 +231,7 @@ def _fixed(job: Job) -> dict[str, str]:
         "estimator": job.estimator,
         "greedy": str(job.greedy_discount),
         "tangents": repr((problem.tangents.clip_hvp, problem.tangents.pruning)),
-        "compare.ranges": repr([(found.low, found.high, found.owner.scale) for found in job.ranges]),
+        "compare.ranges": repr([(each.low, each.high, each.owner.scale) for each in job.ranges]),
         "seed": str(problem.seed),
     }
 

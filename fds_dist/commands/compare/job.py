@@ -78,11 +78,11 @@ class Method(Protocol):
 Say = Callable[[str], None]
 
 INTERVAL = 30.0
-"""Seconds of silence after which a trial that improves nothing is told too."""
+"""Seconds of silence after which a trial that improves nothing is reported too."""
 
 
-class Teller:
-    """Follows one search."""
+class SearchLog:
+    """Tells a person how one search goes."""
 
     def __init__(self, label: str, job: Job, say: Say) -> None:
         self._label, self._job, self._say = label, job, say

@@ -1,4 +1,4 @@
-"""Judging: what a λ is worth on fresh seeds. The best value that a search saw is also its luck; this is not.
+"""Judging: what a λ is worth on fresh seeds. The lowest loss that a search saw is partly luck; a judgement is not.
 
 Fresh randomness is the same problem with other weights, splits and batches. All of these are functions of (seed, outer
 step). A task keeps its own seed, so a repetition has other outer steps too, far from those of all others: no two
@@ -81,8 +81,8 @@ def in_batches(ranks: Ranks, jobs: Sequence[Job], run: Callable[[Job], Result]) 
     """Runs as many jobs at a time as there are ranks; yields each batch in the jobs' order, on all ranks."""
     for first in range(0, len(jobs), ranks.world_size):
         batch = jobs[first : first + ranks.world_size]
-        mine = run(batch[ranks.rank]) if ranks.rank < len(batch) else None
-        results = ranks.gather_objects(mine)[: len(batch)]
+        result = run(batch[ranks.rank]) if ranks.rank < len(batch) else None
+        results = ranks.gather_objects(result)[: len(batch)]
         yield list(zip(batch, results, strict=True))  # type: ignore[arg-type]
 
 
@@ -108,7 +108,7 @@ class JudgedRun(Judgement):
         return Judgement(self.seed, self.val_loss, self.val_accuracy, self.test_accuracy)
 
 
-class Found(NamedTuple):
+class Improvement(NamedTuple):
     """A trial that was a method's best when it ended, with what had been spent until then."""
 
     trial: Trial
@@ -116,18 +116,18 @@ class Found(NamedTuple):
     seconds: float
 
 
-def incumbents(trials: Sequence[Trial], horizon: int) -> list[Found]:
+def incumbents(trials: Sequence[Trial], horizon: int) -> list[Improvement]:
     """Each trial that improved on those before.
 
     Only whole runs count: a loss after a part of the horizon is no value of a schedule.
     """
-    best, cost, seconds, found = math.inf, 0.0, 0.0, []
+    best, cost, seconds, improvements = math.inf, 0.0, 0.0, []
     for trial in trials:
         cost, seconds = cost + trial.cost, seconds + trial.seconds
         if trial.steps == horizon and trial.val_loss < best:
             best = trial.val_loss
-            found.append(Found(trial, cost, seconds))
-    return found
+            improvements.append(Improvement(trial, cost, seconds))
+    return improvements
 
 
 def judge(

@@ -1,4 +1,4 @@
-"""What a comparison found, as values that are written to `compare.json` and read back from it."""
+"""The results of a comparison, as records that are written to `compare.json` and read back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Incumbent:
     """The trial or outer step it comes from."""
     hyperparameters: dict[str, list[float]]
     cost: float
-    """Plain training steps that the method had spent when it had it."""
+    """Plain training steps that the method had spent by then."""
     seconds: float
     own_loss: FloatOrInf
     """The validation loss that the method saw."""
@@ -38,17 +38,17 @@ class Incumbent:
     @property
     def judged_loss(self) -> float:
         """The mean over fresh seeds; infinite where one of them diverged."""
-        return statistics.fmean(found.val_loss for found in self.judgements)
+        return statistics.fmean(judgement.val_loss for judgement in self.judgements)
 
     @property
     def judged_accuracy(self) -> float | None:
         """The mean over fresh seeds of the validation accuracy."""
-        return _mean(found.val_accuracy for found in self.judgements)
+        return _mean(judgement.val_accuracy for judgement in self.judgements)
 
     @property
     def test_accuracy(self) -> float | None:
         """The mean over the judges' runs."""
-        return _mean(found.test_accuracy for found in self.judgements)
+        return _mean(judgement.test_accuracy for judgement in self.judgements)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class MethodRun:
 
     def cost_to_reach(self, loss: float) -> float | None:
         """What had been spent when the incumbent was first judged at `loss` or better; None if it never was."""
-        return next((found.cost for found in self.incumbents if found.judged_loss <= loss), None)
+        return next((incumbent.cost for incumbent in self.incumbents if incumbent.judged_loss <= loss), None)
 
 
 class Reach(NamedTuple):
@@ -174,9 +174,9 @@ class Comparison:
         runs = self.runs_of(method)
         answers = [run.answer for run in runs if run.answer is not None]
         figures = {
-            "own_loss": spread(found.own_loss for found in answers),
-            "judged_loss": spread(found.judged_loss for found in answers),
-            "judged_accuracy": spread(found.judged_accuracy for found in answers),
+            "own_loss": spread(answer.own_loss for answer in answers),
+            "judged_loss": spread(answer.judged_loss for answer in answers),
+            "judged_accuracy": spread(answer.judged_accuracy for answer in answers),
             "test_accuracy": spread(run.test_accuracy for run in runs),
             "cost": spread(run.cost for run in runs),
             "seconds": spread(run.seconds for run in runs),
@@ -187,8 +187,8 @@ class Comparison:
 
 
 def _mean(numbers: Iterable[float | None]) -> float | None:
-    found: Sequence[float] = [number for number in numbers if number is not None]
-    return statistics.fmean(found) if found else None
+    present: Sequence[float] = [number for number in numbers if number is not None]
+    return statistics.fmean(present) if present else None
 
 
 def _spread(figure: Spread | None) -> dict[str, float | None] | None:

@@ -55,11 +55,11 @@ def search_ranges(space: HyperparameterSpace, options: CompareConfig) -> tuple[S
     faults = []
     for name in options.ranges:
         if name not in known:
-            near = nearest(name, known)
-            suggestion = f"compare.ranges.{near}" if near else ""
+            similar = nearest(name, known)
+            suggestion = f"compare.ranges.{similar}" if similar else ""
             learned = ", ".join(owner.name for owner in space.learned)
             faults.append(Fault(f"compare.ranges.{name}", "is not learned", f"one of {learned}", suggestion))
-    found = []
+    ranges = []
     for owner in space.learned:
         low, high = _range(owner, options.ranges, options.scale)
         key = f"compare.ranges.{owner.name}"
@@ -69,16 +69,16 @@ def search_ranges(space: HyperparameterSpace, options: CompareConfig) -> tuple[S
             faults.append(Fault(key, f"[{low:g}, {high:g}] goes beyond the bounds", interval(*owner.bounds)))
         else:
             logarithmic = options.scale == "log" and has_logarithm(owner.base, low) and has_logarithm(owner.base, high)
-            found.append(SearchRange(replace(owner, scale="log" if logarithmic else "linear"), low, high))
+            ranges.append(SearchRange(replace(owner, scale="log" if logarithmic else "linear"), low, high))
     if faults:
         raise UserError(faults)
-    return tuple(found)
+    return tuple(ranges)
 
 
 def values_at(ranges: Sequence[SearchRange], coordinates: Sequence[float]) -> list[float]:
     """λ [K] at `coordinates` [K]."""
-    owners = [found for found in ranges for _ in range(found.owner.buckets)]
-    return [found.value(coordinate) for found, coordinate in zip(owners, coordinates, strict=True)]
+    by_element = [each for each in ranges for _ in range(each.owner.buckets)]
+    return [each.value(coordinate) for each, coordinate in zip(by_element, coordinates, strict=True)]
 
 
 def cosine_at(ranges: Sequence[SearchRange], coordinates: Sequence[float]) -> list[float]:
@@ -86,8 +86,8 @@ def cosine_at(ranges: Sequence[SearchRange], coordinates: Sequence[float]) -> li
     each bucket being the mean over its window (as far as the bounds let it); all others are constant.
     """
     values: list[float] = []
-    for found, coordinate in zip(ranges, coordinates, strict=True):
-        owner, height = found.owner, found.value(coordinate)
+    for searched, coordinate in zip(ranges, coordinates, strict=True):
+        owner, height = searched.owner, searched.value(coordinate)
         falls = owner.base == "lr" and owner.buckets > 1
         factors = [
             _mean_cosine(bucket / owner.buckets, (bucket + 1) / owner.buckets) for bucket in range(owner.buckets)
@@ -101,9 +101,9 @@ def _mean_cosine(start: float, stop: float) -> float:
     return 0.5 + (math.sin(math.pi * stop) - math.sin(math.pi * start)) / (2 * math.pi * (stop - start))
 
 
-def _range(owner: Hyperparameter, given: Mapping[str, Sequence[float]], scale: str) -> tuple[float, float]:
+def _range(owner: Hyperparameter, configured: Mapping[str, Sequence[float]], scale: str) -> tuple[float, float]:
     """(low, high), NaN where there is none."""
-    chosen = given.get(owner.name) or given.get(owner.base)
+    chosen = configured.get(owner.name) or configured.get(owner.base)
     if chosen:
         return chosen[0], chosen[1]
     natural = natural_domain(owner.base)
@@ -111,8 +111,8 @@ def _range(owner: Hyperparameter, given: Mapping[str, Sequence[float]], scale: s
     ends = []
     for side in (0, 1):
         bound = owner.bounds[side]
-        own = math.isfinite(bound) and bound != natural[side]
-        if customary and not (own and (scale == "linear" or has_logarithm(owner.base, bound))):
+        is_chosen = math.isfinite(bound) and bound != natural[side]
+        if customary and not (is_chosen and (scale == "linear" or has_logarithm(owner.base, bound))):
             ends.append(owner.clamp(customary[side]))
         else:
             ends.append(bound if math.isfinite(bound) else math.nan)

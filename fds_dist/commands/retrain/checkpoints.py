@@ -1,7 +1,8 @@
-"""Files of a retraining: weights for anybody, and the state to go on from. Safetensors only: nothing is unpickled.
+"""Files of a retraining: weights for other programs, and the state from which to continue.
 
-A file is either whole or not there: it is written under another name and renamed into place. The state is one file,
-weights included, so that no crash can leave weights of one epoch beside the optimizer of another.
+All are safetensors files: nothing is unpickled. A file is whole or absent: it is written under another name and renamed
+into place. The state is one file, weights included, so that no crash can leave the weights of one epoch beside the
+optimizer of another.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class SeedFolder:
 
     @property
     def state(self) -> Path:
-        """What the engine needs to go on; its own business what is in there."""
+        """What the engine needs to continue; its content is opaque to the trainer."""
         return self.path / "state.safetensors"
 
     @property
@@ -40,7 +41,7 @@ class SeedFolder:
 
     @property
     def best(self) -> Path:
-        """Those of the epoch that tested best."""
+        """Weights and buffers after the epoch that tested best."""
         return self.path / "best.safetensors"
 
     @property

@@ -62,13 +62,13 @@ class RetrainData:
         """
         source = "retrain_batches" if self.on_all_data else "train_batches"
         batches = self.task.retrain_batches(epoch) if self.on_all_data else self.task.train_batches(0, epoch)
-        given = 0
+        count = 0
         for batch in islice(batches, steps):
-            given += 1
+            count += 1
             yield checked_batch(batch, source)
-        if given < steps:
-            problem = f"{source} gave {given} batches in epoch {epoch}"
-            raise UserError(Fault("task", problem, f"{self.steps_per_epoch}, as it says of itself"))
+        if count < steps:
+            problem = f"{source} gave {count} batches in epoch {epoch}"
+            raise UserError(Fault("task", problem, f"{self.steps_per_epoch}, the number that the task states"))
 
     def testing(self) -> Iterator[Batch]:
         """Every test batch."""

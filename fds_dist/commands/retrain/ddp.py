@@ -92,10 +92,10 @@ class DDPEngine:
 
     def load(self, path: Path, accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
         """See `Engine`: the first rank reads, so that no other needs to see its files."""
-        found = self._ranks.on_first(lambda: read_state(path))
-        if found is None:
+        state = self._ranks.on_first(lambda: read_state(path))
+        if state is None:
             return None
-        tensors, progress = found
+        tensors, progress = state
         accept(progress)
         try:
             self._set(tensors)

@@ -119,23 +119,23 @@ class DeepSpeedEngine:
         self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
         files = digests(folder, self._ranks)
         if self._ranks.is_first:
-            told = {"folder": folder.name, "world_size": self._ranks.world_size, "files": files}
-            write_state(path, {}, {**progress, FILES: told})
+            written = {"folder": folder.name, "world_size": self._ranks.world_size, "files": files}
+            write_state(path, {}, {**progress, FILES: written})
             remove_folders(path.parent, FILES, [folder])
 
     def load(self, path: Path, accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
         """See `Engine`."""
-        found = self._ranks.on_first(lambda: read_state(path))
-        if found is None:
+        state = self._ranks.on_first(lambda: read_state(path))
+        if state is None:
             return None
-        progress = found[1]
+        _, progress = state
         accept(progress)
-        told = progress.pop(FILES)
-        if told["world_size"] != self._ranks.world_size:
-            problem = f"{path} was written by {told['world_size']} ranks, and there are {self._ranks.world_size} now"
+        written = progress.pop(FILES)
+        if written["world_size"] != self._ranks.world_size:
+            problem = f"{path} was written by {written['world_size']} ranks, and there are {self._ranks.world_size} now"
             raise UserError(Fault("", problem, "as many ranks with engine=deepspeed, or restart=true to train anew"))
-        folder = path.parent / told["folder"]
-        changed = changed_files(folder, told["files"], self._ranks)
+        folder = path.parent / written["folder"]
+        changed = changed_files(folder, written["files"], self._ranks)
         if changed:
             problem = f"{folder} is damaged ({', '.join(changed)})"
             raise UserError(Fault("", problem, "restart=true, to train anew"))

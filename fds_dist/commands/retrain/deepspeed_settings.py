@@ -119,29 +119,29 @@ def section_faults(section: Mapping[str, Any], with_schemas: bool = True) -> lis
         return faults
     sections = {name: section[name] for name in _CHECKED_BY if isinstance(section.get(name), dict)}
     broken = {fault.key for fault in faults}
-    found = [fault for name, value in sections.items() for fault in _schema_faults(name, value)]
-    return faults + [fault for fault in found if fault.key not in broken]
+    schema_faults = [fault for name, value in sections.items() for fault in _schema_faults(name, value)]
+    return faults + [fault for fault in schema_faults if fault.key not in broken]
 
 
 def without_auto(section: Mapping[str, Any]) -> dict[str, Any]:
     """The section without keys whose value is "auto": as other trainers read such a file, they leave it to us."""
-    kept = {}
+    explicit = {}
     for name, value in section.items():
         if isinstance(value, Mapping):
-            kept[name] = without_auto(value)
+            explicit[name] = without_auto(value)
         elif value != "auto":
-            kept[name] = value
-    return kept
+            explicit[name] = value
+    return explicit
 
 
 def _key_faults(name: str, value: object) -> Iterator[Fault]:
     key = f"{KEY}.{name}"
     if name in OWNED:
-        yield Fault(key, "is not for this section to say", OWNED[name])
+        yield Fault(key, "is decided elsewhere", OWNED[name])
     elif name not in PASSED_ON:
-        near = nearest(name, [*PASSED_ON, *OWNED])
-        known = "" if near else f"one of {', '.join(PASSED_ON)}"
-        yield Fault(key, "unknown key, or not supported by retrain", known, f"{KEY}.{near}" if near else "")
+        similar = nearest(name, [*PASSED_ON, *OWNED])
+        known = "" if similar else f"one of {', '.join(PASSED_ON)}"
+        yield Fault(key, "unknown key, or not supported by retrain", known, f"{KEY}.{similar}" if similar else "")
     elif not isinstance(value, PASSED_ON[name]) or (isinstance(value, bool) and PASSED_ON[name] is not bool):
         kind = PASSED_ON[name]
         yield Fault(key, wrong_kind(value), "a number" if isinstance(kind, tuple) else _TYPE_NAMES[kind])
@@ -176,8 +176,8 @@ def _schema_faults(name: str, value: dict[str, Any]) -> Iterator[Fault]:
                 yield Fault(dotted(path), f"{show(detail['input'])} is not valid", detail["msg"].lower())
                 continue
             names = _names(schema) if len(detail["loc"]) == 1 else ()
-            near = nearest(str(path[-1]), names)
-            yield Fault(dotted(path), "unknown key", "", dotted((*path[:-1], near)) if near else "")
+            similar = nearest(str(path[-1]), names)
+            yield Fault(dotted(path), "unknown key", "", dotted((*path[:-1], similar)) if similar else "")
     except (AssertionError, ValueError, TypeError) as error:
         yield Fault(f"{KEY}.{name}", str(error) or type(error).__name__)
 
@@ -185,8 +185,8 @@ def _schema_faults(name: str, value: dict[str, Any]) -> Iterator[Fault]:
 def _names(schema: Any) -> list[str]:
     """The keys of a section, without those that are on their way out."""
     fields = schema.model_fields.items()
-    kept = [(name, field) for name, field in fields if not (field.json_schema_extra or {}).get("deprecated")]
-    return [field.alias or name for name, field in kept]
+    current = [(name, field) for name, field in fields if not (field.json_schema_extra or {}).get("deprecated")]
+    return [field.alias or name for name, field in current]
 
 
 def imported_deepspeed() -> Any:

@@ -25,8 +25,8 @@ def inner_optimizer(schedule: Schedule) -> InnerOptimizer:
     name = str(schedule.optimizer.get("name", ""))
     if name not in INNER_OPTIMIZERS:
         problem = f"{name!r} is unknown" if name else "is missing"
-        near = nearest(name, INNER_OPTIMIZERS)
-        raise UserError(Fault("schedule: optimizer.name", problem, f"one of {', '.join(INNER_OPTIMIZERS)}", near))
+        similar = nearest(name, INNER_OPTIMIZERS)
+        raise UserError(Fault("schedule: optimizer.name", problem, f"one of {', '.join(INNER_OPTIMIZERS)}", similar))
     return INNER_OPTIMIZERS[name](bool(schedule.optimizer.get("nesterov", False)))
 
 
@@ -37,8 +37,8 @@ def prepared(schedule: Schedule, horizon: int) -> Schedule:
         UserError: it could train nothing: its learning rate is 0 throughout, or a value is not finite; every fault.
     """
     defaults = inner_optimizer(schedule).defaults
-    given = {base_of(name) for name in (*schedule.values, *schedule.fixed)}
-    fixed = {name: value for name, value in defaults.items() if name not in given} | schedule.fixed
+    present = {base_of(name) for name in (*schedule.values, *schedule.fixed)}
+    fixed = {name: value for name, value in defaults.items() if name not in present} | schedule.fixed
     rows = schedule.values | {name: (value,) for name, value in fixed.items()}
     faults = [
         Fault(f"schedule: {name}", f"{value} is not finite", "the schedule of a run that went well")

@@ -1,4 +1,4 @@
-"""What a retraining tells: plain records, the lines of ``history.jsonl``, and the mean over seeds."""
+"""What a retraining tells its reporters: plain records, the lines of ``history.jsonl``, and the mean over seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fds_dist.common.words import Spread, spread
 
 @dataclass(frozen=True)
 class SeedStart:
-    """The retraining of one seed begins, or goes on after an interruption."""
+    """The retraining of one seed begins, or continues after an interruption."""
 
     seed: int
     seeds: range
@@ -22,7 +22,7 @@ class SeedStart:
     epochs: int
     """Passes over the data, the last of which may be a part of one."""
     first_epoch: int
-    """Epochs that an interrupted launch did already."""
+    """Epochs that an interrupted launch has already done."""
     horizon: int
     """Optimizer steps in all."""
     world_size: int
@@ -33,7 +33,7 @@ class SeedStart:
 
 @dataclass(frozen=True)
 class Block:
-    """Some optimizer steps later."""
+    """Progress after a hundredth of the horizon."""
 
     seed: int
     step: int
@@ -67,14 +67,14 @@ class EpochRecord:
 
     @property
     def score(self) -> float:
-        """What tells better from worse: the accuracy, or the negative loss where there is none."""
+        """The figure by which epochs are compared: the accuracy, or the negative loss where there is none."""
         if self.test_accuracy is not None:
             return self.test_accuracy
         return -self.test_loss if math.isfinite(self.test_loss) else -math.inf
 
     @property
     def diverged(self) -> bool:
-        """Whether training cannot go on: a loss that is not finite comes from weights that will not recover."""
+        """Whether training cannot continue: a loss that is not finite comes from weights that will not recover."""
         return not math.isfinite(self.train_loss)
 
 

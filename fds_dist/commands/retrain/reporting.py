@@ -23,7 +23,7 @@ class Reporter(Listener):
     """Something that is told how a retraining goes. A subclass overrides what it listens to."""
 
     def start(self, seed: SeedStart) -> None:
-        """The retraining of a seed begins, or goes on after an interruption."""
+        """The retraining of a seed begins, or continues after an interruption."""
 
     def block(self, block: Block) -> None:
         """A hundredth of the horizon is done."""
@@ -136,7 +136,7 @@ class WandbReporter(Reporter):
     name (``seed0/train_loss``), and in the end the means over seeds as the run's summary.
 
     Args:
-        folder: of the retraining; the run's id is kept there, so that one that goes on keeps its run.
+        folder: of the retraining. The run's id is stored there, so that a retraining which continues keeps its run.
         config: what is shown as the run's config.
     """
 

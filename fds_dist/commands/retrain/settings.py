@@ -93,7 +93,7 @@ def read_settings(overrides: Sequence[str], config: Config | None = None) -> Ret
     Raises:
         UserError: with every fault: an unknown key (and the nearest valid one), a value that is none.
     """
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     faults: list[Fault] = []
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -104,17 +104,17 @@ def read_settings(overrides: Sequence[str], config: Config | None = None) -> Ret
         value, of_yaml = parse_yaml(text, prefix=key)
         faults += of_yaml
         if key == "deepspeed":
-            given[key], of_section = section_of(value)
+            values[key], of_section = section_of(value)
             faults += of_section
         elif key.startswith("deepspeed."):
-            faults += put(given.setdefault("deepspeed", {}), key, value)
+            faults += put(values.setdefault("deepspeed", {}), key, value)
         else:
-            given[key] = value
-    faults += _check_deepspeed(given)
-    faults += _unknown_keys(given)
-    known = {key: value for key, value in given.items() if key in RetrainSettings.model_fields}
+            values[key] = value
+    faults += _check_deepspeed(values)
+    faults += _unknown_keys(values)
+    known = {key: value for key, value in values.items() if key in RetrainSettings.model_fields}
     try:
-        settings = RetrainSettings.model_validate({**_defaults(config, given), **known})
+        settings = RetrainSettings.model_validate({**_defaults(config, values), **known})
     except ValidationError as error:
         broken = {fault.key for fault in faults}
         faults += [finding.fault for finding in findings(error) if finding.fault.key not in broken]
@@ -124,7 +124,7 @@ def read_settings(overrides: Sequence[str], config: Config | None = None) -> Ret
     return settings
 
 
-def _defaults(config: Config | None, given: dict[str, Any]) -> dict[str, Any]:
+def _defaults(config: Config | None, values: dict[str, Any]) -> dict[str, Any]:
     """What the run's config says where the user does not."""
     if config is None:
         return {}
@@ -132,19 +132,19 @@ def _defaults(config: Config | None, given: dict[str, Any]) -> dict[str, Any]:
     return {
         "epochs": max(epochs) if isinstance(epochs, list) else epochs,
         "dtype": config.dtype,
-        "clip_gradient": None if given.get("clip_norm") is not None else config.inner.clip_gradient,
+        "clip_gradient": None if values.get("clip_norm") is not None else config.inner.clip_gradient,
         "seed": config.seed,
     }
 
 
-def _check_deepspeed(given: dict[str, Any]) -> list[Fault]:
+def _check_deepspeed(values: dict[str, Any]) -> list[Fault]:
     """Leaves out of the section what says "auto", and says what is wrong with the rest, or that there is no DeepSpeed.
 
     Without DeepSpeed only the keys of the section can be checked.
     """
-    if given.get("engine") != "deepspeed":
+    if values.get("engine") != "deepspeed":
         return []
-    section = given["deepspeed"] = without_auto(given.get("deepspeed", {}))
+    section = values["deepspeed"] = without_auto(values.get("deepspeed", {}))
     try:
         imported_deepspeed()
     except UserError as error:
@@ -152,9 +152,9 @@ def _check_deepspeed(given: dict[str, Any]) -> list[Fault]:
     return section_faults(section)
 
 
-def _unknown_keys(given: Iterable[str]) -> list[Fault]:
+def _unknown_keys(values: Iterable[str]) -> list[Fault]:
     """Taken out before the model is asked, which looks for contradictions only where every key is known."""
     known = RetrainSettings.model_fields
-    nearby = {key: nearest(key, known) for key in given if key not in known}
+    nearby = {key: nearest(key, known) for key in values if key not in known}
     everything = f"one of {', '.join(known)}"
     return [Fault(key, "unknown key", "" if near else everything, near) for key, near in nearby.items()]

@@ -57,13 +57,13 @@ def retrain(
     Args:
         make_task: seed → task, so that the order of the data differs between seeds too.
         build_model: seed → network.
-        reporters: are told how it goes; used on the first rank only.
+        reporters: are told how the retraining goes; used on the first rank only.
 
     Raises:
         UserError: the schedule could train nothing, the task gives no such data, or `folder` holds a retraining with
             other settings.
     """
-    told = Reporters(reporters if ranks.is_first else ())
+    all_reporters = Reporters(reporters if ranks.is_first else ())
     results: list[RetrainResult] = []
     summary = None
     try:
@@ -71,12 +71,12 @@ def retrain(
         for seed in settings.all_seeds:
             task, files = make_task(seed), SeedFolder(folder / str(seed))
             with seeded(derive_seed(seed, KEY)):  # leaves the caller's generators as they were
-                results.append(_SeedRun(seed, task, build_model, schedule, settings, ranks, files, told).run())
+                results.append(_SeedRun(seed, task, build_model, schedule, settings, ranks, files, all_reporters).run())
         summary = Summary.of(results)
         if ranks.is_first:
             write_text_atomic(folder / "summary.json", summary.to_json())
     finally:
-        told.finish(summary)
+        all_reporters.finish(summary)
     return results
 
 
@@ -92,10 +92,10 @@ class _SeedRun:
         settings: RetrainSettings,
         ranks: Ranks,
         files: SeedFolder,
-        told: Reporters,
+        reporters: Reporters,
     ) -> None:
         self.seed, self.task, self.settings, self.ranks = seed, task, settings, ranks
-        self.files, self.told = files, told
+        self.files, self.reporters = files, reporters
         self.dtype = DTYPES[settings.dtype]
         self.data = RetrainData(task, ranks.device)
         self.schedule = prepared(schedule, self.data.horizon(settings.epochs))
@@ -131,9 +131,9 @@ class _SeedRun:
             return self._train_all()
 
     def _train_all(self) -> RetrainResult:
-        self.told.start(self._start())
+        self.reporters.start(self._start())
         for note in (*self.data.notes, *self.engine.notes):
-            self.told.note(note)
+            self.reporters.note(note)
         if self.ranks.is_first:
             self.files.path.mkdir(parents=True, exist_ok=True)
         while not self.done:
@@ -141,9 +141,9 @@ class _SeedRun:
             is_best = all(record.score > earlier.score for earlier in self.records)
             self.records.append(record)
             self._save(is_best)
-            self.told.epoch(record)
+            self.reporters.epoch(record)
         if self.records[-1].diverged:
-            self.told.note(f"seed {self.seed} diverged: the training loss is {self.records[-1].train_loss}")
+            self.reporters.note(f"seed {self.seed} diverged: the training loss is {self.records[-1].train_loss}")
         return RetrainResult(self.seed, self.files.path, tuple(self.records))
 
     def _epoch(self, epoch: int) -> EpochRecord:
@@ -181,9 +181,11 @@ class _SeedRun:
     def _training_loss(self, targets: Tensor) -> Callable[[Tensor], Tensor]:
         """The task's loss as a function of the output, with the hyperparameters that are the loss's own."""
         values = self.driver.values
-        own = {name: torch.tensor(values[name], dtype=self.dtype, device=self.ranks.device) for name in self.loss_names}
-        extra = (own,) if own else ()
-        return lambda output: self.task.loss(output, targets, *extra)
+        extra = {
+            name: torch.tensor(values[name], dtype=self.dtype, device=self.ranks.device) for name in self.loss_names
+        }
+        arguments = (extra,) if extra else ()
+        return lambda output: self.task.loss(output, targets, *arguments)
 
     def _test(self) -> tuple[float, float | None]:
         """Mean loss over the test samples, and the share of right answers where targets are class indices."""
@@ -226,7 +228,7 @@ class _SeedRun:
     def _report(self, loss: Tensor) -> None:
         step, horizon = self.driver.last_epoch, self.schedule.horizon
         if self.ranks.is_first and step % max(1, horizon // BLOCKS_PER_HORIZON) == 0:
-            self.told.block(Block(self.seed, step, horizon, loss.item(), self.schedule.at(step - 1)))
+            self.reporters.block(Block(self.seed, step, horizon, loss.item(), self.schedule.at(step - 1)))
 
     def _save(self, is_best: bool) -> None:
         """The state comes last: where a crash prevents it, the epoch is done again and writes all of this again."""
