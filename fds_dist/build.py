@@ -87,8 +87,7 @@ def build(
     builder = faults.attempt("model", lambda: _model_builder(config, built_task, model))
     optimizer = INNER_OPTIMIZERS[config.inner.optimizer](config.inner.nesterov)
     space, space_faults = _space(config, optimizer, built_task)
-    patterns = config.inner.groups or {}
-    if patterns and builder is not None:
+    if (patterns := config.inner.groups) and builder is not None:
         faults.attempt("inner.groups", lambda: assigned(patterns, trainable_parameters(builder(0))))
     faults.add(space_faults)
     shape = faults.attempt("mesh", lambda: _mesh_shape(config, environment))
@@ -100,7 +99,6 @@ def build(
     if faults.all or built_task is None or builder is None or shape is None:
         raise UserError(faults.all)
     problem, remark = tried(_problem(config, built_task, builder, optimizer, space, device), config.tangents.method)
-    unused = "inner.groups has no effect: no hyperparameter has per_group" if patterns and not problem.groups else ""
     return Build(
         config=config,
         problem=problem,
@@ -108,8 +106,13 @@ def build(
         rule=outer_rule(config.outer),
         estimator=_estimator(config),
         shape=shape,
-        remarks=tuple(text for text in (*draft.remarks, remark, unused) if text),
+        remarks=tuple(text for text in (*draft.remarks, remark, _unused_groups(config, problem)) if text),
     )
+
+
+def _unused_groups(config: Config, problem: Problem) -> str:
+    is_unused = config.inner.groups and not problem.groups
+    return "inner.groups has no effect: no hyperparameter has per_group" if is_unused else ""
 
 
 def _problem(

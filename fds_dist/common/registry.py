@@ -1,4 +1,4 @@
-"""Names that stand for functions: nearest names, checked arguments, `package.module:function`, and calling it."""
+"""Functions by name: the nearest of some names, `package.module:function`, its arguments and its call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import inspect
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -18,22 +18,19 @@ FORM = "package.module:function"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The one of `names` that `name` most likely was meant to be, letter case aside; "" when nothing is close."""
+    """The one of `names` that `name` was most likely meant to be, ignoring case; "" when none is close."""
     folded = {candidate.casefold(): candidate for candidate in names}
     close = difflib.get_close_matches(name.casefold(), folded, n=1)
     return folded[close[0]] if close else ""
 
 
-def call_faults(
-    function: Callable[..., object], options: Mapping[str, object], key: str, provided: Collection[str] = ()
-) -> list[Fault]:
-    """Would `function(**options)` work?
+def call_faults(function: Callable[..., object], options: Mapping[str, object], key: str) -> list[Fault]:
+    """Would `function(**options)` work, as far as names go?
 
     Args:
         function: anything callable; one without a readable signature passes.
         options: the user's keyword arguments.
         key: dotted key under which the user wrote them.
-        provided: names of keyword arguments that the program fills in: the user need not, and may not, give them.
 
     Returns:
         A fault for each name that the function does not take and for each required one that is absent.
@@ -44,17 +41,15 @@ def call_faults(
     parameters = signature.parameters.values()
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    open_names = [name for name in named if name not in provided]
     faults = []
     for name in options:
-        if name in provided:
-            faults.append(Fault(f"{key}.{name}", "is set by the program, not in the config"))
-        elif name not in named and not takes_any:
-            near = nearest(name, open_names)
-            expected = "" if near else ("one of " + ", ".join(open_names) if open_names else "no options here")
-            faults.append(Fault(f"{key}.{name}", "unknown key", expected, f"{key}.{near}" if near else ""))
+        if name not in named and not takes_any:
+            nearest_name = nearest(name, named)
+            expected = "" if nearest_name else ("one of " + ", ".join(named) if named else "no options here")
+            suggestion = f"{key}.{nearest_name}" if nearest_name else ""
+            faults.append(Fault(f"{key}.{name}", "unknown key", expected, suggestion))
     for p in parameters:
-        if p.default is not p.empty or p.name in provided:
+        if p.default is not p.empty:
             continue
         if p.kind is p.POSITIONAL_ONLY:
             faults.append(Fault(key, f"the function takes {p.name!r} by position only", "parameters with names"))
@@ -71,7 +66,7 @@ def is_positive_int(value: object) -> bool:
 def with_offers(
     function: Callable[..., object], options: Mapping[str, object], offers: Mapping[str, object]
 ) -> dict[str, object]:
-    """`options`, and of `offers` what `function` has a parameter for and `options` does not set; None is no offer."""
+    """`options`, and those `offers` that `function` has a parameter for and `options` does not set; None is no offer."""
     signature = _signature(function)
     names = () if signature is None else signature.parameters
     taken = {name: offers[name] for name in names if offers.get(name) is not None and name not in options}
@@ -79,7 +74,7 @@ def with_offers(
 
 
 def call_user_function(function: Callable[..., object], arguments: Mapping[str, object], key: str) -> object:
-    """`function(**arguments)`; an exception inside becomes a `UserError` that tells what was raised and where."""
+    """`function(**arguments)`; an exception inside becomes a `UserError` that tells what was raised, and where."""
     try:
         return function(**arguments)
     except UserError:
@@ -90,7 +85,7 @@ def call_user_function(function: Callable[..., object], arguments: Mapping[str, 
 
 
 def _signature(function: Callable[..., object]) -> inspect.Signature | None:
-    """None for the few built-in functions that do not tell."""
+    """The signature; None for the few built-in functions that have none."""
     try:
         return inspect.signature(function)
     except (TypeError, ValueError):
@@ -98,26 +93,26 @@ def _signature(function: Callable[..., object]) -> inspect.Signature | None:
 
 
 def load_object(path: str, key: str) -> Callable[..., Any]:
-    """The function or class that `package.module:function` names; modules of the current folder are found too.
+    """The function or class that `package.module:function` names, in an installed module or one of the current folder.
 
     Raises:
-        UserError: naming `key`: a path of another form, no such module or attribute, nothing that can be called, or
-            a module that fails while it is imported (with the file and the line).
+        UserError: naming `key`: a path of another form, no such module or attribute, an object that cannot be called,
+            or a module that fails while it is imported (with the file and the line).
     """
     module_name, _, attribute = path.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
-        near = f"{module_name.removesuffix('.py').strip('./').replace('/', '.')}:{attribute}"
-        well_formed = all(part.isidentifier() for part in near.replace(":", ".").split("."))
-        raise UserError(Fault(key, f"{path!r} is not of the right form", FORM, near if well_formed else ""))
+        meant = f"{module_name.removesuffix('.py').strip('./').replace('/', '.')}:{attribute}"
+        well_formed = all(part.isidentifier() for part in meant.replace(":", ".").split("."))
+        raise UserError(Fault(key, f"{path!r} is not of the right form", FORM, meant if well_formed else ""))
     module = _import(module_name, path, key)
     if not hasattr(module, attribute):
-        near = nearest(attribute, (name for name in vars(module) if not name.startswith("_")))
-        suggestion = f"{module_name}:{near}" if near else ""
+        nearest_name = nearest(attribute, (name for name in vars(module) if not name.startswith("_")))
+        suggestion = f"{module_name}:{nearest_name}" if nearest_name else ""
         raise UserError(Fault(key, f"module {module_name} has no {attribute!r}", FORM, suggestion))
-    found = getattr(module, attribute)
-    if not callable(found):
-        raise UserError(Fault(key, f"{path} is a {type(found).__name__}", "a function"))
-    return found
+    function = getattr(module, attribute)
+    if not callable(function):
+        raise UserError(Fault(key, f"{path} is a {type(function).__name__}", "a function"))
+    return function
 
 
 def _import(name: str, path: str, key: str) -> ModuleType:
@@ -129,8 +124,8 @@ def _import(name: str, path: str, key: str) -> ModuleType:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # whatever the user's module does while it is imported
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
-            near = nearest(name, (module.name for module in pkgutil.iter_modules([folder])))
-            suggestion = path.replace(name, near, 1) if near and near != name else ""
+            module = nearest(name, (module.name for module in pkgutil.iter_modules([folder])))
+            suggestion = path.replace(name, module, 1) if module and module != name else ""
             fault = Fault(key, f"there is no module {error.name} in the current folder or installed", FORM, suggestion)
         else:
             problem = f"importing {name} fails{user_line(error)}: {type(error).__name__}: {error}"

@@ -62,7 +62,7 @@ def loss_takes_hyperparameters(task: Task) -> bool:
     return len(_required_parameters(task.loss)) == 3
 
 
-def task_faults(task: object, key: str = "task") -> list[Fault]:
+def task_faults(task: object) -> list[Fault]:
     """Everything that is missing from ``task`` or of the wrong kind, one fault per member; none if it is a `Task`."""
     checks = [
         _function_fault(task, "train_batches", ("outer_step", "epoch")),
@@ -78,7 +78,7 @@ def task_faults(task: object, key: str = "task") -> list[Fault]:
         _value_fault(task, "input_shape", _is_shape, "a tuple of whole numbers of at least 1", optional=True),
         _value_fault(task, "classes", is_positive_int, "a whole number of at least 1", optional=True),
     ]
-    return [Fault(f"{key}.{fault.key}", fault.problem, fault.expected) for fault in checks if fault is not None]
+    return [Fault(f"task.{fault.key}", fault.problem, fault.expected) for fault in checks if fault is not None]
 
 
 def _value_fault(

@@ -61,27 +61,14 @@ class TensorTask(SampledTask):
             "val_batch_size": val_batch_size,
             "seed": seed,
         }
-        faults = [
-            *_pair_faults("", inputs, targets),
-            *_pair_faults("val_", val_inputs, val_targets),
-            *_pair_faults("test_", test_inputs, test_targets),
-            *value_faults(SampledTask, sampling, "task"),
-        ]
+        pairs = {"": (inputs, targets), "val_": (val_inputs, val_targets), "test_": (test_inputs, test_targets)}
+        faults = [fault for part, pair in pairs.items() for fault in _pair_faults(part, *pair)]
+        faults += value_faults(SampledTask, sampling, "task")
         if faults:
             raise UserError(faults)
-        train = _source(inputs, targets)
-        val = None if val_inputs is None or val_targets is None else _source(val_inputs, val_targets)
-        test = None if test_inputs is None or test_targets is None else _source(test_inputs, test_targets)
-        super().__init__(
-            train,
-            val,
-            test,
-            **sampling,
-            prepare=prepare,
-            augment=augment,
-            loss=loss,
-            val_loss=val_loss,
-        )
+        train = TensorSource(inputs, _labels_as_int64(targets))
+        val, test = _source(val_inputs, val_targets), _source(test_inputs, test_targets)
+        super().__init__(train, val, test, **sampling, prepare=prepare, augment=augment, loss=loss, val_loss=val_loss)
         self.input_shape = tuple(inputs.shape[1:])
         if _are_labels(targets):
             self.classes = 1 + max(int(source.targets.max()) for source in (train, val, test) if source is not None)
@@ -132,8 +119,12 @@ def _are_labels(targets: Tensor) -> bool:
     return whole and targets.dim() == 1
 
 
-def _source(inputs: Tensor, targets: Tensor) -> TensorSource:
-    return TensorSource(inputs, targets.long() if _are_labels(targets) else targets)
+def _labels_as_int64(targets: Tensor) -> Tensor:
+    return targets.long() if _are_labels(targets) else targets
+
+
+def _source(inputs: Tensor | None, targets: Tensor | None) -> TensorSource | None:
+    return None if inputs is None or targets is None else TensorSource(inputs, _labels_as_int64(targets))
 
 
 def _pair_faults(part: str, inputs: Tensor | None, targets: Tensor | None) -> list[Fault]:

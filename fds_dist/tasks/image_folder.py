@@ -48,17 +48,11 @@ def imagefolder(
 
     Raises `UserError` naming each option out of range and each folder that is missing or has other classes.
     """
-    folder = expand_path(root, "task.root")
-    names = ["train", *(name for name in ("val", "test") if (folder / name).is_dir())]
-    listed = {name: _listed(folder / name) for name in names}
-    classes = listed["train"].classes
-    if faults := [
-        _class_fault(part.root, classes, part.classes) for part in listed.values() if part.classes != classes
-    ]:
-        raise UserError(faults)
-    samples = {name: part.samples for name, part in listed.items()}
+    parts = _parts(expand_path(root, "task.root"))
+    classes = len(parts["train"].classes)
+    samples = {name: part.samples for name, part in parts.items()}
     samples["train"] = [samples["train"][index] for index in evenly_spaced(len(samples["train"]), train_size)]
-    sources = {name: StreamSource(_Files(part, size), workers) for name, part in samples.items()}
+    sources = {name: StreamSource(_Files(files, size), workers) for name, files in samples.items()}
     task = SampledTask(
         sources["train"],
         sources.get("val"),
@@ -71,7 +65,7 @@ def imagefolder(
         prepare=Normalize(IMAGENET_MEAN, IMAGENET_STD),
         augment=Augmentation(crop, flip, cutout),
     )
-    task.input_shape, task.classes = (3, size, size), len(classes)
+    task.input_shape, task.classes = (3, size, size), classes
     return task
 
 
@@ -97,6 +91,23 @@ class _Files(Dataset[tuple[Tensor, int]]):
         return torch.from_numpy(np.array(fitted)).permute(2, 0, 1), label
 
 
+def _parts(root: Path) -> dict[str, Any]:
+    """torchvision's listings of the images in ``train`` and, where there are such folders, ``val`` and ``test``.
+
+    Raises `UserError` where one of them has other classes than ``train``.
+    """
+    names = ["train", *(name for name in ("val", "test") if (root / name).is_dir())]
+    parts = {name: _listed(root / name) for name in names}
+    faults = []
+    for part in parts.values():
+        if odd := sorted(set(part.classes) ^ set(parts["train"].classes)):
+            problem = f"{part.root} has other classes than train: {', '.join(odd[:5])}"
+            faults.append(Fault("task.root", problem, "the same class folders"))
+    if faults:
+        raise UserError(faults)
+    return parts
+
+
 def _listed(folder: Path) -> Any:
     """torchvision's listing of the images in ``folder``, by class."""
     try:
@@ -104,8 +115,3 @@ def _listed(folder: Path) -> Any:
     except FileNotFoundError as error:
         expected = "a folder train/ with a folder of images for each class"
         raise UserError(Fault("task.root", " ".join(str(error).split()), expected)) from error
-
-
-def _class_fault(folder: str, expected: list[str], found: list[str]) -> Fault:
-    odd = sorted(set(expected) ^ set(found))
-    return Fault("task.root", f"{folder} has other classes than train: {', '.join(odd[:5])}", "the same class folders")

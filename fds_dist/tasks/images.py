@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import WrapValidator
 from torch import Tensor
 
 from fds_dist.common.batch import Batch
@@ -25,6 +26,7 @@ from fds_dist.tasks.download import download_once
 from fds_dist.tasks.sampled import EVALUATION_BATCH
 
 DATA_VARIABLE = "FDS_DIST_DATA"
+"""The environment variable that names the folder of the data sets; without it that is ``data``."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,7 @@ class Normalize:
 def image_task(images: ImageSet) -> Callable[..., TensorTask]:
     """The function behind the name of a data set."""
 
-    divisors = [factor for factor in range(1, images.side + 1) if images.side % factor == 0]
-
-    @checked("task", downsample=one_of(divisors))
+    @checked("task", downsample=_divisor_of(images.side))
     def task(
         *,
         seed: Seed = 0,
@@ -155,25 +155,21 @@ def image_task(images: ImageSet) -> Callable[..., TensorTask]:
         """Normalized images in memory with the data set's own test part; see `TensorTask` for splits and batches.
 
         Args:
-            root: the folder that has the files as torchvision lays them out; default: the environment variable
-                FDS_DIST_DATA, else ``data``.
+            root: the folder that has the files as torchvision lays them out; default: that of `DATA_VARIABLE`.
             download: whether to get the files where they are missing.
-            crop: pixels of padding for a random crop; 0 for none.
-            flip: whether training images are mirrored at random.
-            cutout: side of the square blanked in each training image, in pixels; 0 for none.
+            crop, flip, cutout: random changes of training images, see `Augmentation`.
             train_size: samples for training and validation, spread evenly over the training part; default: all.
             downsample: side of the squares of pixels that are averaged into one.
 
         Raises `UserError` naming each option out of range, and where the files are missing or damaged.
         """
-        folder = expand_path(root or os.environ.get(DATA_VARIABLE) or "data", "task.root")
-        (inputs, targets), (test_inputs, test_targets) = _parts(images, folder, download)
+        (inputs, targets), test = _parts(images, root, download)
         chosen = evenly_spaced(len(inputs), train_size)
+        train = _averaged(inputs[chosen], downsample), targets[chosen]
         made = TensorTask(
-            _averaged(inputs[chosen], downsample),
-            targets[chosen],
-            _averaged(test_inputs, downsample),
-            test_targets,
+            *train,
+            _averaged(test[0], downsample),
+            test[1],
             batch_size=batch_size,
             val_fraction=val_fraction,
             val_overlap=val_overlap,
@@ -197,7 +193,14 @@ def evenly_spaced(samples: int, size: int | None) -> Tensor:
     return torch.arange(size) * samples // size
 
 
-def _parts(images: ImageSet, folder: Path, download: bool) -> tuple[Batch, Batch]:
+def _divisor_of(side: int) -> WrapValidator:
+    """The kind of a number that divides the side of an image."""
+    return one_of([factor for factor in range(1, side + 1) if side % factor == 0])
+
+
+def _parts(images: ImageSet, root: str | None, download: bool) -> tuple[Batch, Batch]:
+    """The training and the test part, downloaded where they are missing and ``download`` is asked for."""
+    folder = expand_path(root or os.environ.get(DATA_VARIABLE) or "data", "task.root")
     parts = images.read(folder)
     if parts is None and download:
         download_once(folder, images.name, lambda: images.read(folder) is not None, images.fetch)
