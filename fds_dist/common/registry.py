@@ -66,7 +66,7 @@ def is_positive_int(value: object) -> bool:
 def with_offers(
     function: Callable[..., object], options: Mapping[str, object], offers: Mapping[str, object]
 ) -> dict[str, object]:
-    """`options`, and those `offers` that `function` has a parameter for and `options` does not set; None is no offer."""
+    """`options`, and those `offers` that `function` has a parameter for and `options` leaves open; None: no offer."""
     signature = _signature(function)
     names = () if signature is None else signature.parameters
     taken = {name: offers[name] for name in names if offers.get(name) is not None and name not in options}

@@ -165,11 +165,9 @@ def image_task(images: ImageSet) -> Callable[..., TensorTask]:
         """
         (inputs, targets), test = _parts(images, root, download)
         chosen = evenly_spaced(len(inputs), train_size)
-        train = _averaged(inputs[chosen], downsample), targets[chosen]
         made = TensorTask(
-            *train,
-            _averaged(test[0], downsample),
-            test[1],
+            *_averaged(inputs[chosen], targets[chosen], downsample),
+            *_averaged(*test, downsample),
             batch_size=batch_size,
             val_fraction=val_fraction,
             val_overlap=val_overlap,
@@ -215,8 +213,9 @@ def _parts(images: ImageSet, root: str | None, download: bool) -> tuple[Batch, B
     return parts
 
 
-def _averaged(images: Tensor, factor: int) -> Tensor:
+def _averaged(images: Tensor, labels: Tensor, factor: int) -> Batch:
     """Images [N, C, H, W] as they are, or the means of squares of ``factor`` pixels, float32 [N, C, H/f, W/f]."""
     if factor == 1:
-        return images
-    return torch.cat([F.avg_pool2d(part.float(), factor) for part in images.split(1000)])  # bounds the float copy
+        return images, labels
+    parts = [F.avg_pool2d(part.float(), factor) for part in images.split(1000)]  # bounds the float copy
+    return torch.cat(parts), labels
