@@ -1,7 +1,7 @@
 """Which method can differentiate this network twice: tried on one batch before any training.
 
-Some operators have no second derivative in PyTorch, some have one by a single method. The error a user gets names the
-operator and the method that works.
+Some operators have no second derivative in PyTorch, some have one by a single method, some have a wrong one. The error
+a user gets names the operator and the method that works.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import traceback
 import warnings
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -17,8 +18,9 @@ from torch.autograd.graph import Node
 
 from fds_dist.common.batch import Batch
 from fds_dist.common.faults import Fault, UserError, user_line
-from fds_dist.tangents.network import TrainingLoss
-from fds_dist.tangents.products import METHODS, DoubleBackwardPoint
+from fds_dist.tangents.network import TrainingLoss, differentiate
+from fds_dist.tangents.products import METHODS
+from fds_dist.tangents.second_derivatives import wrong_operators
 
 _NAMED_IN_MESSAGE = (
     r"derivative for '?(?:aten::)?_?([\w.]+?)'? is not implemented",
@@ -50,24 +52,32 @@ def choose_method(
         requested: `auto`, or a name in `METHODS`.
 
     Raises:
-        UserError: the requested method (or, for `auto`, every method) fails on this network and loss; the message
-            names the operator at fault and the method that works.
+        UserError: the requested method (or, for `auto`, every method) fails or is wrong on this network and loss; the
+            message names the operator at fault and the method that works.
         Exception: whatever the network or the loss raises by itself, without any derivative.
     """
     with torch.no_grad():
         loss(weights, theta, batch)  # raises what has nothing to do with derivatives
-    custom, cut = custom_functions(loss, weights, theta, batch)
+    nodes = graph_nodes(loss, weights, theta, batch)
+    custom, cut = custom_functions(nodes)
     names = ", ".join(custom)
     if cut:
         problem = f"neither method can differentiate {names} (marked @once_differentiable) twice"
         raise UserError(Fault("tangents.method", problem, "a network without it"))
     remark = f"{names}: run `fds-dist verify`, which shows whether its second derivative is right" if names else ""
+    wrong = wrong_operators(nodes)
+
+    def failure_of(method: str) -> str:
+        if method in wrong:
+            return f"{wrong[method].name} (PyTorch's own second derivative of it is wrong)"
+        return probe(method, loss, weights, theta, batch, vectorize)
+
     first = default_method(weights.device) if requested == "auto" else requested
-    failure = probe(first, loss, weights, theta, batch, vectorize)
+    failure = failure_of(first)
     if not failure:
         return first, remark
     other = next(name for name in METHODS if name != first)
-    other_failure = probe(other, loss, weights, theta, batch, vectorize)
+    other_failure = failure_of(other)
     if not other_failure and requested == "auto":
         switch = f"tangents by {other}: {first} cannot differentiate {failure} twice"
         return other, f"{switch}; {remark}" if remark else switch
@@ -75,9 +85,8 @@ def choose_method(
     if not other_failure:
         raise UserError(Fault("tangents.method", problem, f"tangents.method={other}, which can"))
     detail = "" if other_failure == failure else f" ({other} stops at {other_failure})"
-    raise UserError(
-        Fault("tangents.method", f"neither method can differentiate {failure} twice{detail}", "a network without it")
-    )
+    instead = wrong[first].instead if first in wrong else "a network without it"
+    raise UserError(Fault("tangents.method", f"neither method can differentiate {failure} twice{detail}", instead))
 
 
 def probe(method: str, loss: TrainingLoss, weights: Tensor, theta: Tensor, batch: Batch, vectorize: bool) -> str:
@@ -95,22 +104,31 @@ def probe(method: str, loss: TrainingLoss, weights: Tensor, theta: Tensor, batch
     return ""
 
 
-def custom_functions(loss: TrainingLoss, weights: Tensor, theta: Tensor, batch: Batch) -> tuple[list[str], bool]:
-    """Names of the custom `autograd.Function`s behind the gradient, and whether one is marked `@once_differentiable`.
+def graph_nodes(loss: TrainingLoss, weights: Tensor, theta: Tensor, batch: Batch) -> set[Node]:
+    """The nodes of the autograd graphs of the loss and of its gradient; where one fails, `probe` tells why."""
+    inputs = (weights.detach().requires_grad_(), theta.detach().requires_grad_())
+    loss.network.seed(0)
+    roots: list[Tensor] = []
+    with suppress(*_FAILURES):
+        value, _ = loss(*inputs, batch)
+        roots.append(value)
+        roots += differentiate(value, inputs, create_graph=True, materialize_grads=True)
+    pending = [root.grad_fn for root in roots]
+    nodes: set[Node] = set()
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            pending += [parent for parent, _ in node.next_functions]
+    return nodes
+
+
+def custom_functions(nodes: set[Node]) -> tuple[list[str], bool]:
+    """Names of the custom `autograd.Function`s among graph `nodes`, and whether one is marked `@once_differentiable`.
 
     PyTorch leaves the second derivative of such a function out without a word: the mark raises an error on a branch
     that it adds to the graph, and `autograd.grad` never visits that branch.
     """
-    try:
-        pending = list(DoubleBackwardPoint(loss, weights, theta, batch, 0, False).graph_roots())
-    except _FAILURES:  # `probe` will tell
-        return [], False
-    nodes: set[Node] = set()
-    while pending:
-        node = pending.pop()
-        if node not in nodes:
-            nodes.add(node)
-            pending += [parent for parent, _ in node.next_functions if parent is not None]
     names = {type(node).__name__.removesuffix("Backward") for node in nodes if isinstance(node, BackwardCFunction)}
     return sorted(names), any(node.name() == "torch::autograd::Error" for node in nodes)
 

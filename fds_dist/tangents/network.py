@@ -18,6 +18,7 @@ from fds_dist.common.batch import Share
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.tangents.batch_norm import RunningStatistics, Statistics
+from fds_dist.tangents.second_derivatives import write_out
 
 
 def differentiate(outputs: Any, inputs: Any, directions: Any = None, **options: Any) -> tuple[Tensor, ...]:
@@ -42,6 +43,7 @@ class Network:
         parameters = trainable_parameters(module)
         self.layout = FlatLayout.of(parameters)
         self.initial_weights = self.layout.flatten(parameters, dtype, device)
+        write_out(module)
         self.statistics = RunningStatistics(module)
         self.statistics_order: list[int] = []
         names = {id(parameter): name for name, parameter in parameters.items()}

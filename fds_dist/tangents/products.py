@@ -21,7 +21,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
 from torch.func import grad, jvp, vmap
 
 from fds_dist.common.batch import Batch
@@ -135,10 +134,6 @@ class DoubleBackwardPoint:
     def gradient(self) -> Tensor:
         """See `Point`."""
         return self._gradients[0].detach()
-
-    def graph_roots(self) -> list[Node]:
-        """Where the graph of the gradients begins."""
-        return [gradient.grad_fn for gradient in self._gradients if gradient.grad_fn is not None]
 
     def products(self, tangents: Tensor, theta_tangents: Tensor) -> Tensor:
         """See `Point`."""
