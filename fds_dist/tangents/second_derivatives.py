@@ -23,7 +23,8 @@ def elementary_weight_norm(v: Tensor, g: Tensor, dim: int) -> Tensor:
 
     The backward formula of PyTorch's fused kernel saves |v| and takes it for a constant when differentiated again.
     """
-    return v * (g / torch.norm_except_dim(v, 2, dim))
+    rows = v.flatten() if dim == -1 else v.movedim(dim, 0).reshape(v.shape[dim], -1)
+    return v * (g / torch.linalg.vector_norm(rows, dim=-1).reshape(g.shape))
 
 
 class WrittenOutWeightNorm(_WeightNorm):
@@ -86,6 +87,15 @@ def _collides(axes: int) -> Callable[[Node], bool]:
     return collides
 
 
+def _of_zero_vectors(node: Node) -> bool:
+    """Whether a 2-norm (1-norms and 3-norms are right) met a vector of zeros, which gives NaN."""
+    return node._saved_ord == 2 and bool((node._saved_result == 0).any())  # type: ignore[attr-defined]
+
+
+def _of_zeros(node: Node) -> bool:
+    return bool((node._saved_self == 0).any())  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
 class WrongOperator:
     """An operator whose second derivative is wrong by some of the methods."""
@@ -123,6 +133,10 @@ WRONG_OPERATORS = (
         "ScatterReduceBackward", "scatter_reduce(reduce='prod')", (JVP,), "products without scatter_reduce", _multiplies
     ),
     WrongOperator("AsStridedScatterBackward", "as_strided_scatter", (DOUBLE_BACKWARD,), "torch.scatter"),
+    WrongOperator(
+        "LinalgVectorNormBackward", "the norm of a zero vector", (DOUBLE_BACKWARD,), "no such vectors", _of_zero_vectors
+    ),
+    WrongOperator("SincBackward", "sinc of 0", (DOUBLE_BACKWARD,), "sin(πx)/(πx) away from 0", _of_zeros),
     WrongOperator("MaxUnpool2DBackward", _OVERLAPPING, (DOUBLE_BACKWARD,), "a stride of kernel_size", _collides(2)),
     WrongOperator("MaxUnpool3DBackward", _OVERLAPPING, (DOUBLE_BACKWARD,), "a stride of kernel_size", _collides(3)),
 )

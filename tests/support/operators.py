@@ -5,22 +5,28 @@ The reference never meets `Network`: central differences of `torch.autograd.grad
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import torch
-from problems import CPU, relative_error
+from problems import CPU
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from fds_dist.common.faults import UserError
 from fds_dist.tangents import METHODS, Network, TrainingLoss, differentiate
+from fds_dist.tangents.methods import choose_method
 
 SEED = 3
 """Of the numbers that an operator draws in its forward pass (dropout, RReLU)."""
 
+VARIANTS = {"jvp": ("jvp", False), "jvp_vectorized": ("jvp", True), "double_backward": ("double_backward", False)}
+"""By name: (method, whether tangents are batched)."""
+
 NO_BATCH = (torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64))
 
 Layout = Callable[[Tensor], Tensor]
+Build = Callable[[], "Operator"]
 
 
 def as_it_is(tensor: Tensor) -> Tensor:
@@ -57,67 +63,86 @@ class Operator(nn.Module):
 def curved_loss(output: Tensor, target: Tensor) -> Tensor:
     """A loss whose gradient differs from output to output, and whose own second derivative is not zero."""
     slopes = torch.arange(1, 1 + len(output)).mul(0.7).sin().to(output)
-    return (slopes * output).sum() + 0.3 * (output - 0.1 * slopes).square().mean()
+    return (slopes * output).sum() + 0.3 * (output - 0.1 * slopes).square().sum()
 
 
-def flat_weights(module: nn.Module) -> Tensor:
-    """The weights [D] of a float64 `module`."""
-    return nn.utils.parameters_to_vector(p for p in module.parameters() if p.requires_grad).detach()
+def built(build: Build) -> Operator:
+    """The same operator each time, at the same point, in training mode where it is no entry's own choice."""
+    torch.manual_seed(0)
+    return build().double()
 
 
-def plain_gradient(operator: Operator, weights: Tensor) -> Tensor:
-    """∇L [D] of a copy of the plain module at `weights` [D]."""
-    module = copy.deepcopy(operator)
-    trained = [p for p in module.parameters() if p.requires_grad]
-    nn.utils.vector_to_parameters(weights, trained)
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    """All numbers as one vector."""
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def trained(operator: Operator) -> list[nn.Parameter]:
+    return [parameter for parameter in operator.parameters() if parameter.requires_grad]
+
+
+def plain_gradient(build: Build, weights: Tensor, layout: Layout = as_it_is) -> Tensor:
+    """∇L [D] of the plain module at `weights` [D]."""
+    operator = built(build)
+    operator.layout = layout
+    parameters = trained(operator)
+    nn.utils.vector_to_parameters(weights.clone(), parameters)
     torch.manual_seed(SEED)
-    loss = curved_loss(module(*NO_BATCH[:1]), NO_BATCH[1])
-    gradients = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
-    return nn.utils.parameters_to_vector(gradients)
+    loss = curved_loss(operator(NO_BATCH[0]), NO_BATCH[1])
+    return flat(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
 
 
-def difference(operator: Operator, weights: Tensor, direction: Tensor) -> Tensor:
-    """H·v [D] by central differences of plain gradients."""
-    h = 1e-6
-    ahead, behind = (plain_gradient(operator, weights + sign * h * direction) for sign in (1, -1))
-    return (ahead - behind) / (2 * h)
+@dataclass
+class Point:
+    """An operator at its point: where derivatives are taken, along which direction, and plain PyTorch's answers."""
 
+    build: Build
+    layout: Layout = as_it_is
+    weights: Tensor = field(init=False)  # [D]
+    direction: Tensor = field(init=False)  # [D] v
+    gradient: Tensor = field(init=False)  # [D] ∇L
+    difference: Tensor = field(init=False)  # [D] H·v by central differences of gradients
 
-def training_loss(operator: Operator, dtype: torch.dtype = torch.float64) -> TrainingLoss:
-    """The loss of a copy of `operator` as the engine sees it."""
-    return TrainingLoss(Network(copy.deepcopy(operator), dtype, CPU), curved_loss)
+    def __post_init__(self) -> None:
+        self.weights = flat(trained(built(self.build)))
+        torch.manual_seed(1)
+        self.direction = torch.randn_like(self.weights)
+        self.gradient = plain_gradient(self.build, self.weights, self.layout)
+        h = 1e-6
+        ahead, behind = (
+            plain_gradient(self.build, self.weights + sign * h * self.direction, self.layout) for sign in (1, -1)
+        )
+        self.difference = (ahead - behind) / (2 * h)
 
+    def loss(self, dtype: torch.dtype = torch.float64) -> TrainingLoss:
+        """The loss as the engine sees it."""
+        operator = built(self.build)
+        operator.layout = self.layout
+        return TrainingLoss(Network(operator, dtype, CPU), curved_loss)
 
-def product(operator: Operator, weights: Tensor, direction: Tensor, variant: str) -> tuple[Tensor, Tensor]:
-    """H·v [D] and ∇L [D] by one of `VARIANTS`."""
-    loss = training_loss(operator, weights.dtype)
-    if variant == "reverse":
-        return pulled_back(loss, weights, direction)
-    method, vectorize = VARIANTS[variant]
-    point = METHODS[method](loss, weights, weights.new_zeros(0), NO_BATCH, SEED, vectorize)
-    directions = torch.stack([direction, 0.5 * direction]) if vectorize else direction[None]
-    return point.products(directions, weights.new_zeros(len(directions), 0))[0], point.gradient
+    def chosen(self, variant: str) -> str:
+        """What `choose_method` has to say: "" where the method may be used, else the refusal."""
+        method, vectorize = VARIANTS[variant]
+        try:
+            choose_method(method, self.loss(), self.weights, self.weights.new_zeros(0), NO_BATCH, vectorize)
+        except UserError as error:
+            return str(error)
+        return ""
 
+    def product(self, variant: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+        """H·v [D] and ∇L [D] by one of `VARIANTS`, in `dtype`."""
+        method, vectorize = VARIANTS[variant]
+        weights, direction = self.weights.to(dtype), self.direction.to(dtype)
+        point = METHODS[method](self.loss(dtype), weights, weights.new_zeros(0), NO_BATCH, SEED, vectorize)
+        directions = torch.stack([direction, 0.5 * direction]) if vectorize else direction[None]
+        return point.products(directions, weights.new_zeros(len(directions), 0))[0], point.gradient
 
-VARIANTS = {"jvp": ("jvp", False), "jvp_vectorized": ("jvp", True), "double_backward": ("double_backward", False)}
-"""By name: (method, whether tangents are batched)."""
-
-
-def pulled_back(loss: TrainingLoss, weights: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """As `double_backward`, by way of the reverse estimator: v pulled back through a step w − ∇L(w) is v − H·v."""
-    leaf = weights.detach().requires_grad_()
-    loss.network.seed(SEED)
-    value, _ = loss(leaf, leaf.new_zeros(0), NO_BATCH)
-    (gradient,) = differentiate(value, leaf, create_graph=True, materialize_grads=True)
-    (adjoint,) = differentiate(leaf - gradient, leaf, direction)
-    return direction - adjoint, gradient.detach()
-
-
-def error_of(variant: str, operator: Operator) -> float:
-    """|H·v − difference| / |difference| along a random direction; the gradient must be plain PyTorch's, too."""
-    weights = flat_weights(operator)
-    torch.manual_seed(1)
-    direction = torch.randn_like(weights)
-    found, gradient = product(operator, weights, direction, variant)
-    assert relative_error(gradient, plain_gradient(operator, weights)) < 1e-12  # float64 rounding
-    return relative_error(found, difference(operator, weights, direction))
+    def pulled_back(self) -> Tensor:
+        """H·v [D] as the reverse estimator takes it: v pulled back through a step w − ∇L(w) is v − H·v."""
+        loss = self.loss()
+        leaf = self.weights.detach().requires_grad_()
+        loss.network.seed(SEED)
+        value, _ = loss(leaf, leaf.new_zeros(0), NO_BATCH)
+        (gradient,) = differentiate(value, leaf, create_graph=True, materialize_grads=True)
+        (adjoint,) = differentiate(leaf - gradient, leaf, self.direction)
+        return self.direction - adjoint
