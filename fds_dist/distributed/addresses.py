@@ -1,4 +1,4 @@
-"""Which address and which network interface of this host the other hosts reach it by.
+"""The address and the network interface by which other hosts reach this one.
 
 As a program, `python -m fds_dist.distributed.addresses HOST` prints this host's address on the way to HOST, or nothing
 where HOST is this host.
@@ -21,7 +21,7 @@ _GET_ADDRESS = 0x8915  # Linux's SIOCGIFADDR
 
 
 class Board(Protocol):
-    """What is needed here of the store where ranks meet."""
+    """The part of the ranks' shared store that is used here."""
 
     def set(self, key: str, value: str) -> None: ...
 
@@ -29,11 +29,11 @@ class Board(Protocol):
 
 
 def name_interface(environment: LaunchEnvironment, store: Board) -> None:
-    """Tells gloo which interface joins this host to the others, unless the user has; all ranks call it alike.
+    """Tells gloo which interface leads to the other hosts, unless the user has told it. All ranks call this alike.
 
-    Gloo itself takes the one with the address of the host's own name, which on many machines is the loopback
-    interface: no other host gets there. Of several hosts, the last rank is on another than the first: it takes the way
-    to the first one's, and all others take the way to its.
+    By itself gloo takes the interface of the host's own name. On many machines that is the loopback interface, which
+    no other host can reach. Where there are several hosts, the last rank is on another host than rank 0. So the last
+    rank takes the interface that leads to rank 0, and all others take the one that leads to the last rank.
     """
     if environment.rank == environment.world_size - 1:
         store.set("last", way_to(environment.master_address)[0])
@@ -43,14 +43,14 @@ def name_interface(environment: LaunchEnvironment, store: Board) -> None:
 
 
 def way_to(host: str) -> tuple[str, str]:
-    """The addresses of this host and of `host` on what goes from here to there; IPv4 where possible. Sends nothing.
+    """The addresses of both ends of the way from this host to `host`; IPv4 where possible. Nothing is sent.
 
     Raises:
-        OSError: there is no such host, or no way to it.
+        OSError: there is no such host, or it cannot be reached.
     """
-    found = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)
+    entries = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)
     problem = OSError("it has no address")
-    for family, kind, _, _, address in sorted(found, key=lambda entry: entry[0] != socket.AF_INET):
+    for family, kind, _, _, address in sorted(entries, key=lambda entry: entry[0] != socket.AF_INET):
         try:
             with socket.socket(family, kind) as probe:
                 probe.connect(address)
@@ -61,20 +61,20 @@ def way_to(host: str) -> tuple[str, str]:
 
 
 def interface_of(address: str) -> str | None:
-    """The interface whose first IPv4 address this is; None if there is none, or where the system does not tell."""
+    """The interface whose first IPv4 address is `address`; None if there is none, or if the system does not tell."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             try:
                 answer = fcntl.ioctl(probe, _GET_ADDRESS, struct.pack("256s", name.encode()))
             except OSError:
-                continue  # it has no IPv4 address
+                continue  # the interface has no IPv4 address
             if socket.inet_ntoa(answer[20:24]) == address:
                 return name
     return None
 
 
 def main(host: str) -> None:
-    """See above."""
+    """Prints what the head of this file says."""
     try:
         here, there = way_to(host)
     except OSError as error:

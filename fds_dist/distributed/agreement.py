@@ -21,7 +21,7 @@ from fds_dist.distributed.store import shared_store
 Made = TypeVar("Made")
 
 STORE_LINGER = timedelta(seconds=10)
-"""How long the rank that hosts the store stays for those which are still reading."""
+"""How long the rank that hosts the store waits for ranks that are still reading."""
 
 
 def on_all_ranks(environment: LaunchEnvironment, make: Callable[[], Made]) -> Made:
@@ -39,7 +39,7 @@ def on_all_ranks(environment: LaunchEnvironment, make: Callable[[], Made]) -> Ma
         made = make()
     except UserError as error:
         faults = error.faults
-    except Exception as error:  # not the user's doing: this rank shows a traceback, the others must not wait for it
+    except Exception as error:  # perhaps a bug: this rank shows the traceback, and the others must not wait
         _publish(store, environment.rank, [Fault("", f"{type(error).__name__}: {error}")])
         raise
     with rank_errors():
@@ -75,7 +75,7 @@ def _published(store: Store, rank: int) -> list[Fault]:
 
 
 def _leave_last(store: Store, environment: LaunchEnvironment) -> None:
-    """The first rank may host the store: it goes when the others have read."""
+    """Rank 0 may host the store, so it returns after the others have read from it."""
     if environment.rank:
         store.set(f"read/{environment.rank}", "")
         return

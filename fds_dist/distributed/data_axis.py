@@ -32,7 +32,7 @@ _InDims = tuple[int, None, None]
 
 @dataclass(frozen=True)
 class DataAxis:
-    """This rank's place on the axis, and what crosses it."""
+    """This rank's place on the axis, and what the ranks of the axis send each other."""
 
     rank: int = 0
     size: int = 1
@@ -69,15 +69,15 @@ class DataAxis:
         share = -(-width // self.size)
         return slice(min(self.rank * share, width), min((self.rank + 1) * share, width))
 
-    def gather(self, own: Tensor, width: int) -> Tensor:
-        """The whole [..., width] of which this rank has its columns `own` [..., S]."""
+    def gather(self, columns: Tensor, width: int) -> Tensor:
+        """The whole [..., width], of which this rank has the `columns` [..., S]."""
         if self.size == 1:
-            return own
+            return columns
         share = -(-width // self.size)
-        padded = torch.nn.functional.pad(own, (0, share - own.shape[-1])).contiguous()
+        padded = torch.nn.functional.pad(columns, (0, share - columns.shape[-1])).contiguous()
         parts = padded.new_empty(self.size, *padded.shape)
         with rank_errors():
-            _all_gather(parts.flatten(0, 1) if own.dim() > 1 else parts.view(-1), padded, group=self.group)
+            _all_gather(parts.flatten(0, 1) if columns.dim() > 1 else parts.view(-1), padded, group=self.group)
         return parts.movedim(0, -2).flatten(-2)[..., :width]
 
     def reduce(self, parts: Tensor) -> Tensor:
@@ -85,16 +85,16 @@ class DataAxis:
         if self.size == 1:
             return parts
         width = parts.shape[-1]
-        own = self.columns(width)
+        columns = self.columns(width)
         if parts.device.type == "cpu":  # gloo's reduce-scatter is several times slower than its all-reduce
-            return self.sum(parts)[..., own].clone()
+            return self.sum(parts)[..., columns].clone()
         share = -(-width // self.size)
         padded = torch.nn.functional.pad(parts, (0, self.size * share - width))
         shares = padded.unflatten(-1, (self.size, share)).movedim(-2, 0).contiguous()
         result = shares.new_empty(shares.shape[1:])
         with rank_errors():
             _reduce_scatter(result, shares, group=self.group)
-        return result[..., : own.stop - own.start]
+        return result[..., : columns.stop - columns.start]
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of all ranks' tensors, a new one unless this rank is alone; no derivative."""

@@ -1,4 +1,4 @@
-"""The process groups of the mesh `replica × tangent × data`, and what crosses it.
+"""The process groups of the mesh `replica × tangent × data`, and what ranks send each other on its axes.
 
 - replica: independent inner runs. K numbers are gathered per outer step.
 - tangent: each rank owns some tangents and replays the same primal run. Nothing crosses the network per step; K

@@ -49,8 +49,8 @@ class TotalBatchNorm(nn.Module):
         return (x - mean) / (variance + 0.1).sqrt()
 
 
-def derivatives(axis: DataAxis, normed: bool) -> dict[str, Tensor]:
-    """Loss, gradient and Hessian-vector products of each loss, of the whole batch, whatever part this rank sees."""
+def problem(axis: DataAxis, normed: bool) -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor], Tensor, Tensor]:
+    """Network, weights, three directions, inputs and targets of the whole batch; the same on all ranks."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(SAMPLES, 3, generator=generator, dtype=torch.float64)
     targets = torch.randint(4, (SAMPLES,), generator=generator)
@@ -64,6 +64,12 @@ def derivatives(axis: DataAxis, normed: bool) -> dict[str, Tensor]:
         name: torch.randn(3, *weight.shape, generator=generator, dtype=torch.float64)
         for name, weight in weights.items()
     }
+    return network, weights, directions, inputs, targets
+
+
+def derivatives(axis: DataAxis, normed: bool) -> dict[str, Tensor]:
+    """Loss, gradient and Hessian-vector products of each loss, of the whole batch, whatever part this rank sees."""
+    network, weights, directions, inputs, targets = problem(axis, normed)
     (part, part_targets), _ = axis.split((inputs, targets))
     gathered_targets = axis.gather_outputs(part_targets)
     assert torch.equal(gathered_targets, targets)
