@@ -59,9 +59,8 @@ def dotted(path: Path) -> str:
 
 
 def findings(error: ValidationError) -> list[Finding]:
-    """What pydantic found, in our words: unknown keys first, since one may explain why another key is missing."""
-    found = [_finding(detail) for detail in error.errors(include_url=False)]
-    return sorted(found, key=lambda finding: finding.missing)
+    """Pydantic's errors in our words, unknown keys first: one of them may explain why another key is missing."""
+    return sorted(map(_finding, error.errors(include_url=False)), key=lambda finding: finding.missing)
 
 
 def _finding(detail: ErrorDetails) -> Finding:
@@ -82,13 +81,12 @@ def _finding(detail: ErrorDetails) -> Finding:
 
 
 def suggested_key(path: Path) -> str:
-    """The valid dotted key nearest to an unknown one: at the same level first, else anywhere; "" if none is near."""
+    """The valid dotted key nearest to an unknown one, at the same level or else anywhere; "" if none is near."""
     parent, name = _general(path[:-1]), str(path[-1])
     keys = list(_valid_keys(Config))
     siblings = [key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == parent]
-    near = nearest(name, siblings)
-    if near:
-        return dotted((*path[:-1], near))
+    if sibling := nearest(name, siblings):
+        return dotted((*path[:-1], sibling))
     elsewhere = dict(KNOWN_ELSEWHERE)
     for key in keys:
         elsewhere.setdefault(key.rpartition(".")[2], key)

@@ -163,8 +163,8 @@ def _read_file(path: Path) -> tuple[object, list[Fault]]:
         folder = path.parent
         if not folder.is_dir():
             return None, [Fault("", f"{path}: there is no folder {folder}", "the path of a YAML file")]
-        near = nearest(path.name, (entry.name for entry in folder.iterdir() if entry.is_file()))
-        return None, [Fault("", f"{path}: no such file", suggestion=str(folder / near) if near else "")]
+        nearest_name = nearest(path.name, (entry.name for entry in folder.iterdir() if entry.is_file()))
+        return None, [Fault("", f"{path}: no such file", suggestion=str(folder / nearest_name) if nearest_name else "")]
     except UnicodeDecodeError:
         return None, [Fault("", f"{path}: not a text file in UTF-8", "the path of a YAML file")]
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
@@ -218,13 +218,13 @@ def _repaired(data: dict[str, Any], faults: list[Fault], broken: set[str]) -> Co
         try:
             return Config.model_validate(data)
         except ValidationError as error:
-            found = findings(error)
-        # The key that an unknown one was meant to be has not the user's value either.
-        broken |= {finding.meant for finding in found if finding.meant and not _holds(data, finding.meant)}
-        faults += [finding.fault for finding in found if not _is_consequence(finding, broken)]
-        broken |= {finding.fault.key for finding in found}
-        removed = {_remove(data, finding) for finding in found} - {""}
-        if not removed:  # no way on; every other pass shrinks the data
+            new = findings(error)
+        # The key that an unknown one was probably meant to be lacks the user's value, too.
+        broken |= {finding.meant for finding in new if finding.meant and not _holds(data, finding.meant)}
+        faults += [finding.fault for finding in new if not _is_consequence(finding, broken)]
+        broken |= {finding.fault.key for finding in new}
+        removed = {_remove(data, finding) for finding in new} - {""}
+        if not removed:  # nothing left to try: every other pass shrinks the data
             return None
         broken |= removed
 

@@ -23,7 +23,7 @@ class Section(BaseModel):
     def resolved(self) -> dict[str, Any]:
         """The section as plain values with every default explicit, in the order of the fields.
 
-        Keys whose absence has a meaning of its own stay absent.
+        A key in `MEANINGFUL_ABSENCE` that was left out stays out.
         """
         absent = self.MEANINGFUL_ABSENCE - self.model_fields_set
         return {name: _plain(value) for name, value in self if name not in absent}
@@ -51,7 +51,7 @@ class Contradiction(NamedTuple):
 
 
 def option_contradictions(path: tuple[str, ...], value: object) -> Iterator[Contradiction]:
-    """The parts of an option that YAML could not hold, or not read back as they are."""
+    """The parts of an option that YAML cannot hold, or cannot read back unchanged."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from option_contradictions((*path, key), item)
@@ -67,8 +67,8 @@ def option_contradictions(path: tuple[str, ...], value: object) -> Iterator[Cont
 def refuse(contradictions: Iterable[Contradiction]) -> None:
     """Raise pydantic's `ValidationError` with all of them, if there are any."""
     details = [
-        InitErrorDetails(type=fault(found.problem, found.expected, found.related), loc=found.path, input=None)
-        for found in contradictions
+        InitErrorDetails(type=fault(each.problem, each.expected, each.related), loc=each.path, input=None)
+        for each in contradictions
     ]
     if details:
         raise ValidationError.from_exception_data("config", details)

@@ -102,9 +102,9 @@ def _duplicates(node: yaml.Node, prefix: str, where: str) -> Iterator[Fault]:
             if key_node.tag != MERGE:
                 lines.setdefault(key, []).append(key_node.start_mark.line + 1)
             yield from _duplicates(value_node, key, where)
-        for key, given in lines.items():
-            if len(given) > 1:
-                places = [str(line) for line in dict.fromkeys(given)]
+        for key, numbers in lines.items():
+            if len(numbers) > 1:
+                places = [str(line) for line in dict.fromkeys(numbers)]
                 lines_text = f"{plural(len(places), 'line')} {' and '.join(places)}"
                 yield Fault(key, f"{where}{lines_text}: duplicate key", "each key once")
 

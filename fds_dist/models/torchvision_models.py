@@ -115,7 +115,7 @@ def _vision_transformer(
     attention_dropout: float = 0.0,
     representation_size: int | None = None,
 ) -> nn.Module:
-    """Torchvision's own builders fix the patch size; so this builds the class, with the sizes of what they build."""
+    """Builds torchvision's class with the usual sizes of this network; torchvision's builders fix the patch size."""
     height, width = image_size
     if height != width:
         raise UserError(Fault("model.input_shape", f"{height}×{width} does not fit this model", "square images"))

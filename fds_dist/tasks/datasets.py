@@ -90,7 +90,7 @@ def task_from_datasets(
 ) -> TensorTask:
     """A `TensorTask` from map-style datasets of ``(x, y)`` pairs, or from pairs of tensors ``(inputs, targets)``.
 
-    Every sample is read once, here, and kept: this is for data that fits in memory, and a random augmentation inside a
+    Every sample is read once, here, and stays in memory: the data must fit there, and a random augmentation inside a
     dataset would be frozen. ``x`` and ``y`` may be tensors, arrays or numbers, of the same shape in all samples.
 
     Raises `UserError` for what is not a dataset of pairs, and whatever `TensorTask` raises.

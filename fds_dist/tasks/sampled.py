@@ -111,11 +111,11 @@ class SampledTask:
 
     steps_per_epoch: int
     retrain_steps_per_epoch: int
-    input_shape: tuple[int, ...]  # set by whoever knows
+    input_shape: tuple[int, ...]  # set by the tasks that know it
     classes: int  # likewise, where the targets are class labels
     loss: Loss
-    val_loss: Loss  # only where given
-    build_model: Callable[[int], nn.Module]  # only where a model was given
+    val_loss: Loss  # only where an argument sets it
+    build_model: Callable[[int], nn.Module]  # only where an argument sets a model
 
     @checked("task")
     def __init__(
