@@ -21,10 +21,10 @@ FILES = {
     False: ("schedule.json", "the values after the last outer step"),
     True: ("schedule_best.json", "the values that reached the lowest validation loss"),
 }
-"""By whether the best schedule is asked for: its file in a run's folder, and what it holds."""
+"""Whether the best schedule is asked for → its file in a run's folder, and what the file holds."""
 
 TORCH_OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
-"""By name in a config: the class in `torch.optim`."""
+"""Name in a config → class in `torch.optim`."""
 
 _quoted = partial(json.dumps, ensure_ascii=False)
 """Text as a Python literal, in double quotes."""
@@ -71,7 +71,7 @@ def table(schedule: Schedule, source: str = "") -> str:
 
 
 def snippet(schedule: Schedule, source: str = "fds-dist") -> str:
-    """Python that needs torch alone and trains as `schedule.attach` does; its head says that it is from `source`.
+    """Python that needs torch alone and trains as `schedule.attach` does; its first line names `source`.
 
     Raises:
         UserError: the schedule does not name its optimizer, or not the patterns of its parameter groups.
@@ -91,7 +91,7 @@ FORMS: dict[str, Callable[[Schedule, str], str]] = {
     "csv": table,
     "json": lambda schedule, source: schedule.to_json(),
 }
-"""By name: a schedule, and where it is from, to text."""
+"""Name → function from a schedule and its source to text."""
 
 
 def _snippet_faults(schedule: Schedule) -> Iterator[Fault]:
@@ -104,7 +104,7 @@ def _snippet_faults(schedule: Schedule) -> Iterator[Fault]:
 
 
 def _head(schedule: Schedule, source: str) -> Iterator[str]:
-    """Where it is from, and the training loop that it is made for."""
+    """Where the schedule is from, and the training loop that the snippet is for."""
     yield " ".join(f"A hyperparameter schedule learned by fds-dist: {source}.".split())
     yield "It needs torch alone. In a training loop:"
     yield ""

@@ -1,4 +1,4 @@
-"""What a person may want to do when a search has ended, and the lines that do it."""
+"""What a person may want to do after a search, and the lines that do it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fds_dist.storage.run_folder import RunFolder
 
 
 def next_steps(run_dir: Path, built: Build, status: str, converged: bool, from_python: bool) -> dict[str, str]:
-    """By what they do, lines for the shell or for Python.
+    """The next steps: what each does, and its line for the shell or for Python.
 
     Args:
-        status: "finished", else the search can only go on.
+        status: "finished"; after any other, the only next step is to continue the search.
         converged: whether more outer steps would change nothing.
-        from_python: whether task or model are objects that no command line could name.
+        from_python: whether task or model are objects, which no command line can name.
     """
     folder = shlex.quote(str(run_dir))
     resume = f"{program()} optimize --resume {folder}"
@@ -45,9 +45,9 @@ def epochs_differ(built: Build) -> bool:
 
 
 def program() -> str:
-    """How to call this program from here."""
-    found, beside = shutil.which("fds-dist"), Path(sys.executable).with_name("fds-dist")
-    if found is not None or not beside.is_file():
-        return "fds-dist" if found else "python -m fds_dist"
+    """The program's name, as the shell finds it from the current folder."""
+    on_path, beside = shutil.which("fds-dist"), Path(sys.executable).with_name("fds-dist")
+    if on_path is not None or not beside.is_file():
+        return "fds-dist" if on_path else "python -m fds_dist"
     path = os.path.relpath(beside)
     return shlex.quote(str(beside) if path.startswith("..") else path)

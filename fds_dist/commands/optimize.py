@@ -308,17 +308,13 @@ def optimize(
 
     Example:
         >>> config = {
-        ...     "task": {"name": "digits", "batch_size": 64},
+        ...     "task": {"name": "digits"},
         ...     "model": {"name": "mlp", "hidden": [8]},
-        ...     "inner": {"epochs": 0.5},
         ...     "hyperparameters": {"lr": {"init": 0.1, "step": 0.05, "buckets": 2}, "momentum": 0.9},
-        ...     "outer": {"steps": 2},
         ... }
-        >>> result = fds_dist.optimize(config, ["name=digits", "seed=1"], progress=False)
-        >>> str(result.run_dir)
-        'runs/digits'
-        >>> len(result.schedule.values["lr"])
-        2
+        >>> result = fds_dist.optimize(config, ["name=digits", "outer.steps=2"], progress=False)
+        >>> str(result.run_dir), len(result.schedule.values["lr"])
+        ('runs/digits', 2)
     """
     folder = None if resume is None else expand_path(resume, "--resume")
     with ExitStack() as stack:

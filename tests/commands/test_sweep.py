@@ -91,7 +91,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"name": "a/b"}, ["name: 'a/b' is not a folder's name"]),
     ({"run_cap": 0}, ["run_cap: 0 is out of range"]),
     ({"run_cap": "3"}, ["run_cap: '3' is not a whole number"]),
-    ({"method": "bayes"}, ["metric: is missing, and bayes cannot do without"]),
+    ({"method": "bayes"}, ["metric: is missing, and bayes needs one"]),
     (
         {"metric": {"name": "val_loss", "goal": "min"}},
         ["metric.name: 'val_loss' is not logged by any run", "metric.goal: 'min' is not a goal"],
@@ -121,7 +121,10 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
         {"method": "random", "run_cap": 1, **parameters(hyperparameters__momentum__init={"min": 0.5, "max": 1.5})},
         ["parameters.hyperparameters.momentum.init: 1.5 is out of range; expected a number of at most 0.99"],
     ),
-    (parameters(seed={"min": 0, "max": 3}), ["parameters.seed: is a range, which no grid has; expected {values: […]}"]),
+    (
+        parameters(seed={"min": 0, "max": 3}),
+        ["parameters.seed: is a range, which a grid cannot have; expected {values: […]}"],
+    ),
     (parameters(seed={"min": 3, "max": 0}), ["parameters.seed.min: 3 is out of range; expected a number below max"]),
     (parameters(seed={"min": 0.5, "max": 2}), ["parameters.seed: min 0.5 and max 2 are of two kinds"]),
     (parameters(seed={"min": 1}), ["parameters.seed.max: is missing"]),
@@ -152,11 +155,11 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"command": ["./fds-dist", "optimize", "confg.yaml", "${args_no_hyphens}"]}, ["did you mean config.yaml?"]),
     (
         {"command": ["./fds-dist", "optimize", "--resume", "config.yaml", "${args_no_hyphens}"]},
-        ["command: --resume does not belong behind optimize"],
+        ["command: --resume is not allowed after optimize"],
     ),
     (
         {"command": ["./fds-dist", "optimize", "config.yaml", "${args_no_hyphens}", "seed=3"]},
-        ["parameters.seed: has no effect: the command sets it behind the values"],
+        ["parameters.seed: has no effect: the command sets it after the values"],
     ),
     (
         {"command": ["./fds-dist", "optimize", "config.yaml", "outer.steps=0", "${args_no_hyphens}"]},

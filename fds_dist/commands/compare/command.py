@@ -60,7 +60,6 @@ def compare(
         >>> config = {
         ...     "task": {"name": "digits"},
         ...     "model": {"name": "mlp", "hidden": [8]},
-        ...     "inner": {"epochs": 0.2},
         ...     "hyperparameters": {"lr": {"init": 0.1, "step": 0.05}, "momentum": 0.9},
         ...     "outer": {"steps": 1},
         ...     "compare": {"methods": ["fds", "greedy"], "seeds": 1, "judge_seeds": 1},

@@ -59,8 +59,7 @@ def noise(
         UserError: the input is wrong, or fewer than 4 runs have finite hypergradients.
 
     Example:
-        >>> hyperparameters = {"lr": {"init": 0.1, "step": 0.05}, "momentum": 0.9}
-        >>> config = {"task": {"name": "digits"}, "model": {"name": "mlp"}, "hyperparameters": hyperparameters}
+        >>> config = {"task": {"name": "digits"}, "model": {"name": "mlp"}, "hyperparameters": {"lr": {"init": 0.1}}}
         >>> result = fds_dist.noise(config, runs=4, steps=6, progress=False)
         >>> list(result.report.recommended_buckets)
         ['lr']

@@ -1,4 +1,4 @@
-"""The command of a sweep: how W&B's agent fills it in, and which config it is about."""
+"""The command of a sweep: how W&B's agent fills it in, and which config it runs."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Command:
     """The line that every job of a sweep runs."""
 
     parts: tuple[str, ...]
-    """As in the file, with W&B's macros filled in but the values' and the environment's."""
+    """As in the file, with W&B's macros filled in except those of the values and of the environment."""
     config: str
     """The config's path."""
     before: tuple[str, ...]
-    """Overrides in front of the values."""
+    """Overrides before the values."""
     after: tuple[str, ...]
-    """Overrides behind them, which win."""
+    """Overrides after the values; these win."""
 
     def overrides(self, values: Mapping[str, Any]) -> list[str]:
-        """All overrides of the job with these values."""
+        """The overrides of the job with these values, in order."""
         return [*self.before, *as_overrides(values), *self.after]
 
     def line(self, values: Mapping[str, Any]) -> list[str]:
@@ -54,7 +54,7 @@ def as_overrides(values: Mapping[str, Any]) -> list[str]:
 
 
 def read_command(content: Any, program: Any, faults: list[Fault]) -> Command | None:
-    """The file's `command`; None, and faults, where it cannot be seen which config it runs."""
+    """The file's `command`. None, with faults, where the command does not show which config it runs."""
     if not isinstance(content, list) or not content:
         faults.append(Fault("command", wrong_kind(content) if content else "is missing", PATTERN))
         return None
@@ -66,7 +66,7 @@ def read_command(content: Any, program: Any, faults: list[Fault]) -> Command | N
         faults.append(Fault("command", f"there is no program {parts[0]}", expected))
     for position in range(1, len(parts)):
         if parts[position] == "optimize" and PurePath(parts[position - 1]).name in PROGRAMS:
-            return _behind_optimize(parts, position + 1, faults)
+            return _after_optimize(parts, position + 1, faults)
     faults.append(Fault("command", "does not run `fds_dist optimize`", PATTERN))
     return None
 
@@ -76,28 +76,29 @@ def _macro_faults(parts: Sequence[str]) -> Iterator[Fault]:
     others = [part for part in parts if re.fullmatch(r"\$\{.*\}", part) and part != VALUES]
     for part in others:
         if not _VARIABLE.fullmatch(part):
-            near = VALUES if part.startswith("${args") else nearest(part, known)
-            yield Fault("command", f"{part} is not supported", f"one of {', '.join(known)}", near)
+            nearest_name = VALUES if part.startswith("${args") else nearest(part, known)
+            yield Fault("command", f"{part} is not supported", f"one of {', '.join(known)}", nearest_name)
     for name in dict.fromkeys(name for part in parts for name in _VARIABLE.findall(part)):
         if name not in os.environ:
-            expected = "a value (launch/sweep.sh sets NPROC)"
+            expected = "a value (fds-dist sweep sets NPROC)"
             yield Fault("command", f"the environment variable {name} is not set", expected)
     if VALUES not in parts and not any(part.startswith("${args") for part in others):
         yield Fault("command", f"has no {VALUES}: the values would not reach the jobs", PATTERN)
 
 
-def _behind_optimize(parts: Sequence[str], start: int, faults: list[Fault]) -> Command | None:
+def _after_optimize(parts: Sequence[str], start: int, faults: list[Fault]) -> Command | None:
+    """The command whose parts from `start` on are the arguments of `optimize`."""
     rest = [_filled_in(part) for part in parts[start:] if not part.startswith("${args") or part == VALUES]
     config, *more = [part for part in rest if part != VALUES and "=" not in part and not part.startswith("-")] or [""]
     if not config:
         faults.append(Fault("command", "names no config", PATTERN))
     for part in [part for part in rest if part.startswith("-")] + more:
-        faults.append(Fault("command", f"{part} does not belong behind optimize", "CONFIG, key=value and the values"))
+        faults.append(Fault("command", f"{part} is not allowed after optimize", "CONFIG, key=value and the values"))
     at = rest.index(VALUES) if VALUES in rest else len(rest)
     before, after = (tuple(part for part in some if "=" in part) for some in (rest[:at], rest[at:]))
     return Command(tuple(parts), config, before, after) if config else None
 
 
 def _filled_in(part: str) -> str:
-    """W&B puts the name where the variable is not set."""
-    return _VARIABLE.sub(lambda found: os.environ.get(found.group(1), found.group(1)), part)
+    """The part with environment variables filled in; like W&B, with the name of one that is not set."""
+    return _VARIABLE.sub(lambda match: os.environ.get(match.group(1), match.group(1)), part)

@@ -29,7 +29,7 @@ METRICS = (
     "outer/seconds",
     "inner/train_loss",
 )
-"""What every `optimize` logs: the first three when it ends."""
+"""What every `optimize` logs; the first three when it ends."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,18 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        """As in the file, or the file's own."""
+        """The name in the file, or else the file's own name."""
         return str(self.content.get("name") or self.path.stem)
 
     @property
     def run_cap(self) -> int | None:
-        """How many jobs there are at most."""
+        """The largest number of jobs."""
         return self.content.get("run_cap")
 
     def jobs(self) -> Iterator[dict[str, Any]]:
-        """The values of one job after the other: all combinations, or draws without an end.
+        """The values of each job: all combinations of a grid, or random draws without end.
 
-        A job's draw depends on its number alone, so that a sweep can be gone on with.
+        A job's draw depends on its number alone, so that a sweep can be continued.
         """
         names = [parameter.name for parameter in self.parameters]
         if self.method == "grid":
@@ -85,9 +85,9 @@ def read_sweep(path: Path, examine: Callable[[Draft], Sequence[Fault]] = lambda 
             faults.append(Fault(key, "unknown key", "" if nearest(key, KEYS) else _one_of(KEYS), nearest(key, KEYS)))
     method = content.get("method")
     if method not in METHODS:
-        near = nearest(method, METHODS) if isinstance(method, str) else ""
+        nearest_name = nearest(method, METHODS) if isinstance(method, str) else ""
         problem = f"{show(method)} is not a method" if method is not None else "is missing"
-        faults.append(Fault("method", problem, _one_of(METHODS), near))
+        faults.append(Fault("method", problem, _one_of(METHODS), nearest_name))
     faults += [*_plain_faults(content), *_metric_faults(content.get("metric"), method)]
     parameters = _parameters(content, faults)
     command = read_command(content.get("command"), content.get("program"), faults)
@@ -112,7 +112,7 @@ def _plain_faults(content: dict[str, Any]) -> Iterator[Fault]:
 def _metric_faults(metric: Any, method: Any) -> Iterator[Fault]:
     if metric is None:
         if method == "bayes":
-            yield Fault("metric", "is missing, and bayes cannot do without", "{name: best_val_loss, goal: minimize}")
+            yield Fault("metric", "is missing, and bayes needs one", "{name: best_val_loss, goal: minimize}")
         return
     if not isinstance(metric, dict):
         yield Fault("metric", wrong_kind(metric), "{name: best_val_loss, goal: minimize}")
@@ -125,8 +125,8 @@ def _metric_faults(metric: Any, method: Any) -> Iterator[Fault]:
         if value is None:
             yield Fault(f"metric.{key}", "is missing", _one_of(known))
         elif value not in known:
-            near = nearest(value, known) if isinstance(value, str) else ""
-            yield Fault(f"metric.{key}", f"{show(value)} {problem}", _one_of(known), near)
+            nearest_name = nearest(value, known) if isinstance(value, str) else ""
+            yield Fault(f"metric.{key}", f"{show(value)} {problem}", _one_of(known), nearest_name)
 
 
 def _parameters(content: dict[str, Any], faults: list[Fault]) -> tuple[Parameter, ...]:
@@ -135,12 +135,14 @@ def _parameters(content: dict[str, Any], faults: list[Fault]) -> tuple[Parameter
         problem = "is missing" if specs is None else "{} is empty" if specs == {} else wrong_kind(specs)
         faults.append(Fault("parameters", problem, "a mapping such as {seed: {values: [0, 1, 2]}}"))
         return ()
-    found = [read_parameter(name, spec, faults) for name, spec in specs.items()]
-    parameters = tuple(parameter for parameter in found if parameter is not None)
+    read = [read_parameter(name, spec, faults) for name, spec in specs.items()]
+    parameters = tuple(parameter for parameter in read if parameter is not None)
     if content.get("method") == "grid":
         for parameter in parameters:
             if parameter.is_range:
-                faults.append(Fault(f"parameters.{parameter.name}", "is a range, which no grid has", "{values: […]}"))
+                faults.append(
+                    Fault(f"parameters.{parameter.name}", "is a range, which a grid cannot have", "{values: […]}")
+                )
     return parameters
 
 
@@ -156,19 +158,19 @@ def _config_faults(
         key, (section, name, *below) = f"parameters.{parameter.name}", (*parameter.name.split("."), "")
         unknown = section == "hyperparameters" and any(below) and name not in known
         if any(override.startswith(f"{parameter.name}=") for override in command.after):
-            yield Fault(key, "has no effect: the command sets it behind the values", f"{parameter.name} set once")
+            yield Fault(key, "has no effect: the command sets it after the values", f"{parameter.name} set once")
         elif unknown and f"{section}.{name}.init" not in names:
-            near = nearest(name, known)
-            suggestion = ".".join((section, near, *below)).rstrip(".") if near else ""
+            nearest_name = nearest(name, known)
+            suggestion = ".".join((section, nearest_name, *below)).rstrip(".") if nearest_name else ""
             yield Fault(key, f"the config has no hyperparameter {name}", _one_of(known), suggestion)
         else:
             sensible.append(parameter)
     first = {parameter.name: parameter.choices[0] for parameter in sensible}
     others = [{**first, each.name: value} for each in sensible for value in each.choices[1:]]
-    found = [*examine(read_draft(command.config, command.overrides(first)))]
+    config_faults = [*examine(read_draft(command.config, command.overrides(first)))]
     for values in others:
-        found += read_draft(command.config, command.overrides(values)).faults
-    for fault in dict.fromkeys(found):
+        config_faults += read_draft(command.config, command.overrides(values)).faults
+    for fault in dict.fromkeys(config_faults):
         yield replace(fault, key=_where(fault.key, command, names))
 
 

@@ -1,4 +1,4 @@
-"""A sweep without W&B: its jobs one after the other, through the same command, and a table of what came of them."""
+"""A sweep without W&B: runs its jobs one after the other, by the command that W&B's agent would run."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from fds_dist.storage.run_folder import RunFolder
 from fds_dist.tracking.history import read_history
 
 RESULTS = "results.jsonl"
-"""One line per job that ran to its end, and another one where a failed job ran again."""
+"""One line for each time that a job ran to its end; a failed job that ran again has several."""
 
 LAST_LINES = 15
-"""How much of a failed job's output is shown."""
+"""Lines of a failed job's output that are shown."""
 
 KILL_SECONDS = 60.0
-"""How long a job may take to end after it was told to; torchrun gives its ranks 30 seconds."""
+"""Seconds that a job has to end after SIGTERM; torchrun gives its ranks 30."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class JobResult:
 
 
 def run_locally(sweep: Sweep, output_dir: Path, count: int | None = None) -> tuple[list[JobResult], Path]:
-    """Runs the jobs that are not finished yet, and says how each ends.
+    """Runs the jobs that are not finished yet, and prints how each ends.
 
     Args:
         output_dir: gets the folder NAME with `results.jsonl`, and a run's folder and a log for each job.
@@ -77,13 +77,13 @@ def run_locally(sweep: Sweep, output_dir: Path, count: int | None = None) -> tup
             print(f"job {number + 1} of {len(jobs)}: {' '.join(as_overrides(values))}", flush=True)
             results.append(_run(sweep, folder, number, values))
             file.append(results[-1:])
-            print(f"  {_told(results[-1])}", flush=True)
+            print(f"  {_outcome(results[-1])}", flush=True)
     last = {result.job: result for result in results}
     return [last[number] for number in range(len(jobs))], folder
 
 
 def _number_of_jobs(sweep: Sweep, count: int | None) -> int | None:
-    """None: all that there are."""
+    """The number of jobs to run; None: all."""
     if sweep.method == "bayes":
         raise UserError(Fault("method", "bayes needs W&B", "grid or random, with --local"))
     limits = [limit for limit in (count, sweep.run_cap) if limit is not None]
@@ -93,7 +93,7 @@ def _number_of_jobs(sweep: Sweep, count: int | None) -> int | None:
 
 
 def _folder(sweep: Sweep, output_dir: Path) -> Path:
-    """The sweep's folder: a new one, or that of the very same jobs."""
+    """The sweep's folder: a new one, or the folder of an earlier call with the same jobs."""
     folder = output_dir / sweep.name
     jobs = dump_yaml({key: sweep.content[key] for key in ("method", "command", "parameters")}, width=110)
     record = folder / "sweep.yaml"
@@ -137,7 +137,7 @@ def _run(sweep: Sweep, folder: Path, number: int, values: Mapping[str, Any]) -> 
 
 @contextmanager
 def _stopped_in_order() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Inside, what ends this process ends the processes in the list before, and in order."""
+    """Inside, an exception or a signal that ends this process first ends the processes in the list, in order."""
     started: list[subprocess.Popen[bytes]] = []
 
     def interrupt(number: int, frame: object) -> None:
@@ -160,7 +160,7 @@ def _stopped_in_order() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def _best(run_dir: Path) -> tuple[float | None, float | None]:
-    """The lowest validation loss of a run, and the accuracy there."""
+    """The lowest validation loss of a run, and the accuracy of the same outer step."""
     history = RunFolder(run_dir).history
     records = [record for record in read_history(history) if math.isfinite(record.val_loss)] if history.exists() else []
     best = min(records, key=lambda record: record.val_loss, default=None)
@@ -171,7 +171,7 @@ def _log(run_dir: Path) -> Path:
     return run_dir.with_name(f"{run_dir.name}.log")
 
 
-def _told(result: JobResult) -> str:
+def _outcome(result: JobResult) -> str:
     log = _log(Path(result.run_dir))
     if result.finished:
         loss = "" if result.best_val_loss is None else f", best validation loss {result.best_val_loss:.4g}"

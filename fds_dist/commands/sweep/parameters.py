@@ -1,4 +1,4 @@
-"""The parameters of a sweep: which values each of them takes, in the words of W&B."""
+"""The parameters of a sweep, and the values that each takes, with the names that W&B uses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEYS = {
     "uniform": ("min", "max"),
     "log_uniform_values": ("min", "max"),
 }
-"""Distribution to the keys that it needs. W&B has more; these arrive as values that a config takes."""
+"""Distribution → the keys that it needs. W&B has more; the values of these are values that a config takes."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Parameter:
     choices: tuple[Any, ...]
     """All values, or the lowest and the highest of a range."""
     at: Callable[[float], Any]
-    """From a number of [0, 1), drawn evenly, to a value."""
+    """Function from a number drawn uniformly from [0, 1) to a value."""
     is_range: bool
 
 
 def read_parameter(name: str, spec: Any, faults: list[Fault]) -> Parameter | None:
-    """What the file says about one parameter, as far as it is right; the rest goes to `faults`."""
+    """One parameter of the file; None, with faults added to `faults`, where it is wrong."""
     key = f"parameters.{name}"
     if not isinstance(spec, dict):
         faults.append(Fault(key, wrong_kind(spec), FORMS))
@@ -45,8 +45,8 @@ def read_parameter(name: str, spec: Any, faults: list[Fault]) -> Parameter | Non
     if "parameters" in spec:
         faults.append(Fault(key, "is nested, which would replace the whole section", f"dotted names, {name}.KEY"))
         return None
-    kind, found = _distribution(key, spec)
-    faults += found
+    kind, kind_faults = _distribution(key, spec)
+    faults += kind_faults
     if kind is None:
         return None
     faults += _unknown_keys(key, kind, spec)
@@ -59,14 +59,16 @@ def read_parameter(name: str, spec: Any, faults: list[Fault]) -> Parameter | Non
 
 
 def _distribution(key: str, spec: Mapping[str, Any]) -> tuple[str | None, list[Fault]]:
-    """The distribution that is named, or that follows from the keys as W&B has it."""
+    """The distribution that the file names, or that follows from the keys by W&B's rules."""
     kind = spec.get("distribution")
     if kind is not None:
         if isinstance(kind, str) and kind in KEYS:
             return kind, []
         by_values = f"{kind}_values"  # log_uniform has exponents for bounds
-        near = by_values if by_values in KEYS else nearest(str(kind), KEYS)
-        return None, [Fault(f"{key}.distribution", f"{show(kind)} is not supported", f"one of {', '.join(KEYS)}", near)]
+        nearest_name = by_values if by_values in KEYS else nearest(str(kind), KEYS)
+        return None, [
+            Fault(f"{key}.distribution", f"{show(kind)} is not supported", f"one of {', '.join(KEYS)}", nearest_name)
+        ]
     for one in ("value", "values"):
         if one in spec:
             return "constant" if one == "value" else "categorical", []
@@ -88,34 +90,38 @@ def _unknown_keys(key: str, kind: str, spec: Mapping[str, Any]) -> Iterator[Faul
 
 
 def _choice(name: str, kind: str, spec: Mapping[str, Any], faults: list[Fault]) -> Parameter | None:
-    """The values that arrive as they are."""
+    """A constant, or a list of values to choose from."""
     key, values = f"parameters.{name}.values", spec.get("values")
     if kind == "categorical" and (not isinstance(values, list) or not values):
         faults.append(Fault(key, "[] is empty" if values == [] else wrong_kind(values), "a list of values"))
         return None
-    given = {f"parameters.{name}.value": spec["value"]} if kind == "constant" else {}
-    given |= {f"{key}[{index}]": value for index, value in enumerate(values or ())}
-    lost = {place: fault for place, value in given.items() if (fault := _lost(place, value))}
+    by_place = {f"parameters.{name}.value": spec["value"]} if kind == "constant" else {}
+    by_place |= {f"{key}[{index}]": value for index, value in enumerate(values or ())}
+    lost = {place: fault for place, value in by_place.items() if (fault := _lost(place, value))}
     faults += lost.values()
-    kept = tuple(value for place, value in given.items() if place not in lost)
-    return Parameter(name, kept, lambda fraction: kept[int(fraction * len(kept))], is_range=False) if kept else None
+    choices = tuple(value for place, value in by_place.items() if place not in lost)
+    return (
+        Parameter(name, choices, lambda fraction: choices[int(fraction * len(choices))], is_range=False)
+        if choices
+        else None
+    )
 
 
 def _range(name: str, kind: str, spec: Mapping[str, Any], faults: list[Fault]) -> Parameter | None:
     key, low, high = f"parameters.{name}", spec["min"], spec["max"]
-    found = []
+    bound_faults = []
     for end in ("min", "max"):
         whole, value = kind == "int_uniform", spec[end]
         if not isinstance(value, int if whole else (int, float)) or isinstance(value, bool):
-            found.append(Fault(f"{key}.{end}", wrong_kind(value), "a whole number" if whole else "a number"))
+            bound_faults.append(Fault(f"{key}.{end}", wrong_kind(value), "a whole number" if whole else "a number"))
         elif not math.isfinite(value):
-            found.append(Fault(f"{key}.{end}", f"{show(value)} is not finite", "a number"))
-    if not found and low >= high:
-        found.append(Fault(f"{key}.min", f"{show(low)} is out of range", f"a number below max, {show(high)}"))
-    if not found and kind == "log_uniform_values" and low <= 0:
-        found.append(Fault(f"{key}.min", f"{show(low)} has no logarithm", "a number above 0"))
-    faults += found
-    if found:
+            bound_faults.append(Fault(f"{key}.{end}", f"{show(value)} is not finite", "a number"))
+    if not bound_faults and low >= high:
+        bound_faults.append(Fault(f"{key}.min", f"{show(low)} is out of range", f"a number below max, {show(high)}"))
+    if not bound_faults and kind == "log_uniform_values" and low <= 0:
+        bound_faults.append(Fault(f"{key}.min", f"{show(low)} has no logarithm", "a number above 0"))
+    faults += bound_faults
+    if bound_faults:
         return None
     draws: dict[str, Callable[[float], Any]] = {
         "int_uniform": lambda fraction: low + int(fraction * (high - low + 1)),
@@ -126,7 +132,7 @@ def _range(name: str, kind: str, spec: Mapping[str, Any], faults: list[Fault]) -
 
 
 def _lost(key: str, value: Any) -> Fault | None:
-    """A fault where W&B's `key=value` does not say the same again: it writes null as None, for one.
+    """A fault where W&B's `key=value` changes the value: it writes null as None, for example.
 
     Text is what stands there: "null", in quotes, is the way to say null.
     """
