@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a command of fds-dist on several nodes: start it on every node, with the same arguments and environment.
 # Every node needs the files that the command reads (config, your own code, the folder of an earlier run); the one that
-# prints how it goes writes the results.
+# prints the progress writes the results.
 #
 #   NNODES=2 ENDPOINT=node1:29400 launch/multi_node.sh optimize configs/digits.yaml [key=value ...]
 #
@@ -10,7 +10,7 @@
 #                                 nodes reach it by, and a port that is free there
 #              JOB                a name that tells jobs at the same endpoint apart (fds-dist)
 #              NPROC              processes on this node (one for each GPU, or 1)
-#              MAX_RESTARTS       how often all start again when one was lost (0); they go on from the last checkpoint
+#              MAX_RESTARTS       how often all start again when one was lost (0); they continue from the last checkpoint
 #              OMP_NUM_THREADS    threads of each process (1)
 #              PYTHON             the Python that has fds-dist (that of .venv, or the one on the PATH)
 #              LOCAL_ADDR         this node's address for the others (the one on its way to ENDPOINT)

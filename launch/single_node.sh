@@ -5,7 +5,7 @@
 #   NPROC=4 launch/single_node.sh retrain runs/NAME
 #
 # Environment: NPROC              processes (one for each GPU, or 1)
-#              MAX_RESTARTS       how often all start again when one was lost (0); they go on from the last checkpoint
+#              MAX_RESTARTS       how often all start again when one was lost (0); they continue from the last checkpoint
 #              OMP_NUM_THREADS    threads of each process (1)
 #              PYTHON             the Python that has fds-dist (that of .venv, or the one on the PATH)
 # Exit status: that of the command: 0 done, 2 wrong input, 1 anything else

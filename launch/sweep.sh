@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Runs a sweep: many jobs of one config with other values. The file is checked first; one that is wrong starts nothing.
+# Runs `fds-dist sweep`: many jobs of one config with other values. A file that is wrong starts nothing.
 #
 #   launch/sweep.sh configs/sweeps/random.yaml              creates the sweep in Weights & Biases and works on it
 #   launch/sweep.sh ENTITY/PROJECT/SWEEP_ID                 joins one, from another machine
 #   launch/sweep.sh --local configs/sweeps/random.yaml      runs it here without W&B (random and grid); called again, it
-#                                                           goes on with the jobs that did not finish
+#                                                           runs the jobs that did not finish
 #   --count N                                               an agent takes N jobs; --local takes the first N
+#   --check, --create                                       only check the file; only create the sweep in W&B
 #
-# The paths in a sweep's command are seen from the folder that this is called in.
+# The paths in a sweep's command are relative to the current folder.
 #
 # Environment: NPROC             processes of each job (one for each GPU, or 1)
 #              COUNT             as --count (no limit but the file's run_cap)

@@ -1,8 +1,8 @@
-"""torchrun for the launch scripts: the same arguments, but ranks have the last word when they fail.
+"""torchrun for the launch scripts: the same arguments, but the ranks' own messages come last when they fail.
 
-torchrun itself ends with status 1 and a page about all failed ranks, whatever they have said. This ends with the status
-of the rank that failed first (2: the user's input is wrong), and tells only what no rank can: that one was killed, or
-that the nodes did not find each other.
+torchrun itself ends with status 1 and a page about all failed ranks, whatever they have said. This program ends with
+the status of the rank that failed first (2: the user's input is wrong), and prints only what no rank can: that one was
+killed, or that the nodes did not find each other.
 """
 
 from __future__ import annotations

@@ -59,9 +59,9 @@ def noise(
         UserError: the input is wrong, or fewer than 4 runs have finite hypergradients.
 
     Example:
-        >>> config = {"task": {"name": "digits"}, "model": {"name": "mlp"}, "hyperparameters": {"lr": {"init": 0.1}}}
-        >>> result = fds_dist.noise(config, runs=4, steps=6, progress=False)
-        >>> list(result.report.recommended_buckets)
+        >>> learned = {"lr": {"init": 0.1, "step": 0.05}}
+        >>> config = {"task": {"name": "digits"}, "model": {"name": "mlp"}, "hyperparameters": learned}
+        >>> list(fds_dist.noise(config, runs=4, steps=6, progress=False).report.recommended_buckets)
         ['lr']
     """
     with launched(config, overrides, prepare=one_run_per_rank, task=task, model=model) as (built, ranks):
