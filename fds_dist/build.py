@@ -23,7 +23,7 @@ from fds_dist.config import Config, Draft, Faults, OuterConfig
 from fds_dist.config.hyperparameters import HyperparameterConfig
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device, mesh_shape
-from fds_dist.inner.dry_run import tried
+from fds_dist.inner.dry_run import dry_run
 from fds_dist.inner.estimators import ESTIMATORS, Estimator
 from fds_dist.inner.estimators.greedy import greedy_estimator
 from fds_dist.inner.problem import Problem, TangentOptions
@@ -98,7 +98,8 @@ def build(
         faults.add(_bucket_faults(config, space, built_task.steps_per_epoch))
     if faults.all or built_task is None or builder is None or shape is None:
         raise UserError(faults.all)
-    problem, remark = tried(_problem(config, built_task, builder, optimizer, space, device), config.tangents.method)
+    problem = _problem(config, built_task, builder, optimizer, space, device)
+    problem, remark = dry_run(problem, config.tangents.method, config.estimator)
     return Build(
         config=config,
         problem=problem,

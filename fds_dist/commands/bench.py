@@ -16,12 +16,13 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from fds_dist.build import ModelBuilder
 from fds_dist.commands.check.measurement import measure_step
 from fds_dist.commands.inputs import Source, launched, one_run_per_rank
 from fds_dist.commands.verify import relative_error
+from fds_dist.common.batch import Part
 from fds_dist.common.memory import peak_bytes
 from fds_dist.common.timing import median_seconds, seconds_of
 from fds_dist.common.words import ABSENT, counted, duration
@@ -29,7 +30,7 @@ from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimators import estimate_forward
 from fds_dist.inner.plan import make_plan
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerState, run_horizon
+from fds_dist.inner.run import InnerRun, run_horizon
 from fds_dist.tangents.products import DoubleBackwardPoint
 from fds_dist.tasks.base import Task
 
@@ -118,7 +119,7 @@ def _slowest(ranks: Ranks, run: Callable[[], object]) -> float:
 
 
 def _run(problem: Problem, elements: Sequence[int], horizon: int) -> None:
-    run_horizon(problem, problem.network(0), problem.space.initial(), 0, horizon, elements, _go_on)
+    run_horizon(InnerRun(problem, problem.space.initial(), 0, horizon), elements)
     if problem.device.type == "cuda":
         torch.cuda.synchronize(problem.device)
 
@@ -127,15 +128,15 @@ def _vs_sequential(problem: Problem) -> float:
     """The products of all tangents on the first batch, one graph each, over ours."""
     network = problem.network(0)
     loss, weights = problem.training_loss(network), network.initial_weights
-    batch = network.cast(next(problem.batches(0)))
+    part = network.cast(Part(*next(problem.batches(0))))
     theta = weights.new_zeros(len(problem.loss_hyperparameters))
     directions = torch.randn(problem.space.size, len(weights), dtype=weights.dtype).to(weights)
     theta_directions = directions.new_zeros(len(directions), len(theta))
 
     def products(make_point: Callable[..., DoubleBackwardPoint], rows: slice) -> Callable[[], None]:
         def run() -> None:
-            point = make_point(loss, weights, theta, batch, 0, problem.chunk_size > 1)
-            point.products(directions[rows], theta_directions[rows])
+            point = make_point(loss, weights, theta, network.initial_buffers, part, 0, problem.chunk_size > 1)
+            point.products(directions[rows], theta_directions[rows], {})
             if problem.device.type == "cuda":
                 torch.cuda.synchronize(problem.device)
 
@@ -163,14 +164,10 @@ def _memory_growth(problem: Problem, elements: Sequence[int]) -> float:
 
 def _precision_error(problem: Problem, dtype: torch.dtype, horizon: int, ranks: Ranks) -> float:
     def hypergradients(of: torch.dtype) -> list[float]:
-        values = problem.space.initial()
-        return estimate_forward(replace(problem, dtype=of), values, 0, horizon, ranks, _go_on).hypergradients
+        run = InnerRun(replace(problem, dtype=of), problem.space.initial(), 0, horizon, ranks)
+        return estimate_forward(run).hypergradients
 
     return relative_error(hypergradients(dtype), hypergradients(torch.float64))
-
-
-def _go_on(state: InnerState, loss: Tensor) -> bool:
-    return True
 
 
 def _device_name(device: torch.device) -> str:

@@ -30,8 +30,8 @@ from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.checkpoints import KIND as INNER
 from fds_dist.inner.checkpoints import InnerCheckpoints
 from fds_dist.inner.monitor import BatchesDiffer, Consistency, StepMonitor
-from fds_dist.inner.plan import estimator_cost
-from fds_dist.outer.loop import HypergradientsNotFinite, OuterLoop, OuterProgress, initial_progress
+from fds_dist.inner.plan import Plan, estimator_cost
+from fds_dist.outer.loop import HypergradientsNotFinite, OuterListener, OuterLoop, OuterProgress, initial_progress
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.storage.checkpoints import load_checkpoint, remove_folders, save_checkpoint
 from fds_dist.storage.provenance import environment_info
@@ -69,7 +69,7 @@ class RunResult:
     """Whether the step sizes fell below the tolerance before the outer steps were used up."""
 
 
-class Search:
+class Search(OuterListener):
     """The outer loop of `built`, wired to its folder, trackers and checkpoints.
 
     Where torchrun starts its ranks again after one was lost, the search goes on in the folder that it had before.
@@ -92,7 +92,6 @@ class Search:
         self.resumed = resume is not None
         self.folder = RunFolder(resume or ranks.on_first(lambda: _new_folder(built)))
         self.trackers = Trackers(self._own_trackers() if ranks.is_first else [])
-        consistency = Consistency(built.config.consistency.mode, built.config.consistency.every)
         self.loop = OuterLoop(
             problem=built.problem,
             estimator=built.estimator,
@@ -100,11 +99,7 @@ class Search:
             settings=built.settings,
             ranks=ranks,
             trackers=self.trackers,
-            make_monitor=lambda outer_step, schedule, plan: StepMonitor(
-                outer_step, schedule, plan, ranks, self.trackers, consistency
-            ),
-            save=self._save,
-            make_keeper=self._keeper,
+            listener=self,
         )
         self.notes = list(built.remarks)
         self.progress = self._resumed() if self.resumed else self._fresh()
@@ -188,8 +183,14 @@ class Search:
             resumed=self.resumed,
         )
 
-    def _save(self, progress: OuterProgress) -> None:
-        """After an outer step: the schedules, and a checkpoint to go on from. Rank 0 writes."""
+    def monitor(self, outer_step: int, schedule: Schedule, plan: Plan) -> StepMonitor:
+        """See `OuterListener`: losses go to the trackers, and the ranks are compared."""
+        options = self.built.config.consistency
+        consistency = Consistency(options.mode, options.every)
+        return StepMonitor(outer_step, schedule, plan, self.ranks, self.trackers, consistency)
+
+    def save(self, progress: OuterProgress) -> None:
+        """See `OuterListener`: rank 0 writes the schedules, and a checkpoint to go on from."""
         self.progress = progress
         if not self.ranks.is_first:
             return
@@ -208,8 +209,8 @@ class Search:
         horizons = {record.outer_step: record.horizon for record in history}
         return self.loop.schedule(values, horizons.get(outer_step, self.progress.horizon))
 
-    def _keeper(self, outer_step: int, values: Sequence[float], horizon: int) -> InnerCheckpoints:
-        """Keeps an inner run of the outer loop."""
+    def checkpointer(self, outer_step: int, values: Sequence[float], horizon: int) -> InnerCheckpoints:
+        """See `OuterListener`."""
         config, options = self.built.config, self.built.config.checkpoint
         run = {key: value for key, value in config.resolved().items() if key in MAKES_AN_INNER_RUN}
         run |= {"mesh": {"batch_norm": config.mesh.batch_norm}, "outer_step": outer_step, "values": list(values)}

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
-from torch import Tensor, nn
+from torch import nn
 
 from fds_dist.build import Build, ModelBuilder
 from fds_dist.commands.inputs import Source, launched
@@ -26,10 +26,10 @@ from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimate import validate
 from fds_dist.inner.estimators import estimate_forward, estimate_reverse
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerState, run_horizon
+from fds_dist.inner.run import InnerRun, initial_state, run_horizon
 from fds_dist.schedule.space import HyperparameterSpace
-from fds_dist.tangents import METHODS
-from fds_dist.tangents.methods import choose_method
+from fds_dist.tangents import EXACT_METHODS, Part
+from fds_dist.tangents.methods import TrialPoint, choose_method
 from fds_dist.tasks.base import Task
 
 EXACT_TOLERANCE = 1e-10
@@ -90,16 +90,16 @@ def verification_point(problem: Problem) -> list[float]:
 def compare_derivatives(problem: Problem, horizon: int, ranks: Ranks) -> Verification:
     """Compares all derivatives over `horizon` steps; the problem must be in float64, without `clip_hvp` and pruning."""
     values = verification_point(problem)
-    reference = estimate_reverse(problem, values, 0, horizon, ranks, _go_on).hypergradients
+    run = InnerRun(problem, values, 0, horizon, ranks)
+    reference = estimate_reverse(run).hypergradients
     comparisons, left_out = [], []
-    for method in METHODS:
+    for method in EXACT_METHODS:
         if reason := _unusable(problem, method):
             left_out.append(f"forward mode by {method}: {reason}")
             continue
-        forward = replace(problem, tangents=replace(problem.tangents, method=method))
-        found = estimate_forward(forward, values, 0, horizon, ranks, _go_on).hypergradients
-        error = worst_error(problem.space, found, reference)
-        comparisons.append(Comparison(f"forward, {method}", found, error, EXACT_TOLERANCE))
+        forward = estimate_forward(replace(run, problem=problem.by(method))).hypergradients
+        error = worst_error(problem.space, forward, reference)
+        comparisons.append(Comparison(f"forward, {method}", forward, error, EXACT_TOLERANCE))
     differences = finite_differences(problem, values, horizon, reference)
     error = worst_error(problem.space, differences, reference)
     comparisons.append(Comparison("finite differences", differences, error, DIFFERENCE_TOLERANCE))
@@ -111,17 +111,14 @@ def finite_differences(
 ) -> list[float]:
     """Central differences of the validation loss [K]; per element the step size that agrees best with `reference`.
 
-    The validation loss reads the running statistics (where it does) of the run at `values`: ∇L_val takes them as
-    constants, by definition.
+    They are differences of the validation loss that a run reports, its running statistics included.
     """
-    validated = problem.network(0)
-    run_horizon(problem, validated, values, 0, horizon, (), _go_on)
 
     def loss_at(element: int, value: float) -> float:
         moved = list(values)
         moved[element] = value
-        state, _ = run_horizon(problem, problem.network(0), moved, 0, horizon, (), _go_on)
-        return validate(problem, validated, state.weights, 0).loss
+        training, _ = run_horizon(InnerRun(problem.by("plain"), moved, 0, horizon))
+        return validate(problem, training.network, training.state, 0, with_gradient=False).loss
 
     def difference(element: int) -> float:
         value, candidates = values[element], []
@@ -152,17 +149,14 @@ def worst_error(space: HyperparameterSpace, found: Sequence[float], reference: S
 
 def _unusable(problem: Problem, method: str) -> str:
     network = problem.network(0)
-    batch = network.cast(next(problem.batches(0)))
-    loss, theta = problem.training_loss(network), network.initial_weights.new_zeros(len(problem.loss_hyperparameters))
+    state, part = initial_state(problem, network), network.cast(Part(*next(problem.batches(0))))
+    theta = state.weights.new_zeros(len(problem.loss_hyperparameters))
+    loss = problem.training_loss(network)
     try:
-        choose_method(method, loss, network.initial_weights, theta, batch, problem.chunk_size > 1)
+        choose_method(method, TrialPoint(loss, state.weights, theta, state.buffers, part, problem.chunk_size > 1))
     except UserError as error:
         return error.faults[0].problem
     return ""
-
-
-def _go_on(state: InnerState, loss: Tensor) -> bool:
-    return True
 
 
 VERIFIED_STEPS = 50

@@ -15,23 +15,35 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Share:
-    """The part of a batch that this process sees."""
+    """How the part of a batch that this process sees belongs to the whole."""
 
     fraction: float = 1.0
     """Of the batch's samples."""
     total: Callable[[Tensor], Tensor] | None = None
     """Sum over all parts of the batch, differentiable twice: batch-norm then uses the statistics of the whole batch.
     None: those of this part."""
+    gather: Callable[[Tensor], Tensor] | None = None
+    """The outputs of the whole batch from those of this part, differentiable twice. None: this part is the whole."""
 
 
 WHOLE = Share()
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one process sees of a batch: its part of the inputs, and all targets, since every process computes the loss
+    of the whole batch."""
+
+    inputs: Tensor  # [b, ...]
+    targets: Tensor  # [B, ...]
+    share: Share = WHOLE
+
+
 def checked_batch(batch: object, source: str) -> Batch:
-    """`batch`, if it is a pair of tensors.
+    """Returns `batch` if it is a pair of tensors.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not; names `source`, the task's function that gave it.
     """
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
         return batch[0], batch[1]

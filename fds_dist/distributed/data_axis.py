@@ -19,7 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
-from fds_dist.common.batch import WHOLE, Batch, Share
+from fds_dist.common.batch import Batch, Part, Share
+from fds_dist.common.faults import Fault, UserError
 from fds_dist.distributed.errors import rank_errors
 
 # PyTorch 2.13 warns of the names that 2.11 has.
@@ -40,22 +41,30 @@ class DataAxis:
     whole_batch_norm: bool = True
     """Whether batch-norm uses the statistics of the whole batch; else those of this rank's part."""
 
-    def split(self, batch: Batch) -> tuple[Batch, Share]:
-        """This rank's part of `batch` (inputs [B, ...], targets [B, ...]), and what share of it that is.
+    def split(self, batch: Batch) -> Part:
+        """This rank's part of `batch` (inputs [B, ...], targets [B, ...]).
 
         A batch with fewer samples than ranks is taken whole by all of them, each for an equal share.
         """
-        if self.size == 1:
-            return batch, WHOLE
         inputs, targets = batch
+        if self.size == 1:
+            return Part(inputs, targets)
         samples = len(inputs)
         if samples < self.size or targets.dim() == 0 or len(targets) != samples:
-            return batch, Share(1 / self.size)
+            return Part(inputs, targets, Share(1 / self.size, gather=lambda output: _replicate(output, self)))
         sizes = self.part_sizes(samples)
         first = sum(sizes[: self.rank])
         last = first + sizes[self.rank]
         total = self.differentiable_sum if self.whole_batch_norm else None
-        return (inputs[first:last], targets[first:last]), Share((last - first) / samples, total)
+
+        def gather(output: Tensor) -> Tensor:
+            rows, remainder = divmod(len(output) if output.dim() else 0, last - first)
+            if not rows or remainder:
+                problem = f"the network gives outputs {list(output.shape)} for {last - first} samples"
+                raise UserError(Fault("mesh.data", problem, "outputs with rows for each sample, or mesh.data=1"))
+            return self.gather_outputs(output, [rows * size for size in sizes])
+
+        return Part(inputs[first:last], targets, Share((last - first) / samples, total, gather))
 
     def part_sizes(self, samples: int) -> list[int]:
         """How many of a batch's `samples` each rank takes, in rank order; they differ by at most one."""
@@ -234,6 +243,54 @@ class _OwnRows(Function):
         return _own_rows(whole.movedim(in_dims[0], -1), axis, sizes), whole.dim() - 1
 
 
+class _Replicate(Function):
+    """What all ranks have computed alike, for use alike on all of them: each takes its share of the adjoint."""
+
+    @staticmethod
+    def forward(tensor: Tensor, axis: DataAxis) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, DataAxis], output: Tensor) -> None:
+        ctx.axis = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return _own_share(adjoint, ctx.axis), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
+        return tangent.view_as(tangent)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None], tensor: Tensor, axis: DataAxis) -> tuple[Tensor, int]:  # type: ignore[override]
+        return _replicate(tensor, axis), in_dims[0]
+
+
+class _OwnShare(Function):
+    """An equal share of a tensor that is the same on all ranks: the adjoint of `_Replicate`, and the reverse."""
+
+    @staticmethod
+    def forward(whole: Tensor, axis: DataAxis) -> Tensor:
+        return whole / axis.size
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, DataAxis], output: Tensor) -> None:
+        ctx.axis = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return _replicate(adjoint, ctx.axis), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
+        return _own_share(tangent, ctx.axis)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None], whole: Tensor, axis: DataAxis) -> tuple[Tensor, int]:  # type: ignore[override]
+        return _own_share(whole, axis), in_dims[0]
+
+
 class _Spread(Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, axis: DataAxis) -> Tensor:  # type: ignore[override]
@@ -277,4 +334,14 @@ def _gather_rows(part: Tensor, axis: DataAxis, sizes: tuple[int, ...]) -> Tensor
 
 def _own_rows(whole: Tensor, axis: DataAxis, sizes: tuple[int, ...]) -> Tensor:
     result: Any = _OwnRows.apply(whole, axis, sizes)
+    return result
+
+
+def _replicate(tensor: Tensor, axis: DataAxis) -> Tensor:
+    result: Any = _Replicate.apply(tensor, axis)
+    return result
+
+
+def _own_share(whole: Tensor, axis: DataAxis) -> Tensor:
+    result: Any = _OwnShare.apply(whole, axis)
     return result

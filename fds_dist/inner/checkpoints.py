@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from fds_dist.common.files import digest, write_text_atomic
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.run import InnerState, Tangents
 from fds_dist.storage.checkpoints import changed_files, fresh_folder, newest_first, remove_folders
-from fds_dist.tangents import Network
 
 KIND = "inner"
 MANIFEST = "manifest.json"
@@ -39,7 +38,7 @@ CHANCES = 100
 
 @dataclass
 class InnerCheckpoints:
-    """The `Keeper` of one inner run.
+    """The `RunCheckpointer` of one inner run.
 
     Only ranks that share a file system can keep anything; where they do not, or the disk is full, that is noted and the
     run goes on. Replicas keep nothing: they end at steps of their own, and so cannot meet within an outer step.
@@ -68,8 +67,8 @@ class InnerCheckpoints:
         self._stride = 1 if alone else self.meeting if shape.tangent > 1 else -(-self.horizon // CHANCES)
         self._possible = self.ranks.shape.replica == 1
 
-    def restore(self, network: Network, state: InnerState, tangents: Tangents) -> tuple[InnerState, Tangents]:
-        """See `Keeper`; the state is as it was, to the last bit."""
+    def restore(self, state: InnerState, tangents: Tangents) -> tuple[InnerState, Tangents]:
+        """See `RunCheckpointer`; the state is as it was, to the last bit."""
         for folder, manifest in self.ranks.on_first(lambda: list(self._candidates())) if self._possible else ():
             files = manifest["files"]
             sums = {name: file["sha256"] for name, file in files.items()}
@@ -83,11 +82,11 @@ class InnerCheckpoints:
                     for name, file in files.items()
                 ]
                 parts.sort(key=lambda part: part.start)
-                return self._read(parts, manifest["step"], network, state, tangents)
+                return self._read(parts, manifest["step"], state, tangents)
         return state, tangents
 
-    def keep(self, network: Network, state: InnerState, tangents: Tangents) -> None:
-        """See `Keeper`."""
+    def keep(self, state: InnerState, tangents: Tangents) -> None:
+        """See `RunCheckpointer`."""
         chance = self._possible and state.step % self._stride == 0 and state.step < self.horizon
         if not chance or not self.ranks.broadcast_object(time.monotonic() - self._saved >= self.seconds):
             return
@@ -96,7 +95,7 @@ class InnerCheckpoints:
         problem, described = "", {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(self._tensors(network, state, tangents), path)
+            save_file(self._tensors(state, tangents), path)
             start = self.ranks.data.columns(len(state.weights)).start
             described = {"sha256": digest(path), "start": start, "elements": list(tangents.elements)}
         except (OSError, SafetensorError) as error:
@@ -137,17 +136,18 @@ class InnerCheckpoints:
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # left half-way
 
-    def _tensors(self, network: Network, state: InnerState, tangents: Tangents) -> dict[str, Tensor]:
+    def _tensors(self, state: InnerState, tangents: Tangents) -> dict[str, Tensor]:
         """What this rank writes, by name."""
-        found = {"tangents.weights": tangents.weights}
-        found |= _numbered("tangents.optimizer", tangents.optimizer)
+        tensors = {"tangents.weights": tangents.weights}
+        tensors |= _numbered("tangents.optimizer", tangents.optimizer)
+        tensors |= {f"tangents.buffers.{name}": rows for name, rows in tangents.buffers.items()}
         if self.ranks.tangent_rank == 0:
-            found |= {"weights": state.weights, **_numbered("optimizer", state.optimizer)}
-            found |= {f"buffers.{name}": buffer for name, buffer in network.module.named_buffers()}
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+            tensors |= {"weights": state.weights, **_numbered("optimizer", state.optimizer)}
+            tensors |= {f"buffers.{name}": buffer for name, buffer in state.buffers.items()}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     def _read(
-        self, parts: Sequence[_Part], step: int, network: Network, state: InnerState, tangents: Tangents
+        self, parts: Sequence[_Part], step: int, state: InnerState, tangents: Tangents
     ) -> tuple[InnerState, Tangents]:
         own = self.ranks.data.columns(len(state.weights))
         # Running statistics may be those of a part of the batch: this rank's, where it is cut as before.
@@ -161,15 +161,19 @@ class InnerCheckpoints:
             found = [mine(_joined(parts, f"{name}.{index}", element)) for index in range(len(tensors))]
             return tree_unflatten([new.to(old) for new, old in zip(found, tensors, strict=True)], spec)
 
-        for name, buffer in network.module.named_buffers():
-            buffer.copy_(_joined(nearest, f"buffers.{name}", whole=True))
+        buffers = {
+            name: _joined(nearest, f"buffers.{name}", whole=True).to(buffer) for name, buffer in state.buffers.items()
+        }
         weights = _joined(parts, "weights", whole=True).to(state.weights)
         for row, element in enumerate(tangents.elements):
             tangents.weights[row] = mine(_joined(parts, "tangents.weights", element))
             one = fill(state.optimizer, "tangents.optimizer", element)
             for tensor, new in zip(tree_flatten(tangents.optimizer)[0], tree_flatten(one)[0], strict=True):
                 tensor[row] = new
-        return replace(state, step=step, weights=weights, optimizer=fill(state.optimizer, "optimizer")), tangents
+            for name, rows in tangents.buffers.items():
+                rows[row] = _joined(nearest, f"tangents.buffers.{name}", element, whole=True)
+        optimizer = fill(state.optimizer, "optimizer")
+        return InnerState(step, weights, optimizer, buffers), tangents
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fds_dist.common.batch import checked_batch
+from fds_dist.common.batch import Part, checked_batch
 from fds_dist.common.faults import Fault, UserError, user_code
 from fds_dist.common.randomness import seeded
+from fds_dist.inner.live_buffers import check_derivatives, live_buffers
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import initial_state
 from fds_dist.schedule.buckets import Segment
-from fds_dist.tangents import Batch, Network, TrainingLoss
-from fds_dist.tangents.methods import choose_method
+from fds_dist.tangents.methods import TrialPoint, choose_method
 from fds_dist.tasks.base import validation_loss
 
 FEW = 4
@@ -26,44 +26,74 @@ FEW = 4
 large network's whole batch may take more memory than a rank's part of it."""
 
 
-def tried(problem: Problem, method: str) -> tuple[Problem, str]:
-    """The problem with a method of Hessian-vector products that works on its network, and a remark about it.
+def dry_run(problem: Problem, method: str, estimator: str = "forward") -> tuple[Problem, str]:
+    """The problem with its live buffers and a method that works on its network, and a remark about it.
 
     Args:
         method: `tangents.method` of the config.
+        estimator: its name in the config.
 
     Raises:
         UserError: a batch is no pair of tensors or there is none, the network or a loss fails on the first batch, a
             loss is not one differentiable number, or the method cannot differentiate them.
     """
+    with seeded(problem.step_seed(0, 0)):
+        point, val_part = _tried_losses(problem)
+        if estimator != "greedy":  # whose hypergradients are derivatives by one step's weights, by definition
+            problem = replace(problem, live_buffers=live_buffers(problem, point, val_part))
+        reverse = estimator == "reverse"
+        if problem.live_buffers:
+            point = _point(problem)
+        chosen, remark = problem.tangents.method, ""
+        if not (reverse and problem.live_buffers):
+            chosen, remark = choose_method(method, _few_samples(point))
+        if problem.live_buffers:
+            check_derivatives(point, reverse)
+    return problem.by(chosen), remark
+
+
+def _point(problem: Problem) -> TrialPoint:
+    """The training loss on the first batch at the initial state."""
     network = problem.network(0)
-    weights = initial_state(problem, network).weights
+    state = initial_state(problem, network)
     first = Segment(0, 1, dict.fromkeys(problem.space.bucket_counts, 0))
     theta = problem.theta(problem.values_in(first, problem.space.initial()))
-    with seeded(problem.step_seed(0, 0)):
-        with user_code("task.train_batches", "train_batches(outer_step=0, epoch=0)"):
-            _count_batches(problem)
-            batch = network.cast(next(problem.batches(0)))
-        extra = (dict(zip(problem.loss_hyperparameters, theta.unbind(), strict=True)),) if len(theta) else ()
-        _try_loss("loss", network, weights, batch, lambda output, target: problem.task.loss(output, target, *extra))
-        loss = problem.training_loss(network)
-        few = _few_samples(loss, weights, theta, batch)
-        chosen, remark = choose_method(method, loss, weights, theta, few, problem.chunk_size > 1)
-        _try_validation(problem, network, weights)
-    return replace(problem, tangents=replace(problem.tangents, method=chosen)), remark
+    with user_code("task.train_batches", "train_batches(outer_step=0, epoch=0)"):
+        _count_batches(problem)
+        part = network.cast(Part(*next(problem.batches(0))))
+    loss, vectorize = problem.training_loss(network), problem.chunk_size > 1
+    return TrialPoint(loss, state.weights, theta, state.buffers, part, vectorize)
 
 
-def _few_samples(loss: TrainingLoss, weights: Tensor, theta: Tensor, batch: Batch) -> Batch:
-    """The first samples of a batch, where network and loss take fewer; else all of it."""
-    inputs, targets = batch
+def _tried_losses(problem: Problem) -> tuple[TrialPoint, Part]:
+    """The first point of the training loss and the first validation batch, after each loss has been computed once."""
+    point = _point(problem)
+    network, theta = point.loss.network, point.theta
+    extra = (dict(zip(problem.loss_hyperparameters, theta.unbind(), strict=True)),) if len(theta) else ()
+    _try_loss("loss", point, point.part, lambda output, target: problem.task.loss(output, target, *extra))
+    with user_code("task.val_batches", "val_batches(outer_step=0)"):
+        batch = next(iter(problem.task.val_batches(0)), None)
+    if batch is None:
+        raise UserError(Fault("task.val_batches", "val_batches(outer_step=0) gave no batch", "at least one"))
+    network.evaluate(problem.val_batch_norm)
+    name = "val_loss" if getattr(problem.task, "val_loss", None) else "loss"
+    val_part = network.cast(Part(*checked_batch(batch, "val_batches")))
+    _try_loss(name, point, val_part, validation_loss(problem.task))
+    network.train()
+    return point, val_part
+
+
+def _few_samples(point: TrialPoint) -> TrialPoint:
+    """The point on the first samples of its batch, where network and loss take fewer; else as it is."""
+    inputs, targets = point.part.inputs, point.part.targets
     if inputs.dim() == 0 or targets.dim() == 0 or not FEW < len(inputs) == len(targets):
-        return batch
-    few = inputs[:FEW], targets[:FEW]
+        return point
+    few = replace(point, part=Part(inputs[:FEW], targets[:FEW]))
     try:
         with torch.no_grad():
-            loss(weights, theta, few)
+            few.loss(few.weights, few.theta, few.buffers, few.part)
     except Exception:  # it wants batches of one size
-        return batch
+        return point
     return few
 
 
@@ -75,25 +105,11 @@ def _count_batches(problem: Problem) -> None:
         raise UserError(Fault("task.train_batches", given, f"at least steps_per_epoch = {expected}"))
 
 
-def _try_validation(problem: Problem, network: Network, weights: Tensor) -> None:
-    """The validation loss on the first validation batch of the first outer step."""
-    with user_code("task.val_batches", "val_batches(outer_step=0)"):
-        given = next(iter(problem.task.val_batches(0)), None)
-    if given is None:
-        raise UserError(Fault("task.val_batches", "val_batches(outer_step=0) gave no batch", "at least one"))
-    network.evaluate(problem.val_batch_norm)
-    name = "val_loss" if getattr(problem.task, "val_loss", None) else "loss"
-    batch = network.cast(checked_batch(given, "val_batches"))
-    _try_loss(name, network, weights, batch, validation_loss(problem.task))
-
-
-def _try_loss(
-    name: str, network: Network, weights: Tensor, batch: Batch, loss_of: Callable[[Tensor, Tensor], object]
-) -> None:
+def _try_loss(name: str, point: TrialPoint, part: Part, loss_of: Callable[[Tensor, Tensor], object]) -> None:
     """Network and loss on one batch; the loss must be one number that can be differentiated by the weights."""
-    inputs, targets = batch
+    inputs, targets = part.inputs, part.targets
     with user_code("model", "the network", f" on inputs {_described(inputs)}"):
-        output, _ = network(weights.detach().requires_grad_(), inputs)
+        output, _ = point.loss.network(point.weights.detach().requires_grad_(), point.buffers, inputs)
     given = f" on output {_described(output)} and target {_described(targets)}"
     with user_code(f"task.{name}", f"{name}(output, target)", given):
         loss = loss_of(output, targets)

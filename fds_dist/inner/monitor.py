@@ -5,7 +5,6 @@ of a lost run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -116,14 +115,10 @@ class StepMonitor:
         if self._consistency.mode == "off" or ranks.shape.tangent == 1:
             return
         if self._consistency.mode == "broadcast":
-            for tensor in (state.weights, *tree_flatten(state.optimizer)[0]):
+            for tensor in (state.weights, *tree_flatten((state.optimizer, state.buffers))[0]):
                 ranks.broadcast_tangent_axis(tensor)
             return
         prints = [int(part) for part in ranks.gather_axis("tangent", fingerprint(state.weights))]
         if deviating := deviating_ranks(prints):
             raise RunsDiverged(state.step, [ranks.on_tangent_axis(place) for place in deviating], self._agreed)
         self._agreed = state.step
-
-
-MonitorMaker = Callable[[int, Schedule, Plan], StepMonitor]
-"""(outer step, schedule of this horizon, plan) → its monitor."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count, islice
 
@@ -53,6 +53,8 @@ class Problem:
     dtype: torch.dtype = torch.float32
     clip_gradient: float | None = None
     val_batch_norm: str = "batch"
+    live_buffers: tuple[str, ...] = ()
+    """Names of the network's buffers that depend on the weights and reach a loss; they have tangents too."""
     seed: int = 0
     groups: Mapping[str, str] = field(default_factory=dict)
     """Parameter groups, name to pattern, where the space has copies of a hyperparameter for them; else empty."""
@@ -60,7 +62,7 @@ class Problem:
     def network(self, outer_step: int) -> Network:
         """A network with fresh weights for `outer_step`, in training mode."""
         module = self.build_model(derive_seed(self.seed, outer_step, "weights"))
-        network = Network(module, self.dtype, self.device)
+        network = Network(module, self.dtype, self.device, self.live_buffers)
         network.train()
         return network
 
@@ -98,6 +100,10 @@ class Problem:
     def make_point(self) -> PointMaker:
         """The method of Hessian-vector products."""
         return METHODS[self.tangents.method]
+
+    def by(self, method: str) -> Problem:
+        """The same problem with `method` of `METHODS`."""
+        return replace(self, tangents=replace(self.tangents, method=method))
 
     @property
     def chunk_size(self) -> int:

@@ -1,4 +1,4 @@
-"""One horizon: the primal training run and the tangents that this rank owns, side by side.
+"""One inner run: what defines it, its plain training step, and the tangents that this rank pushes along.
 
 Shapes: D = weights, S = those whose state this rank of the `data` axis keeps (all, if it is alone), K = learned
 numbers, H = hyperparameters in use, R = tangents that this rank of the `tangent` axis owns, in order of their first
@@ -8,7 +8,7 @@ steps, so that the live ones are a prefix.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fds_dist.distributed.data_axis import DataAxis
+from fds_dist.distributed.environment import LaunchEnvironment
+from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.buckets import Segment, bucket_of, bucket_window, segments
 from fds_dist.schedule.space import Hyperparameter
-from fds_dist.tangents import Network, Point, Update, tangent_step
-from fds_dist.tangents.batch_norm import Statistics
+from fds_dist.tangents import Batch, Buffers, Network, Point, Update, tangent_step
 from fds_dist.tangents.step import Pruning
 
 
@@ -32,6 +33,7 @@ class InnerState:
     step: int
     weights: Tensor  # [D]
     optimizer: Any  # NamedTuple of tensors [S] or []
+    buffers: Buffers = field(default_factory=dict)
 
 
 @dataclass
@@ -41,9 +43,57 @@ class Tangents:
     elements: tuple[int, ...]  # [R] positions in λ, by first step
     weights: Tensor  # [R, S] Z
     optimizer: Any  # tensors [R, ...], one per tensor of the optimizer's state
+    buffers: Buffers = field(default_factory=dict)  # [R, ...] of each live buffer
 
 
-ALONE = DataAxis()
+OnStep = Callable[[InnerState, Tensor], bool]
+"""(state after a step, this rank's part of its training loss [] on the device) → whether to go on. Called on every rank
+of an inner run alike."""
+
+
+def go_on(state: InnerState, loss: Tensor) -> bool:
+    """The `OnStep` that never ends a run."""
+    return True
+
+
+class RunCheckpointer(Protocol):
+    """Keeps what an inner run has so far, so that one that was cut off can go on."""
+
+    def restore(self, state: InnerState, tangents: Tangents) -> tuple[InnerState, Tangents]:
+        """The state and tangents that were kept last; those given, which are the initial ones, if none were."""
+        ...
+
+    def keep(self, state: InnerState, tangents: Tangents) -> None:
+        """Called after each step, on every rank alike; now and then keeps what it is given."""
+        ...
+
+
+ALONE = Ranks(LaunchEnvironment(), MeshShape(1, 1, 1), torch.device("cpu"))
+"""This process without any others."""
+
+
+@dataclass(frozen=True)
+class InnerRun:
+    """One inner run: a problem at λ, the random numbers that it draws, its length, its ranks and who watches."""
+
+    problem: Problem
+    values: Sequence[float]  # [K] λ
+    number: int
+    """Of the outer step whose weights, split, batches and random numbers the run has."""
+    horizon: int
+    """Inner steps."""
+    ranks: Ranks = ALONE
+    """That share the run."""
+    on_step: OnStep = go_on
+    checkpointer: RunCheckpointer | None = None
+
+    def segments(self) -> Iterator[Segment]:
+        """The stretches of the horizon on which all hyperparameters are constant."""
+        return segments(self.problem.space.bucket_counts, self.horizon)
+
+    def hyperparameters(self, segment: Segment) -> Tensor:
+        """h [H] on `segment`."""
+        return self.problem.values_in(segment, self.values)
 
 
 class SplitPoint:
@@ -52,9 +102,11 @@ class SplitPoint:
     def __init__(self, point: Point, axis: DataAxis, width: int) -> None:
         self._point, self._axis, self._width = point, axis, width
 
-    def products(self, tangents: Tensor, theta_tangents: Tensor) -> Tensor:
-        """dg [C, S] for dw [C, S] and dθ [C, P]."""
-        return self._axis.reduce(self._point.products(self._axis.gather(tangents, self._width), theta_tangents))
+    def products(self, tangents: Tensor, theta_tangents: Tensor, buffer_tangents: Buffers) -> tuple[Tensor, Buffers]:
+        """dg [C, S] and db' for dw [C, S], dθ [C, P] and db of the live buffers."""
+        whole = self._axis.gather(tangents, self._width)
+        products, buffers = self._point.products(whole, theta_tangents, buffer_tangents)
+        return self._axis.reduce(products), buffers
 
     @cached_property
     def gradient(self) -> Tensor:
@@ -63,98 +115,101 @@ class SplitPoint:
 
     @property
     def loss(self) -> Tensor:
-        """This rank's part of L."""
-        return self._point.loss
+        """This rank's part of L; the parts of the `data` axis add up to it."""
+        return self._point.loss if self._axis.size == 1 else self._point.loss / self._axis.size
 
     @property
-    def statistics(self) -> Statistics:
+    def buffers(self) -> Buffers:
         """See `Point`."""
-        return self._point.statistics
+        return self._point.buffers
 
 
-OnStep = Callable[[InnerState, Tensor], bool]
-"""(state after a step, this rank's part of its training loss [] on the device) → whether to go on. Called on every rank
-of an inner run alike."""
+class Training:
+    """The primal of an inner run: where it stands, and its next step. Tangents only watch."""
+
+    def __init__(self, run: InnerRun) -> None:
+        self.run, self.problem, self.axis = run, run.problem, run.ranks.data
+        self.network: Network = self.problem.network(run.number)
+        self.width = len(self.network.initial_weights)
+        self.columns = self.axis.columns(self.width)
+        self.update: Update = self.problem.update(self.network, self.columns)
+        self.state = initial_state(self.problem, self.network, self.columns)
+        self._loss = self.problem.training_loss(self.network)
+        self._batches: Iterator[Batch] | None = None
+
+    @property
+    def local_state(self) -> InnerState:
+        """The state with this rank's columns of the weights [S] alone."""
+        state = self.state
+        return InnerState(state.step, state.weights[self.columns], state.optimizer, state.buffers)
+
+    def point(self, theta: Tensor) -> SplitPoint:
+        """The training loss of the next batch at the present state."""
+        if self._batches is None:
+            self._batches = self.problem.batches(self.run.number, self.state.step)
+        part = self.network.cast(self.axis.split(next(self._batches)))
+        seed = self.problem.step_seed(self.run.number, self.state.step, self.axis.rank)
+        state, vectorize = self.state, self.problem.chunk_size > 1
+        point = self.problem.make_point(self._loss, state.weights, theta, state.buffers, part, seed, vectorize)
+        return SplitPoint(point, self.axis, self.width)
+
+    def step(self, point: SplitPoint, h: Tensor) -> None:
+        """Moves to the state after one inner step with the gradient at `point` and h [H]."""
+        here = self.local_state
+        weights, optimizer = self.update(here.weights, here.optimizer, point.gradient, h)
+        self.state = InnerState(here.step + 1, self.axis.gather(weights, self.width), optimizer, point.buffers)
 
 
-class Keeper(Protocol):
-    """Keeps what an inner run has so far, so that one that was cut off can go on."""
-
-    def restore(self, network: Network, state: InnerState, tangents: Tangents) -> tuple[InnerState, Tangents]:
-        """Where the run was kept last, the network's buffers included; the initial state, given, if it never was."""
-        ...
-
-    def keep(self, network: Network, state: InnerState, tangents: Tangents) -> None:
-        """Called after each step, on every rank alike; now and then keeps what it is given."""
-        ...
+def initial_state(problem: Problem, network: Network, columns: slice = slice(None)) -> InnerState:
+    """The state before the first step, with the optimizer's state of the weights in `columns`."""
+    weights = network.initial_weights
+    return InnerState(0, weights, problem.optimizer.init(weights[columns]), network.initial_buffers)
 
 
-def zero_tangents(state: InnerState, elements: Sequence[int], axis: DataAxis) -> Tangents:
-    """Tangents of an initial state, which does not depend on λ."""
+def zero_tangents(local: InnerState, elements: Sequence[int], live: Sequence[str]) -> Tangents:
+    """Tangents of an initial state, which does not depend on λ.
+
+    Args:
+        local: the state with this rank's columns of the weights.
+        live: names of the live buffers.
+    """
     rows = len(elements)
-    own = state.weights[axis.columns(len(state.weights))]
 
     def zeros(tensor: Tensor) -> Tensor:
         return tensor.new_zeros((rows, *tensor.shape))
 
-    return Tangents(tuple(elements), zeros(own), tree_map(zeros, state.optimizer))
+    buffers = {name: zeros(local.buffers[name]) for name in live}
+    return Tangents(tuple(elements), zeros(local.weights), tree_map(zeros, local.optimizer), buffers)
 
 
-def initial_state(problem: Problem, network: Network, axis: DataAxis = ALONE) -> InnerState:
-    """The state before the first step."""
-    weights = network.initial_weights
-    return InnerState(0, weights, problem.optimizer.init(weights[axis.columns(len(weights))]))
+def run_horizon(run: InnerRun, elements: Sequence[int] = ()) -> tuple[Training, Tangents]:
+    """Trains over the horizon and pushes the tangents of `elements` along, which are in order of their first steps.
 
-
-def run_horizon(
-    problem: Problem,
-    network: Network,
-    values: Sequence[float],
-    outer_step: int,
-    horizon: int,
-    elements: Sequence[int],
-    on_step: OnStep,
-    axis: DataAxis = ALONE,
-    keeper: Keeper | None = None,
-) -> tuple[InnerState, Tangents]:
-    """Trains for `horizon` steps with λ = `values` [K], pushing the tangents of `elements` along.
-
-    `elements` must be in order of their first steps. Ends early where `on_step` says so. Goes on from where `keeper`
-    kept it.
+    Ends early where `on_step` says so. Goes on from where the checkpointer kept it.
     """
-    state = initial_state(problem, network, axis)
-    tangents = zero_tangents(state, elements, axis)
-    if keeper is not None:
-        state, tangents = keeper.restore(network, state, tangents)
-    loss, batches = problem.training_loss(network), problem.batches(outer_step, state.step)
-    width = len(state.weights)
-    own = axis.columns(width)
-    update = problem.update(network, own)
-    starts = problem.space.starts(horizon)
-    vectorize = problem.chunk_size > 1
+    problem, training = run.problem, Training(run)
+    tangents = zero_tangents(training.local_state, elements, problem.live_buffers)
+    if run.checkpointer is not None:
+        training.state, tangents = run.checkpointer.restore(training.state, tangents)
+    starts = problem.space.starts(run.horizon)
     owners = [problem.space.elements[element][0] for element in elements]
-    for segment in segments(problem.space.bucket_counts, horizon):
-        h = problem.values_in(segment, values)
+    for segment in run.segments():
+        h = run.hyperparameters(segment)
         theta = problem.theta(h)
         live = sum(starts[element] <= segment.start for element in elements)
         directions = one_hot_directions(problem, segment, elements[:live])
-        for step in range(max(segment.start, state.step), segment.stop):
-            part, network.share = axis.split(next(batches))
-            seed = problem.step_seed(outer_step, step, axis.rank)
-            local = problem.make_point(loss, state.weights, theta, network.cast(part), seed, vectorize)
-            point = SplitPoint(local, axis, width)
-            here = InnerState(step, state.weights[own], state.optimizer)
-            rows = updated_rows(problem.tangents.pruning, owners[:live], step, horizon)
-            advance_tangents(problem, point, update, here, h, tangents, directions, rows)
-            weights, optimizer = update(here.weights, here.optimizer, point.gradient, h)
-            network.update_statistics(point.statistics)
-            state, step_loss = InnerState(step + 1, axis.gather(weights, width), optimizer), point.loss
-            del local, point  # and their graph, before the next one is made
-            if not on_step(state, step_loss):
-                return state, tangents
-            if keeper is not None:
-                keeper.keep(network, state, tangents)
-    return state, tangents
+        for step in range(max(segment.start, training.state.step), segment.stop):
+            point = training.point(theta)
+            rows = updated_rows(problem.tangents.pruning, owners[:live], step, run.horizon)
+            advance_tangents(training, point, h, tangents, directions, rows)
+            training.step(point, h)
+            loss = point.loss
+            del point  # and its graph, before the next one is made
+            if not run.on_step(training.state, loss):
+                return training, tangents
+            if run.checkpointer is not None:
+                run.checkpointer.keep(training.state, tangents)
+    return training, tangents
 
 
 def one_hot_directions(problem: Problem, segment: Segment, elements: Sequence[int]) -> Tensor:
@@ -183,31 +238,22 @@ def updated_rows(pruning: Pruning, owners: Sequence[Hyperparameter], step: int, 
 
 
 def advance_tangents(
-    problem: Problem,
-    point: SplitPoint,
-    update: Update,
-    here: InnerState,
-    h: Tensor,
-    tangents: Tangents,
-    directions: Tensor,
-    rows: Sequence[int],
+    training: Training, point: SplitPoint, h: Tensor, tangents: Tangents, directions: Tensor, rows: Sequence[int]
 ) -> None:
-    """One tangent step of `rows`, in place and chunk by chunk, so that only one chunk's temporaries exist at a time.
-
-    `here` is the state with this rank's columns of the weights.
-    """
+    """One tangent step of `rows`, in place and chunk by chunk, so that only one chunk's temporaries exist at a time."""
+    problem, here = training.problem, training.local_state
     clip = problem.tangents.clip_hvp
     vectorize = problem.chunk_size > 1
     for chunk in chunks(rows, problem.chunk_size):
         dw, dh = tangents.weights[chunk], directions[chunk]
-        ds = tree_map(lambda tensor, chunk=chunk: tensor[chunk], tangents.optimizer)
-        dg = point.products(dw, problem.theta(dh))
+        ds, db = tree_map(lambda tensor, chunk=chunk: tensor[chunk], (tangents.optimizer, tangents.buffers))
+        dg, new_db = point.products(dw, problem.theta(dh), db)
         if clip is not None:
             dg = dg.clamp(-clip, clip)
         primals = (here.weights, here.optimizer, point.gradient, h)
-        new_dw, new_ds = tangent_step(update, primals, (dw, ds, dg, dh), vectorize)
-        tangents.weights[chunk] = new_dw
-        tree_map(lambda tensor, new, chunk=chunk: tensor.__setitem__(chunk, new), tangents.optimizer, new_ds)
+        new_dw, new_ds = tangent_step(training.update, primals, (dw, ds, dg, dh), vectorize)
+        old, new = (tangents.weights, tangents.optimizer, tangents.buffers), (new_dw, new_ds, new_db)
+        tree_map(lambda tensor, part, chunk=chunk: tensor.__setitem__(chunk, part), old, new)
 
 
 def chunks(rows: Sequence[int], size: int) -> Iterator[slice | list[int]]:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fds_dist.common.memory import own_peak_bytes
 from fds_dist.common.records import FloatOrInf, from_values
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimators import Estimate, Estimator
-from fds_dist.inner.monitor import MonitorMaker, check_batches
-from fds_dist.inner.plan import make_plan
+from fds_dist.inner.monitor import check_batches
+from fds_dist.inner.plan import Plan, make_plan
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import Keeper
+from fds_dist.inner.run import InnerRun, OnStep, RunCheckpointer, go_on
 from fds_dist.outer.rules import OuterRule, OuterState, OuterStep
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tracking.records import OuterRecord
@@ -76,6 +76,21 @@ def initial_progress(problem: Problem, rule: OuterRule, settings: OuterSettings)
     return OuterProgress(0, values, rule.init(problem.space), problem.horizon(settings.epochs[0]))
 
 
+class OuterListener:
+    """Follows an outer loop; called alike on every rank."""
+
+    def monitor(self, outer_step: int, schedule: Schedule, plan: Plan) -> OnStep:
+        """What is called after each step of the inner run of `outer_step`."""
+        return go_on
+
+    def checkpointer(self, outer_step: int, values: Sequence[float], horizon: int) -> RunCheckpointer | None:
+        """What keeps the inner run of `outer_step` at λ = `values` [K]."""
+        return None
+
+    def save(self, progress: OuterProgress) -> None:
+        """Called after each outer step."""
+
+
 @dataclass(frozen=True)
 class OuterLoop:
     """The outer loop with all that it works with; `run` may be called on any progress."""
@@ -86,17 +101,13 @@ class OuterLoop:
     settings: OuterSettings
     ranks: Ranks
     trackers: Trackers
-    make_monitor: MonitorMaker
-    save: Callable[[OuterProgress], None] = field(default=lambda progress: None)
-    """Called after each outer step, on every rank."""
-    make_keeper: Callable[[int, Sequence[float], int], Keeper | None] = field(default=lambda *_: None)
-    """(outer step, λ, horizon) → what keeps its inner run."""
+    listener: OuterListener
 
     def run(self, progress: OuterProgress) -> OuterProgress:
         """Outer steps until all are done or the step sizes are below the tolerance.
 
         Raises:
-            HypergradientsNotFinite: after `nonfinite_patience` outer steps in a row; `save` was called before.
+            HypergradientsNotFinite: after `nonfinite_patience` outer steps in a row; `listener.save` was called before.
         """
         while progress.outer_step < len(self.settings.epochs) and not progress.converged:
             progress = self.outer_step(progress)
@@ -114,12 +125,17 @@ class OuterLoop:
         number, values = progress.outer_step, progress.values
         horizon = self.problem.horizon(self.settings.epochs[number])
         plan = make_plan(self.problem.space.starts(horizon), horizon, self.ranks.shape.tangent)
-        monitor = self.make_monitor(number, self.schedule(values, horizon), plan)
-        run = run_number(number, self.ranks)
-        check_batches(self.problem, run, self.ranks.data)
-        keeper = self.make_keeper(number, values, horizon)
-        estimate = self.estimator(self.problem, values, run, horizon, self.ranks, monitor, keeper)
-        estimate = mean_over_replicas(estimate, self.ranks)
+        run = InnerRun(
+            self.problem,
+            values,
+            run_number(number, self.ranks),
+            horizon,
+            self.ranks,
+            self.listener.monitor(number, self.schedule(values, horizon), plan),
+            self.listener.checkpointer(number, values, horizon),
+        )
+        check_batches(self.problem, run.number, self.ranks.data)
+        estimate = mean_over_replicas(self.estimator(run), self.ranks)
         step, retreated = self.next_values(progress, estimate)
         best, first_val_loss = progress.best, progress.first_val_loss
         if number == 0 and math.isfinite(estimate.val_loss):
@@ -141,7 +157,7 @@ class OuterLoop:
         own_seconds = seconds - (self.ranks.waited - waited)
         usage = self.ranks.gather_objects((own_seconds, own_peak_bytes(self.ranks.device)))
         self._record(progress, estimate, after, events, seconds, usage)
-        self.save(after)
+        self.listener.save(after)
         return after
 
     def next_values(self, progress: OuterProgress, estimate: Estimate) -> tuple[OuterStep, bool]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from fds_dist.common.batch import Batch
-from fds_dist.tangents.network import Network, TrainingLoss, differentiate
-from fds_dist.tangents.products import METHODS, Point, PointMaker
+from fds_dist.common.batch import Batch, Part
+from fds_dist.tangents.network import Buffers, Network, TrainingLoss, differentiate
+from fds_dist.tangents.products import EXACT_METHODS, METHODS, Point, PointMaker
 from fds_dist.tangents.step import Primals, Update, WeightGroups, inner_update, tangent_step
 
 __all__ = [
+    "EXACT_METHODS",
     "METHODS",
     "Batch",
+    "Buffers",
     "Network",
+    "Part",
     "Point",
     "PointMaker",
     "Primals",

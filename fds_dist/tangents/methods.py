@@ -9,17 +9,20 @@ from __future__ import annotations
 import re
 import traceback
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
+from torch.utils._pytree import tree_map
 
-from fds_dist.common.batch import Batch
+from fds_dist.common.batch import Part
 from fds_dist.common.faults import Fault, UserError, user_line
-from fds_dist.tangents.network import TrainingLoss, differentiate
-from fds_dist.tangents.products import METHODS
+from fds_dist.tangents.network import Buffers, TrainingLoss, differentiate
+from fds_dist.tangents.products import EXACT_METHODS, METHODS, Point
 from fds_dist.tangents.second_derivatives import wrong_operators
 
 _NAMED_IN_MESSAGE = (
@@ -43,13 +46,34 @@ def default_method(device: torch.device) -> str:
     return "double_backward" if device.type == "cpu" else "jvp"
 
 
-def choose_method(
-    requested: str, loss: TrainingLoss, weights: Tensor, theta: Tensor, batch: Batch, vectorize: bool
-) -> tuple[str, str]:
+@dataclass(frozen=True)
+class TrialPoint:
+    """Where methods are tried: one point of a training loss."""
+
+    loss: TrainingLoss
+    weights: Tensor  # [D]
+    theta: Tensor  # [P]
+    buffers: Buffers
+    part: Part
+    vectorize: bool = False
+    """Whether to batch the tangents."""
+
+    def by(self, method: str) -> Point:
+        """The point, ready for products by `method`."""
+        return METHODS[method](self.loss, self.weights, self.theta, self.buffers, self.part, 0, self.vectorize)
+
+    def zero_product(self, method: str) -> None:
+        """Takes the product of a zero tangent."""
+        live = {name: self.buffers[name] for name in self.loss.network.live}
+        zeros = tree_map(lambda tensor: torch.zeros_like(tensor)[None], (self.weights, self.theta, live))
+        self.by(method).products(*zeros)
+
+
+def choose_method(requested: str, point: TrialPoint) -> tuple[str, str]:
     """The method to use and a remark about it ("" where there is none).
 
     Args:
-        requested: `auto`, or a name in `METHODS`.
+        requested: `auto`, or a name in `EXACT_METHODS`.
 
     Raises:
         UserError: the requested method (or, for `auto`, every method) fails or is wrong on this network and loss; the
@@ -57,8 +81,8 @@ def choose_method(
         Exception: whatever the network or the loss raises by itself, without any derivative.
     """
     with torch.no_grad():
-        loss(weights, theta, batch)  # raises what has nothing to do with derivatives
-    nodes = graph_nodes(loss, weights, theta, batch)
+        point.loss(point.weights, point.theta, point.buffers, point.part)  # raises what is no matter of derivatives
+    nodes = graph_nodes(point)
     custom, cut = custom_functions(nodes)
     names = ", ".join(custom)
     if cut:
@@ -70,13 +94,15 @@ def choose_method(
     def failure_of(method: str) -> str:
         if method in wrong:
             return f"{wrong[method].name} (PyTorch's own second derivative of it is wrong)"
-        return probe(method, loss, weights, theta, batch, vectorize)
+        return probe(method, point)
 
-    first = default_method(weights.device) if requested == "auto" else requested
+    if live := point.loss.network.live:
+        return _method_for_live_buffers(requested, failure_of("jvp"), live), remark
+    first = default_method(point.weights.device) if requested == "auto" else requested
     failure = failure_of(first)
     if not failure:
         return first, remark
-    other = next(name for name in METHODS if name != first)
+    other = next(name for name in EXACT_METHODS if name != first)
     other_failure = failure_of(other)
     if not other_failure and requested == "auto":
         switch = f"tangents by {other}: {first} cannot differentiate {failure} twice"
@@ -89,14 +115,25 @@ def choose_method(
     raise UserError(Fault("tangents.method", f"neither method can differentiate {failure} twice{detail}", instead))
 
 
-def probe(method: str, loss: TrainingLoss, weights: Tensor, theta: Tensor, batch: Batch, vectorize: bool) -> str:
-    """The operator that defeats `method` on one product of this loss, or "" where it works."""
+def _method_for_live_buffers(requested: str, failure: str, live: Sequence[str]) -> str:
+    """`jvp`, which alone carries the tangents of buffers."""
+    named = ", ".join(live[:3]) + (" ..." if len(live) > 3 else "")
+    if requested == "double_backward":
+        problem = f"double_backward has no tangents for buffers, and {named} depend on the weights and reach a loss"
+        raise UserError(Fault("tangents.method", problem, "auto or jvp"))
+    if failure:
+        problem = f"jvp cannot differentiate {failure}, and the buffers {named} need it: they reach a loss"
+        raise UserError(Fault("model", problem, "a network without such buffers"))
+    return "jvp"
+
+
+def probe(method: str, point: TrialPoint) -> str:
+    """The operator that defeats `method` on one product at `point`, or "" where it works."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             with torch.autograd.set_detect_anomaly(True, check_nan=False):
-                point = METHODS[method](loss, weights, theta, batch, 0, vectorize)
-                point.products(torch.zeros_like(weights)[None], torch.zeros_like(theta)[None])
+                point.zero_product(method)
         except torch.OutOfMemoryError:
             raise
         except _FAILURES as error:
@@ -104,13 +141,13 @@ def probe(method: str, loss: TrainingLoss, weights: Tensor, theta: Tensor, batch
     return ""
 
 
-def graph_nodes(loss: TrainingLoss, weights: Tensor, theta: Tensor, batch: Batch) -> set[Node]:
+def graph_nodes(point: TrialPoint) -> set[Node]:
     """The nodes of the autograd graphs of the loss and of its gradient; where one fails, `probe` tells why."""
-    inputs = (weights.detach().requires_grad_(), theta.detach().requires_grad_())
-    loss.network.seed(0)
+    inputs = (point.weights.detach().requires_grad_(), point.theta.detach().requires_grad_())
+    point.loss.network.seed(0)
     roots: list[Tensor] = []
     with suppress(*_FAILURES):
-        value, _ = loss(*inputs, batch)
+        value, _ = point.loss(*inputs, point.buffers, point.part)
         roots.append(value)
         roots += differentiate(value, inputs, create_graph=True, materialize_grads=True)
     pending = [root.grad_fn for root in roots]

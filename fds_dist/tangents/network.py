@@ -1,11 +1,12 @@
-"""A network as a function of its flat weights, and its training loss as a function that can be differentiated twice.
+"""A network as a function of its flat weights and its buffers, and its training loss, to be differentiated twice.
 
-Shapes: D = number of weights, B = batch size.
+Shapes: D = number of weights, P = hyperparameters inside the loss, B = batch size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
-from fds_dist.common.batch import Share
+from fds_dist.common.batch import WHOLE, Part, Share
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import FlatLayout, trainable_parameters
-from fds_dist.tangents.batch_norm import RunningStatistics, Statistics
+from fds_dist.tangents.running_statistics import RunningStatistics
 from fds_dist.tangents.second_derivatives import write_out
+
+Buffers = dict[str, Tensor]
+"""A module's buffers, by qualified name."""
 
 
 def differentiate(outputs: Any, inputs: Any, directions: Any = None, **options: Any) -> tuple[Tensor, ...]:
@@ -31,68 +37,76 @@ def differentiate(outputs: Any, inputs: Any, directions: Any = None, **options: 
 
 
 class Network:
-    """A module called with flat weights [D]. It owns the module, whose parameters become views of the last weights.
+    """A module called with flat weights [D] and buffers. It owns the module, which holds those of the last call.
 
-    The views stay in place after a call, unlike with `torch.func.functional_call`: activation checkpointing runs
-    parts of the forward pass again during the backward pass, and would silently do so with other weights.
+    Buffers are state of the run like the weights: a call gets them and returns what they have become, and leaves those
+    that it got as they are. The views of the weights stay in place after a call, unlike with
+    `torch.func.functional_call`: activation checkpointing runs parts of the forward pass again during the backward
+    pass, and would silently do so with other weights.
+
+    Args:
+        live: names of the buffers through which derivatives pass; the others are constants of a step.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype, device: torch.device, live: tuple[str, ...] = ()) -> None:
         self.module = module.to(device=device, dtype=dtype)
-        self.dtype, self.device = dtype, device
+        self.dtype, self.device, self.live = dtype, device, live
         parameters = trainable_parameters(module)
         self.layout = FlatLayout.of(parameters)
         self.initial_weights = self.layout.flatten(parameters, dtype, device)
         write_out(module)
-        self.statistics = RunningStatistics(module)
-        self.statistics_order: list[int] = []
-        names = {id(parameter): name for name, parameter in parameters.items()}
-        self._slots = [
-            (owner, local_name, names[id(parameter)])
-            for owner in module.modules()
-            for local_name, parameter in owner._parameters.items()
-            if id(parameter) in names
-        ]
+        buffers = dict(module.named_buffers())
+        self.initial_buffers: Buffers = {name: buffer.detach().clone() for name, buffer in buffers.items()}
+        self._statistics = RunningStatistics(module)
+        self._statistics.differentiable = bool(live)
+        self._weight_slots = _slots(module, "_parameters", parameters)
+        self._buffer_slots = _slots(module, "_buffers", buffers)
+        tracked = set(map(id, self._statistics.modules))
+        self._replaced = {name for owner, _, name in self._buffer_slots if id(owner) in tracked}
         self._recurrent = [owner for owner in module.modules() if isinstance(owner, nn.RNNBase)]
 
-    @property
-    def share(self) -> Share:
-        """The part of each batch that the coming calls see."""
-        return self.statistics.share
-
-    @share.setter
-    def share(self, share: Share) -> None:
-        self.statistics.share = share
-
-    def _install(self, weights: Tensor) -> None:
+    def _install(self, weights: Tensor, buffers: Buffers) -> None:
         views = self.layout.views(weights)
-        for owner, local_name, name in self._slots:
+        for owner, local_name, name in self._weight_slots:
             owner._parameters[local_name] = views[name]  # type: ignore[assignment]
+        # Running statistics are replaced, never written to; what else a module does with its buffers meets copies.
+        copies = {name: buffer if name in self._replaced else buffer.clone() for name, buffer in buffers.items()}
+        for owner, local_name, name in self._buffer_slots:
+            owner._buffers[local_name] = copies[name]
         for owner in self._recurrent:  # these keep a second list of their weights
             owner._flat_weights = [getattr(owner, name) for name in owner._flat_weights_names]
 
     def train(self) -> None:
         """Training mode: dropout on, batch-norm on batch statistics."""
         self.module.train()
+        self._statistics.frozen = False
 
     def evaluate(self, batch_norm: str = "running") -> None:
         """Evaluation mode; with `batch_norm="batch"` batch-norm still uses the statistics of its batch."""
         self.module.eval()
+        self._statistics.frozen = True
         if batch_norm == "batch":
             for layer in self.module.modules():
                 if isinstance(layer, _BatchNorm):
                     layer.training = True
 
-    def __call__(self, weights: Tensor, inputs: Tensor) -> tuple[Tensor, Statistics]:
-        """The output for `inputs` [B, ...] at `weights` [D], and what batch-norm saw.
+    def __call__(self, weights: Tensor, buffers: Buffers, inputs: Tensor, share: Share = WHOLE) -> tuple[Any, Buffers]:
+        """The outputs of the whole batch at `weights` [D], and the buffers after the call.
 
         Attention runs on the math kernel: the fused ones have no second derivative.
+
+        Args:
+            inputs: of this process's part of the batch [b, ...].
+            share: how that part belongs to the whole.
         """
-        self._install(weights)
-        with self.statistics.recorded() as seen, sdpa_kernel(SDPBackend.MATH):
+        self._install(weights, buffers)
+        self._statistics.share = share
+        with sdpa_kernel(SDPBackend.MATH), _WithoutOut() if self.live else nullcontext():
             output = self.module(inputs)
-        self.statistics_order = [index for index, _, _ in seen]
-        return output, tuple((mean, variance) for _, mean, variance in seen)
+        after = {name: owner._buffers[local_name] for owner, local_name, name in self._buffer_slots}
+        if share.gather is not None:
+            output = tree_map_only(Tensor, share.gather, output)
+        return output, after  # type: ignore[return-value]
 
     def seed(self, seed: int) -> None:
         """Seeds the generators that the forward pass draws from (dropout).
@@ -103,42 +117,67 @@ class Network:
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def update_statistics(self, statistics: Statistics) -> None:
-        """Applies what the last call saw to the running statistics."""
-        self.statistics.update(self.statistics_order, statistics)
+    def cast(self, part: Part) -> Part:
+        """The part on this network's device, floating-point tensors in its dtype."""
+        return Part(self._cast(part.inputs), self._cast(part.targets), part.share)
 
-    def cast(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The batch on this network's device, floating-point parts in its dtype."""
-        inputs, targets = (self._cast(part) for part in batch)
-        return inputs, targets
+    def _cast(self, tensor: Tensor) -> Tensor:
+        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(device=self.device, dtype=dtype, non_blocking=True)
 
-    def _cast(self, part: Tensor) -> Tensor:
-        dtype = self.dtype if part.is_floating_point() else part.dtype
-        return part.to(device=self.device, dtype=dtype, non_blocking=True)
+    def averaged(self, buffers: Buffers, add: Callable[[Tensor], Tensor], parts: int) -> Buffers:
+        """`buffers` with the running statistics averaged over `parts` networks, which saw different parts of batches.
+
+        `add` sums a tensor over them. Where batch-norm is over whole batches they are the same already.
+        """
+        if parts == 1:
+            return buffers
+        averages = {name for name in self._replaced if buffers[name].is_floating_point()}
+        return {name: add(buffer) / parts if name in averages else buffer for name, buffer in buffers.items()}
+
+
+class _WithoutOut(TorchFunctionMode):
+    """Computes results and copies them into `out=`, which has no forward-mode derivative (spectral norm uses it)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        out = kwargs.pop("out", None)
+        result = func(*args, **kwargs)
+        return result if out is None else out.copy_(result)
+
+
+def _slots(module: nn.Module, kind: str, tensors: dict[str, Any]) -> list[tuple[nn.Module, str, str]]:
+    """Where each of `tensors` (by qualified name) is held, a shared one often: (owner, its name there, that name)."""
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    return [
+        (owner, local_name, names[id(tensor)])
+        for owner in module.modules()
+        for local_name, tensor in getattr(owner, kind).items()
+        if id(tensor) in names
+    ]
 
 
 @dataclass(frozen=True)
 class TrainingLoss:
-    """L(w, θ; batch), with θ [P] the hyperparameters that live inside the loss, named by `names`."""
+    """L(w, θ; buffers, batch), with θ [P] the hyperparameters that live inside the loss, named by `names`."""
 
     network: Network
     loss: Callable[..., Tensor]
     names: tuple[str, ...] = ()
 
-    def __call__(self, weights: Tensor, theta: Tensor, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Statistics]:
-        """The scalar mean loss of `batch` times the network's share of the whole one, and what batch-norm saw.
+    def __call__(self, weights: Tensor, theta: Tensor, buffers: Buffers, part: Part) -> tuple[Tensor, Buffers]:
+        """The scalar loss of the whole batch that `part` belongs to, and the buffers after the forward pass.
 
-        Summed over the shares it is the mean loss of the whole batch.
+        Where batches are split every process has the same loss; derivatives of the parts add up to that of the whole.
 
         Raises:
             UserError: the task's loss did not return one number.
         """
-        inputs, targets = batch
-        output, statistics = self.network(weights, inputs)
+        output, after = self.network(weights, buffers, part.inputs, part.share)
         extra = (dict(zip(self.names, theta.unbind(), strict=True)),) if self.names else ()
-        loss = self.loss(output, targets, *extra)
+        loss = self.loss(output, part.targets, *extra)
         if not isinstance(loss, Tensor) or loss.shape != ():
             kind = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             problem = f"loss(output, target) returned {kind}"
             raise UserError(Fault("task", problem, "a scalar tensor, the mean over the batch"))
-        return loss * self.network.share.fraction, statistics
+        return loss, after

@@ -9,6 +9,11 @@ At a point (w, θ, batch) with gradient g = ∇_w L, a tangent (dw, dθ) gives
 `jvp`: forward over reverse, `vmap(jvp(grad))`: a chunk of tangents shares one primal pass. Memory grows with C.
 `double_backward`: reverse over reverse: one primal pass for all tangents, then one backward pass per tangent. Since
 second derivatives commute, dg = ∇_w(g·dw + ∇_θL·dθ).
+`plain`: none, for training without tangents.
+
+Live buffers b (those that depend on the weights and reach a loss) are a further argument of L, and what they become
+is a further result: b' = B(w, b; batch). Their tangents db' need a derivative of the forward pass alone, which `jvp`
+has on the way; `double_backward` does not carry them.
 
 Both compute the gradient by the same operations whatever tangents are asked for, so that it has the same bits on
 every rank. Never `grad(jvp(loss))`: it is silently wrong for networks with batch-norm or layer-norm.
@@ -17,22 +22,32 @@ every rank. Never `grad(jvp(loss))`: it is silently wrong for networks with batc
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
+from torch.utils._pytree import tree_map
 
-from fds_dist.common.batch import Batch
-from fds_dist.tangents.batch_norm import Statistics
-from fds_dist.tangents.network import TrainingLoss, differentiate
+from fds_dist.common.batch import Part
+from fds_dist.tangents.network import Buffers, TrainingLoss, differentiate
 
 
 class Point(Protocol):
     """The training loss at one point, ready for products."""
 
-    def products(self, tangents: Tensor, theta_tangents: Tensor) -> Tensor:
-        """dg [C, D] for `tangents` dw [C, D] and `theta_tangents` dθ [C, P]."""
+    def products(self, tangents: Tensor, theta_tangents: Tensor, buffer_tangents: Buffers) -> tuple[Tensor, Buffers]:
+        """Products for one chunk of tangents.
+
+        Args:
+            tangents: dw [C, D].
+            theta_tangents: dθ [C, P].
+            buffer_tangents: db of the live buffers, [C, ...] each.
+
+        Returns:
+            dg [C, D], and db' of the live buffers after the step.
+        """
         ...
 
     @property
@@ -46,58 +61,79 @@ class Point(Protocol):
         ...
 
     @property
-    def statistics(self) -> Statistics:
-        """What batch-norm saw, for `Network.update_statistics`."""
+    def buffers(self) -> Buffers:
+        """The buffers after the step, detached."""
         ...
 
 
-PointMaker = Callable[[TrainingLoss, Tensor, Tensor, Batch, int, bool], Point]
-"""(loss, w [D], θ [P], batch, seed of the step's randomness, vectorize: whether to batch the tangents) → point."""
+PointMaker = Callable[[TrainingLoss, Tensor, Tensor, Buffers, Part, int, bool], Point]
+"""(loss, w [D], θ [P], buffers, part of the batch, seed of the step's randomness, vectorize: whether to batch the
+tangents) → point."""
 
 
 class JvpPoint:
     """Forward over reverse. With `vectorize` the tangents of a call are batched, else taken one at a time."""
 
     def __init__(
-        self, loss: TrainingLoss, weights: Tensor, theta: Tensor, batch: Batch, seed: int, vectorize: bool
+        self,
+        loss: TrainingLoss,
+        weights: Tensor,
+        theta: Tensor,
+        buffers: Buffers,
+        part: Part,
+        seed: int,
+        vectorize: bool,
     ) -> None:
-        inputs, targets = batch
         self._network, self._seed, self._vectorize = loss.network, seed, vectorize
+        live = {name: buffers[name] for name in loss.network.live}
         # Floating-point targets get an explicit zero tangent: PyTorch's implicit zeros defeat e.g. `mse_loss`.
-        constants = (targets,) if targets.is_floating_point() else ()
-        self._primals = (weights, theta, *constants)
+        constants = (part.targets,) if part.targets.is_floating_point() else ()
+        self._primals = (weights, theta, live, *constants)
         self._zeros = tuple(map(torch.zeros_like, constants))
-        self._primal: tuple[Tensor, Tensor, Statistics] | None = None
+        self._primal: tuple[Tensor, Tensor, Buffers] | None = None
 
-        def loss_with_aux(w: Tensor, t: Tensor, *constants: Tensor) -> tuple[Tensor, tuple[Tensor, Statistics]]:
-            value, statistics = loss(w, t, (inputs, constants[0] if constants else targets))
-            return value, (value.detach(), statistics)
+        def loss_with_aux(
+            w: Tensor, t: Tensor, b: Buffers, *constants: Tensor
+        ) -> tuple[Tensor, tuple[Tensor, Buffers]]:
+            targets = constants[0] if constants else part.targets
+            value, after = loss(w, t, {**buffers, **b}, replace(part, targets=targets))
+            return value, (value.detach(), after)
 
-        self._gradient = grad(loss_with_aux, has_aux=True)
+        gradient_of = grad(loss_with_aux, has_aux=True)
 
-    def products(self, tangents: Tensor, theta_tangents: Tensor) -> Tensor:
+        def step(*primals: Any) -> tuple[tuple[Tensor, Buffers], tuple[Tensor, Buffers]]:
+            gradient, (value, after) = gradient_of(*primals)
+            return (gradient, {name: after[name] for name in live}), (value, after)
+
+        self._step = step
+
+    def products(self, tangents: Tensor, theta_tangents: Tensor, buffer_tangents: Buffers) -> tuple[Tensor, Buffers]:
         """See `Point`."""
+        rows = (tangents, theta_tangents, buffer_tangents)
         if self._vectorize:
             dims: Any = (None, 0, None)  # only products differ between tangents
-            return self._keep(vmap(self._push, out_dims=dims, randomness="same")(tangents, theta_tangents))
-        return torch.stack([self._keep(self._push(*pair)) for pair in zip(tangents, theta_tangents, strict=True)])
+            return self._keep(vmap(self._push, out_dims=dims, randomness="same")(*rows))
+        products = [
+            self._keep(self._push(*tree_map(lambda tensor, row=row: tensor[row], rows))) for row in range(len(tangents))
+        ]
+        return tree_map(lambda *parts: torch.stack(parts), *products)
 
-    def _push(self, tangent: Tensor, theta_tangent: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Statistics]]:
+    def _push(self, tangent: Tensor, theta_tangent: Tensor, buffer_tangent: Buffers) -> Any:
         self._network.seed(self._seed)  # every tangent sees the same dropout masks
-        pushed: Any = jvp(self._gradient, self._primals, (tangent, theta_tangent, *self._zeros), has_aux=True)
-        return pushed
+        directions = (tangent, theta_tangent, buffer_tangent, *self._zeros)
+        return jvp(self._step, self._primals, directions, has_aux=True)
 
-    def _keep(self, pushed: tuple[Tensor, Tensor, tuple[Tensor, Statistics]]) -> Tensor:
-        gradient, product, (loss, statistics) = pushed
+    def _keep(self, pushed: Any) -> tuple[Tensor, Buffers]:
+        (gradient, _), products, (loss, buffers) = pushed
         if self._primal is None:
-            self._primal = gradient, loss, statistics
-        return product
+            self._primal = gradient, loss, {name: buffer.detach() for name, buffer in buffers.items()}
+        return products
 
-    def _primal_pass(self) -> tuple[Tensor, Tensor, Statistics]:
+    def _primal_pass(self) -> tuple[Tensor, Tensor, Buffers]:
         # A rank without tangents pushes a zero one, so that its gradient comes from the same operations as elsewhere.
         if self._primal is None:
-            weights, theta = self._primals[:2]
-            self.products(torch.zeros_like(weights)[None], torch.zeros_like(theta)[None])
+            weights, theta, live = self._primals[:3]
+            self.products(*tree_map(lambda tensor: torch.zeros_like(tensor)[None], (weights, theta, live)))
         assert self._primal is not None
         return self._primal
 
@@ -112,7 +148,7 @@ class JvpPoint:
         return self._primal_pass()[1]
 
     @property
-    def statistics(self) -> Statistics:
+    def buffers(self) -> Buffers:
         """See `Point`."""
         return self._primal_pass()[2]
 
@@ -121,23 +157,34 @@ class DoubleBackwardPoint:
     """Reverse over reverse; tangents are taken one at a time over one graph, `vectorize` changes nothing."""
 
     def __init__(
-        self, loss: TrainingLoss, weights: Tensor, theta: Tensor, batch: Batch, seed: int, vectorize: bool
+        self,
+        loss: TrainingLoss,
+        weights: Tensor,
+        theta: Tensor,
+        buffers: Buffers,
+        part: Part,
+        seed: int,
+        vectorize: bool,
     ) -> None:
         self._inputs = (weights.detach().requires_grad_(), theta.detach().requires_grad_())
         loss.network.seed(seed)
-        value, self.statistics = loss(*self._inputs, batch)
+        value, after = loss(*self._inputs, buffers, part)
         # The graph is made even where no tangent will follow: some backward formulas differ in their last bits.
         self._gradients = differentiate(value, self._inputs, create_graph=True, materialize_grads=True)
         self.loss = value.detach()
+        self.buffers: Buffers = {name: buffer.detach() for name, buffer in after.items()}
 
     @property
     def gradient(self) -> Tensor:
         """See `Point`."""
         return self._gradients[0].detach()
 
-    def products(self, tangents: Tensor, theta_tangents: Tensor) -> Tensor:
+    def products(self, tangents: Tensor, theta_tangents: Tensor, buffer_tangents: Buffers) -> tuple[Tensor, Buffers]:
         """See `Point`."""
-        return torch.stack([self._product(*pair) for pair in zip(tangents, theta_tangents, strict=True)])
+        if buffer_tangents:
+            raise RuntimeError("double_backward does not carry the tangents of buffers")
+        rows = [self._product(*pair) for pair in zip(tangents, theta_tangents, strict=True)]
+        return torch.stack(rows), {}
 
     def _product(self, tangent: Tensor, theta_tangent: Tensor) -> Tensor:
         pairs = [
@@ -153,5 +200,33 @@ class DoubleBackwardPoint:
         return product
 
 
-METHODS: dict[str, PointMaker] = {"jvp": JvpPoint, "double_backward": DoubleBackwardPoint}
-"""By name in the config, `tangents.method`."""
+class PlainPoint:
+    """A plain training step: no second graph, no products."""
+
+    def __init__(
+        self,
+        loss: TrainingLoss,
+        weights: Tensor,
+        theta: Tensor,
+        buffers: Buffers,
+        part: Part,
+        seed: int,
+        vectorize: bool,
+    ) -> None:
+        loss.network.seed(seed)
+        leaf = weights.detach().requires_grad_()
+        value, after = loss(leaf, theta, buffers, part)
+        self.gradient: Tensor = differentiate(value, leaf)[0]
+        self.loss: Tensor = value.detach()
+        self.buffers: Buffers = {name: buffer.detach() for name, buffer in after.items()}
+
+    def products(self, tangents: Tensor, theta_tangents: Tensor, buffer_tangents: Buffers) -> tuple[Tensor, Buffers]:
+        """There are none."""
+        raise RuntimeError("a plain step carries no tangents")
+
+
+EXACT_METHODS: dict[str, PointMaker] = {"jvp": JvpPoint, "double_backward": DoubleBackwardPoint}
+"""Methods of Hessian-vector products by name in the config, `tangents.method`."""
+
+METHODS: dict[str, PointMaker] = {**EXACT_METHODS, "plain": PlainPoint}
+"""All ways to take an inner step."""

@@ -28,7 +28,7 @@ from fds_dist.config.compare import CompareConfig
 from fds_dist.inner.estimate import validate
 from fds_dist.inner.plan import estimator_cost, make_plan
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import run_horizon
+from fds_dist.inner.run import InnerRun, run_horizon
 from fds_dist.outer.loop import OuterSettings
 from fds_dist.outer.rules import SignRule
 from fds_dist.schedule.schedule import Schedule
@@ -100,8 +100,8 @@ def test_a_plain_run_is_the_run_of_the_gradient_methods() -> None:
     problem = replace(make_problem(image_task(conv_bn), BUCKETS), build_model=partial(seeded_builder, conv_bn))
     values = [0.1, 0.05, 0.5]
     network = problem.network(3)
-    state, _ = run_horizon(problem, network, values, 3, HORIZON, (0, 1, 2), lambda state, loss: True)
-    expected = validate(problem, network, state.weights, 3)
+    training, _ = run_horizon(InnerRun(problem, values, 3, HORIZON), (0, 1, 2))
+    expected = validate(problem, network, training.state, 3)
     outcome = plain_run(problem, values, 3, HORIZON, rungs=(4,))
     # 1e-12: float64, with another order of operations in the gradient alone.
     assert outcome.val.loss == pytest.approx(expected.loss, rel=1e-12)

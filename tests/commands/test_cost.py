@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from problems import CPU, ONE_RANK, TensorTask, conv_bn, go_on, image_task, images, make_problem, mlp
+from problems import CPU, TensorTask, conv_bn, image_task, images, make_problem, mlp
 from torch import nn
 
 from fds_dist.commands.check import measurement as step_measurement
@@ -12,6 +12,7 @@ from fds_dist.commands.check.measurement import measure_step
 from fds_dist.common.memory import peak_bytes
 from fds_dist.distributed.mesh import MeshShape
 from fds_dist.inner.estimators import estimate_reverse
+from fds_dist.inner.run import InnerRun
 from fds_dist.outer.loop import OuterSettings
 from fds_dist.tangents.optimizers import SGD, Adam, InnerOptimizer
 
@@ -110,7 +111,7 @@ def test_reverse_mode_keeps_the_states_that_are_predicted() -> None:
     task = TensorTask(lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 400), nn.Linear(400, 4)), images(80), images(8))
     problem = make_problem(task, {"lr": [0.01], "momentum": [0.5]})  # 10 steps per epoch
     peaks = [
-        peak_bytes(lambda steps=steps: estimate_reverse(problem, [0.01, 0.5], 0, steps, ONE_RANK, go_on), CPU)
+        peak_bytes(lambda steps=steps: estimate_reverse(InnerRun(problem, [0.01, 0.5], 0, steps)), CPU)
         for steps in (20, 200)
     ]
     costs = [cost_report(problem, OuterSettings((epochs,)), MeshShape(1, 1, 1), "reverse").chosen for epochs in (2, 20)]

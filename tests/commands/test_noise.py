@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from launching import start_ranks
-from problems import CPU, ONE_RANK, TensorTask, flat, go_on, image_task, make_problem, mlp, smoothed_task
+from problems import CPU, ONE_RANK, TensorTask, flat, image_task, make_problem, mlp, smoothed_task
 from rich.console import Console
 from torch import Tensor
 
@@ -33,7 +33,7 @@ from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.estimate import validate
 from fds_dist.inner.estimators import estimate_reverse
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerState, run_horizon
+from fds_dist.inner.run import InnerRun, InnerState, run_horizon
 from fds_dist.schedule.buckets import bucket_window
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tangents.optimizers import SGD
@@ -82,14 +82,14 @@ def last_validation_loss(unshared: Unshared, run: int, stop: int) -> float:
     def until(state: InnerState, loss: Tensor) -> bool:
         return state.step < stop
 
-    state, _ = run_horizon(problem, network, unshared.values, run, unshared.horizon, (), until)
-    return validate(problem, network, state.weights, run).loss
+    training, _ = run_horizon(InnerRun(problem, unshared.values, run, unshared.horizon, on_step=until))
+    return validate(problem, network, training.state, run).loss
 
 
 @pytest.mark.parametrize("clip_gradient", [None, 0.05])
 def test_per_step_hypergradients_of_a_window_sum_to_that_of_its_bucket(clip_gradient: float | None) -> None:
     problem = make_problem(image_task(), BUCKETS, clip_gradient=clip_gradient)
-    bucketed = estimate_reverse(problem, flat(BUCKETS), 1, HORIZON, ONE_RANK, go_on).hypergradients
+    bucketed = estimate_reverse(InnerRun(problem, flat(BUCKETS), 1, HORIZON)).hypergradients
     found = run_hypergradients(without_sharing(problem, SCHEDULE, HORIZON), run=1)[0]
     summed = [
         found[row, list(bucket_window(bucket, len(values), HORIZON))].sum()

@@ -30,7 +30,7 @@ from fds_dist.common.faults import UserError
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.config import Config
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerState, run_horizon
+from fds_dist.inner.run import InnerRun, InnerState, run_horizon
 from fds_dist.models import build_model
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tangents.optimizers import SGD, Adam
@@ -117,7 +117,7 @@ def inner_path(problem: Problem, values: Sequence[float], horizon: int) -> list[
         return True
 
     # The key stands for the outer step, so that dropout draws the same masks; the tasks here ignore it.
-    run_horizon(problem, problem.network(0), values, cast(int, KEY), horizon, [], keep)
+    run_horizon(InnerRun(problem, values, cast(int, KEY), horizon, on_step=keep), [])
     return path
 
 

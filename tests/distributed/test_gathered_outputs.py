@@ -70,9 +70,7 @@ def problem(axis: DataAxis, normed: bool) -> tuple[nn.Module, dict[str, Tensor],
 def derivatives(axis: DataAxis, normed: bool) -> dict[str, Tensor]:
     """Loss, gradient and Hessian-vector products of each loss, of the whole batch, whatever part this rank sees."""
     network, weights, directions, inputs, targets = problem(axis, normed)
-    (part, part_targets), _ = axis.split((inputs, targets))
-    gathered_targets = axis.gather_outputs(part_targets)
-    assert torch.equal(gathered_targets, targets)
+    part = axis.split((inputs, targets))
 
     def flat_sum(tensors: Any) -> Tensor:
         return torch.cat([axis.sum(tensor.detach().flatten(-dims)) for tensor, dims in tensors], -1)
@@ -81,7 +79,7 @@ def derivatives(axis: DataAxis, normed: bool) -> dict[str, Tensor]:
     for name, loss_of in LOSSES.items():
 
         def loss_at(weights: dict[str, Tensor], loss_of: Any = loss_of) -> Tensor:
-            return loss_of(axis.gather_outputs(functional_call(network, weights, (part,))), gathered_targets)
+            return loss_of(axis.gather_outputs(functional_call(network, weights, (part.inputs,))), part.targets)
 
         leaves = {key: weight.clone().requires_grad_() for key, weight in weights.items()}
         loss = loss_at(leaves)

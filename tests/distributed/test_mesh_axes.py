@@ -23,7 +23,7 @@ from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.estimators import Estimate, Estimator, estimate_forward, estimate_reverse
 from fds_dist.inner.estimators.greedy import greedy_estimator
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerState, run_horizon
+from fds_dist.inner.run import InnerRun, InnerState, run_horizon
 from fds_dist.outer.loop import mean_over_replicas, run_number
 from fds_dist.tangents.optimizers import SGD, Adam
 
@@ -108,19 +108,17 @@ class Losses:
 
 def estimated(case: Case, ranks: Ranks, run: int) -> tuple[Estimate, list[float]]:
     losses = Losses(ranks)
-    return case.estimator(case.problem, case.values, run, HORIZON, ranks, losses), losses.seen
+    return case.estimator(InnerRun(case.problem, case.values, run, HORIZON, ranks, on_step=losses)), losses.seen
 
 
 def state_bytes(ranks: Ranks) -> tuple[int, int]:
     """Bytes of tangents, and of optimizer state, that this rank keeps for all of AdamW's elements."""
     problem = cases()["adamw"].problem
     elements = sorted(range(problem.space.size), key=problem.space.starts(4).__getitem__)
-    state, tangents = run_horizon(
-        problem, problem.network(0), problem.space.initial(), 0, 4, elements, lambda *_: True, ranks.data
-    )
+    training, tangents = run_horizon(InnerRun(problem, problem.space.initial(), 0, 4, ranks), elements)
     return tuple(  # type: ignore[return-value]
         sum(tensor.numel() * tensor.element_size() for tensor in tree_flatten(part)[0])
-        for part in ((tangents.weights, tangents.optimizer), state.optimizer)
+        for part in ((tangents.weights, tangents.optimizer), training.state.optimizer)
     )
 
 

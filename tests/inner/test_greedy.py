@@ -15,7 +15,7 @@ from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.estimate import validate
 from fds_dist.inner.estimators import estimate_greedy
 from fds_dist.inner.problem import Problem, TangentOptions
-from fds_dist.inner.run import InnerState, run_horizon
+from fds_dist.inner.run import InnerRun, InnerState, run_horizon
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 from fds_dist.tangents.optimizers import SGD
 from fds_dist.tasks.synthetic import synthetic
@@ -48,15 +48,16 @@ def quadratic(buckets: int) -> Problem:
 def loss_after(problem: Problem, values: list[float], steps: int, horizon: int) -> float:
     """Validation loss after the first `steps` of `horizon` steps."""
     network = problem.network(0)
-    state, _ = run_horizon(problem, network, values, 0, horizon, (), lambda state, loss: state.step < steps)
-    return validate(problem, network, state.weights, 0).loss
+    run = InnerRun(problem, values, 0, horizon, on_step=lambda state, loss: state.step < steps)
+    training, _ = run_horizon(run)
+    return validate(problem, network, training.state, 0).loss
 
 
 @pytest.mark.parametrize("horizon", [1, 5])
 def test_with_one_step_per_bucket_greedy_is_the_derivative_of_the_loss_after_that_step(horizon: int) -> None:
     problem = quadratic(buckets=horizon)
     values = problem.space.initial()
-    found = estimate_greedy(problem, values, 0, horizon, ONE, go_on).hypergradients
+    found = estimate_greedy(InnerRun(problem, values, 0, horizon)).hypergradients
     for element in range(horizon):  # lr: element t is read by step t alone
         difference = []
         for sign in (1, -1):
@@ -71,7 +72,7 @@ def test_with_full_memory_and_one_bucket_it_sums_the_derivatives_of_every_later_
     horizon = 5
     problem = quadratic(buckets=1)
     values = problem.space.initial()
-    found = estimate_greedy(problem, values, 0, horizon, ONE, go_on, discount=1.0).hypergradients
+    found = estimate_greedy(InnerRun(problem, values, 0, horizon), discount=1.0).hypergradients
     for element in range(problem.space.size):
         total = 0.0
         for steps in range(1, horizon + 1):
@@ -89,7 +90,7 @@ def test_memory_between_none_and_full_gives_values_between() -> None:
     problem = quadratic(buckets=1)
     values = problem.space.initial()
     lr = [
-        estimate_greedy(problem, values, 0, 5, ONE, go_on, discount=discount).hypergradients[0]
+        estimate_greedy(InnerRun(problem, values, 0, 5), discount=discount).hypergradients[0]
         for discount in (0.0, 0.5, 1.0)
     ]
     # On this quadratic every step's own contribution to the lr hypergradient has the same sign.
@@ -107,9 +108,9 @@ def test_without_memory_no_hessian_product_is_computed(monkeypatch: pytest.Monke
         "products",
         lambda self, *tangents: asked.append(1) or original(self, *tangents),
     )
-    estimate_greedy(problem, problem.space.initial(), 0, 4, ONE, go_on)
+    estimate_greedy(InnerRun(problem, problem.space.initial(), 0, 4))
     assert not asked
-    estimate_greedy(problem, problem.space.initial(), 0, 4, ONE, go_on, discount=0.5)
+    estimate_greedy(InnerRun(problem, problem.space.initial(), 0, 4), discount=0.5)
     assert len(asked) == 4
 
 
@@ -117,10 +118,12 @@ def test_no_validation_batch_is_an_error_and_not_an_endless_search(monkeypatch: 
     problem = quadratic(buckets=1)
     monkeypatch.setattr(problem.task, "val_batches", lambda outer_step: [])
     with pytest.raises(UserError, match=r"val_batches\(outer_step=0\) gave no batch"):
-        estimate_greedy(problem, problem.space.initial(), 0, 5, ONE, go_on)
+        estimate_greedy(InnerRun(problem, problem.space.initial(), 0, 5))
 
 
 def test_a_run_that_ends_early_has_no_hypergradients() -> None:
     problem = quadratic(buckets=1)
-    estimate = estimate_greedy(replace(problem), problem.space.initial(), 0, 5, ONE, lambda state, loss: state.step < 2)
+    estimate = estimate_greedy(
+        InnerRun(replace(problem), problem.space.initial(), 0, 5, on_step=lambda state, loss: state.step < 2)
+    )
     assert all(value != value for value in estimate.hypergradients)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from own_tasks import Blobs
-from problems import ONE_RANK, conv_bn, flat, go_on, image_task, make_problem, relative_error
+from problems import conv_bn, flat, image_task, make_problem, relative_error
 from torch import Tensor, nn
 from torch.func import jvp, vmap
 from torch.nn import functional as F
@@ -25,7 +25,7 @@ from fds_dist.config import read_draft
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.inner.estimators import ESTIMATORS, Estimator
 from fds_dist.inner.estimators.greedy import greedy_estimator
-from fds_dist.inner.run import InnerState, run_horizon
+from fds_dist.inner.run import InnerRun, InnerState, run_horizon
 from fds_dist.schedule.groups import assigned, base_of, group_of, name_in
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.schedule.space import Hyperparameter
@@ -209,8 +209,8 @@ def test_where_groups_agree_their_hypergradients_add_up_to_the_shared_one(
     grouped = {f"{base}.{group}": row for base, row in shared.items() for group in CONV_BN_GROUPS}
     one = make_problem(image_task(), shared, optimizer=optimizer)
     two = make_problem(image_task(), grouped, optimizer=optimizer, groups=CONV_BN_GROUPS)
-    whole = estimator(one, flat(shared), 0, 20, ONE_RANK, go_on).hypergradients
-    parts = two.space.unpack(estimator(two, flat(grouped), 0, 20, ONE_RANK, go_on).hypergradients)
+    whole = estimator(InnerRun(one, flat(shared), 0, 20)).hypergradients
+    parts = two.space.unpack(estimator(InnerRun(two, flat(grouped), 0, 20)).hypergradients)
     sums = [sum(pair) for base in shared for pair in zip(*(parts[f"{base}.{g}"] for g in CONV_BN_GROUPS), strict=True)]
     # The chain rule, up to float64 rounding through 20 steps.
     assert relative_error(sums, whole) < 1e-12
@@ -225,9 +225,9 @@ def test_on_a_log_scale_the_slope_is_the_derivative_by_the_coordinate() -> None:
 
     def loss_at(coordinates: list[float]) -> float:
         values = [owner.from_scale(c) for owner, c in zip(owners, coordinates, strict=True)]
-        return ESTIMATORS["forward"](problem, values, 0, 10, ONE_RANK, go_on).val_loss
+        return ESTIMATORS["forward"](InnerRun(problem, values, 0, 10)).val_loss
 
-    found = ESTIMATORS["forward"](problem, flat(buckets), 0, 10, ONE_RANK, go_on).hypergradients
+    found = ESTIMATORS["forward"](InnerRun(problem, flat(buckets), 0, 10)).hypergradients
     slopes = [g * owner.scale_slope(v) for g, owner, v in zip(found, owners, flat(buckets), strict=True)]
     at, h = [owner.to_scale(v) for owner, v in zip(owners, flat(buckets), strict=True)], 1e-5
     for index, slope in enumerate(slopes):
@@ -255,7 +255,7 @@ def test_no_nan_where_the_second_moment_stays_zero(estimator: str, decoupled: bo
     buckets = {f"{name}.{group}": [value] for name, value in values.items() for group in ("dead", "rest")}
     groups = {"dead": "^bias", "rest": ""}
     problem = make_problem(image_task(Dead), buckets, optimizer=Adam(decoupled=decoupled), groups=groups)
-    found = ESTIMATORS[estimator](problem, flat(buckets), 0, 12, ONE_RANK, go_on).hypergradients
+    found = ESTIMATORS[estimator](InnerRun(problem, flat(buckets), 0, 12)).hypergradients
     named = problem.space.unpack(found)
     assert torch.tensor(found).isfinite().all()
     assert all(named[f"{name}.rest"] != [0.0] for name in values)
@@ -314,7 +314,7 @@ def test_a_plain_loop_with_the_same_groups_is_the_inner_run(
         path.append(state.weights)
         return True
 
-    run_horizon(problem, problem.network(0), values, 0, horizon, (), keep)
+    run_horizon(InnerRun(problem, values, 0, horizon, on_step=keep), ())
     schedule = problem.space.schedule(values, horizon, problem.optimizer_info)
     schedule = Schedule.from_json(schedule.to_json())  # as a script would read it
     for ours, plain in zip(path, plain_loop(problem, schedule, theirs, **options), strict=True):

@@ -16,11 +16,9 @@ import numpy as np
 import pytest
 import torch
 from problems import (
-    ONE_RANK,
     Buckets,
     TensorTask,
     flat,
-    go_on,
     image_task,
     make_problem,
     mlp,
@@ -32,8 +30,9 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from fds_dist.common.batch import Part
 from fds_dist.inner.estimators import ESTIMATORS, Estimate
-from fds_dist.inner.run import InnerState, run_horizon
+from fds_dist.inner.run import InnerRun, InnerState, run_horizon
 from fds_dist.tangents.optimizers import SGD, Adam, InnerOptimizer
 from fds_dist.tasks.synthetic import LeastSquares, synthetic
 
@@ -144,7 +143,7 @@ def central_differences(task: TensorTask, buckets: Buckets, horizon: int, rules:
 
 
 def estimate(task: TensorTask, buckets: Buckets, horizon: int, estimator: str = "forward", **options: Any) -> Estimate:
-    return ESTIMATORS[estimator](make_problem(task, buckets, **options), flat(buckets), 0, horizon, ONE_RANK, go_on)
+    return ESTIMATORS[estimator](InnerRun(make_problem(task, buckets, **options), flat(buckets), 0, horizon))
 
 
 def errors(found: list[float], reference: list[float], buckets: Buckets) -> dict[str, float]:
@@ -253,12 +252,12 @@ def test_a_good_share_of_the_gradient_is_clipped_in_the_clipped_run() -> None:
 
     def note_share(state: InnerState, _: Tensor) -> bool:
         leaf = state.weights.clone().requires_grad_()
-        batch = next(problem.batches(0, state.step))
-        (gradient,) = torch.autograd.grad(loss(leaf, leaf.new_zeros(0), batch)[0], leaf)
+        part = Part(*next(problem.batches(0, state.step)))
+        (gradient,) = torch.autograd.grad(loss(leaf, leaf.new_zeros(0), state.buffers, part)[0], leaf)
         shares.append((gradient.abs() > CLIP).double().mean().item())
         return True
 
-    run_horizon(problem, network, flat(run.buckets), 0, run.horizon, (), note_share)
+    run_horizon(InnerRun(problem, flat(run.buckets), 0, run.horizon, on_step=note_share))
     assert 0.1 < sum(shares) / len(shares) < 0.9
 
 
@@ -361,8 +360,8 @@ def test_closed_form_of_least_squares(method: str) -> None:
     buckets = {"lr": [0.2, 0.5, 0.3], "momentum": [0.3, 0.6], "weight_decay": [0.05, 0.01]}
     weights, expected, val_loss = least_squares_hypergradients(task, buckets, 40)
     problem = make_problem(task, buckets)
-    state, _ = run_horizon(problem, problem.network(0), flat(buckets), 0, 40, (), go_on)
-    assert relative_error(state.weights, torch.from_numpy(weights)) < EXACT
+    training, _ = run_horizon(InnerRun(problem, flat(buckets), 0, 40))
+    assert relative_error(training.state.weights, torch.from_numpy(weights)) < EXACT
     found = estimate(task, buckets, 40, **METHODS[method])  # type: ignore[arg-type]
     assert max(errors(found.hypergradients, expected, buckets).values()) < EXACT
     assert found.val_loss == pytest.approx(val_loss, rel=EXACT)
@@ -396,7 +395,7 @@ def test_a_run_that_is_ended_early_has_no_finite_hypergradient(estimator: str) -
         steps.append(state.step)
         return state.step < 3
 
-    found = ESTIMATORS[estimator](problem, flat(buckets), 0, 10, ONE_RANK, end_at_step_3)
+    found = ESTIMATORS[estimator](InnerRun(problem, flat(buckets), 0, 10, on_step=end_at_step_3))
     assert steps == [1, 2, 3]
     assert not any(map(math.isfinite, found.hypergradients))
     assert math.isfinite(found.val_loss)

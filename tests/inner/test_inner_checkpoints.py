@@ -22,7 +22,7 @@ from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.checkpoints import InnerCheckpoints
 from fds_dist.inner.estimators import estimate_forward
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerState, initial_state, zero_tangents
+from fds_dist.inner.run import InnerRun, InnerState, initial_state, zero_tangents
 from fds_dist.tangents.optimizers import Adam
 
 HORIZON, CUT = 12, 7
@@ -55,7 +55,7 @@ def cut_off(name: str, folder: Path, ranks: Ranks) -> None:
     def until(state: InnerState, loss: Tensor) -> bool:
         return state.step < CUT
 
-    estimate_forward(problem, values, 0, HORIZON, ranks, until, keeper(folder, ranks, [], seconds=0.0))
+    estimate_forward(InnerRun(problem, values, 0, HORIZON, ranks, until, keeper(folder, ranks, [], seconds=0.0)))
 
 
 def gone_on(name: str, folder: Path, ranks: Ranks, run: dict[str, Any] = RUN) -> tuple[list[float], list[str], int]:
@@ -66,13 +66,15 @@ def gone_on(name: str, folder: Path, ranks: Ranks, run: dict[str, Any] = RUN) ->
         steps.append(state.step)
         return True
 
-    estimate = estimate_forward(problem, values, 0, HORIZON, ranks, count, keeper(folder, ranks, notes, run=run))
+    estimate = estimate_forward(
+        InnerRun(problem, values, 0, HORIZON, ranks, count, keeper(folder, ranks, notes, run=run))
+    )
     return estimate.hypergradients, notes, len(steps)
 
 
 def whole(name: str, ranks: Ranks) -> list[float]:
     problem, values = cases()[name]
-    return estimate_forward(problem, values, 0, HORIZON, ranks, go_on).hypergradients
+    return estimate_forward(InnerRun(problem, values, 0, HORIZON, ranks)).hypergradients
 
 
 def four_ranks(folder: Path) -> None:
@@ -138,7 +140,7 @@ def test_a_disk_that_takes_nothing_is_noted_and_the_run_goes_on(tmp_path: Path) 
     (tmp_path / "file").write_text("")
     (problem, values), notes = cases()["sgd"], list[str]()
     keeping = keeper(tmp_path / "file", ONE_RANK, notes, seconds=0.0)
-    estimate = estimate_forward(problem, values, 0, HORIZON, ONE_RANK, go_on, keeping)
+    estimate = estimate_forward(InnerRun(problem, values, 0, HORIZON, ONE_RANK, go_on, keeping))
     assert estimate.hypergradients == whole("sgd", ONE_RANK)
     assert len(notes) == 1 and notes[0].startswith("no more checkpoints within this outer step: ")
 
@@ -149,7 +151,7 @@ def test_a_disk_that_is_full_is_noted_and_the_run_goes_on(tmp_path: Path) -> Non
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, usual[1]))  # bytes; a checkpoint has 8,000 and more
     try:
         keeping = keeper(tmp_path, ONE_RANK, notes, seconds=0.0)
-        estimate = estimate_forward(problem, values, 0, HORIZON, ONE_RANK, go_on, keeping)
+        estimate = estimate_forward(InnerRun(problem, values, 0, HORIZON, ONE_RANK, go_on, keeping))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
     assert estimate.hypergradients == whole("sgd", ONE_RANK)
@@ -164,10 +166,10 @@ def test_replicas_neither_keep_anything_nor_go_on_from_one_run_of_another_number
     problem, values = cases()["sgd"]
     network = problem.network(0)
     state = initial_state(problem, network)
-    given = state, zero_tangents(state, range(len(values)), two.data)
+    given = state, zero_tangents(state, range(len(values)), ())
     keeping = keeper(tmp_path, two, notes, seconds=0.0)
-    assert keeping.restore(network, *given) == given
-    keeping.keep(network, replace(state, step=HORIZON - 1), given[1])
+    assert keeping.restore(*given) == given
+    keeping.keep(replace(state, step=HORIZON - 1), given[1])
     assert (sorted(tmp_path.rglob("*")), notes) == (before, [])
 
 

@@ -23,8 +23,9 @@ RUN = """
 import sys
 import torch
 from torch import nn
-from problems import ONE_RANK, flat, image_task, make_problem
+from problems import flat, image_task, make_problem
 from fds_dist.inner.estimators import estimate_forward
+from fds_dist.inner.run import InnerRun
 
 torch.set_num_threads(1)
 method, horizon, leak = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "leak"
@@ -38,7 +39,7 @@ def on_step(state, loss):
         kept.append(state)
     return True
 
-estimate = estimate_forward(problem, flat(buckets), 0, horizon, ONE_RANK, on_step)
+estimate = estimate_forward(InnerRun(problem, flat(buckets), 0, horizon, on_step=on_step))
 assert all(map(abs, estimate.hypergradients))
 # Not ru_maxrss, which counts the process that started this one too.
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))

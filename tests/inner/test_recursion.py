@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from problems import ONE_RANK, Buckets, TensorTask, flat, go_on, image_task, make_problem, mlp, relative_error
+from problems import Buckets, TensorTask, flat, image_task, make_problem, mlp, relative_error
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from fds_dist.inner.estimators import estimate_forward
-from fds_dist.inner.run import run_horizon
-from fds_dist.tangents import METHODS, Point
+from fds_dist.inner.run import InnerRun, run_horizon
+from fds_dist.tangents import EXACT_METHODS, METHODS, Point
 from fds_dist.tangents.step import Pruning
 
 EXACT = 1e-12
@@ -74,13 +74,13 @@ def tangents_of(task: TensorTask, **options: Any) -> tuple[Tensor, Tensor]:
     problem = make_problem(task, BUCKETS, **options)
     starts = problem.space.starts(HORIZON)
     order = sorted(range(len(starts)), key=lambda element: (starts[element], element))
-    state, tangents = run_horizon(problem, problem.network(0), flat(BUCKETS), 0, HORIZON, order, go_on)
+    training, tangents = run_horizon(InnerRun(problem, flat(BUCKETS), 0, HORIZON), order)
     assert list(tangents.elements) == order
-    return state.weights, tangents.weights[[order.index(element) for element in range(len(order))]]
+    return training.state.weights, tangents.weights[[order.index(element) for element in range(len(order))]]
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 16])
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", list(EXACT_METHODS))
 def test_tangents_equal_the_recursion_written_out(method: str, chunk_size: int) -> None:
     task = image_task(mlp)
     weights, expected, _ = hand_recursion(task, BUCKETS)
@@ -89,7 +89,7 @@ def test_tangents_equal_the_recursion_written_out(method: str, chunk_size: int) 
     assert relative_error(found, expected) < EXACT
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", list(EXACT_METHODS))
 def test_clipped_products_equal_the_recursion_written_out(method: str) -> None:
     task, clip = image_task(mlp), 0.05
     _, expected, products = hand_recursion(task, BUCKETS, clip)
@@ -132,9 +132,9 @@ def count_products(method: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         point = make_point(*arguments)
         products = point.products
 
-        def counted(tangents: Tensor, theta_tangents: Tensor) -> Tensor:
+        def counted(tangents: Tensor, *others: Any) -> Any:
             asked.append(len(tangents))
-            return products(tangents, theta_tangents)
+            return products(tangents, *others)
 
         point.products = counted  # type: ignore[method-assign]
         return point
@@ -150,7 +150,7 @@ def test_tangents_of_buckets_that_have_not_begun_are_not_computed(
     asked = count_products("double_backward", monkeypatch)
     buckets = {"lr": [0.2, 0.1], "momentum": [0.6], "weight_decay": [0.02, 0.01, 0.02, 0.01]}
     problem = make_problem(image_task(mlp), buckets, pruning=pruning)
-    estimate_forward(problem, flat(buckets), 0, 16, ONE_RANK, go_on)
+    estimate_forward(InnerRun(problem, flat(buckets), 0, 16))
     # Buckets begin at 0 and 8 (lr), 0 (momentum), 0, 4, 8 and 12 (weight decay); all windows halve evenly.
     assert sum(asked) == share * sum(16 - start for start in (0, 8, 0, 0, 4, 8, 12))
 
@@ -158,7 +158,7 @@ def test_tangents_of_buckets_that_have_not_begun_are_not_computed(
 def test_buckets_that_do_not_divide_the_horizon_begin_at_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = count_products("double_backward", monkeypatch)
     buckets = {"lr": [0.2, 0.1, 0.1]}
-    estimate_forward(make_problem(image_task(mlp), buckets), flat(buckets), 0, 13, ONE_RANK, go_on)
+    estimate_forward(InnerRun(make_problem(image_task(mlp), buckets), flat(buckets), 0, 13))
     # Step t reads bucket ⌊3t/13⌋: bucket 1 from t = 5 (15/13), bucket 2 from t = 9 (27/13).
     assert sum(asked) == 13 + 8 + 4
 
@@ -169,5 +169,5 @@ def test_products_are_asked_for_in_chunks(
 ) -> None:
     asked = count_products("jvp", monkeypatch)
     problem = make_problem(image_task(mlp), BUCKETS, method="jvp", chunk_size=chunk_size)
-    run_horizon(problem, problem.network(0), flat(BUCKETS), 0, 2, (0, 2, 3), go_on)
+    run_horizon(InnerRun(problem, flat(BUCKETS), 0, 2), (0, 2, 3))
     assert asked == expected * 2  # two steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fds_dist.common.faults import UserError
-from fds_dist.inner.estimate import right_answers, validate
+from fds_dist.inner.estimate import Evaluation, right_answers, validate
 from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import initial_state
 from fds_dist.tangents import Network
 
 ROUNDING = 1e-13
@@ -46,14 +48,19 @@ def native(problem: Problem, network: Network, inputs: Tensor, targets: Tensor) 
     return loss, nn.utils.parameters_to_vector(torch.autograd.grad(loss, list(module.parameters()))), output
 
 
+def gradient_of(evaluation: Evaluation) -> Tensor:
+    assert evaluation.gradient is not None
+    return evaluation.gradient
+
+
 @pytest.mark.parametrize("task", [uneven(image_task(mlp)), uneven(regression_task())], ids=["classes", "regression"])
 def test_samples_weigh_alike_whatever_their_batch(task: UnevenTask) -> None:
     problem = problem_of(task)
     network = problem.network(0)
-    found = validate(problem, network, network.initial_weights, 0)
+    found = validate(problem, network, initial_state(problem, network), 0)
     loss, gradient, output = native(problem, network, *task.val)
     assert found.loss == pytest.approx(loss.item(), rel=ROUNDING)
-    assert relative_error(found.gradient, gradient) < ROUNDING
+    assert relative_error(gradient_of(found), gradient) < ROUNDING
     if task.val[1].is_floating_point():
         assert found.accuracy is None
     else:
@@ -65,18 +72,20 @@ def test_batch_norm_uses_the_statistics_that_were_asked_for(val_batch_norm: str)
     task = image_task(conv_bn)
     problem = problem_of(task, val_batch_norm=val_batch_norm)
     network = problem.network(0)
-    for layer in network.module.modules():
-        if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and layer.running_var is not None:
-            layer.running_mean.fill_(1.0)
-            layer.running_var.fill_(4.0)
-    before = [buffer.clone() for buffer in network.module.buffers()]
-    found = validate(problem, network, network.initial_weights, 0)
-    assert all(map(torch.equal, network.module.buffers(), before))
+    values = {"running_mean": 1.0, "running_var": 4.0, "num_batches_tracked": 3}
+    moved = {
+        name: torch.full_like(buffer, values[name.rpartition(".")[2]])
+        for name, buffer in network.initial_buffers.items()
+    }
+    before = {name: buffer.clone() for name, buffer in moved.items()}
+    found = validate(problem, network, replace(initial_state(problem, network), buffers=moved), 0)
+    assert all(torch.equal(moved[name], before[name]) for name in before)
     loss, gradient, _ = native(problem, network, *task.val)
     assert found.loss == pytest.approx(loss.item(), rel=ROUNDING)
-    assert relative_error(found.gradient, gradient) < ROUNDING
+    assert relative_error(gradient_of(found), gradient) < ROUNDING
     other = problem_of(task, val_batch_norm={"batch": "running", "running": "batch"}[val_batch_norm])
-    assert abs(validate(other, network, network.initial_weights, 0).loss - found.loss) > 0.01  # it does matter
+    reference = validate(other, network, replace(initial_state(other, network), buffers=moved), 0)
+    assert abs(reference.loss - found.loss) > 0.01  # it does matter
 
 
 def test_validation_loss_of_the_task_is_used_where_there_is_one() -> None:
@@ -84,9 +93,9 @@ def test_validation_loss_of_the_task_is_used_where_there_is_one() -> None:
     task.val_loss = lambda output, target: 3 * F.cross_entropy(output, target)
     problem, plain = problem_of(task), problem_of(image_task(mlp))
     network = problem.network(0)
-    found, reference = (validate(each, network, network.initial_weights, 0) for each in (problem, plain))
+    found, reference = (validate(each, network, initial_state(each, network), 0) for each in (problem, plain))
     assert found.loss == pytest.approx(3 * reference.loss, rel=ROUNDING)
-    assert relative_error(found.gradient, 3 * reference.gradient) < ROUNDING
+    assert relative_error(gradient_of(found), 3 * gradient_of(reference)) < ROUNDING
 
 
 @pytest.mark.parametrize(
@@ -105,7 +114,7 @@ def test_bad_validation_batches_are_the_users_error(
     problem = problem_of(task)
     network = problem.network(0)
     with pytest.raises(UserError, match=message):
-        validate(problem, network, network.initial_weights, 0)
+        validate(problem, network, initial_state(problem, network), 0)
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from problems import ONE_RANK, TensorTask, flat, go_on, make_problem, relative_error
+from problems import ONE_RANK, TensorTask, flat, make_problem, relative_error
 from torch import Tensor, nn
 
 from fds_dist.commands.verify import compare_derivatives
+from fds_dist.common.batch import Part
 from fds_dist.common.memory import peak_bytes
 from fds_dist.inner.estimators import estimate_forward
 from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import InnerRun
 from fds_dist.models import build_model
 from fds_dist.tangents import differentiate
-from fds_dist.tangents.methods import choose_method
+from fds_dist.tangents.methods import TrialPoint, choose_method
 
 BUCKETS = {"lr": [0.01], "momentum": [0.5]}
 SMALL_VIT = {"patch_size": 4, "num_layers": 2, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 16}
@@ -68,18 +70,18 @@ def test_networks_have_the_weights_that_their_names_say(name: str, weights: int)
 )
 def test_checkpointing_changes_no_hypergradient_and_saves_memory(name: str, side: int, options: dict[str, Any]) -> None:
     plain, sparing = (problem(name, side, 8, 3, checkpointing=on, **options) for on in (False, True))
-    expected, found = (estimate_forward(each, flat(BUCKETS), 0, 3, ONE_RANK, go_on) for each in (plain, sparing))
+    expected, found = (estimate_forward(InnerRun(each, flat(BUCKETS), 0, 3)) for each in (plain, sparing))
     # Recomputed activations have the same bits; sums of gradients over paths may come in another order.
     assert relative_error(found.hypergradients, expected.hypergradients) < 1e-12
     assert found.val_loss == pytest.approx(expected.val_loss, rel=1e-14)
 
     def gradient(of: Problem) -> int:
         network = of.network(0)
-        batch = network.cast(next(of.batches(0)))
+        part = network.cast(Part(*next(of.batches(0))))
 
         def run() -> None:
             leaf = network.initial_weights.detach().requires_grad_()
-            loss, _ = of.training_loss(network)(leaf, leaf.new_zeros(0), batch)
+            loss, _ = of.training_loss(network)(leaf, leaf.new_zeros(0), network.initial_buffers, part)
             differentiate(loss, leaf)
 
         return peak_bytes(run, of.device)
@@ -90,9 +92,10 @@ def test_checkpointing_changes_no_hypergradient_and_saves_memory(name: str, side
 def test_a_checkpointed_network_is_differentiated_by_the_method_that_can() -> None:
     of = problem("wrn-16-1", 8, checkpointing=True)
     network = of.network(0)
-    batch = network.cast(next(of.batches(0)))
+    part = network.cast(Part(*next(of.batches(0))))
     weights = network.initial_weights
-    method, _ = choose_method("auto", of.training_loss(network), weights, weights.new_zeros(0), batch, False)
+    point = TrialPoint(of.training_loss(network), weights, weights.new_zeros(0), network.initial_buffers, part)
+    method, _ = choose_method("auto", point)
     assert method == "double_backward"
 
 
@@ -102,6 +105,6 @@ def test_large_networks_take_a_forward_mode_step(name: str) -> None:
     """36, 24 and 85 million weights: one step with two tangents in float32."""
     of = problem(name, 32, 2, 1)
     of = type(of)(**{**vars(of), "dtype": torch.float32})
-    estimate = estimate_forward(of, flat(BUCKETS), 0, 1, ONE_RANK, go_on)
+    estimate = estimate_forward(InnerRun(of, flat(BUCKETS), 0, 1))
     assert all(torch.isfinite(torch.tensor(estimate.hypergradients)))
     assert estimate.hypergradients[0] != 0

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fds_dist.common import vision
+from fds_dist.common.batch import Part
 from fds_dist.common.faults import UserError
 from fds_dist.common.randomness import seeded
 from fds_dist.common.vision import import_torchvision
@@ -153,17 +154,17 @@ def test_both_methods_differentiate_twice(name, options, side):
     w, none = network.initial_weights, torch.zeros(0, dtype=torch.float64)
     loss = TrainingLoss(network, F.cross_entropy)
     with seeded(0):
-        batch = torch.randn(4, 3, side, side, dtype=torch.float64), torch.arange(4)
+        part = Part(torch.randn(4, 3, side, side, dtype=torch.float64), torch.arange(4))
         tangents = torch.randn(1, len(w), dtype=torch.float64)
         vectorized, plain, reverse = (
-            METHODS[method](loss, w, none, batch, 0, vectorize)
+            METHODS[method](loss, w, none, network.initial_buffers, part, 0, vectorize)
             for method, vectorize in (("jvp", True), ("jvp", False), ("double_backward", False))
         )
-        expected = reverse.products(tangents, none[None])
+        expected = reverse.products(tangents, none[None], {})[0]
         assert expected.norm() > 0
         for point in (vectorized, plain):
             for found, right in (
-                (point.products(tangents, none[None]), expected),
+                (point.products(tangents, none[None], {})[0], expected),
                 (point.gradient, reverse.gradient),
             ):
                 # Float64 rounding through some 100 layers of batch-norm over four samples.

@@ -12,7 +12,14 @@ from problems import ONE_RANK, Buckets, TensorTask, image_task, make_problem, ml
 from fds_dist.inner.estimators import Estimate, estimate_forward, estimate_reverse
 from fds_dist.inner.monitor import Consistency, StepMonitor
 from fds_dist.inner.plan import Plan
-from fds_dist.outer.loop import HypergradientsNotFinite, OuterLoop, OuterProgress, OuterSettings, initial_progress
+from fds_dist.outer.loop import (
+    HypergradientsNotFinite,
+    OuterListener,
+    OuterLoop,
+    OuterProgress,
+    OuterSettings,
+    initial_progress,
+)
 from fds_dist.outer.rules import SignRule
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tracking.records import InnerBlock, OuterRecord
@@ -39,7 +46,7 @@ class Recorder(Tracker):
         self.notes.append(message)
 
 
-class Loop:
+class Loop(OuterListener):
     """An outer loop over a small problem, and all that it tells and saves."""
 
     def __init__(self, task: TensorTask, buckets: Buckets, epochs: tuple[float, ...], **options: Any) -> None:
@@ -48,15 +55,15 @@ class Loop:
         settings = OuterSettings(epochs, **options)
         self.told, self.saved = Recorder(), list[OuterProgress]()
         problem = make_problem(task, buckets)
-        trackers = Trackers([self.told])
-
-        def make_monitor(outer_step: int, schedule: Schedule, plan: Plan) -> StepMonitor:
-            return StepMonitor(outer_step, schedule, plan, ONE_RANK, trackers, Consistency())
-
+        self.trackers = Trackers([self.told])
         self.first = initial_progress(problem, rule, settings)
-        self.loop = OuterLoop(
-            problem, estimator, rule, settings, ONE_RANK, trackers, make_monitor, save=self.saved.append
-        )
+        self.loop = OuterLoop(problem, estimator, rule, settings, ONE_RANK, self.trackers, self)
+
+    def monitor(self, outer_step: int, schedule: Schedule, plan: Plan) -> StepMonitor:
+        return StepMonitor(outer_step, schedule, plan, ONE_RANK, self.trackers, Consistency())
+
+    def save(self, progress: OuterProgress) -> None:
+        self.saved.append(progress)
 
     def run(self) -> OuterProgress:
         return self.loop.run(self.first)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fds_dist
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerState, run_horizon
+from fds_dist.inner.run import InnerRun, InnerState, run_horizon
 from fds_dist.tangents.optimizers import SGD, Adam
 
 LEARNED_OVER, HORIZON = 12, 31
@@ -38,7 +38,7 @@ def inner_run(problem: Problem, values: list[float]) -> list[Tensor]:
         path.append(state.weights)
         return True
 
-    run_horizon(problem, problem.network(0), values, 0, HORIZON, (), keep)
+    run_horizon(InnerRun(problem, values, 0, HORIZON, on_step=keep), ())
     return path
 
 

@@ -13,9 +13,10 @@ from problems import CPU
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from fds_dist.common.batch import Part
 from fds_dist.common.faults import UserError
 from fds_dist.tangents import METHODS, Network, TrainingLoss, differentiate
-from fds_dist.tangents.methods import choose_method
+from fds_dist.tangents.methods import TrialPoint, choose_method
 
 SEED = 3
 """Of the numbers that an operator draws in its forward pass (dropout, RReLU)."""
@@ -23,7 +24,7 @@ SEED = 3
 VARIANTS = {"jvp": ("jvp", False), "jvp_vectorized": ("jvp", True), "double_backward": ("double_backward", False)}
 """By name: (method, whether tangents are batched)."""
 
-NO_BATCH = (torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64))
+NO_BATCH = Part(torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64))
 
 Layout = Callable[[Tensor], Tensor]
 Build = Callable[[], "Operator"]
@@ -88,7 +89,7 @@ def plain_gradient(build: Build, weights: Tensor, layout: Layout = as_it_is) -> 
     parameters = trained(operator)
     nn.utils.vector_to_parameters(weights.clone(), parameters)
     torch.manual_seed(SEED)
-    loss = curved_loss(operator(NO_BATCH[0]), NO_BATCH[1])
+    loss = curved_loss(operator(NO_BATCH.inputs), NO_BATCH.targets)
     return flat(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
 
 
@@ -120,11 +121,17 @@ class Point:
         operator.layout = self.layout
         return TrainingLoss(Network(operator, dtype, CPU), curved_loss)
 
+    def trial(self, vectorize: bool) -> TrialPoint:
+        """Where `choose_method` tries its methods."""
+        loss = self.loss()
+        buffers = loss.network.initial_buffers
+        return TrialPoint(loss, self.weights, self.weights.new_zeros(0), buffers, NO_BATCH, vectorize)
+
     def chosen(self, variant: str) -> str:
         """What `choose_method` has to say: "" where the method may be used, else the refusal."""
         method, vectorize = VARIANTS[variant]
         try:
-            choose_method(method, self.loss(), self.weights, self.weights.new_zeros(0), NO_BATCH, vectorize)
+            choose_method(method, self.trial(vectorize))
         except UserError as error:
             return str(error)
         return ""
@@ -132,17 +139,20 @@ class Point:
     def product(self, variant: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
         """H·v [D] and ∇L [D] by one of `VARIANTS`, in `dtype`."""
         method, vectorize = VARIANTS[variant]
-        weights, direction = self.weights.to(dtype), self.direction.to(dtype)
-        point = METHODS[method](self.loss(dtype), weights, weights.new_zeros(0), NO_BATCH, SEED, vectorize)
+        loss, weights, direction = self.loss(dtype), self.weights.to(dtype), self.direction.to(dtype)
+        point = METHODS[method](
+            loss, weights, weights.new_zeros(0), loss.network.initial_buffers, NO_BATCH, SEED, vectorize
+        )
         directions = torch.stack([direction, 0.5 * direction]) if vectorize else direction[None]
-        return point.products(directions, weights.new_zeros(len(directions), 0))[0], point.gradient
+        products, _ = point.products(directions, weights.new_zeros(len(directions), 0), {})
+        return products[0], point.gradient
 
     def pulled_back(self) -> Tensor:
         """H·v [D] as the reverse estimator takes it: v pulled back through a step w − ∇L(w) is v − H·v."""
         loss = self.loss()
         leaf = self.weights.detach().requires_grad_()
         loss.network.seed(SEED)
-        value, _ = loss(leaf, leaf.new_zeros(0), NO_BATCH)
+        value, _ = loss(leaf, leaf.new_zeros(0), loss.network.initial_buffers, NO_BATCH)
         (gradient,) = differentiate(value, leaf, create_graph=True, materialize_grads=True)
         (adjoint,) = differentiate(leaf - gradient, leaf, self.direction)
         return self.direction - adjoint

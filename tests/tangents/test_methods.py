@@ -14,9 +14,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from fds_dist.common.batch import Part
 from fds_dist.common.faults import UserError
-from fds_dist.tangents import METHODS, Network, TrainingLoss
-from fds_dist.tangents.methods import choose_method, default_method, probe
+from fds_dist.tangents import EXACT_METHODS, Network, TrainingLoss
+from fds_dist.tangents.methods import TrialPoint, choose_method, default_method, probe
 
 CLASSES = 4
 Loss = Callable[..., Tensor]
@@ -117,13 +118,14 @@ BOTH_METHODS_FAIL = {
 }
 
 
-def arguments(case: Case) -> tuple[TrainingLoss, Tensor, Tensor, tuple[Tensor, Tensor], bool]:
+def point_of(case: Case) -> TrialPoint:
     torch.manual_seed(0)
     network = Network(case.module(), torch.float64, CPU)
     network.train()
     weights = network.initial_weights
-    batch = torch.randn(8, 6, dtype=torch.float64), torch.randint(CLASSES, (8,))
-    return TrainingLoss(network, case.loss), weights, weights.new_zeros(0), batch, case.vectorize
+    part = Part(torch.randn(8, 6, dtype=torch.float64), torch.randint(CLASSES, (8,)))
+    loss = TrainingLoss(network, case.loss)
+    return TrialPoint(loss, weights, weights.new_zeros(0), network.initial_buffers, part, case.vectorize)
 
 
 @pytest.mark.parametrize("name", ONE_METHOD_FAILS)
@@ -131,9 +133,9 @@ def test_error_names_the_operator_and_the_method_that_works(name: str) -> None:
     case = ONE_METHOD_FAILS[name]
     message = rf"tangents\.method: jvp cannot differentiate .*{case.culprit}.* twice; expected .*=double_backward"
     with pytest.raises(UserError, match=message) as caught:
-        choose_method("jvp", *arguments(case))
+        choose_method("jvp", point_of(case))
     assert len(str(caught.value).splitlines()) == 1
-    assert choose_method("double_backward", *arguments(case))[0] == "double_backward"
+    assert choose_method("double_backward", point_of(case))[0] == "double_backward"
 
 
 @pytest.mark.parametrize("requested", ["jvp", "double_backward", "auto"])
@@ -141,7 +143,7 @@ def test_error_names_the_operator_and_the_method_that_works(name: str) -> None:
 def test_error_says_where_neither_method_works(name: str, requested: str) -> None:
     case = BOTH_METHODS_FAIL[name]
     with pytest.raises(UserError, match=rf"neither method can differentiate {case.culprit}.* twice"):
-        choose_method(requested, *arguments(case))
+        choose_method(requested, point_of(case))
 
 
 @pytest.mark.parametrize("name", ONE_METHOD_FAILS)
@@ -149,7 +151,7 @@ def test_auto_switches_with_a_remark(name: str, monkeypatch: pytest.MonkeyPatch)
     case = ONE_METHOD_FAILS[name]
     # `auto` begins with jvp on a GPU; here there may be none.
     monkeypatch.setattr("fds_dist.tangents.methods.default_method", lambda device: "jvp")
-    method, remark = choose_method("auto", *arguments(case))
+    method, remark = choose_method("auto", point_of(case))
     assert method == "double_backward"
     assert remark.startswith("tangents by double_backward: jvp cannot differentiate")
 
@@ -158,28 +160,27 @@ def test_auto_switches_with_a_remark(name: str, monkeypatch: pytest.MonkeyPatch)
 def test_no_remark_where_nothing_is_wrong(requested: str) -> None:
     case = Case(lambda: network_with(torch.tanh), "")
     expected = default_method(CPU) if requested == "auto" else requested
-    assert choose_method(requested, *arguments(case)) == (expected, "")
+    assert choose_method(requested, point_of(case)) == (expected, "")
 
 
 def test_remark_on_a_custom_function_that_only_verification_can_judge() -> None:
-    method, remark = choose_method("auto", *arguments(Case(lambda: network_with(Tanh.apply), "")))
+    method, remark = choose_method("auto", point_of(Case(lambda: network_with(Tanh.apply), "")))
     assert method == "double_backward"
     assert remark.startswith("Tanh: run `fds-dist verify`")
 
 
 def test_a_method_that_passes_the_probe_gives_products() -> None:
-    for method in METHODS:
-        assert probe(method, *arguments(Case(lambda: network_with(torch.tanh), ""))) == ""
+    for method in EXACT_METHODS:
+        assert probe(method, point_of(Case(lambda: network_with(torch.tanh), ""))) == ""
 
 
 def test_a_network_that_fails_by_itself_is_not_blamed_on_derivatives() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        choose_method("auto", *arguments(Case(lambda: nn.Linear(7, CLASSES), "")))
+        choose_method("auto", point_of(Case(lambda: nn.Linear(7, CLASSES), "")))
 
 
 def test_probing_leaves_the_running_statistics_alone() -> None:
-    given = arguments(Case(lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)), ""))
-    module = given[0].network.module
-    before = [buffer.clone() for buffer in module.buffers()]
-    choose_method("auto", *given)
-    assert all(map(torch.equal, module.buffers(), before))
+    point = point_of(Case(lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)), ""))
+    before = {name: buffer.clone() for name, buffer in point.buffers.items()}
+    choose_method("auto", point)
+    assert all(torch.equal(point.buffers[name], before[name]) for name in before)

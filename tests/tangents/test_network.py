@@ -6,15 +6,16 @@ import copy
 
 import pytest
 import torch
-from problems import CPU, ONE_RANK, conv_bn, flat, go_on, image_task, images, make_problem, mlp, relative_error
+from problems import CPU, conv_bn, flat, image_task, images, make_problem, mlp, relative_error
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from fds_dist.common.batch import Part
 from fds_dist.common.faults import UserError
 from fds_dist.inner.estimators import estimate_forward
-from fds_dist.inner.run import run_horizon
-from fds_dist.tangents import METHODS, Network, TrainingLoss
+from fds_dist.inner.run import InnerRun, run_horizon
+from fds_dist.tangents import EXACT_METHODS, METHODS, Network, TrainingLoss
 
 ROUNDING = 1e-12
 """Float64 rounding: sums in another order, and some ten steps that amplify it."""
@@ -33,7 +34,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.7, None])
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", list(EXACT_METHODS))
 def test_running_statistics_equal_native_training(momentum: float | None, method: str) -> None:
     def build() -> nn.Module:
         module = conv_bn()
@@ -52,14 +53,15 @@ def test_running_statistics_equal_native_training(momentum: float | None, method
 
     buckets = {"lr": [0.1, 0.1]}
     problem = make_problem(task, buckets, method=method)
-    network = problem.network(0)
-    state, _ = run_horizon(problem, network, flat(buckets), 0, 12, (0, 1), go_on)
+    training, _ = run_horizon(InnerRun(problem, flat(buckets), 0, 12), (0, 1))
 
-    assert relative_error(state.weights, nn.utils.parameters_to_vector(native.parameters())) < ROUNDING
-    for ours, theirs in zip(batch_norms(network.module), batch_norms(native), strict=True):
-        assert ours.num_batches_tracked == theirs.num_batches_tracked == 12
-        assert relative_error(ours.running_mean, theirs.running_mean) < ROUNDING  # type: ignore[arg-type]
-        assert relative_error(ours.running_var, theirs.running_var) < ROUNDING  # type: ignore[arg-type]
+    assert relative_error(training.state.weights, nn.utils.parameters_to_vector(native.parameters())) < ROUNDING
+    assert len(training.state.buffers) == 6
+    for name, buffer in native.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            assert training.state.buffers[name] == buffer == 12
+        else:
+            assert relative_error(training.state.buffers[name], buffer) < ROUNDING
 
 
 class Checkpointed(nn.Module):
@@ -78,15 +80,16 @@ def test_products_leave_running_statistics_alone(method: str, checkpointed: bool
     module = Checkpointed(conv_bn()) if checkpointed else conv_bn()
     network = Network(module, torch.float64, CPU)
     network.train()
-    before = buffers(module)
+    given = network.initial_buffers
+    before = {name: buffer.clone() for name, buffer in given.items()}
     weights = network.initial_weights
     loss = TrainingLoss(network, F.cross_entropy)
-    point = METHODS[method](loss, weights, weights.new_zeros(0), images(8), 0, False)
-    point.products(torch.ones(3, len(weights), dtype=torch.float64), weights.new_zeros(3, 0))
-    assert same(buffers(module), before)
-    network.update_statistics(point.statistics)
-    assert [layer.num_batches_tracked.item() for layer in batch_norms(module)] == [1, 1]  # type: ignore[union-attr]
-    assert not same(buffers(module), before)
+    point = METHODS[method](loss, weights, weights.new_zeros(0), given, Part(*images(8)), 0, False)
+    after = {name: buffer.clone() for name, buffer in point.buffers.items()}
+    point.products(torch.ones(3, len(weights), dtype=torch.float64), weights.new_zeros(3, 0), {})
+    assert all(torch.equal(given[name], before[name]) for name in before)
+    assert all(torch.equal(point.buffers[name], after[name]) for name in after)  # three products, one update
+    assert [buffer.item() for name, buffer in after.items() if name.endswith("tracked")] == [1, 1]
 
 
 @pytest.mark.parametrize("batch_norm", ["running", "batch"])
@@ -103,7 +106,7 @@ def test_evaluation_equals_the_native_module(batch_norm: str) -> None:
     inputs = images(8)[0]
     before = buffers(network.module)
     network.evaluate(batch_norm)
-    assert torch.equal(network(network.initial_weights, inputs)[0], native(inputs))
+    assert torch.equal(network(network.initial_weights, network.initial_buffers, inputs)[0], native(inputs))
     assert same(buffers(network.module), before)
 
 
@@ -112,8 +115,8 @@ def test_dropout_is_off_in_evaluation_with_either_batch_norm() -> None:
     inputs = torch.randn(8, 3, dtype=torch.float64)
     for batch_norm in ("running", "batch"):
         network.evaluate(batch_norm)
-        output = network(network.initial_weights, inputs)[0]
-        assert torch.equal(output, network(network.initial_weights, inputs)[0])
+        output = network(network.initial_weights, network.initial_buffers, inputs)[0]
+        assert torch.equal(output, network(network.initial_weights, network.initial_buffers, inputs)[0])
         assert (output != 0).all()
 
 
@@ -121,7 +124,7 @@ def test_estimate_leaves_the_tasks_tensors_as_they_were() -> None:
     task = image_task()
     before = [part.clone() for part in (*task.train, *task.val)]
     buckets = {"lr": [0.1], "momentum": [0.5]}
-    estimate_forward(make_problem(task, buckets), flat(buckets), 0, 5, ONE_RANK, go_on)
+    estimate_forward(InnerRun(make_problem(task, buckets), flat(buckets), 0, 5))
     assert all(map(torch.equal, (*task.train, *task.val), before))
 
 
@@ -136,10 +139,10 @@ def test_a_loss_that_is_no_scalar_tensor_is_the_users_error(loss: object, expect
     network = Network(mlp(), torch.float64, CPU)
     weights = network.initial_weights
     with pytest.raises(UserError, match=expected):
-        TrainingLoss(network, loss)(weights, weights.new_zeros(0), images(8))  # type: ignore[arg-type]
+        TrainingLoss(network, loss)(weights, weights.new_zeros(0), {}, Part(*images(8)))  # type: ignore[arg-type]
 
 
 def test_batches_are_cast_in_their_floating_point_parts_alone() -> None:
     network = Network(mlp(), torch.float32, CPU)
-    inputs, targets = network.cast(images(8))
-    assert (inputs.dtype, targets.dtype) == (torch.float32, torch.int64)
+    part = network.cast(Part(*images(8)))
+    assert (part.inputs.dtype, part.targets.dtype) == (torch.float32, torch.int64)

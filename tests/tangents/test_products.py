@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from fds_dist.common.batch import Part
 from fds_dist.tangents import METHODS, Network, Point, TrainingLoss
 
 SEED = 5
@@ -156,11 +157,15 @@ class Case:
     theta: Tensor
     batch: tuple[Tensor, Tensor]
 
-    def point(self, variant: str, weights: Tensor | None = None, theta: Tensor | None = None) -> Point:
+    def point(
+        self, variant: str, weights: Tensor | None = None, theta: Tensor | None = None, seed: int = SEED
+    ) -> Point:
         method, vectorize = VARIANTS[variant]
         weights = self.weights if weights is None else weights
         theta = self.theta if theta is None else theta
-        return METHODS[method](self.loss, weights, theta, self.batch, SEED, vectorize)
+        return METHODS[method](
+            self.loss, weights, theta, self.loss.network.initial_buffers, Part(*self.batch), seed, vectorize
+        )
 
     def native_gradient(self, weights: Tensor, theta: Tensor) -> Tensor:
         """∇L by `loss.backward()` of a copy of the plain module."""
@@ -218,7 +223,7 @@ def test_products_equal_differences_of_the_native_gradient(variant: str, network
     case = make_case(network, loss)
     dw, dtheta = tangents_at(case)
     point = case.point(variant)
-    found = point.products(dw, dtheta)
+    found = point.products(dw, dtheta, {})[0]
     assert relative_error(point.gradient, case.native_gradient(case.weights, case.theta)) < ROUNDING
     reference = differences(case.native_gradient, case, dw, dtheta)
     assert relative_error(found, reference) < DIFFERENCE_TOLERANCE
@@ -232,7 +237,7 @@ def test_gradient_has_the_same_bits_whatever_is_asked_for(variant: str, network:
     def gradient_after(count: int) -> tuple[Tensor, Tensor]:
         point = case.point(variant)
         if count:
-            point.products(dw[:count], dtheta[:count])
+            point.products(dw[:count], dtheta[:count], {})[0]
         return point.gradient, point.loss
 
     bare = gradient_after(0)
@@ -246,8 +251,8 @@ def test_gradient_has_the_same_bits_whatever_is_asked_for(variant: str, network:
 def test_a_product_one_at_a_time_has_the_same_bits_in_any_company(variant: str, network: str) -> None:
     case = make_case(network)
     dw, dtheta = tangents_at(case)
-    together = case.point(variant).products(dw, dtheta)
-    alone = torch.cat([case.point(variant).products(dw[row, None], dtheta[row, None]) for row in range(3)])
+    together = case.point(variant).products(dw, dtheta, {})[0]
+    alone = torch.cat([case.point(variant).products(dw[row, None], dtheta[row, None], {})[0] for row in range(3)])
     assert torch.equal(together, alone)
 
 
@@ -256,10 +261,10 @@ def test_a_product_one_at_a_time_has_the_same_bits_in_any_company(variant: str, 
 def test_all_tangents_see_the_same_dropout_mask(variant: str, network: str) -> None:
     case = make_case(network)
     dw, dtheta = tangents_at(case, 1)
-    products = case.point(variant).products(dw.expand(3, -1), dtheta.expand(3, -1))
+    products = case.point(variant).products(dw.expand(3, -1), dtheta.expand(3, -1), {})[0]
     # Equal tangents give equal products only under equal masks; a batched product may round rows differently.
     assert relative_error(products[1:], products[:1].expand(2, -1)) < ROUNDING
-    other_seed = METHODS[VARIANTS[variant][0]](case.loss, case.weights, case.theta, case.batch, SEED + 1, False)
+    other_seed = case.point(variant, seed=SEED + 1)
     assert relative_error(other_seed.gradient, case.point(variant).gradient) > 0.01  # the masks do matter here
 
 
@@ -270,10 +275,10 @@ def test_products_with_a_hyperparameter_inside_the_loss(variant: str, smoothing:
     case.loss = TrainingLoss(case.network, smoothed_cross_entropy, ("smoothing",))
     case.theta = torch.tensor([smoothing], dtype=torch.float64)
     dw, dtheta = tangents_at(case)
-    found = case.point(variant).products(dw, dtheta)
+    found = case.point(variant).products(dw, dtheta, {})[0]
     reference = differences(case.native_gradient, case, dw, dtheta)
     assert relative_error(found, reference) < DIFFERENCE_TOLERANCE
-    by_theta_alone = case.point(variant).products(torch.zeros_like(dw), dtheta)
+    by_theta_alone = case.point(variant).products(torch.zeros_like(dw), dtheta, {})[0]
     assert by_theta_alone.norm() > 0.01 * reference.norm()  # the mixed derivative is no small part of it
 
 
@@ -285,6 +290,6 @@ def test_a_loss_linear_in_the_weights_has_zero_products(variant: str) -> None:
     case.weights = network.initial_weights
     dw, dtheta = tangents_at(case)
     point = case.point(variant)
-    assert point.products(dw, dtheta).abs().max() == 0
-    assert point.products(dw, dtheta).shape == dw.shape
+    assert point.products(dw, dtheta, {})[0].abs().max() == 0
+    assert point.products(dw, dtheta, {})[0].shape == dw.shape
     assert point.gradient.norm() > 0

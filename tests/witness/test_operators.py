@@ -114,7 +114,7 @@ def test_what_is_written_out_has_pytorchs_own_value(name: str) -> None:
     point = Point(TABLE[name])
     theirs, ours = built(point.build), point.loss()
     nn.utils.vector_to_parameters(point.weights, theirs.parameters())
-    output, _ = ours.network(point.weights, torch.zeros(1))
+    output, _ = ours.network(point.weights, ours.network.initial_buffers, torch.zeros(1))
     # Each sum of squares rounds once per term, in another order than the fused kernel.
     assert relative_error(output, theirs(torch.zeros(1))) < 1e-15
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from fds_dist.common.batch import Share
 from fds_dist.common.memory import peak_bytes
 from fds_dist.common.timing import median_seconds
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import initial_state
+from fds_dist.inner.run import initial_state, zero_tangents
 from fds_dist.schedule.buckets import Segment
-from fds_dist.tangents import differentiate
+from fds_dist.tangents import Part, Point
 
 REPEATS = 5
 FEW = 2
@@ -65,7 +62,6 @@ class _Probe:
         self._loss = problem.training_loss(self._network)
         self._state = initial_state(problem, self._network)
         self._update = problem.update(self._network)
-        self._network.share = Share(1 / parts)
         self._batch = next(problem.batches(0))
         self.samples = -(-len(self._batch[0]) // parts)
         """That one rank sees."""
@@ -85,27 +81,26 @@ class _Probe:
 
     def plain_seconds(self, samples: int, repeats: int = 1) -> float:
         """Of a step without tangents."""
-        state, batch = self._state, self._part(samples)
+        state, point = self._state, self._point_maker(self._problem.by("plain"), samples)
 
         def plain() -> None:
-            leaf = state.weights.detach().requires_grad_()
-            (gradient,) = differentiate(self._loss(leaf, self._theta, batch)[0], leaf)
-            self._update(state.weights, state.optimizer, gradient, self._h)
+            self._update(state.weights, state.optimizer, point().gradient, self._h)
 
         return median_seconds(plain, self._problem.device, repeats)
 
     def _with_tangents(self, samples: int, count: int) -> Callable[[], None]:
-        problem, state, batch = self._problem, self._state, self._part(samples)
-        tangents = state.weights.new_zeros(count, len(state.weights))
+        tangents = zero_tangents(self._state, range(count), self._network.live)
         theta_tangents = self._theta.new_zeros(count, len(self._theta))
+        point = self._point_maker(self._problem, samples)
 
         def step() -> None:
-            vectorize = problem.chunk_size > 1
-            point = problem.make_point(self._loss, state.weights, self._theta, batch, 0, vectorize)
-            point.products(tangents, theta_tangents)
+            point().products(tangents.weights, theta_tangents, tangents.buffers)
 
         return step
 
-    def _part(self, samples: int) -> tuple[Tensor, Tensor]:
+    def _point_maker(self, problem: Problem, samples: int) -> Callable[[], Point]:
+        """Makes the training loss of the first `samples` ready for products."""
         inputs, targets = self._batch
-        return self._network.cast((inputs[:samples], targets[:samples]))
+        part = self._network.cast(Part(inputs[:samples], targets[:samples]))
+        state, vectorize = self._state, problem.chunk_size > 1
+        return lambda: problem.make_point(self._loss, state.weights, self._theta, state.buffers, part, 0, vectorize)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fds_dist.commands.compare.job import Job, Report, Trial, loss_or_infinity
 from fds_dist.inner.estimators import ESTIMATORS
 from fds_dist.inner.estimators.greedy import greedy_estimator
 from fds_dist.inner.monitor import StepMonitor
 from fds_dist.inner.plan import Plan, estimator_cost
-from fds_dist.outer.loop import HypergradientsNotFinite, OuterLoop, OuterProgress, initial_progress
+from fds_dist.outer.loop import HypergradientsNotFinite, OuterListener, OuterLoop, OuterProgress, initial_progress
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tracking.records import OuterRecord
 from fds_dist.tracking.trackers import Tracker, Trackers
@@ -25,6 +25,26 @@ class _LastRecord(Tracker):
 
     def outer(self, record: OuterRecord) -> None:
         self.record = record
+
+
+@dataclass
+class _Reporting(OuterListener):
+    """Reports each outer step as a trial; prints nothing."""
+
+    job: Job
+    estimator: str
+    last: _LastRecord
+    report: Report
+
+    def monitor(self, outer_step: int, schedule: Schedule, plan: Plan) -> StepMonitor:
+        """See `OuterListener`."""
+        return StepMonitor(outer_step, schedule, plan, self.job.ranks, Trackers([]), self.job.consistency)
+
+    def save(self, progress: OuterProgress) -> None:
+        """See `OuterListener`."""
+        record = self.last.record
+        seconds = self.job.ranks.broadcast_object(record.seconds)  # by the first rank's clock, so that all ranks agree
+        self.report([_trial(self.job, self.estimator, record, float(seconds), progress)])  # type: ignore[arg-type]
 
 
 def fds(job: Job, before: Sequence[Trial], report: Report) -> str:
@@ -63,18 +83,9 @@ def _outer_loop(job: Job, estimator: str, epochs: Sequence[float], before: Seque
     if progress.state.failures >= settings.nonfinite_patience:
         return NOT_FINITE
     last = _LastRecord()
-    silent = Trackers([])
-
-    def monitor(outer_step: int, schedule: Schedule, plan: Plan) -> StepMonitor:
-        return StepMonitor(outer_step, schedule, plan, job.ranks, silent, job.consistency)
-
-    def save(progress: OuterProgress) -> None:
-        record = last.record
-        seconds = job.ranks.broadcast_object(record.seconds)  # by the first rank's clock, so that all ranks agree
-        report([_trial(job, estimator, record, float(seconds), progress)])  # type: ignore[arg-type]
-
+    listener = _Reporting(job, estimator, last, report)
     chosen = greedy_estimator(job.greedy_discount) if estimator == "greedy" else ESTIMATORS[estimator]
-    loop = OuterLoop(job.problem, chosen, job.rule, settings, job.ranks, Trackers([last]), monitor, save=save)
+    loop = OuterLoop(job.problem, chosen, job.rule, settings, job.ranks, Trackers([last]), listener)
     try:
         progress = loop.run(progress)
     except HypergradientsNotFinite:

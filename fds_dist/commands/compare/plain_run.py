@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fds_dist.common.batch import checked_batch
-from fds_dist.inner.estimate import right_answers
+from fds_dist.inner.estimate import Evaluation, checked_batches, evaluate
+from fds_dist.inner.monitor import BLOCKS_PER_HORIZON
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerState, run_horizon
-from fds_dist.tangents import Batch, Network, PointMaker, TrainingLoss, differentiate
-from fds_dist.tangents.batch_norm import Statistics
-from fds_dist.tasks.base import validation_loss
-
-BLOCKS_PER_HORIZON = 100
+from fds_dist.inner.run import InnerRun, InnerState, run_horizon
+from fds_dist.tangents import Network
 
 AtRung = Callable[[float | None], bool]
 """(validation loss at this rung, None where the run ended before it) → whether to go on."""
@@ -32,6 +28,11 @@ class Score:
     """Infinite where it is not finite."""
     accuracy: float | None
     """None where targets are no class indices."""
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> Score:
+        """The score of an evaluation."""
+        return cls(evaluation.loss if math.isfinite(evaluation.loss) else math.inf, evaluation.accuracy)
 
 
 @dataclass(frozen=True)
@@ -47,46 +48,13 @@ class Outcome:
     """Without waiting for other ranks."""
 
 
-class PlainPoint:
-    """The training loss at one point, when nobody asks for products: no second graph, no zero tangents."""
-
-    def __init__(
-        self, loss: TrainingLoss, weights: Tensor, theta: Tensor, batch: Batch, seed: int, vectorize: bool
-    ) -> None:
-        loss.network.seed(seed)
-        leaf = weights.detach().requires_grad_()
-        value, statistics = loss(leaf, theta, batch)
-        self.gradient: Tensor = differentiate(value, leaf)[0]
-        self.loss: Tensor = value.detach()
-        self.statistics: Statistics = statistics
-
-    def products(self, tangents: Tensor, theta_tangents: Tensor) -> Tensor:
-        """There are none."""
-        raise RuntimeError("a plain step carries no tangents")
-
-
-@dataclass(frozen=True)
-class PlainProblem(Problem):
-    """A problem whose steps are plain ones."""
-
-    @property
-    def make_point(self) -> PointMaker:
-        """See `PlainPoint`."""
-        return PlainPoint
-
-
-def plain(problem: Problem) -> PlainProblem:
-    """The same problem without tangents."""
-    return PlainProblem(**{part.name: getattr(problem, part.name) for part in fields(problem)})
-
-
 class _Watch:
     """The `OnStep` of a plain run: validates at each rung, and ends a run whose weights are not finite."""
 
     def __init__(
-        self, problem: Problem, network: Network, number: int, horizon: int, rungs: Sequence[int], at_rung: AtRung
+        self, validate_at: Callable[[InnerState], Score], horizon: int, rungs: Sequence[int], at_rung: AtRung
     ) -> None:
-        self._problem, self._network, self._number = problem, network, number
+        self._validate_at = validate_at
         self._every = -(-horizon // BLOCKS_PER_HORIZON)
         self._rungs, self._at_rung = list(rungs), at_rung
         self.waited = 0.0
@@ -97,8 +65,7 @@ class _Watch:
             self.last = None
             return False
         if self._rungs and state.step == self._rungs[0]:
-            self.last = validation_score(self._problem, self._network, state.weights, self._number)
-            self._network.train()
+            self.last = self._validate_at(state)
             return self._ask(self.last.loss)
         return True
 
@@ -106,8 +73,8 @@ class _Watch:
     def _is_lost(state: InnerState, loss: Tensor) -> bool:
         return not math.isfinite(loss.item()) and not bool(torch.isfinite(state.weights).all())
 
-    def end(self) -> None:
-        """Passes the rungs that the run did not come to: the other ranks still come to theirs."""
+    def answer_remaining(self) -> None:
+        """Answers the remaining rungs of a run that ended early, so that other ranks do not wait."""
         while self._rungs:
             self._ask(None)
 
@@ -135,54 +102,28 @@ def plain_run(
         test: whether to evaluate on the test data too, with running statistics in batch-norm.
     """
     began = time.perf_counter()
-    problem = plain(problem)
-    network = problem.network(number)
-    watch = _Watch(problem, network, number, horizon, rungs, at_rung)
-    state, _ = run_horizon(problem, network, values, number, horizon, (), watch)
-    watch.end()
-    found_test = None
+    network = problem.network(number)  # of its own: a validation within the run must not change its mode
+    watch = _Watch(lambda state: validation_score(problem, network, state, number), horizon, rungs, at_rung)
+    training, _ = run_horizon(InnerRun(problem.by("plain"), values, number, horizon, on_step=watch))
+    watch.answer_remaining()
+    state, on_test = training.state, None
     if state.step == horizon:
-        val = validation_score(problem, network, state.weights, number)
-        found_test = test_score(problem, network, state.weights) if test else None
+        val = validation_score(problem, network, state, number)
+        on_test = test_score(problem, network, state) if test else None
     else:
         val = watch.last or Score(math.inf, None)
     seconds = time.perf_counter() - began - watch.waited
-    return Outcome(val, found_test, state.step, seconds)
+    return Outcome(val, on_test, state.step, seconds)
 
 
-def validation_score(problem: Problem, network: Network, weights: Tensor, number: int) -> Score:
+def validation_score(problem: Problem, network: Network, state: InnerState, number: int) -> Score:
     """The validation loss that the gradient methods see too, without its gradient."""
-    batches = (checked_batch(batch, "val_batches") for batch in problem.task.val_batches(number))
-    return score(problem, network, weights, batches, problem.val_batch_norm) or Score(math.inf, None)
+    batches = checked_batches(problem.task, "val_batches", number)
+    evaluation = evaluate(problem, network, state, batches, problem.val_batch_norm)
+    return Score(math.inf, None) if evaluation is None else Score.of(evaluation)
 
 
-def test_score(problem: Problem, network: Network, weights: Tensor) -> Score | None:
+def test_score(problem: Problem, network: Network, state: InnerState) -> Score | None:
     """On the test data, with running statistics in batch-norm; None where there is none."""
-    batches = (checked_batch(batch, "test_batches") for batch in problem.task.test_batches())
-    return score(problem, network, weights, batches, "running")
-
-
-@torch.no_grad()
-def score(
-    problem: Problem, network: Network, weights: Tensor, batches: Iterable[Batch], batch_norm: str
-) -> Score | None:
-    """Loss and accuracy at `weights` [D], batches weighed by their samples; None where there is no batch.
-
-    Leaves the network in evaluation mode.
-    """
-    network.evaluate(batch_norm)
-    loss_of = validation_loss(problem.task)
-    total, samples, right, answers = 0.0, 0, 0, 0
-    for batch in batches:
-        inputs, targets = network.cast(batch)
-        output, _ = network(weights, inputs)
-        total += loss_of(output, targets).item() * len(targets)
-        samples += len(targets)
-        hits = right_answers(output, targets)
-        if hits is not None:
-            right += int(hits.item())
-            answers += targets.numel()
-    if not samples:
-        return None
-    loss = total / samples
-    return Score(loss if math.isfinite(loss) else math.inf, right / answers if answers else None)
+    evaluation = evaluate(problem, network, state, checked_batches(problem.task, "test_batches"), "running")
+    return None if evaluation is None else Score.of(evaluation)

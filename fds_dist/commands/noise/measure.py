@@ -23,19 +23,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from fds_dist.commands.noise.estimates import FEWEST_RUNS, estimate_noise
 from fds_dist.commands.noise.report import NoiseReport
 from fds_dist.commands.noise.theorem import Floats
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.registry import nearest
-from fds_dist.distributed.environment import LaunchEnvironment
-from fds_dist.distributed.mesh import MeshShape, Ranks
+from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimators import Estimator, estimate_reverse
 from fds_dist.inner.estimators.greedy import greedy_estimator
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerState
+from fds_dist.inner.run import InnerRun
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
@@ -91,11 +89,8 @@ def without_sharing(problem: Problem, schedule: Schedule, horizon: int) -> Unsha
 
 def run_hypergradients(unshared: Unshared, run: int) -> Floats:
     """Hypergradients [E, N, T] of one run; not finite where the run diverges."""
-    alone = Ranks(LaunchEnvironment(), MeshShape(1, 1, 1), unshared.problem.device)  # other ranks are at other runs
-    estimates = [
-        estimate(unshared.problem, unshared.values, run, unshared.horizon, alone, _go_on).hypergradients
-        for estimate in ESTIMATORS.values()
-    ]
+    alone = InnerRun(unshared.problem, unshared.values, run, unshared.horizon)  # other ranks are at other runs
+    estimates = [estimator(alone).hypergradients for estimator in ESTIMATORS.values()]
     return np.array(estimates).reshape(len(estimates), -1, unshared.horizon)
 
 
@@ -114,10 +109,6 @@ def settings_key(unshared: Unshared) -> str:
     for part in (problem.network(0).initial_weights, *next(problem.batches(0)), *val_batch):
         digest.update(part.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
-
-
-def _go_on(state: InnerState, loss: Tensor) -> bool:
-    return True
 
 
 Progress = Callable[[int, int], None]

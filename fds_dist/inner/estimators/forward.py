@@ -2,38 +2,44 @@
 
     hypergradient_k = ∇L_val(w_T) · Z_k
 
-Each rank of the `tangent` axis carries the tangents Z_k that it owns through the same primal run.
+Each rank of the `tangent` axis carries the tangents Z_k that it owns through the same primal run. Live buffers count
+like weights: they have a gradient and tangents too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from torch import Tensor
 
-from fds_dist.distributed.mesh import Ranks
-from fds_dist.inner.estimate import Estimate, lost_run, validate
+from fds_dist.distributed.data_axis import DataAxis
+from fds_dist.inner.estimate import Estimate, Evaluation, lost_run, validate
 from fds_dist.inner.plan import make_plan
-from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import Keeper, OnStep, run_horizon
+from fds_dist.inner.run import InnerRun, Tangents, run_horizon
 
 
-def estimate_forward(
-    problem: Problem,
-    values: Sequence[float],
-    outer_step: int,
-    horizon: int,
-    ranks: Ranks,
-    on_step: OnStep,
-    keeper: Keeper | None = None,
-) -> Estimate:
+def estimate_forward(run: InnerRun) -> Estimate:
     """See `Estimator`."""
-    plan = make_plan(problem.space.starts(horizon), horizon, ranks.shape.tangent)
-    owned = plan.owned[ranks.tangent_rank]
-    network = problem.network(outer_step)
-    state, tangents = run_horizon(problem, network, values, outer_step, horizon, owned, on_step, ranks.data, keeper)
-    validation = validate(problem, network, state.weights, outer_step, ranks.data)
-    if state.step < horizon:
-        return lost_run(problem, validation)
-    # One row at a time in float64: a matrix product's last bits would depend on how many rows this rank owns.
-    gradient = ranks.data.reduce(validation.gradient).double()
-    local = [(row.double() * gradient).sum().item() for row in tangents.weights]
+    ranks = run.ranks
+    plan = make_plan(run.problem.space.starts(run.horizon), run.horizon, ranks.shape.tangent)
+    training, tangents = run_horizon(run, plan.owned[ranks.tangent_rank])
+    validation = validate(run.problem, training.network, training.state, run.number, ranks.data)
+    if training.state.step < run.horizon:
+        return lost_run(run, validation)
+    local = directional_derivatives(validation, tangents, ranks.data)
     return Estimate(ranks.gather_elements(local, plan.owned), validation.loss, validation.accuracy)
+
+
+def directional_derivatives(validation: Evaluation, tangents: Tangents, axis: DataAxis) -> list[float]:
+    """This rank's part of ∇L_val · Z_k for its R tangents; the parts of the `data` axis add up to it.
+
+    One row at a time in float64: a matrix product's last bits would depend on how many rows this rank owns.
+    """
+    assert validation.gradient is not None
+    products = _row_products(axis.reduce(validation.gradient), tangents.weights)
+    for name, rows in tangents.buffers.items():
+        by_buffer = _row_products(validation.buffer_gradients[name], rows)
+        products = [sum(pair) for pair in zip(products, by_buffer, strict=True)]
+    return products
+
+
+def _row_products(gradient: Tensor, rows: Tensor) -> list[float]:
+    return [(row.double() * gradient.double()).sum().item() for row in rows]

@@ -21,16 +21,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fds_dist.common.batch import checked_batch
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.distributed.data_axis import DataAxis
-from fds_dist.distributed.mesh import Ranks
-from fds_dist.inner.estimate import Estimate, Estimator, lost_run, validate
+from fds_dist.inner.estimate import Estimate, Estimator, checked_batches, evaluate, lost_run, validate
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerState, Keeper, OnStep, SplitPoint, Tangents, initial_state, zero_tangents
-from fds_dist.schedule.buckets import segments
-from fds_dist.tangents import Batch, Network, Update, differentiate, tangent_step
-from fds_dist.tasks.base import validation_loss
+from fds_dist.inner.run import InnerRun, SplitPoint, Tangents, Training, zero_tangents
+from fds_dist.tangents import Batch, tangent_step
 
 
 def greedy_estimator(discount: float) -> Estimator:
@@ -38,56 +33,34 @@ def greedy_estimator(discount: float) -> Estimator:
     return partial(estimate_greedy, discount=discount)
 
 
-def estimate_greedy(
-    problem: Problem,
-    values: Sequence[float],
-    outer_step: int,
-    horizon: int,
-    ranks: Ranks,
-    on_step: OnStep,
-    keeper: Keeper | None = None,
-    discount: float = 0.0,
-) -> Estimate:
+def estimate_greedy(run: InnerRun, discount: float = 0.0) -> Estimate:
     """See `Estimator`; each rank of the `tangent` axis takes some of the hyperparameters."""
-    space = problem.space
-    mine = list(range(len(space.learned)))[ranks.tangent_rank :: ranks.shape.tangent]
-    network = problem.network(outer_step)
-    axis = ranks.data
-    state = initial_state(problem, network, axis)
-    tangents = zero_tangents(state, mine, axis)
-    width = len(state.weights)
-    own = axis.columns(width)
-    update = problem.update(network, own)
-    directions = _directions(problem, mine)
-    total = torch.zeros(space.size, dtype=torch.float64, device=problem.device)
-    loss, batches = problem.training_loss(network), problem.batches(outer_step)
-    val_batches = _endless_validation(problem, outer_step)
-    offsets = _first_elements(problem)
-    for segment in segments(space.bucket_counts, horizon):
-        h = problem.values_in(segment, values)
-        buckets = [segment.buckets[space.learned[index].name] for index in mine]
+    problem, ranks, training = run.problem, run.ranks, Training(run)
+    mine = list(range(len(problem.space.learned)))[ranks.tangent_rank :: ranks.shape.tangent]
+    tangents = zero_tangents(training.local_state, mine, live=())
+    directions, offsets = _directions(problem, mine), _first_elements(problem)
+    total = torch.zeros(problem.space.size, dtype=torch.float64, device=problem.device)
+    val_batches = _endless_validation(problem, run.number)
+    healthy = True
+    for segment in run.segments():
+        h = run.hyperparameters(segment)
+        buckets = [segment.buckets[problem.space.learned[index].name] for index in mine]
         elements = [offsets[index] + bucket for index, bucket in zip(mine, buckets, strict=True)]
         _restart(tangents, elements)
-        for step in range(segment.start, segment.stop):
-            (part, network.share), seed = axis.split(next(batches)), problem.step_seed(outer_step, step, axis.rank)
-            batch, vectorize = network.cast(part), problem.chunk_size > 1
-            local = problem.make_point(loss, state.weights, problem.theta(h), batch, seed, vectorize)
-            point = SplitPoint(local, axis, width)
-            here = InnerState(step, state.weights[own], state.optimizer)
-            _advance(problem, point, update, here, h, tangents, directions, discount)
-            weights, optimizer = update(here.weights, here.optimizer, point.gradient, h)
-            network.update_statistics(point.statistics)
-            state = InnerState(step + 1, axis.gather(weights, width), optimizer)
-            gradient = _validation_gradient(problem, network, state.weights, next(val_batches), axis).double()
+        for _step in range(segment.start, segment.stop):
+            point = training.point(problem.theta(h))
+            _advance(training, point, h, tangents, directions, discount)
+            training.step(point, h)
+            gradient = _validation_gradient(training, next(val_batches)).double()
             for element, row in zip(elements, tangents.weights, strict=True):
                 total[element] += (row.double() * gradient).sum()
-            if not on_step(state, point.loss):
+            if not (healthy := run.on_step(training.state, point.loss)):
                 break
-        if state.step < segment.stop:
+        if not healthy:
             break
-    validation = validate(problem, network, state.weights, outer_step, axis)
-    if state.step < horizon:
-        return lost_run(problem, validation)
+    validation = validate(problem, training.network, training.state, run.number, ranks.data, with_gradient=False)
+    if training.state.step < run.horizon:
+        return lost_run(run, validation)
     owned = [_elements_of(problem, offsets, rank, ranks.shape.tangent) for rank in range(ranks.shape.tangent)]
     local = total[owned[ranks.tangent_rank]].tolist()
     return Estimate(ranks.gather_elements(local, owned), validation.loss, validation.accuracy)
@@ -123,54 +96,42 @@ def _restart(tangents: Tangents, elements: Sequence[int]) -> None:
     tangents.elements = tuple(elements)
 
 
-def _advance(
-    problem: Problem,
-    point: SplitPoint,
-    update: Update,
-    here: InnerState,
-    h: Tensor,
-    tangents: Tangents,
-    dh: Tensor,
-    discount: float,
-) -> None:
+def _advance(training: Training, point: SplitPoint, h: Tensor, tangents: Tangents, dh: Tensor, discount: float) -> None:
     """One forgetful tangent step of all rows; without memory no Hessian-vector product is needed."""
     if not len(dh):
         return
+    problem, here = training.problem, training.local_state
     dw = tangents.weights * discount
     ds = tree_map(lambda tensor: tensor * discount, tangents.optimizer)
     dtheta = problem.theta(dh)
     needs_products = discount > 0 or dtheta.shape[-1] > 0
-    dg = point.products(dw, dtheta) if needs_products else torch.zeros_like(dw)
+    dg = point.products(dw, dtheta, {})[0] if needs_products else torch.zeros_like(dw)
     if problem.tangents.clip_hvp is not None:
         dg = dg.clamp(-problem.tangents.clip_hvp, problem.tangents.clip_hvp)
     primals = (here.weights, here.optimizer, point.gradient, h)
     vectorize = problem.chunk_size > 1
-    tangents.weights, tangents.optimizer = tangent_step(update, primals, (dw, ds, dg, dh), vectorize)
+    tangents.weights, tangents.optimizer = tangent_step(training.update, primals, (dw, ds, dg, dh), vectorize)
 
 
-def _endless_validation(problem: Problem, outer_step: int) -> Iterator[Batch]:
+def _endless_validation(problem: Problem, number: int) -> Iterator[Batch]:
     """Validation batches, over and over.
 
     Raises:
         UserError: there are none.
     """
-    found = True
-    while found:
-        found = False
-        for batch in problem.task.val_batches(outer_step):
-            found = True
-            yield checked_batch(batch, "val_batches")
-    raise UserError(Fault("task.val_batches", f"val_batches(outer_step={outer_step}) gave no batch", "at least one"))
+    any_batch = True
+    while any_batch:
+        any_batch = False
+        for batch in checked_batches(problem.task, "val_batches", number):
+            any_batch = True
+            yield batch
+    raise UserError(Fault("task.val_batches", f"val_batches(outer_step={number}) gave no batch", "at least one"))
 
 
-def _validation_gradient(problem: Problem, network: Network, weights: Tensor, batch: Batch, axis: DataAxis) -> Tensor:
+def _validation_gradient(training: Training, batch: Batch) -> Tensor:
     """This rank's columns [S] of ∇L_val of one batch; leaves the network in training mode."""
-    network.evaluate(problem.val_batch_norm)
-    part, network.share = axis.split(batch)
-    inputs, targets = network.cast(part)
-    leaf = weights.detach().requires_grad_()
-    output, _ = network(leaf, inputs)
-    loss = validation_loss(problem.task)(output, targets) * network.share.fraction
-    (gradient,) = differentiate(loss, leaf)
+    problem, network, axis = training.problem, training.network, training.axis
+    evaluation = evaluate(problem, network, training.state, [batch], problem.val_batch_norm, axis, with_gradient=True)
     network.train()
-    return axis.reduce(gradient)
+    assert evaluation is not None and evaluation.gradient is not None
+    return axis.reduce(evaluation.gradient)

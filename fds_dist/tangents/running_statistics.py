@@ -1,0 +1,156 @@
+"""Batch-norm and instance-norm whose running statistics are values of the run, not of the module.
+
+Shapes: C = channels of a layer, B = samples.
+
+`torch.func` cannot trace an update in place, and PyTorch's own update cuts the graph. So the layers' own tracking is
+off from here on, and each forward pass in training mode puts new statistics, made by elementary operations, in the
+place of the old ones. Derivatives of any order and kind then pass through them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from fds_dist.common.batch import WHOLE, Share
+
+Moments = tuple[Tensor, Tensor]
+"""Mean and unbiased variance [C]."""
+
+
+class RunningStatistics:
+    """The layers of a module that keep running statistics.
+
+    Attributes:
+        share: the part of the batch that the coming calls see.
+        frozen: whether the statistics stay as they are, in training mode too.
+        differentiable: whether derivatives pass through the statistics; else they are constants of a step.
+        modules: the layers whose statistics are tracked.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.share: Share = WHOLE
+        self.frozen = self.differentiable = False
+        self.modules: list[_BatchNorm | _InstanceNorm] = []
+        for layer in module.modules():
+            if isinstance(layer, _BatchNorm):
+                self._take_over(layer, layer.track_running_stats, self._batch_norm(layer))
+                layer.track_running_stats = False  # evaluation still reads what there is
+            elif isinstance(layer, _InstanceNorm) and layer.track_running_stats:
+                self._take_over(layer, True, self._instance_norm(layer))
+
+    def _take_over(self, layer: _BatchNorm | _InstanceNorm, tracked: bool, forward: Callable[[Tensor], Tensor]) -> None:
+        if tracked:
+            self.modules.append(layer)
+        layer.forward = forward  # type: ignore[method-assign, assignment]
+
+    def _batch_norm(self, layer: _BatchNorm) -> Callable[[Tensor], Tensor]:
+        """The layer's forward pass, over the whole batch where that is split."""
+        own_forward, tracked = layer.forward, layer.track_running_stats
+        splits = type(layer).forward is _BatchNorm.forward
+
+        def forward(x: Tensor) -> Tensor:
+            update = tracked and layer.training and not self.frozen
+            total = self.share.total if splits and (layer.training or layer.running_mean is None) else None
+            if total is None:
+                if update:
+                    _move(layer, _moments(self._seen(x)))
+                return own_forward(x) if layer.training or not splits else self._on_running(layer, x, own_forward)
+            mean, variance, count = _whole_moments(x, self.share.fraction, total)
+            if update:
+                unbiased = count / (count - 1)
+                _move(layer, (self._seen(mean), self._seen(variance) * unbiased))
+            return _normalized(layer, x, mean, variance)
+
+        return forward
+
+    def _instance_norm(self, layer: _InstanceNorm) -> Callable[[Tensor], Tensor]:
+        own_forward = layer.forward
+
+        def forward(x: Tensor) -> Tensor:
+            if not layer.training:
+                return self._on_running(layer, x, own_forward)
+            batched = x if x.dim() == layer._get_no_batch_dim() + 1 else x[None]
+            if not self.frozen:
+                _move(layer, _instance_moments(self._seen(batched), self.share))
+            y = F.instance_norm(batched, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
+            return y if batched is x else y[0]
+
+        return forward
+
+    def _on_running(
+        self, layer: _BatchNorm | _InstanceNorm, x: Tensor, own_forward: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Normalized by the running statistics; PyTorch's own operator has no derivative by them."""
+        mean, variance = layer.running_mean, layer.running_var
+        if not self.differentiable or mean is None or variance is None:
+            return own_forward(x)
+        return _normalized(layer, x, mean, variance)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        return x if self.differentiable else x.detach()
+
+
+def _move(layer: _BatchNorm | _InstanceNorm, moments: Moments) -> None:
+    """Replaces the layer's running statistics, as PyTorch would have updated them."""
+    buffers, momentum = layer._buffers, layer.momentum
+    if isinstance(layer, _BatchNorm) and buffers["num_batches_tracked"] is not None:
+        buffers["num_batches_tracked"] = buffers["num_batches_tracked"] + 1
+    for name, moment in zip(("running_mean", "running_var"), moments, strict=True):
+        if (running := buffers[name]) is not None:
+            share: Any = momentum
+            if momentum is None:  # instance-norm then never moves them, batch-norm averages over all batches
+                batches = buffers["num_batches_tracked"] if isinstance(layer, _BatchNorm) else None
+                share = 0.0 if batches is None else 1.0 / batches.to(running)
+            buffers[name] = running + share * (moment.to(running) - running)
+
+
+def _sample_axes(x: Tensor) -> list[int]:
+    """All axes but the channels', which is the second."""
+    return [axis for axis in range(x.dim()) if axis != 1]
+
+
+def _moments(x: Tensor) -> Moments:
+    """Of `x` [B, C, ...]."""
+    variance, mean = torch.var_mean(x, _sample_axes(x))
+    return mean, variance
+
+
+def _instance_moments(x: Tensor, share: Share) -> Moments:
+    """Of each sample's channels `x` [B, C, ...], averaged over the samples of the whole batch."""
+    variance, mean = torch.var_mean(x, list(range(2, x.dim())))  # [B, C]
+    if share.total is None:
+        return mean.mean(0), variance.mean(0)
+    samples = round(len(x) / share.fraction)
+    return share.total(mean.sum(0)) / samples, share.total(variance.sum(0)) / samples
+
+
+def _whole_moments(x: Tensor, fraction: float, total: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, int]:
+    """Mean and biased variance [C] of the batch that `x` [B, C, ...] is a `fraction` of, and of how many values.
+
+    The mean first and then the variance about it: in one pass, large means would cancel.
+    """
+    axes = _sample_axes(x)
+    count = round(x.numel() / x.shape[1] / fraction)
+    mean = total(x.sum(axes)) / count
+    centred = x - _per_channel(mean, x)
+    return mean, total((centred * centred).sum(axes)) / count, count
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """`values` [C] in a shape that broadcasts over `x` [B, C, ...]."""
+    return values.view(1, -1, *[1] * (x.dim() - 2))
+
+
+def _normalized(layer: _BatchNorm | _InstanceNorm, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """`x` [B, C, ...] normalized by these moments [C], with the layer's weight and bias."""
+    y = (x - _per_channel(mean, x)) * _per_channel((variance + layer.eps).rsqrt(), x)
+    if layer.weight is not None:
+        y = y * _per_channel(layer.weight, x)
+    return y if layer.bias is None else y + _per_channel(layer.bias, x)
