@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from fds_dist.commands.compare.command import CompareResult, compare
     from fds_dist.commands.export import export
     from fds_dist.commands.noise.command import NoiseResult, noise
-    from fds_dist.commands.optimize import RunResult, optimize
+    from fds_dist.commands.optimize.command import optimize
+    from fds_dist.commands.optimize.search import RunResult
     from fds_dist.commands.report.command import report
     from fds_dist.commands.retrain.command import Retraining, retrain
     from fds_dist.commands.verify import VerifyResult, verify
@@ -34,7 +35,7 @@ _HOMES = {
     "Fault": "fds_dist.common.faults",
     "NoiseResult": "fds_dist.commands.noise.command",
     "Retraining": "fds_dist.commands.retrain.command",
-    "RunResult": "fds_dist.commands.optimize",
+    "RunResult": "fds_dist.commands.optimize.search",
     "Schedule": "fds_dist.schedule.schedule",
     "ScheduleDriver": "fds_dist.schedule.driver",
     "Task": "fds_dist.tasks.base",
@@ -46,7 +47,7 @@ _HOMES = {
     "export": "fds_dist.commands.export",
     "load_schedule": "fds_dist.schedule.schedule",
     "noise": "fds_dist.commands.noise.command",
-    "optimize": "fds_dist.commands.optimize",
+    "optimize": "fds_dist.commands.optimize.command",
     "parameter_groups": "fds_dist.schedule.driver",
     "report": "fds_dist.commands.report.command",
     "retrain": "fds_dist.commands.retrain.command",

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        from fds_dist.commands.optimize import EXPLAINED
+        from fds_dist.commands.optimize.search import EXPLAINED
 
         if isinstance(error, EXPLAINED):
             return _explain([error], FAILED)

@@ -58,7 +58,7 @@ class Command:
 
 
 def _optimize(options: Namespace) -> int:
-    from fds_dist.commands.optimize import optimize
+    from fds_dist.commands.optimize.command import optimize
 
     optimize(options.config, options.overrides, resume=options.resume)
     return DONE

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 
-from torch import nn
-
-from fds_dist.build import Build, ModelBuilder
-from fds_dist.commands.inputs import Source, launched, wandb_session
-from fds_dist.commands.next_steps import epochs_differ, next_steps
+from fds_dist.build import Build
+from fds_dist.commands.inputs import wandb_session
+from fds_dist.commands.optimize.next_steps import epochs_differ, next_steps
 from fds_dist.commands.report.contents import read_run
 from fds_dist.commands.report.page import write_report
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import write_text_atomic
 from fds_dist.common.interruptions import defer_signals
-from fds_dist.common.paths import expand_path
 from fds_dist.config import dump_config, load_config
-from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.errors import RankLost
 from fds_dist.distributed.fingerprint import RunsDiverged
 from fds_dist.distributed.launchers import launcher_process
@@ -36,14 +31,12 @@ from fds_dist.schedule.schedule import Schedule
 from fds_dist.storage.checkpoints import load_checkpoint, remove_folders, save_checkpoint
 from fds_dist.storage.provenance import environment_info
 from fds_dist.storage.run_folder import RunFolder, create_run_folder, folder_of_launch
-from fds_dist.tasks.base import Task
 from fds_dist.tracking.console import ConsoleTracker
 from fds_dist.tracking.history import HistoryFile, read_history
 from fds_dist.tracking.records import OuterRecord, RunEnd, RunStart
 from fds_dist.tracking.tensorboard import TensorBoardTracker
 from fds_dist.tracking.trackers import Tracker, Trackers
 from fds_dist.tracking.wandb_run import WandbTracker
-from fds_dist.tracking.wandb_session import report_failure_to_sweep
 
 EXPLAINED = (UserError, HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost)
 """Errors whose message is enough: the command line prints it without a traceback."""
@@ -278,49 +271,3 @@ def _new_folder(built: Build) -> Path:
     config = built.config
     model = config.model.name if config.model else None
     return create_run_folder(config.output_dir, config.name, config.task.name, model, datetime.now())
-
-
-def optimize(
-    config: Source | None = None,
-    overrides: Sequence[str] = (),
-    *,
-    task: Task | None = None,
-    model: nn.Module | ModelBuilder | None = None,
-    resume: str | Path | None = None,
-    progress: bool = True,
-) -> RunResult:
-    """Learns the schedules that `config` asks for. Under a launcher, call it alike on every rank.
-
-    Args:
-        config: a YAML file, or the config as a mapping; None with `resume`.
-        overrides: `key.sub=value` strings.
-        task: an object used in place of the config's task; see `fds_dist.task_from_datasets`.
-        model: a module or a function from a seed to one, used in place of the config's model.
-        resume: the folder of a run to continue.
-        progress: whether rank 0 prints how the search goes.
-
-    Returns:
-        The learned schedule, the best one, the record of every outer step, and the run's folder.
-
-    Raises:
-        UserError: the input is wrong; nothing was trained.
-        HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost: the run cannot continue; its folder has what
-            was computed.
-
-    Example:
-        >>> config = {
-        ...     "task": {"name": "digits"},
-        ...     "model": {"name": "mlp", "hidden": [8]},
-        ...     "hyperparameters": {"lr": {"init": 0.1, "step": 0.05, "buckets": 2}, "momentum": 0.9},
-        ... }
-        >>> result = fds_dist.optimize(config, ["name=digits", "outer.steps=2"], progress=False)
-        >>> str(result.run_dir), len(result.schedule.values["lr"])
-        ('runs/digits', 2)
-    """
-    folder = None if resume is None else expand_path(resume, "--resume")
-    with ExitStack() as stack:
-        with report_failure_to_sweep(read_environment().rank):
-            built, ranks = stack.enter_context(launched(config, overrides, resume=folder, task=task, model=model))
-            from_python = task is not None or model is not None
-            search = Search(built, ranks, folder, show=progress, from_python=from_python)
-        return search.run()

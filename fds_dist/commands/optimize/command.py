@@ -1,0 +1,63 @@
+"""`fds-dist optimize`: learns the schedules that a config asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from torch import nn
+
+from fds_dist.build import ModelBuilder
+from fds_dist.commands.inputs import Source, launched
+from fds_dist.commands.optimize.search import RunResult, Search
+from fds_dist.common.paths import expand_path
+from fds_dist.distributed.environment import read_environment
+from fds_dist.tasks.base import Task
+from fds_dist.tracking.wandb_session import report_failure_to_sweep
+
+
+def optimize(
+    config: Source | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    task: Task | None = None,
+    model: nn.Module | ModelBuilder | None = None,
+    resume: str | Path | None = None,
+    progress: bool = True,
+) -> RunResult:
+    """Learns the schedules that `config` asks for. Under a launcher, call it alike on every rank.
+
+    Args:
+        config: a YAML file, or the config as a mapping; None with `resume`.
+        overrides: `key.sub=value` strings.
+        task: an object used in place of the config's task; see `fds_dist.task_from_datasets`.
+        model: a module or a function from a seed to one, used in place of the config's model.
+        resume: the folder of a run to continue.
+        progress: whether rank 0 prints how the search goes.
+
+    Returns:
+        The learned schedule, the best one, the record of every outer step, and the run's folder.
+
+    Raises:
+        UserError: the input is wrong; nothing was trained.
+        HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost: the run cannot continue; its folder has what
+            was computed.
+
+    Example:
+        >>> config = {
+        ...     "task": {"name": "digits"},
+        ...     "model": {"name": "mlp", "hidden": [8]},
+        ...     "hyperparameters": {"lr": {"init": 0.1, "step": 0.05, "buckets": 2}, "momentum": 0.9},
+        ... }
+        >>> result = fds_dist.optimize(config, ["name=digits", "outer.steps=2"], progress=False)
+        >>> str(result.run_dir), len(result.schedule.values["lr"])
+        ('runs/digits', 2)
+    """
+    folder = None if resume is None else expand_path(resume, "--resume")
+    with ExitStack() as stack:
+        with report_failure_to_sweep(read_environment().rank):
+            built, ranks = stack.enter_context(launched(config, overrides, resume=folder, task=task, model=model))
+            from_python = task is not None or model is not None
+            search = Search(built, ranks, folder, show=progress, from_python=from_python)
+        return search.run()
