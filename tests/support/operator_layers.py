@@ -1,6 +1,6 @@
-"""Every operator of `torch.nn` and `torch.nn.functional` that can be differentiated, each with arguments at a point
-without kinks, and what is known to be refused.
+"""Every operator of `torch.nn` and `torch.nn.functional` that has derivatives, with arguments for each.
 
+The arguments lie at a point without kinks. What is known to be refused is listed, too.
 An entry is built anew, from a seeded generator, each time: `TABLE[name]()`.
 """
 
