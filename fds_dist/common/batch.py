@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from fds_dist.common.faults import Fault, UserError
 
@@ -37,6 +39,28 @@ class Part:
     inputs: Tensor  # [b, ...]
     targets: Tensor  # [B, ...]
     share: Share = WHOLE
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], output: Any) -> Any:
+    """A network's output with `function` of each of its tensors: a tensor, a dataclass, or any pytree of them.
+
+    Raises:
+        UserError: it is or holds another object, whose tensors cannot be found; names `mesh.data`, which needs them.
+    """
+
+    def mapped(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return function(leaf)
+        if is_dataclass(leaf) and not isinstance(leaf, type):
+            parts = {each.name: map_tensors(function, getattr(leaf, each.name)) for each in fields(leaf) if each.init}
+            return replace(leaf, **parts)
+        if leaf is None or isinstance(leaf, (bool, int, float, str)):
+            return leaf
+        problem = f"the network's output is or holds a {type(leaf).__name__}, whose tensors cannot be gathered"
+        expected = "a tensor, or a tuple, mapping or dataclass of tensors; or mesh.data=1"
+        raise UserError(Fault("mesh.data", problem, expected))
+
+    return tree_map(mapped, output)
 
 
 def checked_batch(batch: object, source: str) -> Batch:

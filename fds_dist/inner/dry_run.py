@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sized
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from fds_dist.inner.run import initial_state
 from fds_dist.schedule.buckets import Segment
 from fds_dist.tangents.methods import TrialPoint, choose_method
 from fds_dist.tasks.base import validation_loss
+from fds_dist.tasks.metrics import Mean
 
 FEW = 4
 """Samples on which the second derivatives are tried: whether an operator has one does not depend on their number, and a
@@ -78,7 +80,8 @@ def _tried_losses(problem: Problem) -> tuple[TrialPoint, Part]:
     network.evaluate(problem.val_batch_norm)
     name = "val_loss" if getattr(problem.task, "val_loss", None) else "loss"
     val_part = network.cast(Part(*checked_batch(batch, "val_batches")))
-    _try_loss(name, point, val_part, validation_loss(problem.task))
+    loss, output = _try_loss(name, point, val_part, validation_loss(problem.task))
+    Mean(problem.task).add(loss, output, val_part.targets)
     network.train()
     return point, val_part
 
@@ -105,8 +108,10 @@ def _count_batches(problem: Problem) -> None:
         raise UserError(Fault("task.train_batches", given, f"at least steps_per_epoch = {expected}"))
 
 
-def _try_loss(name: str, point: TrialPoint, part: Part, loss_of: Callable[[Tensor, Tensor], object]) -> None:
-    """Network and loss on one batch; the loss must be one number that can be differentiated by the weights."""
+def _try_loss(
+    name: str, point: TrialPoint, part: Part, loss_of: Callable[[Any, Tensor], object]
+) -> tuple[Tensor, object]:
+    """Loss and output on one batch; the loss must be one number that can be differentiated by the weights."""
     inputs, targets = part.inputs, part.targets
     with user_code("model", "the network", f" on inputs {_described(inputs)}"):
         output, _ = point.loss.network(point.weights.detach().requires_grad_(), point.buffers, inputs)
@@ -120,6 +125,7 @@ def _try_loss(name: str, point: TrialPoint, part: Part, loss_of: Callable[[Tenso
     if not loss.requires_grad:
         problem = f"{name}(output, target) returned a number cut off from the weights (by detach, item or argmax?)"
         raise UserError(Fault(f"task.{name}", problem, expected))
+    return loss, output
 
 
 def _described(value: object) -> str:

@@ -19,6 +19,7 @@ from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.tangents import Buffers, Network, differentiate
 from fds_dist.tasks.base import Task, validation_loss
+from fds_dist.tasks.metrics import Mean
 
 
 @dataclass(frozen=True)
@@ -27,39 +28,12 @@ class Evaluation:
 
     loss: float
     accuracy: float | None
-    """Share of right answers where targets are class indices, else None."""
+    """See `Score`."""
     gradient: Tensor | None = None  # [D] this rank's part of ∇L; the parts of the `data` axis add up to it
     buffer_gradients: Buffers = field(default_factory=dict)
     """This rank's part of the gradient by each live buffer."""
-
-
-class Mean:
-    """Loss and accuracy over batches, weighed by their samples; stays on the device until it is read."""
-
-    def __init__(self) -> None:
-        self.samples = self.answers = 0
-        self._loss: Tensor | float = 0.0
-        self._right: Tensor | float | None = 0.0
-
-    def add(self, loss: Tensor, output: object, targets: Tensor) -> int:
-        """Takes the mean `loss` [] of a batch, and counts its right answers; returns the number of its samples."""
-        count = len(targets) if targets.dim() else 1
-        self._loss = self._loss + loss.detach().double() * count
-        hits = right_answers(output, targets)
-        self._right = None if hits is None or self._right is None else self._right + hits
-        self.answers += targets.numel()
-        self.samples += count
-        return count
-
-    @property
-    def loss(self) -> float:
-        """Of all batches so far, one at least."""
-        return float(self._loss) / self.samples
-
-    @property
-    def accuracy(self) -> float | None:
-        """None where a batch had targets that are no class indices."""
-        return None if self._right is None else float(self._right) / self.answers
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The task's own, but for the accuracy."""
 
 
 def evaluate(
@@ -82,7 +56,7 @@ def evaluate(
     axis = axis or DataAxis()
     network.evaluate(batch_norm)
     buffers = network.averaged(state.buffers, axis.sum, axis.size)
-    loss_of, mean = validation_loss(problem.task), Mean()
+    loss_of, mean = validation_loss(problem.task), Mean(problem.task)
     leaves = {name: buffers[name].detach().requires_grad_(with_gradient) for name in network.live}
     weights = state.weights.detach().requires_grad_(with_gradient)
     totals = [torch.zeros_like(leaf) for leaf in (weights, *leaves.values())] if with_gradient else []
@@ -99,7 +73,8 @@ def evaluate(
     if not mean.samples:
         return None
     gradient, *by_buffers = [total / mean.samples for total in totals] or [None]
-    return Evaluation(mean.loss, mean.accuracy, gradient, dict(zip(leaves, by_buffers, strict=False)))  # type: ignore[arg-type]
+    score, by_name = mean.score(), dict(zip(leaves, by_buffers, strict=False))
+    return Evaluation(score.loss, score.accuracy, gradient, by_name, score.metrics)  # type: ignore[arg-type]
 
 
 def validate(
@@ -130,13 +105,6 @@ def checked_batches(task: Task, source: str, *arguments: int) -> Iterable[Batch]
     return (checked_batch(batch, source) for batch in batches(*arguments))
 
 
-def right_answers(output: object, targets: Tensor) -> Tensor | None:
-    """How many class indices `targets` [...] are the largest of `output` [..., classes]; None if they are none."""
-    if not isinstance(output, Tensor) or targets.is_floating_point() or output.shape[:-1] != targets.shape:
-        return None
-    return (output.detach().argmax(-1) == targets).sum()
-
-
 @dataclass(frozen=True)
 class Estimate:
     """What one inner run, or the mean of several, tells about λ."""
@@ -147,11 +115,18 @@ class Estimate:
     val_accuracy: float | None
     spread: list[float] | None = None
     """[K] standard deviation of one replica's hypergradient; None where there is one replica."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The task's own of the validation data, but for the accuracy."""
+
+    @classmethod
+    def of(cls, hypergradients: list[float], validation: Evaluation) -> Estimate:
+        """The estimate of one run: its hypergradients [K] and its validation."""
+        return cls(hypergradients, validation.loss, validation.accuracy, metrics=validation.metrics)
 
 
 def lost_run(run: InnerRun, validation: Evaluation) -> Estimate:
     """The estimate of a run that ended before its horizon: the derivatives of a part of it would mislead."""
-    return Estimate([math.nan] * run.problem.space.size, validation.loss, validation.accuracy)
+    return Estimate.of([math.nan] * run.problem.space.size, validation)
 
 
 Estimator = Callable[[InnerRun], Estimate]

@@ -201,6 +201,7 @@ class OuterLoop:
             hypergradients=unpack(estimate.hypergradients),
             val_loss=estimate.val_loss,
             val_accuracy=estimate.val_accuracy,
+            metrics=estimate.metrics or None,
             seconds=seconds,
             world_size=self.ranks.world_size,
             step_sizes=unpack(after.state.steps),
@@ -227,14 +228,17 @@ def mean_over_replicas(estimate: Estimate, ranks: Ranks) -> Estimate:
     if ranks.shape.replica == 1:
         return estimate
     accuracy = math.nan if estimate.val_accuracy is None else estimate.val_accuracy
-    rows = ranks.gather_numbers("replica", [*estimate.hypergradients, estimate.val_loss, accuracy])
-    *hypergradients, val_loss, accuracy = [_mean(column) for column in zip(*rows, strict=True)]
+    numbers = [*estimate.hypergradients, estimate.val_loss, accuracy, *estimate.metrics.values()]
+    columns = list(zip(*ranks.gather_numbers("replica", numbers), strict=True))
+    known = len(estimate.hypergradients)
+    val_loss, accuracy, *metrics = [_mean(column) for column in columns[known:]]
     return replace(
         estimate,
-        hypergradients=hypergradients,
+        hypergradients=[_mean(column) for column in columns[:known]],
         val_loss=val_loss,
-        val_accuracy=None if estimate.val_accuracy is None else accuracy,
-        spread=[_deviation(column) for column in list(zip(*rows, strict=True))[: len(hypergradients)]],
+        val_accuracy=None if math.isnan(accuracy) else accuracy,
+        spread=[_deviation(column) for column in columns[:known]],
+        metrics=dict(zip(estimate.metrics, metrics, strict=True)),
     )
 
 

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
-from fds_dist.common.batch import WHOLE, Part, Share
+from fds_dist.common.batch import WHOLE, Part, Share, map_tensors
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.tangents.running_statistics import RunningStatistics
@@ -105,7 +104,7 @@ class Network:
             output = self.module(inputs)
         after = {name: owner._buffers[local_name] for owner, local_name, name in self._buffer_slots}
         if share.gather is not None:
-            output = tree_map_only(Tensor, share.gather, output)
+            output = map_tensors(share.gather, output)
         return output, after  # type: ignore[return-value]
 
     def seed(self, seed: int) -> None:

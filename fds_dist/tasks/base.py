@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import reprlib
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -14,16 +14,21 @@ from fds_dist.common.faults import Fault
 from fds_dist.common.registry import is_positive_int
 
 Loss = Callable[..., Tensor]
+Metrics = Callable[[Any, Tensor], Mapping[str, "float | Tensor"]]
 
 
 class Task(Protocol):
     """Data and loss of the inner problem. Batches are functions of the arguments and the task's seed alone, whatever
-    the rank and however often they are asked for.
+    the rank and however often they are asked for. The losses get the network's output, whatever it is: a tensor, a
+    tuple, a mapping or any object.
 
     Optional attributes, which an object may have or not:
 
     - ``val_loss(output, target) -> Tensor``: for validation and test, where it is not ``loss``; needed where ``loss``
       takes a third parameter (see `validation_loss`).
+    - ``metrics(output, target) -> {name: float or 0-d tensor}``: figures for people, each the mean over the batch; they
+      are averaged over samples. ``accuracy`` takes the place of the built-in one, which is given only where the
+      output is [B, C ≥ 2] in floating point and the target [B] class indices (or -100, which asks for no answer).
     - ``build_model(seed: int) -> nn.Module``: used where the config has no ``model:``.
     - ``input_shape: tuple[int, ...]``: shape of one sample, without the batch dimension.
     - ``classes: int``: number of outputs of a classifier.
@@ -71,6 +76,7 @@ def task_faults(task: object) -> list[Fault]:
         _value_fault(task, "steps_per_epoch", is_positive_int, "a whole number of at least 1"),
         _loss_fault(task),
         _val_loss_fault(task),
+        _function_fault(task, "metrics", ("output", "target"), optional=True),
         _function_fault(task, "build_model", ("seed",), optional=True),
         _function_fault(task, "retrain_batches", ("epoch",), optional=True),
         _retrain_steps_fault(task),

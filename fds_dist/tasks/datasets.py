@@ -15,7 +15,7 @@ from fds_dist.common.batch import Batch
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.options import value_faults
 from fds_dist.common.randomness import build_seeded, reinitialized
-from fds_dist.tasks.base import Loss
+from fds_dist.tasks.base import Loss, Metrics
 from fds_dist.tasks.sampled import EVALUATION_BATCH, Augment, Prepare, SampledTask, TensorSource
 
 Model = nn.Module | Callable[[int], nn.Module]
@@ -52,6 +52,7 @@ class TensorTask(SampledTask):
         augment: Augment | None = None,
         loss: Loss = F.cross_entropy,
         val_loss: Loss | None = None,
+        metrics: Metrics | None = None,
         model: Model | None = None,
     ) -> None:
         sampling: dict[str, Any] = {
@@ -68,7 +69,8 @@ class TensorTask(SampledTask):
             raise UserError(faults)
         train = TensorSource(inputs, _labels_as_int64(targets))
         val, test = _source(val_inputs, val_targets), _source(test_inputs, test_targets)
-        super().__init__(train, val, test, **sampling, prepare=prepare, augment=augment, loss=loss, val_loss=val_loss)
+        functions = {"prepare": prepare, "augment": augment, "loss": loss, "val_loss": val_loss, "metrics": metrics}
+        super().__init__(train, val, test, **sampling, **functions)  # type: ignore[arg-type]
         self.input_shape = tuple(inputs.shape[1:])
         if _are_labels(targets):
             self.classes = 1 + max(int(source.targets.max()) for source in (train, val, test) if source is not None)
@@ -86,6 +88,7 @@ def task_from_datasets(
     seed: int = 0,
     loss: Loss = F.cross_entropy,
     val_loss: Loss | None = None,
+    metrics: Metrics | None = None,
     model: Model | None = None,
 ) -> TensorTask:
     """A `TensorTask` from map-style datasets of ``(x, y)`` pairs, or from pairs of tensors ``(inputs, targets)``.
@@ -110,6 +113,7 @@ def task_from_datasets(
         seed=seed,
         loss=loss,
         val_loss=val_loss,
+        metrics=metrics,
         model=model,
     )
 

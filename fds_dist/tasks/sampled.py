@@ -17,7 +17,7 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.kinds import Count, OpenFraction, Seed, Switch
 from fds_dist.common.options import checked
 from fds_dist.common.randomness import generator
-from fds_dist.tasks.base import Loss
+from fds_dist.tasks.base import Loss, Metrics
 
 
 class Source(Protocol):
@@ -115,6 +115,7 @@ class SampledTask:
     classes: int  # likewise, where the targets are class labels
     loss: Loss
     val_loss: Loss  # only where an argument sets it
+    metrics: Metrics  # likewise
     build_model: Callable[[int], nn.Module]  # only where an argument sets a model
 
     @checked("task")
@@ -133,6 +134,7 @@ class SampledTask:
         augment: Augment | None = None,
         loss: Loss = F.cross_entropy,
         val_loss: Loss | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._train, self._val, self._test = train, val, test
         self._seed, self._batch_size, self._val_batch_size = seed, batch_size, val_batch_size
@@ -148,6 +150,8 @@ class SampledTask:
         self.loss = loss
         if val_loss is not None:
             self.val_loss = val_loss
+        if metrics is not None:
+            self.metrics = metrics
 
     def to(self, device: torch.device) -> None:
         """Later batches are prepared on ``device``; samples in memory move there now."""

@@ -69,6 +69,7 @@ def text(
         val_batch_size=batch_size,
         seed=seed,
         loss=token_cross_entropy,
+        metrics=token_accuracy,
     )
     task.classes = BYTES
     return task
@@ -77,3 +78,8 @@ def text(
 def token_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     """Mean over all tokens of the cross-entropy of ``output`` [B, T, classes] and ``target`` [B, T]."""
     return F.cross_entropy(output.flatten(0, -2), target.long().flatten())
+
+
+def token_accuracy(output: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """The share of the tokens `target` [B, T] that are the likeliest by ``output`` [B, T, classes]."""
+    return {"accuracy": (output.argmax(-1) == target).double().mean()}

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fds_dist.common.console import PLAIN_INTERVAL, is_live, plain_line
-from fds_dist.common.words import counted, duration, percent
+from fds_dist.common.words import counted, duration, number_text, percent
 from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
 from fds_dist.tracking.trackers import Tracker
 
@@ -83,11 +83,12 @@ class ConsoleTracker(Tracker):
             values = (
                 _named(name, buckets, PLAIN_WIDTH, "x", "...") for name, buckets in record.hyperparameters.items()
             )
-            results = f"horizon {record.horizon}, val loss {loss}, val accuracy {accuracy}, {seconds}"
+            metrics = "".join(f"{text}, " for text in _metrics(record))
+            results = f"horizon {record.horizon}, val loss {loss}, val accuracy {accuracy}, {metrics}{seconds}"
             self._line(f"outer step {record.outer_step} done: {'; '.join([results, *values])}")
             return
         room = max(20, self._console.width - sum(width + 2 for _, width in _COLUMNS))
-        values = "\n".join([*_pack(record.hyperparameters, room), *_spread_lines(record)])
+        values = "\n".join([*_pack(record.hyperparameters, room), *_spread_lines(record), *_metrics(record)])
         self._above_live(_row(str(record.outer_step), str(record.horizon), loss, accuracy, seconds, values))
 
     def note(self, message: str) -> None:
@@ -220,6 +221,11 @@ def _spread_lines(record: OuterRecord) -> list[str]:
         )
         for name, sigmas in (record.hypergradient_spread or {}).items()
     ]
+
+
+def _metrics(record: OuterRecord) -> list[str]:
+    """The task's own metrics of the validation data: `f1 0.8312`."""
+    return [f"{name} {number_text(value)}" for name, value in (record.metrics or {}).items()]
 
 
 def _row(*cells: str, style: str = "none") -> Table:

@@ -56,7 +56,7 @@ class OuterRecord:
     """d val_loss / d value, a sum over the bucket's window."""
     val_loss: FloatOrNan
     val_accuracy: float | None
-    """A fraction between 0 and 1; None where the task has no accuracy."""
+    """The task's metric of that name, else the share of right answers; None where neither is meant."""
     seconds: FloatOrNan
     world_size: int
     step_sizes: dict[str, list[FloatOrNan]] = field(default_factory=dict)
@@ -69,6 +69,8 @@ class OuterRecord:
     """By rank, the part of `seconds` in which the rank did not wait for the others."""
     rank_peak_bytes: list[int] | None = None
     """By rank, the most memory so far: see `fds_dist.common.memory.own_peak_bytes`."""
+    metrics: dict[str, FloatOrNan] | None = None
+    """The task's own metrics of the validation data, but for the accuracy; None where it has none."""
 
     def to_json(self) -> str:
         """One line of strict JSON; NaN and infinities become null. A field that may be left out is not written where it
@@ -121,6 +123,7 @@ def outer_metrics(record: OuterRecord) -> dict[str, float]:
         "outer/seconds": record.seconds,
         "outer/horizon": float(record.horizon),
     }
+    metrics |= {f"metric/{name}": value for name, value in (record.metrics or {}).items()}
     kinds = {
         "hyperparameter": record.hyperparameters,
         "hypergradient": record.hypergradients,

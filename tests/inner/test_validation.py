@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fds_dist.common.faults import UserError
-from fds_dist.inner.estimate import Evaluation, right_answers, validate
+from fds_dist.inner.estimate import Evaluation, validate
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import initial_state
 from fds_dist.tangents import Network
@@ -115,21 +115,3 @@ def test_bad_validation_batches_are_the_users_error(
     network = problem.network(0)
     with pytest.raises(UserError, match=message):
         validate(problem, network, initial_state(problem, network), 0)
-
-
-@pytest.mark.parametrize(
-    ("shape", "targets", "expected"),
-    [
-        ((3, 4), torch.tensor([0, 1, 2]), 3),
-        ((3, 4), torch.tensor([0, 1, 3]), 2),
-        ((3, 2, 4), torch.tensor([[0, 0], [1, 1], [2, 3]]), 5),  # one class per position
-        ((3, 4), torch.tensor([0.0, 1.0, 2.0]), None),  # not classes
-        ((3,), torch.tensor([0, 1, 1]), None),  # one score per sample
-    ],
-)
-def test_right_answers(shape: tuple[int, ...], targets: Tensor, expected: int | None) -> None:
-    """Outputs whose largest entry is the sample's own number."""
-    identity = torch.eye(3, 4)
-    output = torch.ones(3) if len(shape) == 1 else identity.view(3, *[1] * (len(shape) - 2), 4).expand(shape)
-    found = right_answers(output, targets)
-    assert found == expected if expected is None else found is not None and found.item() == expected

@@ -12,9 +12,9 @@ from problems import CPU, ONE_RANK
 from fds_dist.commands.retrain.data import RetrainData
 from fds_dist.commands.verify import compare_derivatives
 from fds_dist.common.faults import UserError
-from fds_dist.inner.estimate import right_answers
 from fds_dist.models import build_model
 from fds_dist.tasks import build_task
+from fds_dist.tasks.text import token_accuracy
 
 CONTEXT, BATCH = 8, 4
 
@@ -104,8 +104,10 @@ def test_an_untrained_transformer_knows_nothing_and_its_answers_are_counted() ->
     # Every byte about as likely: the logits of small initial weights are small.
     assert loss.item() == pytest.approx(math.log(256), rel=0.01)
     best = output.argmax(-1)
-    hits = right_answers(output, best.to(torch.uint8))
-    assert hits is not None and int(hits) == x.numel()
+    accuracy = token_accuracy(output, best.to(torch.uint8))["accuracy"]
+    assert accuracy.item() == 1.0
+    worst = token_accuracy(output, output.argmin(-1).to(torch.uint8))["accuracy"]
+    assert worst.item() == 0.0
 
 
 @pytest.mark.parametrize(

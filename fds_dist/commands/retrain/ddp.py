@@ -18,7 +18,7 @@ from fds_dist.commands.retrain.optimizers import make_optimizer
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import trainable_parameters
-from fds_dist.common.precision import DTYPES
+from fds_dist.common.precision import DTYPES, in_dtype
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.schedule import Schedule
 
@@ -45,7 +45,7 @@ class DDPEngine:
             devices = [ranks.device] if ranks.device.type == "cuda" else None
             self._network = DistributedDataParallel(module, devices, process_group=ranks.group)
 
-    def step(self, inputs: Tensor, loss_of: Callable[[Tensor], Tensor], weight: float) -> Tensor:
+    def step(self, inputs: Tensor, loss_of: Callable[[Any], Tensor], weight: float) -> Tensor:
         """See `Engine`."""
         self.optimizer.zero_grad()
         loss = loss_of(self._output(self._network, inputs))
@@ -61,16 +61,16 @@ class DDPEngine:
         """See `Engine`."""
         return in_evaluation(self._module, self._ranks)
 
-    def predict(self, inputs: Tensor) -> Tensor:
+    def predict(self, inputs: Tensor) -> Any:
         """See `Engine`."""
         return self._output(self._module, inputs)
 
-    def _output(self, network: nn.Module, inputs: Tensor) -> Tensor:
+    def _output(self, network: nn.Module, inputs: Tensor) -> Any:
         """In the weights' precision, so that the loss is."""
         mixed = self._settings.mixed_precision == "bf16"
         with torch.autocast(self._ranks.device.type, torch.bfloat16, enabled=mixed):
             output = network(inputs)
-        return output.to(self._dtype)
+        return in_dtype(output, self._dtype)
 
     def weights(self) -> dict[str, Tensor]:
         """See `Engine`."""

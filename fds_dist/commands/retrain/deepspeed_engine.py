@@ -23,6 +23,7 @@ from fds_dist.commands.retrain.deepspeed_settings import imported_deepspeed
 from fds_dist.commands.retrain.optimizers import make_optimizer
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.precision import in_dtype
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.schedule import Schedule
@@ -65,7 +66,7 @@ class DeepSpeedEngine:
         if bf16 and any(isinstance(layer, _BatchNorm) for layer in self._module.modules()):
             self.notes += ["batch-norm's running statistics are bfloat16, as its weights are"]
 
-    def step(self, inputs: Tensor, loss_of: Callable[[Tensor], Tensor], weight: float) -> Tensor:
+    def step(self, inputs: Tensor, loss_of: Callable[[Any], Tensor], weight: float) -> Tensor:
         """See `Engine`."""
         loss = loss_of(self.predict(inputs))
         self._engine.backward(loss * weight)
@@ -76,9 +77,10 @@ class DeepSpeedEngine:
         """See `Engine`."""
         return in_evaluation(self._engine, self._ranks)
 
-    def predict(self, inputs: Tensor) -> Tensor:
+    def predict(self, inputs: Tensor) -> Any:
         """See `Engine`; the output is float32, so that the loss is."""
-        return self._engine(inputs.to(self._dtype) if inputs.is_floating_point() else inputs).float()
+        output = self._engine(inputs.to(self._dtype) if inputs.is_floating_point() else inputs)
+        return in_dtype(output, torch.float32)
 
     def weights(self) -> dict[str, Tensor]:
         """See `Engine`: float32, with bf16 too. One parameter at a time is whole on a rank."""

@@ -30,7 +30,7 @@ class Engine(Protocol):
         """What a person should know."""
         ...
 
-    def step(self, inputs: Tensor, loss_of: Callable[[Tensor], Tensor], weight: float) -> Tensor:
+    def step(self, inputs: Tensor, loss_of: Callable[[Any], Tensor], weight: float) -> Tensor:
         """One optimizer step with the gradient of mean_ranks(weight · loss_of(network(inputs))), clipped as the
         settings say; returns this rank's `loss_of`."""
         ...
@@ -39,7 +39,7 @@ class Engine(Protocol):
         """Within the block the network is in evaluation mode, with the first rank's buffers, and records no graph."""
         ...
 
-    def predict(self, inputs: Tensor) -> Tensor:
+    def predict(self, inputs: Tensor) -> Any:
         """The network's output; every rank asks for as many."""
         ...
 

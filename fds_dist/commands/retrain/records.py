@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fds_dist.common.records import FloatOrNan, to_values
@@ -58,24 +58,36 @@ class EpochRecord:
     test_loss: FloatOrNan
     """Mean over the test samples after the epoch, batch-norm on running statistics."""
     test_accuracy: float | None
-    """Share of right answers; None where targets are no class indices."""
+    """The task's metric of that name, else the share of right answers; None where neither is meant."""
     hyperparameters: dict[str, FloatOrNan]
     """Values of the epoch's last step."""
     seconds: float
     """Training and testing."""
     world_size: int
-
-    @property
-    def score(self) -> float:
-        """The figure by which epochs are compared: the accuracy, or the negative loss where there is none."""
-        if self.test_accuracy is not None:
-            return self.test_accuracy
-        return -self.test_loss if math.isfinite(self.test_loss) else -math.inf
+    test_metrics: dict[str, FloatOrNan] = field(default_factory=dict)
+    """The task's other metrics."""
 
     @property
     def diverged(self) -> bool:
         """Whether training cannot continue: a loss that is not finite comes from weights that will not recover."""
         return not math.isfinite(self.train_loss)
+
+
+def chosen_by(records: Sequence[EpochRecord]) -> str:
+    """The figure that the best of one seed's epochs is chosen by: the accuracy where there is one, else the loss."""
+    return "test_loss" if records[0].test_accuracy is None else "test_accuracy"
+
+
+def best_of(records: Sequence[EpochRecord]) -> EpochRecord:
+    """The first of the epochs that tested best; one whose figure is not finite is worse than all others."""
+    name = chosen_by(records)
+    sign = 1.0 if name == "test_accuracy" else -1.0
+
+    def score(record: EpochRecord) -> float:
+        figure = getattr(record, name)
+        return sign * figure if figure is not None and math.isfinite(figure) else -math.inf
+
+    return max(records, key=score)
 
 
 @dataclass(frozen=True)
@@ -94,8 +106,8 @@ class RetrainResult:
 
     @property
     def best(self) -> EpochRecord:
-        """The first of the epochs that tested best; chosen on the test data, hence an optimistic figure."""
-        return max(self.epochs, key=lambda record: record.score)
+        """See `best_of`; chosen on the test data, hence an optimistic figure."""
+        return best_of(self.epochs)
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,10 @@ class Summary:
     final_test_accuracy: Spread | None
     best_test_accuracy: Spread | None
     final_test_loss: Spread | None
+    best_test_loss: Spread | None = None
+    """Of the epochs whose weights are the best."""
+    best_by: str = ""
+    """`test_accuracy` or `test_loss`: what the best weights are chosen by."""
 
     @classmethod
     def of(cls, results: Sequence[RetrainResult]) -> Summary:
@@ -115,6 +131,8 @@ class Summary:
             final_test_accuracy=_over_seeds([result.final.test_accuracy for result in results]),
             best_test_accuracy=_over_seeds([result.best.test_accuracy for result in results]),
             final_test_loss=_over_seeds([result.final.test_loss for result in results]),
+            best_test_loss=_over_seeds([result.best.test_loss for result in results]),
+            best_by=chosen_by(results[0].epochs),
         )
 
     def to_json(self) -> str:

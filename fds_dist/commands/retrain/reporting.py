@@ -92,10 +92,11 @@ class ConsoleReporter(Reporter):
     def epoch(self, record: EpochRecord) -> None:
         self._next_line = self._clock() + PLAIN_INTERVAL
         accuracy = "" if record.test_accuracy is None else f", test accuracy {percent(record.test_accuracy, 2)}"
+        metrics = "".join(f", {name} {value:.4g}" for name, value in record.test_metrics.items())
         values = ", ".join(f"{name} {value:.3g}" for name, value in record.hyperparameters.items())
         self._line(
             f"  seed {record.seed}, epoch {record.epoch + 1}/{self._epochs}: train loss {record.train_loss:.4g}"
-            f", test loss {record.test_loss:.4g}{accuracy}; {values}; {duration(record.seconds)}"
+            f", test loss {record.test_loss:.4g}{accuracy}{metrics}; {values}; {duration(record.seconds)}"
         )
 
     def note(self, message: str) -> None:
@@ -110,10 +111,13 @@ class ConsoleReporter(Reporter):
             ("final test accuracy", summary.final_test_accuracy, accuracy),
             ("best test accuracy", summary.best_test_accuracy, accuracy),
             ("final test loss", summary.final_test_loss, loss),
+            ("best test loss", summary.best_test_loss if summary.best_by == "test_loss" else None, loss),
         )
         shown = "; ".join(f"{name} {spread.text(form)}" for name, spread, form in figures if spread is not None)
         meaning = " (mean ± standard deviation)" if len(summary.seeds) > 1 else ""
         self._line(f"retrained {counted(len(summary.seeds), 'seed')}: {shown}{meaning}")
+        order = "lowest test loss (there is no accuracy)" if summary.best_by == "test_loss" else "highest test accuracy"
+        self._line(f"best.safetensors: the weights of the {order}")
 
     def _start_bar(self, seed: SeedStart) -> None:
         bar = progress_bar(self._console)
@@ -166,6 +170,7 @@ class WandbReporter(Reporter):
     def epoch(self, record: EpochRecord) -> None:
         """See `Reporter`."""
         metrics = {"test/loss": record.test_loss, "test/accuracy": record.test_accuracy}
+        metrics |= {f"test/{name}": value for name, value in record.test_metrics.items() if name != "loss"}
         self._log(record.seed, metrics | {"epoch": record.epoch + 1})
 
     def finish(self, summary: Summary | None) -> None:

@@ -18,7 +18,7 @@ from fds_dist.commands.retrain.checkpoints import SeedFolder, write_weights
 from fds_dist.commands.retrain.data import RetrainData, part_of
 from fds_dist.commands.retrain.engines import ENGINES
 from fds_dist.commands.retrain.optimizers import inner_optimizer, prepared
-from fds_dist.commands.retrain.records import Block, EpochRecord, RetrainResult, SeedStart, Summary
+from fds_dist.commands.retrain.records import Block, EpochRecord, RetrainResult, SeedStart, Summary, best_of
 from fds_dist.commands.retrain.reporting import Reporter, Reporters
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.faults import Fault, UserError
@@ -27,11 +27,11 @@ from fds_dist.common.precision import DTYPES
 from fds_dist.common.randomness import derive_seed, seeded
 from fds_dist.common.records import from_values, to_line, to_values
 from fds_dist.distributed.mesh import Ranks
-from fds_dist.inner.estimate import right_answers
 from fds_dist.schedule.driver import ScheduleDriver
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tasks.base import Task, validation_loss
+from fds_dist.tasks.metrics import Mean, Score
 
 BLOCKS_PER_HORIZON = 100
 
@@ -138,9 +138,8 @@ class _SeedRun:
             self.files.path.mkdir(parents=True, exist_ok=True)
         while not self.done:
             record = self._epoch(len(self.records))
-            is_best = all(record.score > earlier.score for earlier in self.records)
             self.records.append(record)
-            self._save(is_best)
+            self._save(best_of(self.records) is record)
             self.reporters.epoch(record)
         if self.records[-1].diverged:
             self.reporters.note(f"seed {self.seed} diverged: the training loss is {self.records[-1].train_loss}")
@@ -149,14 +148,15 @@ class _SeedRun:
     def _epoch(self, epoch: int) -> EpochRecord:
         began = time.perf_counter()
         train_loss = self._train(epoch)
-        test_loss, test_accuracy = self._test()
+        test = self._test()
         return EpochRecord(
             seed=self.seed,
             epoch=epoch,
             step=self.driver.last_epoch,
             train_loss=train_loss,
-            test_loss=test_loss,
-            test_accuracy=test_accuracy,
+            test_loss=test.loss,
+            test_accuracy=test.accuracy,
+            test_metrics=test.metrics,
             hyperparameters=self.schedule.at(self.driver.last_epoch - 1),
             seconds=time.perf_counter() - began,
             world_size=self.ranks.world_size,
@@ -164,7 +164,7 @@ class _SeedRun:
 
     def _train(self, epoch: int) -> float:
         """One epoch of optimizer steps; the mean training loss over its samples."""
-        loss_sum, samples = self._zero(), 0
+        loss_sum, samples = torch.zeros((), dtype=torch.float64, device=self.ranks.device), 0
         steps = min(self.data.steps_per_epoch, self.schedule.horizon - self.driver.last_epoch)
         for batch in self.data.training(epoch, steps):
             part = part_of(batch, self.ranks, self.dtype)
@@ -175,10 +175,10 @@ class _SeedRun:
             if part.samples:
                 loss_sum += loss * part.samples
                 samples += part.samples
-        total_loss, total = self._over_ranks(loss_sum, samples)
+        total_loss, total = self._sum_over_ranks(torch.stack([loss_sum, torch.full_like(loss_sum, samples)])).tolist()
         return total_loss / total
 
-    def _training_loss(self, targets: Tensor) -> Callable[[Tensor], Tensor]:
+    def _training_loss(self, targets: Tensor) -> Callable[[Any], Tensor]:
         """The task's loss as a function of the output, with the hyperparameters that are the loss's own."""
         values = self.driver.values
         extra = {
@@ -187,34 +187,21 @@ class _SeedRun:
         arguments = (extra,) if extra else ()
         return lambda output: self.task.loss(output, targets, *arguments)
 
-    def _test(self) -> tuple[float, float | None]:
-        """Mean loss over the test samples, and the share of right answers where targets are class indices."""
-        loss_of = validation_loss(self.task)
-        loss_sum, right_sum, samples, answers = self._zero(), self._zero(), 0, 0
-        are_classes = True
+    def _test(self) -> Score:
+        """Means over the test samples."""
+        loss_of, mean = validation_loss(self.task), Mean(self.task)
         with self.engine.evaluating():
             for batch in self.data.testing():
                 part = part_of(batch, self.ranks, self.dtype)
                 output = self.engine.predict(part.inputs)
-                right = right_answers(output, part.targets)
-                are_classes = are_classes and right is not None
-                if part.samples:
-                    loss_sum += loss_of(output, part.targets) * part.samples
-                    samples += part.samples
-                    right_sum += 0 if right is None else right
-                    answers += part.targets.numel()
-        total_loss, total, total_right, total_answers = self._over_ranks(loss_sum, samples, right_sum, answers)
-        return total_loss / total, total_right / total_answers if are_classes else None
+                mean.add(loss_of(output, part.targets), output, part.targets, part.samples)
+        return mean.score(self._sum_over_ranks)
 
-    def _zero(self) -> Tensor:
-        return torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-
-    def _over_ranks(self, *numbers: Tensor | int) -> list[float]:
-        """The sum of each over all ranks, the same on each."""
-        sums = torch.tensor([float(number) for number in numbers], dtype=torch.float64, device=self.ranks.device)
+    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
+        """The sums over all ranks, the same on each."""
         if self.ranks.world_size > 1:
             dist.all_reduce(sums, group=self.ranks.group)
-        return sums.tolist()
+        return sums
 
     def _seed_step(self) -> None:
         """Random numbers of this step (dropout) are keyed by (seed, step), and by the rank beyond the first: parts of a

@@ -25,7 +25,7 @@ def estimate_forward(run: InnerRun) -> Estimate:
     if training.state.step < run.horizon:
         return lost_run(run, validation)
     local = directional_derivatives(validation, tangents, ranks.data)
-    return Estimate(ranks.gather_elements(local, plan.owned), validation.loss, validation.accuracy)
+    return Estimate.of(ranks.gather_elements(local, plan.owned), validation)
 
 
 def directional_derivatives(validation: Evaluation, tangents: Tangents, axis: DataAxis) -> list[float]:

@@ -63,7 +63,7 @@ def estimate_greedy(run: InnerRun, discount: float = 0.0) -> Estimate:
         return lost_run(run, validation)
     owned = [_elements_of(problem, offsets, rank, ranks.shape.tangent) for rank in range(ranks.shape.tangent)]
     local = total[owned[ranks.tangent_rank]].tolist()
-    return Estimate(ranks.gather_elements(local, owned), validation.loss, validation.accuracy)
+    return Estimate.of(ranks.gather_elements(local, owned), validation)
 
 
 def _first_elements(problem: Problem) -> list[int]:

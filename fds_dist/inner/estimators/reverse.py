@@ -132,7 +132,7 @@ def estimate_reverse(run: InnerRun) -> Estimate:
             adjoints, by_h = sweep.pull_back(before, batch, adjoints)
             total[sweep.columns(before.step)] += by_h[:learned].double()
         stop = start.step
-    return Estimate(total.tolist(), validation.loss, validation.accuracy)
+    return Estimate.of(total.tolist(), validation)
 
 
 def _detached(state: InnerState) -> InnerState:
