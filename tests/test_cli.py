@@ -347,4 +347,4 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, number: signal.Sig
     assert (process.returncode, err) == (130, "")
     stopped, next_step = out.splitlines()[-2:]
     assert stopped.startswith("interrupted; message: stopped in outer step 0; ")
-    assert re.fullmatch(r"to go on: .*fds.dist optimize --resume runs/run", next_step)
+    assert re.fullmatch(r"to continue: .*fds.dist optimize --resume runs/run", next_step)

@@ -1,6 +1,6 @@
-"""The commands of the command line: what each runs and prints, and what may stand on its line.
+"""The commands of the command line: their functions, arguments and help.
 
-A command's own module is imported where the command runs: `--help` needs no torch.
+A command's module is imported only when the command runs, so that `--help` needs no torch.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def retrain_keys() -> type[Section]:
 
 @dataclass(frozen=True)
 class Command:
-    """What a command does, and what may stand on its line."""
+    """A command, its arguments and its help."""
 
     run: Callable[[Namespace], int]
     """Returns the exit status."""
@@ -50,9 +50,9 @@ class Command:
     source: tuple[str, str] = CONFIG
     """Name and meaning of the first argument."""
     rest: tuple[str, str] | None = OVERRIDES
-    """Name and meaning of all further arguments; None: there are none."""
+    """Name and meaning of all further arguments; None: no further arguments."""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By name, the keyword arguments of argparse's `add_argument`."""
+    """Option → the keyword arguments of argparse's `add_argument`."""
     keys: Callable[[], type[Section]] | None = config_keys
     """The section whose keys the line may override; None: no keys."""
 
@@ -179,7 +179,7 @@ def _print_to_pipe(text: str) -> None:
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit fails again
 
 
 def _number(text: str) -> dict[str, Any]:
@@ -195,17 +195,17 @@ def _switch(text: str) -> dict[str, Any]:
 COMMANDS = {
     "optimize": Command(
         _optimize,
-        "learn the schedules: the main job",
+        "learn the schedules: the main command",
         options={"--resume": {"metavar": "RUN_DIR", "help": "continue the run in this folder"}},
     ),
     "check": Command(
         _check,
-        "no training: who owns which tangent, memory and time per rank, the resolved config",
-        options={"--world-size": _number("plan for N ranks (default: as launched)")},
+        "print each rank's tangents, memory and time, and the resolved config; trains nothing",
+        options={"--world-size": _number("plan for N ranks (default: the ranks of this launch)")},
     ),
     "verify": Command(
         _verify,
-        "this task's hypergradients against reverse mode and finite differences, in float64",
+        "compare this task's hypergradients with reverse mode and finite differences, in float64",
         options={"--steps": _number("inner steps (default: at most 50)")},
     ),
     "retrain": Command(
@@ -218,28 +218,28 @@ COMMANDS = {
     ),
     "export": Command(
         _export,
-        "the learned schedule to take away: a Python snippet that needs torch alone, or CSV, or JSON",
+        "the learned schedule as a Python snippet that needs only torch, as CSV or as JSON",
         source=RUN_DIR,
         rest=None,
         options={
             "--format": {"choices": ("snippet", "csv", "json"), "default": "snippet", "help": "default: snippet"},
             "--horizon": _number("stretch the schedule to N optimizer steps (default: as learned)"),
-            "--best": _switch("the schedule of the lowest validation loss, not the last one"),
+            "--best": _switch("the schedule with the lowest validation loss, not the last one"),
             "--output": {"metavar": "FILE", "help": "where to write (default: standard output)"},
         },
         keys=None,
     ),
     "compare": Command(
-        _compare, "FDS beside greedy, a tuned cosine, random search, TPE and Hyperband at equal compute"
+        _compare, "compare FDS with greedy, a tuned cosine, random search, TPE and Hyperband at equal compute"
     ),
     "bench": Command(
         _bench,
-        "the cost model's figures on this machine: step cost, scaling, memory, precision",
+        "measure the cost model's figures on this machine: step cost, scaling, memory, precision",
         options={"--json": _switch("print one JSON object")},
     ),
     "report": Command(
         _report,
-        "one self-contained HTML page and figures of a run, or of several side by side",
+        "make a self-contained HTML page and figures of one run, or of several side by side",
         source=RUN_DIR,
         rest=("RUN_DIR", "more runs, shown side by side"),
         options={"--output": {"metavar": "DIR", "help": "where to write (default: RUN_DIR/report)"}},
@@ -247,7 +247,7 @@ COMMANDS = {
     ),
     "noise": Command(
         _noise,
-        "hypergradient noise against window size; recommends bucket counts",
+        "measure hypergradient noise against window size, and recommend numbers of buckets",
         options={
             "--steps": _number("inner steps (default: 250)"),
             "--runs": _number("inner runs (default: 100)"),
@@ -255,19 +255,19 @@ COMMANDS = {
     ),
     "sweep": Command(
         _sweep,
-        "many jobs of one config with other values, by Weights & Biases or here without it",
+        "run many jobs of one config with different values, with Weights & Biases or without",
         source=SWEEP,
         rest=None,
         options={
-            "--local": _switch("run the jobs here, one after the other, without W&B"),
-            "--count": _number("take N jobs; with --local the first N (default: all)"),
+            "--local": _switch("run the jobs on this machine, one after the other, without W&B"),
+            "--count": _number("run N jobs; with --local the first N (default: all)"),
             "--output-dir": {
                 "metavar": "DIR",
                 "default": "runs/sweeps",
                 "help": "where --local keeps its results (default: runs/sweeps)",
             },
-            "--check": _switch("check the file and its first job; start nothing"),
-            "--create": _switch("create the sweep in W&B and print ENTITY/PROJECT/SWEEP_ID; start nothing"),
+            "--check": _switch("only check the file and its first job"),
+            "--create": _switch("only create the sweep in W&B and print ENTITY/PROJECT/SWEEP_ID"),
         },
         keys=None,
     ),

@@ -1,4 +1,4 @@
-"""A learned schedule as text to take away: Python that needs torch alone, a table, or JSON. Needs no torch itself."""
+"""Exports a learned schedule as text: Python that needs only torch, a table, or JSON. This module needs no torch."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ FILES = {
     False: ("schedule.json", "the values after the last outer step"),
     True: ("schedule_best.json", "the values that reached the lowest validation loss"),
 }
-"""Whether the best schedule is asked for → its file in a run's folder, and what the file holds."""
+"""Best schedule (True) or last one (False) → its file in a run's folder, and the content of the file."""
 
 TORCH_OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
-"""Name in a config → class in `torch.optim`."""
+"""Name in a config → name of the class in `torch.optim`."""
 
 _quoted = partial(json.dumps, ensure_ascii=False)
 """Text as a Python literal, in double quotes."""
 
 
 def export(run_dir: str | Path, form: str = "snippet", *, horizon: int | None = None, best: bool = False) -> str:
-    """The learned schedule of a run as text to take away.
+    """The learned schedule of a run as text, to use without fds_dist.
 
     Args:
         run_dir: the run's folder.
-        form: "snippet" (Python that needs torch alone), "csv" (a row per step) or "json".
+        form: "snippet" (Python that needs only torch), "csv" (a row per step) or "json".
         horizon: the number of optimizer steps to stretch the schedule to; None: as learned.
-        best: take the schedule of the lowest validation loss instead of the last one.
+        best: export the schedule with the lowest validation loss instead of the last one.
 
     Raises:
         UserError: there is no such run, the horizon is below 1, or no snippet can be made of the schedule.
@@ -49,7 +49,7 @@ def export(run_dir: str | Path, form: str = "snippet", *, horizon: int | None = 
     """
     name, holds = FILES[best]
     folder = RunFolder(expand_path(run_dir, "RUN_DIR"))
-    faults = folder.faults(file=name, expected="the folder of a run that has done an outer step")
+    faults = folder.faults(file=name, expected="the folder of a run with a finished outer step")
     if form not in FORMS:
         faults.append(Fault("--format", f"{form!r} is unknown", f"one of {', '.join(FORMS)}", nearest(form, FORMS)))
     if horizon is not None and horizon < 1:
@@ -71,10 +71,10 @@ def table(schedule: Schedule, source: str = "") -> str:
 
 
 def snippet(schedule: Schedule, source: str = "fds-dist") -> str:
-    """Python that needs torch alone and trains as `schedule.attach` does; its first line names `source`.
+    """Python that needs only torch and trains as `schedule.attach` does. Its first line names `source`.
 
     Raises:
-        UserError: the schedule does not name its optimizer, or not the patterns of its parameter groups.
+        UserError: the schedule does not name its optimizer, or lacks the patterns of its parameter groups.
     """
     if faults := list(_snippet_faults(schedule)):
         raise UserError(faults)
@@ -104,18 +104,18 @@ def _snippet_faults(schedule: Schedule) -> Iterator[Fault]:
 
 
 def _head(schedule: Schedule, source: str) -> Iterator[str]:
-    """Where the schedule is from, and the training loop that the snippet is for."""
+    """The head comment: the origin of the schedule, and a training loop that uses the snippet."""
     yield " ".join(f"A hyperparameter schedule learned by fds-dist: {source}.".split())
-    yield "It needs torch alone. In a training loop:"
+    yield "It needs only torch. In a training loop:"
     yield ""
     yield "    optimizer = make_optimizer(model)"
     yield "    for step, (x, y) in enumerate(batches):"
     yield "        set_hyperparameters(optimizer, step)"
     yield "        optimizer.zero_grad()"
     if names := schedule.loss_hyperparameters:
-        own = ", ".join(f"{_quoted(name)}: value_at({_quoted(name)}, step)" for name in names)
-        yield f"        own = {{{own}}}  # the loss's own: pass them on to yours"
-    yield f"        loss_function(model(x), y{', own' if names else ''}).backward()"
+        pairs = ", ".join(f"{_quoted(name)}: value_at({_quoted(name)}, step)" for name in names)
+        yield f"        extra = {{{pairs}}}  # hyperparameters of the loss: pass them to yours"
+    yield f"        loss_function(model(x), y{', extra' if names else ''}).backward()"
     if (bound := schedule.optimizer.get("clip_gradient")) is not None:
         yield f"        torch.nn.utils.clip_grad_value_(model.parameters(), {bound!r})  # as when it was learned"
     yield "        optimizer.step()"
@@ -124,7 +124,7 @@ def _head(schedule: Schedule, source: str) -> Iterator[str]:
 def _values(schedule: Schedule) -> str:
     settings = schedule.for_optimizer()
     rows = schedule.values | settings.values | {name: (value,) for name, value in schedule.fixed.items()}
-    note = "" if rows.items() >= schedule.values.items() else "; momentum 1e-300 is 0, but SGD keeps its velocity"
+    note = "" if rows.items() >= schedule.values.items() else "; momentum 1e-300 is 0 that keeps SGD's velocity"
     lists = {name: textwrap.fill(str(list(row)), 110, subsequent_indent=" " * 8) for name, row in rows.items()}
     lines = "".join(f"    {_quoted(name)}: {text},\n" for name, text in lists.items())
     return f"""\
@@ -135,7 +135,7 @@ SCHEDULE = {{  # each row is spread evenly over the horizon{note}
 
 VALUE_AT = '''\
 def value_at(name, step):
-    """The value of a hyperparameter at a step, counted from 0. Past the horizon the last one stays."""
+    """The value of a hyperparameter at a step, counted from 0; past the horizon, the last value."""
     row = SCHEDULE[name]
     return row[len(row) * min(step, HORIZON - 1) // HORIZON]'''
 
@@ -155,19 +155,19 @@ def _set_hyperparameters(schedule: Schedule) -> str:
     lines = "\n".join(f'        group["{key}"] = {text}' for key, text in settings.items())
     return f'''\
 def set_hyperparameters(optimizer, step):
-    """Sets the values of an optimizer step, counted from 0: call it before `optimizer.step()`."""
+    """Sets the values for an optimizer step, counted from 0. Call it before `optimizer.step()`."""
     for group in optimizer.param_groups:
 {lines}'''
 
 
 def _groups(patterns: Mapping[str, str]) -> str:
     rows = "".join(f"    {_quoted(name)}: {_quoted(pattern)},\n" for name, pattern in patterns.items())
-    return f"GROUPS = {{  # the first pattern that is found in a parameter's name decides\n{rows}}}"
+    return f"GROUPS = {{  # the first pattern that matches a parameter's name decides\n{rows}}}"
 
 
 PARAMETER_GROUPS = '''\
 def parameter_groups(model):
-    """The parameters by group; `model` is the network itself, before anything wraps it."""
+    """The parameters by group. `model` is the network itself, before a wrapper such as DistributedDataParallel."""
     groups = {name: {"name": name, "params": []} for name in GROUPS}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -179,11 +179,11 @@ def parameter_groups(model):
 
 
 def _make_optimizer(schedule: Schedule) -> str:
-    chosen = TORCH_OPTIMIZERS[schedule.optimizer["name"]]
+    class_name = TORCH_OPTIMIZERS[schedule.optimizer["name"]]
     parameters = "parameter_groups(model)" if schedule.groups else "model.parameters()"
     nesterov = schedule.optimizer.get("nesterov") and any(base_of(name) == "momentum" for name in schedule.at(0))
     options = ", momentum=0.9, nesterov=True" if nesterov else ""  # torch.optim.SGD refuses one without the other
     return f'''\
 def make_optimizer(model):
-    """The optimizer that the values were learned for; `set_hyperparameters` sets them all."""
-    return torch.optim.{chosen}({parameters}, lr=0.0{options})'''
+    """The optimizer that the values were learned for. `set_hyperparameters` sets all of them."""
+    return torch.optim.{class_name}({parameters}, lr=0.0{options})'''

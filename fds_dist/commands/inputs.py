@@ -1,4 +1,4 @@
-"""How the commands begin: from a config with overrides to objects, and to the ranks that share the work."""
+"""What the commands share: from a config with overrides to objects, and to the ranks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Source = str | Path | Mapping[str, Any] | Config
 
 
 def unchanged(draft: Draft) -> Draft:
-    """The draft as it is."""
+    """The draft itself."""
     return draft
 
 
@@ -41,7 +41,7 @@ def launched(
     task: Task | None = None,
     model: nn.Module | ModelBuilder | None = None,
 ) -> Iterator[tuple[Build, Ranks]]:
-    """What the config describes, and the ranks of this launch; inside, the ranks can talk to each other.
+    """The objects that the config describes, and the ranks of this launch; inside, the ranks can communicate.
 
     Args:
         prepare: changes the draft before anything is built, or adds faults to it.
@@ -66,7 +66,7 @@ def draft_of(
     """The config with its overrides, as far as it can be read.
 
     Raises:
-        UserError: there is no config, or there is one beside a run to continue.
+        UserError: there is no config, or both a config and a run to continue.
     """
     if resume is not None:
         if config is not None:
@@ -80,10 +80,10 @@ def draft_of(
 
 
 def _resumed_draft(folder: RunFolder, overrides: Sequence[str]) -> Draft:
-    """The run's own config with overrides. What decides how many numbers are learned cannot change."""
+    """The run's config with overrides. Settings that decide how many numbers are learned cannot change."""
     config = folder.checked("--resume", "OUTPUT_DIR/NAME of an earlier run").config
     before, draft = read_draft(config), read_draft(config, overrides)
-    draft = replace(draft, remarks=())  # the config was written by the program, maybe by an earlier version
+    draft = replace(draft, remarks=())  # fds_dist wrote this config, maybe an earlier version of it
     if before.config is None or draft.config is None:
         return draft
     (had, had_groups), (has, has_groups) = ((c.hyperparameters, c.inner.groups) for c in (before.config, draft.config))
@@ -94,7 +94,7 @@ def _resumed_draft(folder: RunFolder, overrides: Sequence[str]) -> Draft:
         and _fixed_part(had.get(name), had_groups) != _fixed_part(has.get(name), had_groups)
     ]
     if had_groups != has_groups and not draft.is_broken("inner.groups"):
-        faults.append(Fault("inner.groups", "cannot change when a run is resumed", "the groups that it began with"))
+        faults.append(Fault("inner.groups", "cannot change when a run is resumed", "the groups of the first start"))
     return replace(draft, faults=[*draft.faults, *faults])
 
 
@@ -108,14 +108,14 @@ def _fixed_part(hyperparameter: HyperparameterConfig | float | None, groups: Map
 
 
 def task_maker(config: Config, task: Task | None = None) -> Callable[[int], Task]:
-    """seed → the config's task, or always `task` where there is one."""
+    """A function seed → the config's task; always `task` if that is not None."""
     if task is not None:
         return lambda seed: task
     return lambda seed: build_task(config.task.name, config.task.options, seed=seed)
 
 
 def one_run_per_rank(draft: Draft) -> Draft:
-    """The draft of a study, which trains a separate run on each rank; a mesh that spreads one run is a fault."""
+    """The draft of a study, which trains a separate run on each rank. A mesh that spreads one run is a fault."""
     if draft.config is None:
         return draft
     mesh = draft.config.mesh
@@ -128,7 +128,7 @@ def one_run_per_rank(draft: Draft) -> Draft:
 
 
 def study_folder(config: Config, study: str) -> Path:
-    """`OUTPUT_DIR/NAME`, or `OUTPUT_DIR/STUDY-TASK-MODEL` without a name: a study that is repeated continues there."""
+    """`OUTPUT_DIR/NAME`; without a name `OUTPUT_DIR/STUDY-TASK-MODEL`, so that a repeated study continues there."""
     parts = [study, config.task.name, *([config.model.name] if config.model else [])]
     name = config.name or "-".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part) for part in parts)
     return Path(config.output_dir) / name
@@ -138,7 +138,7 @@ def wandb_session(config: Config, job_type: str) -> WandbSession:
     """The session that `tracking.wandb` asks for.
 
     Args:
-        job_type: the kind of the W&B run where neither the config nor the environment says one.
+        job_type: the kind of the W&B run if neither the config nor the environment sets one.
 
     Raises:
         UserError: WANDB_MODE is not a mode.

@@ -1,7 +1,7 @@
-"""Hypergradients of a user's own task against independent derivatives, on a short horizon in float64.
+"""Compares the hypergradients of a user's task with independent derivatives, on a short horizon in float64.
 
-Forward mode by both methods, reverse mode through the whole unrolled run, and central finite differences of the
-validation loss.
+The derivatives are forward mode by both methods, reverse mode through the whole unrolled run, and central finite
+differences of the validation loss.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from fds_dist.tangents.methods import TrialPoint, choose_method
 from fds_dist.tasks.base import Task
 
 EXACT_TOLERANCE = 1e-10
-"""Between exact methods: float64 rounding (1e-16) through some 10² steps, each amplifying it a little."""
+"""Allowed between exact methods: float64 rounding (1e-16), amplified a little by each of some 10² steps."""
 
 DIFFERENCE_TOLERANCE = 1e-5
-"""To finite differences: their own error is about 1e-8 on smooth networks, more where a ReLU switches within ±h."""
+"""Allowed from finite differences: their error is about 1e-8 on smooth networks, more if a ReLU switches within ±h."""
 
 DIFFERENCE_STEPS = (1e-6, 1e-5, 1e-7)
-"""h relative to the value, tried until one agrees: kinks spoil large steps and rounding small ones."""
+"""Steps h relative to the value, tried until one agrees: kinks spoil large steps, rounding spoils small ones."""
 
 SMALLEST_SHARE = 1e-4
-"""Of all hypergradients together: one hyperparameter's below that are compared with this share instead of their own
-size, which may be nothing but rounding."""
+"""A share of the norm of all hypergradients. If those of one hyperparameter are smaller, they are compared with this
+share instead of their own size, which may be pure rounding."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One derivative beside the reference."""
+    """One derivative and its distance to the reference."""
 
     name: str
     hypergradients: list[float]  # [K]
@@ -58,7 +58,7 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether the error is within the tolerance (a NaN is not)."""
+        """Whether the error is within the tolerance. A NaN is not."""
         return self.error <= self.tolerance
 
 
@@ -71,24 +71,24 @@ class Verification:
     reference: list[float]  # [K] reverse mode
     comparisons: tuple[Comparison, ...]
     left_out: tuple[str, ...]
-    """What could not be compared, and why."""
+    """The methods that could not be compared, each with the reason."""
 
     @property
     def passed(self) -> bool:
-        """Whether all agree, and there was something to compare."""
+        """Whether there are comparisons, and all agree."""
         return bool(self.comparisons) and all(comparison.agrees for comparison in self.comparisons)
 
 
 def verification_point(problem: Problem) -> list[float]:
-    """λ to verify at [K]: the initial values, and a first outer step's size where one is zero.
+    """The λ [K] at which to verify: the initial values; where one is zero, the size of its first outer step.
 
-    At lr = 0 all other hypergradients are exactly zero, and agreement would mean nothing.
+    At lr = 0 all other hypergradients would be exactly zero, and agreement would mean nothing.
     """
     return [owner.clamp(owner.init or owner.step) for owner, _ in problem.space.elements]
 
 
 def compare_derivatives(problem: Problem, horizon: int, ranks: Ranks) -> Verification:
-    """Compares all derivatives over `horizon` steps; the problem must be in float64, without `clip_hvp` and pruning."""
+    """Compares all derivatives over `horizon` steps. The problem must be in float64, without `clip_hvp` and pruning."""
     values = verification_point(problem)
     run = InnerRun(problem, values, 0, horizon, ranks)
     reference = estimate_reverse(run).hypergradients
@@ -109,9 +109,9 @@ def compare_derivatives(problem: Problem, horizon: int, ranks: Ranks) -> Verific
 def finite_differences(
     problem: Problem, values: Sequence[float], horizon: int, reference: Sequence[float]
 ) -> list[float]:
-    """Central differences of the validation loss [K]; per element the step size that agrees best with `reference`.
+    """Central differences [K] of the validation loss, each with the step size that agrees best with `reference`.
 
-    They are differences of the validation loss that a run reports, its running statistics included.
+    The validation loss is the one that a run reports, its running statistics included.
     """
 
     def loss_at(element: int, value: float) -> float:
@@ -132,18 +132,18 @@ def finite_differences(
     return [difference(element) for element in range(len(values))]
 
 
-def relative_error(found: Sequence[float], reference: Sequence[float], floor: float = 0.0) -> float:
-    """|found − reference| / max(|reference|, floor); infinite where that means nothing."""
-    difference, norm = math.dist(found, reference), max(math.hypot(*reference), floor)
+def relative_error(values: Sequence[float], reference: Sequence[float], floor: float = 0.0) -> float:
+    """|values − reference| / max(|reference|, floor); infinite if that is not a number."""
+    difference, norm = math.dist(values, reference), max(math.hypot(*reference), floor)
     if difference == 0:
         return 0.0
     return difference / norm if norm and math.isfinite(difference) else math.inf
 
 
-def worst_error(space: HyperparameterSpace, found: Sequence[float], reference: Sequence[float]) -> float:
-    """The largest relative error of a hyperparameter's buckets: no large derivative hides the error of a small one."""
+def worst_error(space: HyperparameterSpace, values: Sequence[float], reference: Sequence[float]) -> float:
+    """The largest relative error of a hyperparameter: no large derivative hides the error of a small one."""
     floor = SMALLEST_SHARE * math.hypot(*reference)
-    rows = zip(space.unpack(found).values(), space.unpack(reference).values(), strict=True)
+    rows = zip(space.unpack(values).values(), space.unpack(reference).values(), strict=True)
     return max(relative_error(*pair, floor) for pair in rows)
 
 
@@ -160,11 +160,11 @@ def _unusable(problem: Problem, method: str) -> str:
 
 
 VERIFIED_STEPS = 50
-"""Inner steps that are compared, where the config's own horizon is longer."""
+"""Inner steps to compare if the config's horizon is longer."""
 
 
 class VerifyResult(NamedTuple):
-    """What `verify` found."""
+    """The result of `verify`."""
 
     built: Build
     """The config in float64, and the objects made from it."""
@@ -208,19 +208,19 @@ def verify(
         return VerifyResult(built, compare_derivatives(built.problem, _verified_steps(built, steps), ranks))
 
 
-def _verified_steps(built: Build, asked: int | None) -> int:
+def _verified_steps(built: Build, steps: int | None) -> int:
     """The horizon to compare over: at least one step per bucket."""
     buckets = max(owner.buckets for owner in built.problem.space.learned)
-    if asked is None:
+    if steps is None:
         longest = max(built.problem.horizon(epochs) for epochs in built.settings.epochs)
         return max(min(longest, VERIFIED_STEPS), buckets)
-    if asked < buckets:
-        raise UserError(Fault("--steps", f"{asked} is out of range", f"at least {buckets}, the number of buckets"))
-    return asked
+    if steps < buckets:
+        raise UserError(Fault("--steps", f"{steps} is out of range", f"at least {buckets}, the number of buckets"))
+    return steps
 
 
 def _exact(draft: Draft) -> Draft:
-    """The draft in float64, without clipped products and pruning, which are deliberate approximations."""
+    """The draft in float64, without clipping of products and pruning, which are deliberate approximations."""
     if draft.config is None:
         return draft
     exact = {"dtype": None, "clip_hvp": None, "prune": PruneConfig()}
@@ -229,28 +229,28 @@ def _exact(draft: Draft) -> Draft:
 
 
 def print_verification(problem: Problem, verification: Verification, console: Console | None = None) -> None:
-    """Every hypergradient by every method, and the verdict."""
+    """Prints every hypergradient by every method, and the verdict."""
     console = console or default_console()
     comparisons = verification.comparisons
     paragraph(
         console,
         f"Hypergradients over {counted(verification.horizon, 'inner step')} in float64, by reverse mode through the "
-        "whole unrolled run and by independent ways:",
+        "whole unrolled run, and by independent methods:",
     )
     console.print()
-    # The words of a heading stand one below the other: numbers are narrow.
+    # Numbers are narrow, so each word of a heading has a line.
     headings = [re.sub(r",? |(?<=_)", "\n", comparison.name) for comparison in comparisons]
     table = plain_table("hyperparameter", "value", "reverse", *headings)
     table.columns[0].justify = "left"
     for index, (owner, bucket) in enumerate(problem.space.elements):
-        found = [f"{comparison.hypergradients[index]:.5g}" for comparison in comparisons]
+        cells = [f"{comparison.hypergradients[index]:.5g}" for comparison in comparisons]
         reference = f"{verification.reference[index]:.5g}"
-        table.add_row(f"{owner.name}[{bucket}]", f"{verification.values[index]:.4g}", reference, *found)
+        table.add_row(f"{owner.name}[{bucket}]", f"{verification.values[index]:.4g}", reference, *cells)
     table.add_section()
     table.add_row()
     table.add_row("relative error", "", "", *(f"{comparison.error:.1e}" for comparison in comparisons))
     table.add_row("allowed", "", "", *(f"{comparison.tolerance:.0e}" for comparison in comparisons))
-    verdicts = ["[green]agrees[/green]" if found.agrees else "[red]differs[/red]" for found in comparisons]
+    verdicts = ["[green]agrees[/green]" if each.agrees else "[red]differs[/red]" for each in comparisons]
     table.add_row("", "", "", *verdicts)
     console.print(table)
     console.print()

@@ -501,7 +501,7 @@ def test_all_faults_of_the_section_at_once(tmp_path: Path) -> None:
         (["deepspeed=nothing.json"], "deepspeed: nothing.json: No such file"),
         (["deepspeed=3"], "deepspeed: 3 is a whole number; expected a mapping, or the path of a JSON or YAML file"),
         (["deepspeed.bf16=true", "deepspeed.bf16.enabled=true"], "deepspeed.bf16.enabled: bf16 is true"),
-        (["dtype=float64"], "dtype: float64 has no ZeRO; expected float32"),
+        (["dtype=float64"], "dtype: ZeRO does not support float64; expected float32"),
         (["deepspeed.zero_optimization.stage=4"], "deepspeed.zero_optimization.stage: 4 is not valid"),
         (
             ["deepspeed.zero_optimization={stage: 3, offload_optimizer: {device: nvme}}"],

@@ -117,7 +117,7 @@ def test_a_snippet_has_the_values_of_every_step_also_of_the_loss(horizon: int) -
     value_at = executed(code)["value_at"]
     for step in range(horizon + 2):
         assert {name: value_at(name, step) for name in schedule.values} == schedule.at(step)
-    assert r'own = {"my \"own\"": value_at("my \"own\"", step)}' in code
+    assert r'extra = {"my \"own\"": value_at("my \"own\"", step)}' in code
     assert max(map(len, code.splitlines())) <= 120
 
 
@@ -191,14 +191,14 @@ def test_a_schedule_is_printed_or_written(
             "digit --horizon 0",
             [
                 "RUN_DIR: digit is not the folder of a run: there is no schedule.json in it; "
-                "expected the folder of a run that has done an outer step; "
+                "expected the folder of a run with a finished outer step; "
                 "did you mean digits?",
                 "--horizon: 0 is out of range; expected a whole number of at least 1",
             ],
         ),
         (
             "stopped --best",
-            ["RUN_DIR: stopped holds no schedule_best.json; expected the folder of a run that has done an outer step"],
+            ["RUN_DIR: stopped holds no schedule_best.json; expected the folder of a run with a finished outer step"],
         ),
         ("digits horizon=3", ["horizon=3: unexpected argument; expected RUN_DIR and options alone"]),
         ("digits --horizon few", ["argument --horizon: invalid int value: 'few'; see fds-dist export --help"]),

@@ -428,7 +428,7 @@ def test_other_settings_are_refused_until_told_to_begin_anew(tmp_path: Path) -> 
 
 def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
     run(image_task(mlp), tmp_path)
-    with pytest.raises(UserError, match=r"is of another network.*restart=true"):
+    with pytest.raises(UserError, match=r"belongs to another network.*restart=true"):
         run(image_task(conv_bn), tmp_path)
 
 
@@ -617,5 +617,5 @@ def test_console_tells_what_was_done_before(tmp_path: Path) -> None:
         with contextlib.suppress(Interruption):
             retrain(lambda seed: task, task.build_model, SCHEDULE, IN_FLOAT64, ONE_RANK, tmp_path, [listener])
     first, second = file.getvalue().split("retrained 1 seed")[:2]
-    assert "goes on after 2 epochs" in first and "epoch 3/3" in first and "epoch 2/3" not in first
+    assert "continues after 2 epochs" in first and "epoch 3/3" in first and "epoch 2/3" not in first
     assert "done already" in second and "epoch 3/3" not in second

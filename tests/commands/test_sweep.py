@@ -116,7 +116,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     (parameters(seed={"values": [0, -1]}), ["parameters.seed: -1 is out of range"]),
     (parameters(outer__optimizer={"values": ["sgn"]}), ["parameters.outer.optimizer: 'sgn' is not valid", "mean sign"]),
     (parameters(hyperparameters__lr__buckets={"value": 2.0}), ["lr.buckets: 2.0 is a decimal number"]),
-    (parameters(inner__clip_gradient={"values": [None]}), ["values[0]: null does not arrive", '"null", in quotes']),
+    (parameters(inner__clip_gradient={"values": [None]}), ["values[0]: null would be changed", '"null", in quotes']),
     (
         {"method": "random", "run_cap": 1, **parameters(hyperparameters__momentum__init={"min": 0.5, "max": 1.5})},
         ["parameters.hyperparameters.momentum.init: 1.5 is out of range; expected a number of at most 0.99"],
@@ -217,7 +217,7 @@ def test_the_shipped_files_are_right(
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     sweep = read_sweep(path)
     assert main(["sweep", str(path), "--check"]) == 0
-    assert "nothing is wrong" in capsys.readouterr().out
+    assert "no mistakes found" in capsys.readouterr().out
     # W&B's own reader is YAML 1.1: it has to see the same numbers.
     assert yaml.safe_load(path.read_text()) == sweep.content
     assert f"launch/sweep.sh {path.relative_to(ROOT)}" in path.read_text()
@@ -306,7 +306,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
     ("changes", "options", "message"),
     [
         ({"method": "bayes", "metric": {"name": "best_val_loss", "goal": "minimize"}}, (), "method: bayes needs W&B"),
-        ({"method": "random"}, (), "run_cap: is missing: random draws have no end"),
+        ({"method": "random"}, (), "run_cap: is missing: random draws never end"),
         ({}, ("--count", "0"), "--count: 0 is out of range"),
     ],
 )

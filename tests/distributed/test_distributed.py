@@ -210,7 +210,7 @@ def test_a_run_under_torchrun_prints_once_and_nothing_else(tmp_path: Path) -> No
     assert lines[3].startswith("finished; best: val accuracy ")
     next_steps = [line.partition(": ")[0] for line in lines[4:]]
     assert next_steps == [
-        *("to train with it", "to train on all data", "to take it away", "to check its gradients", "to search further")
+        *("to train with it", "to train on all data", "to export it", "to check its gradients", "to search further")
     ]
 
 

@@ -153,12 +153,12 @@ def test_the_end_says_what_to_do_next_in_lines_that_can_be_copied(tmp_path: Path
     tracker.start(run_start(tmp_path))
     line = f"fds-dist optimize --resume {'a-long-folder/' * 6}run"
     end = run_end(tmp_path, "interrupted", "stopped in outer step 1")
-    tracker.finish(replace(end, next_steps={"go on": line, "read more": "README.md"}))
+    tracker.finish(replace(end, next_steps={"continue": line, "read more": "README.md"}))
     last = [text.strip() for text in file.getvalue().splitlines()[-2:]]
     if terminal:
-        assert last == [f"go on      {line}", "read more  README.md"]
+        assert last == [f"continue   {line}", "read more  README.md"]
     else:
-        assert last == [f"to go on: {line}", "to read more: README.md"]
+        assert last == [f"to continue: {line}", "to read more: README.md"]
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -29,7 +29,7 @@ from fds_dist.tasks.base import Task
 
 
 class CheckResult(NamedTuple):
-    """What `check` found."""
+    """The result of `check`."""
 
     built: Build
     """The config, and the objects made from it."""
@@ -50,7 +50,7 @@ def check(
     Args:
         config: a YAML file, or the config as a mapping.
         overrides: `key.sub=value` strings.
-        world_size: the number of ranks to plan for; None: those of this launch.
+        world_size: the number of ranks to plan for; None: the ranks of this launch.
         task: an object used in place of the config's task.
         model: a module or a function from a seed to one, used in place of the config's model.
 
@@ -80,7 +80,7 @@ def check(
 def print_check(
     config: Config, problem: Problem, report: CostReport, remarks: Sequence[str] = (), console: Console | None = None
 ) -> None:
-    """Prints who owns which tangent, what each rank's share costs, and the resolved config."""
+    """Prints which rank owns which tangents, the cost of each rank's share, and the resolved config."""
     console = console or default_console()
     paragraph(console, f"[bold]Plan[/bold]  {_summary(problem, report)}")
     for remark in remarks:
@@ -134,24 +134,24 @@ def _plan_table(space: HyperparameterSpace, report: CostReport) -> Table:
 
 
 def _predictions(report: CostReport) -> list[str]:
-    """Sentences: what the table counts, where memory goes, total time, network traffic, and advice."""
+    """Sentences on the table's figures, the parts of memory, total time, network traffic, and advice."""
     measured, reverse = report.measured, report.estimator == "reverse"
     memory = report.reverse.memory if reverse else _largest(report)
     on_part = f" on 1/{report.shape.data} of a batch" if report.shape.data > 1 else ""
     few = ", like the times, on a few samples, because a step is long here" if measured.extrapolated else ""
-    carried = "states kept over the horizon" if reverse else "tangents"
+    held = "states kept over the horizon" if reverse else "tangents"
     each = "" if reverse else f" and each tangent adds {duration(measured.tangent_seconds)}"
     lines = [
         "Per rank, for the longest outer step. A plain step is one training step on a whole batch without tangents. "
         f"Of the largest memory, {bytes_text(memory.total)}, weights take {bytes_text(memory.weights)}, optimizer "
-        f"state {bytes_text(memory.state)}, {carried} {bytes_text(memory.tangents)}, and activations, gradient and "
+        f"state {bytes_text(memory.state)}, {held} {bytes_text(memory.tangents)}, and activations, gradient and "
         f"products at the peak of a step {bytes_text(memory.step)} (measured{few}).",
         f"Here a plain step{on_part} takes {duration(measured.plain_seconds)}{each}: all outer steps together take "
         f"about {duration(report.total_seconds)}, without communication.",
         _traffic_line(report),
     ]
     if report.estimator == "greedy":
-        lines.append("The plan is that of forward mode; estimator=greedy looks only one step ahead and costs less.")
+        lines.append("The plan is forward mode's; estimator=greedy looks only one step ahead and costs less.")
     alone = REVERSE_COST * report.plan.horizon if reverse else report.one_rank_plain_steps
     if (speed := alone / report.chosen.plain_steps) > 1:
         ranks = report.shape.data if reverse else report.shape.tangent * report.shape.data
@@ -164,7 +164,7 @@ def _largest(report: CostReport) -> Memory:
 
 
 def _traffic_line(report: CostReport) -> str:
-    """What crosses the network."""
+    """A sentence on what crosses the network."""
     size = report.shape.replica * report.shape.tangent
     if report.shape.data > 1:
         reverse = report.estimator == "reverse"

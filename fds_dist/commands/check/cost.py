@@ -1,4 +1,4 @@
-"""The predicted cost of a run: who owns which tangent, and memory, traffic and time per rank.
+"""The predicted cost of a run: which rank owns which tangents, and memory, traffic and time per rank.
 
 Shapes: D = weights, K = learned numbers, P = ranks of the `data` axis.
 """
@@ -25,17 +25,17 @@ class Memory:
     """Bytes on one rank."""
 
     weights: int
-    """All of them, on every rank."""
+    """All weights, on every rank."""
     state: int
     """One P-th of the optimizer's state."""
     tangents: int
-    """One P-th of every tangent, of weights and state, that the rank owns. Reverse mode: the states kept over time."""
+    """One P-th of the rank's tangents, of weights and state. In reverse mode: the states kept over the horizon."""
     step: int
     """Measured: activations, gradient and products of one chunk of tangents at the peak of a step."""
 
     @property
     def total(self) -> int:
-        """Their sum."""
+        """The sum of all."""
         return self.weights + self.state + self.tangents + self.step
 
 
@@ -44,7 +44,7 @@ class RankCost:
     """What one outer step costs each of the ranks that own the same tangents."""
 
     ranks: tuple[int, ...]
-    """Those ranks: the data ranks of every replica."""
+    """The ranks: the data ranks of every replica."""
     elements: tuple[int, ...]
     """Positions in λ of the tangents that the ranks own."""
     plain_steps: float
@@ -52,7 +52,7 @@ class RankCost:
     memory: Memory
     """Of each rank."""
     step_traffic: int
-    """Bytes that each rank sends in a step, once all its tangents are live."""
+    """Bytes that each rank sends in a step when all its tangents are live."""
     seconds: float
     """Predicted from the measured step, without communication."""
 
@@ -62,29 +62,29 @@ class CostReport:
     """The cost of the longest outer step on each rank."""
 
     weights: int
-    """D"""
+    """D."""
     shape: MeshShape
     horizons: tuple[int, ...]
     plan: Plan
     ranks: tuple[RankCost, ...]
     """One entry for each place on the `tangent` axis."""
     measured: StepMeasurement
-    """A step on one data rank's part of a batch."""
+    """One step on one data rank's part of a batch."""
     one_rank_plain_steps: float
     """Cost of the horizon if one rank owned all tangents and saw whole batches."""
     reverse: RankCost
-    """The cost by reverse mode, the same on every rank."""
+    """The cost of reverse mode, the same on every rank."""
     estimator: str = "forward"
     """The estimator that the config asks for."""
 
     @property
     def costliest(self) -> RankCost:
-        """By forward mode, the ranks that all others wait for."""
+        """In forward mode, the ranks with the largest cost, for which all others wait."""
         return max(self.ranks, key=lambda rank: rank.plain_steps)
 
     @property
     def chosen(self) -> RankCost:
-        """By the estimator that the config asks for, the ranks that all others wait for."""
+        """With the config's estimator, the ranks with the largest cost."""
         return self.reverse if self.estimator == "reverse" else self.costliest
 
     @property
@@ -99,7 +99,7 @@ class CostReport:
 
 
 def cost_report(problem: Problem, settings: OuterSettings, shape: MeshShape, estimator: str = "forward") -> CostReport:
-    """Plans the longest outer step for `shape`, and measures one inner step on this device. Trains nothing."""
+    """Plans the longest outer step for `shape`, and measures one inner step on this device, without training."""
     horizons = tuple(problem.horizon(epochs) for epochs in settings.epochs)
     horizon = max(horizons)
     plan = make_plan(problem.space.starts(horizon), horizon, shape.tangent)
@@ -143,16 +143,16 @@ def cost_report(problem: Problem, settings: OuterSettings, shape: MeshShape, est
 def _reverse_cost(
     weights: Tensor, state: Sequence[Tensor], horizon: int, shape: MeshShape, measured: StepMeasurement
 ) -> RankCost:
-    """Reverse mode shares out work along the `data` axis alone; every rank has the whole state."""
+    """The cost of reverse mode, which shares out work along the `data` axis only; every rank has the whole state."""
     spacing = checkpoint_spacing(horizon)
-    states = -(-horizon // spacing) + spacing  # checkpoints over the horizon, and all steps between two of them
-    peak = measured.peak_bytes  # a pull-back goes through the graph twice, like the product of one tangent
+    states = -(-horizon // spacing) + spacing  # checkpoints over the horizon, and all steps between two checkpoints
+    peak = measured.peak_bytes  # a pull-back goes through the graph twice, like one tangent's product
     return RankCost(
         ranks=tuple(range(shape.replica * shape.tangent * shape.data)),
         elements=(),
         plain_steps=REVERSE_COST * horizon / shape.data,
         memory=Memory(_bytes([weights]), _bytes(state), states * _bytes([weights, *state]), peak),
-        # The gradient, summed three times (there, back and in the pull-back), and the adjoint of the weights.
+        # The gradient, summed three times (forward sweep, replay, pull-back), and the adjoint of the weights.
         step_traffic=round(8 * _bytes([weights]) * (shape.data - 1) / shape.data),
         seconds=REVERSE_COST * horizon * measured.plain_seconds,
     )
@@ -168,11 +168,11 @@ def _ranks_at(place: int, shape: MeshShape) -> tuple[int, ...]:
 
 
 def _bytes(tensors: Sequence[Tensor], parts: int = 1) -> int:
-    """Bytes of `tensors`, or of the largest of `parts` parts of each; every rank has single numbers whole."""
+    """Bytes of `tensors`, or of the largest of `parts` parts of each. Single numbers are whole on every rank."""
     return sum((-(-tensor.numel() // parts) if tensor.dim() else 1) * tensor.element_size() for tensor in tensors)
 
 
 def _traffic(weight_bytes: int, tangents: int, parts: int) -> int:
-    """The least number of bytes that one data rank sends in a step: the gradient and each product are reduced, the
-    weights and each tangent are gathered. Without a `data` axis nothing crosses the network."""
+    """The least number of bytes that one data rank sends in a step: the gradient and all products are reduced, the
+    weights and all tangents are gathered. Without a `data` axis nothing crosses the network."""
     return round(2 * (1 + tangents) * weight_bytes * (parts - 1) / parts)

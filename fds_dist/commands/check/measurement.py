@@ -14,9 +14,9 @@ from fds_dist.tangents import Part, Point
 
 REPEATS = 5
 FEW = 2
-"""Samples of the first look; twice as many are the other end of an extrapolation."""
+"""Samples of the first measurement. An extrapolation uses this number and twice this number."""
 PATIENCE = 2.0
-"""Seconds that a plain step may take; where it takes longer, the whole batch is extrapolated from a few samples."""
+"""Seconds that a plain step may take. If it takes longer, the whole batch is extrapolated from a few samples."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ class StepMeasurement:
     plain_seconds: float
     """A step without tangents."""
     tangent_seconds: float
-    """What one more tangent adds."""
+    """The time that one more tangent adds."""
     peak_bytes: int
-    """Activations, gradient and the products of one chunk of tangents; beside weights, state and tangents."""
+    """Activations, gradient and the products of one chunk of tangents, without weights, state and tangents."""
     extrapolated: bool = False
     """Whether only `FEW` and twice as many samples were measured."""
 
 
 def measure_step(problem: Problem, parts: int = 1, chunk: int = 1) -> StepMeasurement:
-    """Medians over a few steps on the first batch, of which this rank sees one of `parts` equal parts.
+    """Measures a few steps on one of `parts` equal parts of the first batch, and takes medians.
 
     Args:
         chunk: tangents in the product whose memory is measured.
@@ -64,7 +64,7 @@ class _Probe:
         self._update = problem.update(self._network)
         self._batch = next(problem.batches(0))
         self.samples = -(-len(self._batch[0]) // parts)
-        """That one rank sees."""
+        """Samples that one rank sees."""
         no_buckets = Segment(0, 1, dict.fromkeys(problem.space.bucket_counts, 0))
         self._h = problem.values_in(no_buckets, problem.space.initial())
         self._theta = problem.theta(self._h)
@@ -80,7 +80,7 @@ class _Probe:
         )
 
     def plain_seconds(self, samples: int, repeats: int = 1) -> float:
-        """Of a step without tangents."""
+        """The time of a step without tangents."""
         state, point = self._state, self._point_maker(self._problem.by("plain"), samples)
 
         def plain() -> None:
@@ -99,7 +99,7 @@ class _Probe:
         return step
 
     def _point_maker(self, problem: Problem, samples: int) -> Callable[[], Point]:
-        """Makes the training loss of the first `samples` ready for products."""
+        """A function that prepares products at the training loss of the first `samples`."""
         inputs, targets = self._batch
         part = self._network.cast(Part(inputs[:samples], targets[:samples]))
         state, vectorize = self._state, problem.chunk_size > 1

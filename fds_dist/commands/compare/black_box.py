@@ -1,10 +1,10 @@
-"""The methods that see losses alone: Optuna suggests values, plain runs return their losses.
+"""The methods that see only losses: Optuna suggests values, and plain runs return their losses.
 
-Rank 0 keeps the study. It suggests as many trials at a time as there are ranks, each rank trains one, and the losses go
-back together in the order of the suggestions: many ranks differ from one in the size of these batches alone.
+Rank 0 keeps the study. It suggests one trial per rank at a time, each rank trains one trial, and the study receives the
+losses together, in the order of the suggestions. The number of ranks changes only the size of these batches.
 
-The sampler gets a fresh seed per batch, a function of the search's seed and the number of trials before, so that all
-that matters for a suggestion is in the recorded trials: a search that goes on suggests what it would have suggested.
+The sampler gets a new seed for each batch, a function of the search's seed and the number of earlier trials. A
+suggestion thus depends on the recorded trials alone: a resumed search suggests the same values as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Kind(NamedTuple):
     """How a black box searches."""
 
     guided: bool = False
-    """By a tree-structured Parzen estimator, else at random."""
+    """Whether a tree-structured Parzen estimator suggests the values; otherwise they are random."""
     pruned: bool = False
-    """By Hyperband."""
+    """Whether Hyperband ends poor runs early."""
     cosine: bool = False
-    """The height of a cosine and constants, one coordinate per hyperparameter; else every bucket for itself."""
+    """Whether it searches the height of a cosine, and constants: one coordinate per hyperparameter, not per bucket."""
 
 
 BLACK_BOXES = {
@@ -44,21 +44,21 @@ BLACK_BOXES = {
     "hyperband": Kind(pruned=True),
     "bohb": Kind(guided=True, pruned=True),
 }
-"""By name."""
+"""Name → how that method searches."""
 
 REDUCTION = 3
 RESOURCES = (1, 3, 9)
-"""Hyperband's rungs: runs are compared after 1/9 and 3/9 of the horizon, and a third of them goes on."""
+"""Hyperband's rungs: runs are compared after 1/9 and 3/9 of the horizon, and a third of them continues."""
 
 RUNG_ATTRIBUTE = "completed_rung_"
-"""How Optuna's pruner remembers in a trial what it reached at each rung."""
+"""Prefix of the attributes in which Optuna's pruner stores a trial's losses at the rungs."""
 
 
 def need_optuna() -> None:
     """Raises `UserError` where Optuna is not installed."""
     if importlib.util.find_spec("optuna") is None:
         problem = f"{', '.join(BLACK_BOXES)} need Optuna, which is not installed"
-        raise UserError(Fault("compare.methods", problem, "fds and greedy alone, or pip install 'fds-dist[search]'"))
+        raise UserError(Fault("compare.methods", problem, "only fds and greedy, or pip install 'fds-dist[search]'"))
 
 
 class BlackBox:
@@ -80,7 +80,7 @@ class BlackBox:
             else optuna.pruners.NopPruner()
         )
         verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # a study announces itself
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # creating a study prints a line
         # Hyperband draws a trial's bracket from the study's name and the trial's number.
         self._study = optuna.create_study(study_name=f"{name}-{seed}", pruner=pruner, sampler=self._sampler())
         optuna.logging.set_verbosity(verbosity)
@@ -93,8 +93,8 @@ class BlackBox:
         self._asked = [self._study.ask(self._distributions) for _ in range(count)]
         return [[trial.params[name] for name in self._distributions] for trial in self._asked]
 
-    def go_on(self, resource: int, losses: Sequence[float | None]) -> list[bool]:
-        """Which of the trials asked for last go on after a rung, given their losses there (None: ended before)."""
+    def continues(self, resource: int, losses: Sequence[float | None]) -> list[bool]:
+        """Whether each trial of the last `ask` continues after a rung, given its loss there (None: it ended before)."""
         verdicts = []
         for trial, loss in zip(self._asked, losses, strict=True):
             if loss is not None:
@@ -103,7 +103,7 @@ class BlackBox:
         return verdicts
 
     def tell(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
-        """Ends the trials asked for last; what the study remembers of each beyond its loss."""
+        """Ends the trials of the last `ask`; returns what the study stores about each besides its loss."""
         states = self._optuna.trial.TrialState
         for asked, trial in zip(self._asked, trials, strict=True):
             if trial.state["pruned"]:
@@ -123,7 +123,7 @@ class BlackBox:
         return {"intermediate": losses, "rungs": rungs}
 
     def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
-        """A recorded trial as the study would hold it."""
+        """A recorded trial in Optuna's form."""
         state = trial.state
         states = self._optuna.trial.TrialState
         return self._optuna.trial.create_trial(
@@ -137,13 +137,13 @@ class BlackBox:
 
 
 def rungs_of(horizon: int) -> dict[int, int]:
-    """Hyperband's resource to the inner step that stands for it, below the horizon; short horizons have fewer."""
+    """Hyperband's resource → the inner step of that rung, below the horizon. Short horizons have fewer rungs."""
     steps = {resource: horizon * resource // RESOURCES[-1] for resource in RESOURCES[:-1]}
     return {resource: step for resource, step in steps.items() if step >= 1}
 
 
 def black_box(name: str, job: Job, before: Sequence[Trial], report: Report) -> str:
-    """A `Method` by its name in `BLACK_BOXES`."""
+    """The `Method` called `name` in `BLACK_BOXES`."""
     ranks = job.ranks
     kind = BLACK_BOXES[name]
     rungs = rungs_of(job.horizon) if kind.pruned else {}
@@ -166,23 +166,23 @@ def _run_batch(
     values_of: Callable[[Sequence[float]], list[float]],
     rungs: dict[int, int],
 ) -> list[Trial]:
-    """One trial per rank; ranks beyond the batch only listen. The same trials on every rank."""
+    """Runs one trial per rank and returns all of them on every rank; ranks without a trial only exchange losses."""
     ranks, count = job.ranks, len(coordinates)
     resources = iter(rungs)
 
     def at_rung(loss: float | None) -> bool:
         losses = ranks.gather_objects(loss)[:count]
         resource = next(resources)
-        verdicts = ranks.on_first(lambda: box.go_on(resource, losses) if box else [])
+        verdicts = ranks.on_first(lambda: box.continues(resource, losses) if box else [])
         return ranks.rank < count and verdicts[ranks.rank]
 
-    own_trial = None
+    rank_trial = None
     if ranks.rank < count:
         number, point = first + ranks.rank, coordinates[ranks.rank]
         values = values_of(point)
         run = plain_run(job.problem, values, number, job.horizon, list(rungs.values()), at_rung)
         pruned = run.steps < job.horizon and math.isfinite(run.val.loss)
-        own_trial = Trial(
+        rank_trial = Trial(
             number=number,
             values=values,
             val_loss=run.val.loss,
@@ -195,6 +195,6 @@ def _run_batch(
     else:
         for _ in rungs:
             at_rung(None)
-    trials = [trial for trial in ranks.gather_objects(own_trial) if trial is not None]
+    trials = [trial for trial in ranks.gather_objects(rank_trial) if trial is not None]
     memories = ranks.on_first(lambda: box.tell(trials) if box else [])
     return [replace(trial, state={**trial.state, **memory}) for trial, memory in zip(trials, memories, strict=True)]

@@ -39,7 +39,7 @@ def compare(
     model: nn.Module | ModelBuilder | None = None,
     progress: bool = True,
 ) -> CompareResult:
-    """Runs FDS and its rivals at equal compute.
+    """Compares FDS with its rivals at equal compute.
 
     Called again with the same config, it continues where an earlier call stopped.
 
@@ -48,13 +48,13 @@ def compare(
         overrides: `key.sub=value` strings.
         task: an object used in place of the config's task.
         model: a module or a function from a seed to one, used in place of the config's model.
-        progress: whether rank 0 prints how each search goes.
+        progress: whether rank 0 prints the progress of each search.
 
     Returns:
         Every method's runs, costs and losses, and the folder with the plots.
 
     Raises:
-        UserError: the input is wrong, or the folder holds a comparison of something else.
+        UserError: the input is wrong, or the folder holds another comparison.
 
     Example:
         >>> config = {
@@ -79,7 +79,7 @@ def compare(
 
 
 def _retrainer(built: Build, ranks: Ranks, task: Task | None, model: nn.Module | ModelBuilder | None) -> Retrain:
-    """Trains on all training data with a learned schedule; gives the test accuracy of each seed."""
+    """A function that trains on all training data with a learned schedule; it returns each seed's test accuracy."""
     config = built.config
     settings = read_settings([f"seeds={max(1, config.compare.retrain_seeds)}"], config)
     build_model = model_builder(config, built.problem.task, model)
@@ -110,4 +110,4 @@ def _compared(built: Build, ranks: Ranks, folder: Path, retrain: Retrain, say: C
 
 
 def _say_nothing(line: str) -> None:
-    """The progress of a silent comparison."""
+    """Prints nothing: for a comparison without progress."""

@@ -1,4 +1,4 @@
-"""Compares FDS with its rivals on one problem, at equal compute; their results are judged on fresh seeds."""
+"""Compares FDS with its rivals on one problem, at equal compute, and judges their results on fresh seeds."""
 
 from __future__ import annotations
 
@@ -31,15 +31,14 @@ METHODS: dict[str, Method] = {
     "greedy": greedy,
     **{name: partial(black_box, name) for name in BLACK_BOXES},
 }
-"""By name in the config, `compare.methods`."""
+"""Name in `compare.methods` → the method."""
 
 Retrain = Callable[[Schedule, Path], list[float]]
-"""(learned schedule, a folder of its own) → test accuracy of each of `retrain_seeds` networks trained with it on all
-training data. On every rank alike."""
-
+"""(learned schedule, a new folder) → test accuracies of `retrain_seeds` networks, trained with it on all training data.
+Called alike on every rank."""
 
 DAMAGED = "a file written by `fds-dist compare`; delete it to start over"
-"""What a user should do about a file of results that cannot be read."""
+"""What a message expects in place of a file of results that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -74,20 +73,20 @@ def compare(
     consistency: Consistency | None = None,
     retrain: Retrain | None = None,
 ) -> Comparison:
-    """Runs every method of `options` on every repetition, judges the results and writes `folder/compare.json`.
+    """Runs every method of `options` in every repetition, judges the results and writes `folder/compare.json`.
 
-    Called on all ranks alike; every rank returns the same. Whatever is finished is in `folder` at once, and a later
-    call with the same folder goes on from there.
+    Called alike on all ranks; every rank returns the same. Each trial is written to `folder` when it is done, and a
+    later call with the same folder continues from there.
 
     Args:
         estimator: the name of the estimator that `fds` uses.
         greedy_discount: what the estimator of `greedy` remembers from step to step.
-        say: takes lines about how it goes, on rank 0.
-        retrain: used where `options.retrain_seeds` asks for it; else test accuracy is that of the judges' runs.
+        say: receives lines about the progress, on rank 0.
+        retrain: used if `options.retrain_seeds` is above 0; otherwise the test accuracy is that of the judges' runs.
 
     Raises:
         UserError: a range is missing or wrong, Optuna is not installed, the budget is below one run, or the folder
-            holds a comparison of something else.
+            holds another comparison.
     """
     ranges = search_ranges(problem.space, options)
     if any(name in BLACK_BOXES for name in options.methods):
@@ -108,7 +107,7 @@ def compare(
     )
     if job.budget < job.horizon:
         raise UserError(Fault("compare.budget", f"{job.budget:g} is out of range", f"at least one run: {job.horizon}"))
-    ranks.on_first(lambda: _claim(folder, _fixed(job)))
+    ranks.on_first(lambda: _claim(folder, _identity(job)))
     runs = _judged_runs(job, options, folder, say if ranks.is_first else lambda line: None)
     if retrain is not None and options.retrain_seeds:
         runs = [_retrained(job, run, retrain, options.retrain_seeds, folder) for run in runs]
@@ -123,7 +122,7 @@ def compare(
 
 
 def _judged_runs(job: Job, options: CompareConfig, folder: Path, say: Say) -> list[MethodRun]:
-    """All searches, one repetition after the other, with what judges say of their incumbents."""
+    """Runs all searches, one repetition after the other, and judges their incumbents."""
     searches = [
         _search(name, index, replace(job, problem=repetition(job.problem, index)), folder, say)
         for index in range(options.seeds)
@@ -137,7 +136,7 @@ def _judged_runs(job: Job, options: CompareConfig, folder: Path, say: Say) -> li
 
 
 def _search(name: str, index: int, job: Job, folder: Path, say: Say) -> Search:
-    """One search, from where an earlier start left it."""
+    """Runs one search; it continues from the trials that an earlier call recorded."""
     file = RecordFile(folder / name / f"trials-{index}.jsonl", Trial, DAMAGED)
     trials = _affordable(job.ranks.on_first(file.read), job.budget)
     log = SearchLog(f"{name}, repetition {index}", job, say)
@@ -155,7 +154,7 @@ def _search(name: str, index: int, job: Job, folder: Path, say: Say) -> Search:
 
 
 def _affordable(recorded: Sequence[Trial], budget: float) -> list[Trial]:
-    """The recorded trials from the first on that this budget pays for: an earlier one may have been larger."""
+    """The first recorded trials, as many as this budget pays for: an earlier call may have had a larger budget."""
     trials, spent = [], 0.0
     for trial in recorded:
         spent += trial.cost
@@ -168,7 +167,7 @@ def _affordable(recorded: Sequence[Trial], budget: float) -> list[Trial]:
 def _run(
     problem: Problem, search: Search, improvements: list[Improvement], judged: dict[tuple[float, ...], list[Judgement]]
 ) -> MethodRun:
-    """A search with what its incumbents are worth."""
+    """A search with the judgements of its incumbents."""
     best = [
         Incumbent(
             number=trial.number,
@@ -192,7 +191,7 @@ def _run(
 
 
 def _retrained(job: Job, run: MethodRun, retrain: Retrain, seeds: int, folder: Path) -> MethodRun:
-    """The run with the test accuracies of its answer after retraining, from the record where they are there already."""
+    """The run with the test accuracies of its answer after retraining; recorded accuracies are not measured again."""
     if run.answer is None:
         return run
     values = run.answer.hyperparameters
@@ -209,7 +208,7 @@ def _retrained(job: Job, run: MethodRun, retrain: Retrain, seeds: int, folder: P
 
 
 def _described(ranges: Sequence[SearchRange]) -> dict[str, dict[str, Any]]:
-    """The search space for `compare.json`."""
+    """The search space as `compare.json` shows it."""
     return {
         each.owner.name: {
             "low": each.low,
@@ -221,8 +220,8 @@ def _described(ranges: Sequence[SearchRange]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _fixed(job: Job) -> dict[str, str]:
-    """What recorded trials depend on, by the config's key."""
+def _identity(job: Job) -> dict[str, str]:
+    """The settings that recorded trials depend on, by the config's key."""
     problem, space = job.problem, job.problem.space
     return {
         "hyperparameters": repr((space.learned, sorted(space.fixed.items()))),
@@ -236,19 +235,19 @@ def _fixed(job: Job) -> dict[str, str]:
     }
 
 
-def _claim(folder: Path, fixed: dict[str, str]) -> None:
-    """Makes the folder this comparison's.
+def _claim(folder: Path, identity: dict[str, str]) -> None:
+    """Makes the folder, and records which comparison it holds.
 
     Raises:
-        UserError: it holds trials of another one.
+        UserError: it holds trials of another comparison.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = RecordFile(folder / "settings.jsonl", dict[str, str], DAMAGED)
     before = file.read()
     if not before:
-        file.append([fixed])
+        file.append([identity])
         return
-    changed = [key for key in fixed if before[0].get(key) != fixed[key]]
+    changed = [key for key in identity if before[0].get(key) != identity[key]]
     if changed:
         problem = f"differs from the comparison in {folder}"
         raise UserError(Fault(key, problem, "the same as there, or another folder") for key in changed)

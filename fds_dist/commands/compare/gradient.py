@@ -1,4 +1,4 @@
-"""The methods that follow hypergradients: the outer loop, with one estimator or another."""
+"""The methods that follow hypergradients: the outer loop with the config's estimator, or with the greedy one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOT_FINITE = "too many hypergradients in a row were not finite"
 
 
 class _LastRecord(Tracker):
-    """The tracker that remembers the last outer step."""
+    """A tracker that keeps the record of the last outer step."""
 
     required = True
 
@@ -43,24 +43,24 @@ class _Reporting(OuterListener):
     def save(self, progress: OuterProgress) -> None:
         """See `OuterListener`."""
         record = self.last.record
-        seconds = self.job.ranks.broadcast_object(record.seconds)  # by the first rank's clock, so that all ranks agree
+        seconds = self.job.ranks.broadcast_object(record.seconds)  # by rank 0's clock, so that all ranks agree
         self.report([_trial(self.job, self.estimator, record, float(seconds), progress)])  # type: ignore[arg-type]
 
 
 def fds(job: Job, before: Sequence[Trial], report: Report) -> str:
-    """What `optimize` does: the outer steps of the config, as far as the budget goes."""
+    """The search of `optimize`: the outer steps of the config, as far as the budget reaches."""
     return _outer_loop(job, job.estimator, job.settings.epochs, before, report)
 
 
 def greedy(job: Job, before: Sequence[Trial], report: Report) -> str:
-    """The same outer loop on greedy hypergradients; it goes on with the last horizon while the budget lasts."""
+    """The same outer loop on greedy hypergradients; it repeats the last horizon until the budget is spent."""
     epochs = job.settings.epochs
     more = int(job.budget // _cost(job, "greedy", job.problem.horizon(epochs[-1])))
     return _outer_loop(job, "greedy", epochs + epochs[-1:] * more, before, report)
 
 
 def affordable(job: Job, estimator: str, epochs: Sequence[float]) -> tuple[float, ...]:
-    """The outer steps from the first on that the budget pays for, by their epochs."""
+    """The epochs of the first outer steps, as many as the budget pays for."""
     spent = 0.0
     for done, horizon in enumerate(map(job.problem.horizon, epochs)):
         spent += _cost(job, estimator, horizon)
@@ -84,8 +84,8 @@ def _outer_loop(job: Job, estimator: str, epochs: Sequence[float], before: Seque
         return NOT_FINITE
     last = _LastRecord()
     listener = _Reporting(job, estimator, last, report)
-    chosen = greedy_estimator(job.greedy_discount) if estimator == "greedy" else ESTIMATORS[estimator]
-    loop = OuterLoop(job.problem, chosen, job.rule, settings, job.ranks, Trackers([last]), listener)
+    compute = greedy_estimator(job.greedy_discount) if estimator == "greedy" else ESTIMATORS[estimator]
+    loop = OuterLoop(job.problem, compute, job.rule, settings, job.ranks, Trackers([last]), listener)
     try:
         progress = loop.run(progress)
     except HypergradientsNotFinite:

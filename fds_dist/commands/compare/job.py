@@ -1,4 +1,4 @@
-"""One search by one method: what it is asked to search, what it has tried, and what a person reads while it goes on."""
+"""One search by one method: its settings, its trials, and the lines that it prints."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ class Trial:
 
     number: int
     values: list[float]
-    """[K] the λ it trained with."""
+    """[K] λ of the run."""
     val_loss: FloatOrInf
-    """As the method saw it; infinite where the run diverged, and where a pruned run ended that early."""
+    """The loss that the method saw; infinite if the run diverged, or was pruned before its first validation."""
     val_accuracy: float | None
     steps: int
     """Inner steps trained."""
     cost: float
     """In plain training steps."""
     seconds: float
-    """Summed over the ranks that worked on it."""
+    """Summed over the ranks that took part."""
     state: dict[str, Any] = field(default_factory=dict)
-    """What the method needs to go on from here."""
+    """What the method needs to continue from here."""
 
 
 def loss_or_infinity(value: float | None) -> float:
-    """A loss for comparing: whatever is not finite is infinitely bad."""
+    """The loss, or infinity for None and for a loss that is not finite."""
     return value if value is not None and math.isfinite(value) else math.inf
 
 
 @dataclass(frozen=True)
 class Job:
-    """One search by one method."""
+    """The settings of one search by one method."""
 
     problem: Problem
-    """Its seed is the repetition's."""
+    """With the seed of the repetition."""
     rule: OuterRule
     settings: OuterSettings
     estimator: str
@@ -57,20 +57,21 @@ class Job:
     """What greedy hypergradients remember from step to step."""
     ranges: tuple[SearchRange, ...]
     horizon: int
-    """Inner steps of a black box's trial, and of every run that may be a method's best: the longest outer step's."""
+    """Inner steps of the longest outer step: the length of a black box's trial, and of every run that may become a
+    method's best."""
     budget: float
-    """In plain training steps; no method begins what it could not pay for."""
+    """In plain training steps; no method starts a trial that it could not pay for."""
     ranks: Ranks
     consistency: Consistency = field(default_factory=Consistency)
 
 
 Report = Callable[[list[Trial]], None]
-"""Takes trials as they finish, on every rank alike."""
+"""Receives trials when they are done, alike on every rank."""
 
 
 class Method(Protocol):
-    """Goes on from the trials of an earlier start until the budget is spent. Called on all ranks with the same
-    arguments; returns what a person should know about how it ended, or ""."""
+    """Continues from the recorded trials `before` until the budget is spent. Called alike on all ranks; returns a note
+    on how the search ended, or ""."""
 
     def __call__(self, job: Job, before: Sequence[Trial], report: Report) -> str: ...
 
@@ -78,32 +79,32 @@ class Method(Protocol):
 Say = Callable[[str], None]
 
 INTERVAL = 30.0
-"""Seconds of silence after which a trial that improves nothing is reported too."""
+"""Seconds after the last line until a trial that improves nothing is reported too."""
 
 
 class SearchLog:
-    """Tells a person how one search goes."""
+    """Prints the progress of one search."""
 
     def __init__(self, label: str, job: Job, say: Say) -> None:
         self._label, self._job, self._say = label, job, say
         self._spent, self._best, self._last = 0.0, math.inf, time.monotonic()
 
     def before(self, trials: Sequence[Trial]) -> None:
-        """The trials of an earlier start."""
+        """Called with the recorded trials of an earlier call."""
         for trial in trials:
             self._improves(trial)
         if trials:
-            self._tell(f"{counted(len(trials), 'trial')} done before, {self._state}")
+            self._print(f"{counted(len(trials), 'trial')} done before, {self._state}")
 
     def after(self, trials: Sequence[Trial]) -> None:
-        """Trials that have just ended."""
+        """Called with trials that have just ended."""
         for trial in trials:
             if self._improves(trial) or time.monotonic() - self._last > INTERVAL:
-                self._tell(f"trial {trial.number} done, {self._state}")
+                self._print(f"trial {trial.number} done, {self._state}")
 
     def end(self, trials: int, note: str) -> None:
-        """The search is over."""
-        self._tell(f"ended after {counted(trials, 'trial')}" + (f": {note}" if note else ""))
+        """Called when the search is over."""
+        self._print(f"ended after {counted(trials, 'trial')}" + (f": {note}" if note else ""))
 
     def _improves(self, trial: Trial) -> bool:
         self._spent += trial.cost
@@ -117,6 +118,6 @@ class SearchLog:
             f"best validation loss {self._best:.4g}, {percent(self._spent / self._job.budget, 0)} of the budget spent"
         )
 
-    def _tell(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._last = time.monotonic()
         self._say(f"{self._label}: {line}")

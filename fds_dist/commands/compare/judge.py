@@ -1,8 +1,8 @@
-"""Judging: what a λ is worth on fresh seeds. The lowest loss that a search saw is partly luck; a judgement is not.
+"""Judging a λ on fresh seeds. The lowest loss that a search saw is partly luck; a judgement is not.
 
-Fresh randomness is the same problem with other weights, splits and batches. All of these are functions of (seed, outer
-step). A task keeps its own seed, so a repetition has other outer steps too, far from those of all others: no two
-searches share a split, and no search shares one with the judges.
+A fresh seed means the same problem with other weights, splits and batches, all of which are functions of (seed, outer
+step). A task keeps its seed; therefore each repetition also has its own range of outer steps. No two searches share a
+split, and no search shares a split with the judges.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from fds_dist.inner.problem import Problem
 from fds_dist.tasks.base import Loss, Task
 
 STRIDE = 1_000_000
-"""Outer steps that belong to one repetition."""
+"""Outer steps in the range of one repetition."""
 
 JUDGE = 1000
-"""The repetition that belongs to the judges."""
+"""The repetition whose range the judges use."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ class RenumberedTask:
 
 
 def repetition(problem: Problem, index: int) -> Problem:
-    """The problem for the repetition `index`; the first is the problem itself, as `optimize` searches it."""
+    """The problem of repetition `index`; the first repetition has the problem itself, as in `optimize`."""
     return problem if index == 0 else _renewed(problem, index, "repetition")
 
 
 def judging(problem: Problem) -> Problem:
-    """The problem that judges train; its outer step `seed` is the judges' seed."""
+    """The problem that judges train; its outer step is the judge's seed."""
     return _renewed(problem, JUDGE, "judge")
 
 
@@ -78,7 +78,7 @@ Result = TypeVar("Result")
 
 
 def in_batches(ranks: Ranks, jobs: Sequence[Job], run: Callable[[Job], Result]) -> Iterator[list[tuple[Job, Result]]]:
-    """Runs as many jobs at a time as there are ranks; yields each batch in the jobs' order, on all ranks."""
+    """Runs one job per rank at a time; yields each batch of results in the order of the jobs, on all ranks."""
     for first in range(0, len(jobs), ranks.world_size):
         batch = jobs[first : first + ranks.world_size]
         result = run(batch[ranks.rank]) if ranks.rank < len(batch) else None
@@ -109,7 +109,7 @@ class JudgedRun(Judgement):
 
 
 class Improvement(NamedTuple):
-    """A trial that was a method's best when it ended, with what had been spent until then."""
+    """A trial that was a method's best when it ended, with the cost and the seconds spent until then."""
 
     trial: Trial
     cost: float
@@ -117,9 +117,9 @@ class Improvement(NamedTuple):
 
 
 def incumbents(trials: Sequence[Trial], horizon: int) -> list[Improvement]:
-    """Each trial that improved on those before.
+    """The trials that improved on all trials before them.
 
-    Only whole runs count: a loss after a part of the horizon is no value of a schedule.
+    Only whole runs count: the loss after a part of the horizon says nothing about the whole schedule.
     """
     best, cost, seconds, improvements = math.inf, 0.0, 0.0, []
     for trial in trials:
@@ -139,9 +139,9 @@ def judge(
     file: RecordFile[JudgedRun],
     say: Say,
 ) -> dict[tuple[float, ...], list[Judgement]]:
-    """Trains each λ of `candidates` on the same `seeds` seeds of `problem`, which must be `judging(...)`'s.
+    """Trains each λ of `candidates` on the same `seeds` seeds of `problem`, which `judging` made.
 
-    What `file` holds already is not trained again.
+    Runs that `file` already holds are not repeated.
     """
     judged = {(tuple(run.values), run.seed): run.judgement for run in ranks.on_first(file.read)}
     wanted = [(values, seed) for values in dict.fromkeys(map(tuple, candidates)) for seed in range(seeds)]

@@ -1,4 +1,4 @@
-"""One plain inner run: training without tangents, then the loss. What black boxes try and judges repeat."""
+"""One plain inner run: training without tangents, then the loss. Black boxes and judges use it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from fds_dist.inner.run import InnerRun, InnerState, run_horizon
 from fds_dist.tangents import Network
 
 AtRung = Callable[[float | None], bool]
-"""(validation loss at this rung, None where the run ended before it) → whether to go on."""
+"""(validation loss at this rung, None if the run ended before it) → whether the run continues."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """The mean over all samples of some batches."""
+    """Means over all samples of a data set."""
 
     loss: float
-    """Infinite where it is not finite."""
+    """Infinite in place of a NaN too."""
     accuracy: float | None
-    """None where targets are no class indices."""
+    """None if the targets are not class indices."""
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> Score:
@@ -41,15 +41,15 @@ class Outcome:
 
     val: Score
     test: Score | None
-    """None where it was not asked for, or the task has no test data."""
+    """None if no test was asked for, or if the task has no test data."""
     steps: int
-    """Fewer than the horizon where the run diverged or was pruned."""
+    """Fewer than the horizon if the run diverged or was pruned."""
     seconds: float
-    """Without waiting for other ranks."""
+    """Without the time spent waiting for other ranks."""
 
 
 class _Watch:
-    """The `OnStep` of a plain run: validates at each rung, and ends a run whose weights are not finite."""
+    """The `OnStep` of a plain run: validates at each rung, and ends the run if its weights are not finite."""
 
     def __init__(
         self, validate_at: Callable[[InnerState], Score], horizon: int, rungs: Sequence[int], at_rung: AtRung
@@ -61,7 +61,7 @@ class _Watch:
         self.last: Score | None = None
 
     def __call__(self, state: InnerState, loss: Tensor) -> bool:
-        if state.step % self._every == 0 and self._is_lost(state, loss):
+        if state.step % self._every == 0 and self._diverged(state, loss):
             self.last = None
             return False
         if self._rungs and state.step == self._rungs[0]:
@@ -70,7 +70,7 @@ class _Watch:
         return True
 
     @staticmethod
-    def _is_lost(state: InnerState, loss: Tensor) -> bool:
+    def _diverged(state: InnerState, loss: Tensor) -> bool:
         return not math.isfinite(loss.item()) and not bool(torch.isfinite(state.weights).all())
 
     def answer_remaining(self) -> None:
@@ -81,9 +81,9 @@ class _Watch:
     def _ask(self, value: float | None) -> bool:
         self._rungs.pop(0)
         began = time.perf_counter()
-        goes_on = self._at_rung(value)
+        continues = self._at_rung(value)
         self.waited += time.perf_counter() - began
-        return goes_on
+        return continues
 
 
 def plain_run(
@@ -99,10 +99,11 @@ def plain_run(
 
     Args:
         rungs: steps before the horizon, ascending, at which the run is validated and `at_rung` decides.
-        test: whether to evaluate on the test data too, with running statistics in batch-norm.
+        test: whether to evaluate on the test data too.
     """
     began = time.perf_counter()
-    network = problem.network(number)  # of its own: a validation within the run must not change its mode
+    # A second network: a validation within the run must not change the mode of the one in training.
+    network = problem.network(number)
     watch = _Watch(lambda state: validation_score(problem, network, state, number), horizon, rungs, at_rung)
     training, _ = run_horizon(InnerRun(problem.by("plain"), values, number, horizon, on_step=watch))
     watch.answer_remaining()
@@ -117,13 +118,13 @@ def plain_run(
 
 
 def validation_score(problem: Problem, network: Network, state: InnerState, number: int) -> Score:
-    """The validation loss that the gradient methods see too, without its gradient."""
+    """The validation loss, as the gradient methods see it, without its gradient."""
     batches = checked_batches(problem.task, "val_batches", number)
     evaluation = evaluate(problem, network, state, batches, problem.val_batch_norm)
     return Score(math.inf, None) if evaluation is None else Score.of(evaluation)
 
 
 def test_score(problem: Problem, network: Network, state: InnerState) -> Score | None:
-    """On the test data, with running statistics in batch-norm; None where there is none."""
+    """The score on the test data, with running statistics in batch-norm; None without test data."""
     evaluation = evaluate(problem, network, state, checked_batches(problem.task, "test_batches"), "running")
     return None if evaluation is None else Score.of(evaluation)

@@ -50,8 +50,8 @@ class Curve(NamedTuple):
 def judged_curve(comparison: Comparison, method: str) -> Curve | None:
     """The judged loss of the method's best so far, from the compute at which every repetition has a best.
 
-    Each search chooses its best by its own measurements, so that the judged loss may rise: some choices were luck.
-    None where a repetition never has a best.
+    Each search chooses its best by its own measurements. The judged loss can therefore rise: some choices were luck.
+    None if a repetition never has a best.
     """
     runs = comparison.runs_of(method)
     if not all(run.incumbents for run in runs):
@@ -97,7 +97,7 @@ def _draw(axes: Axes, method: str, curve: Curve, top: float) -> None:
     cost, mean, error = map(np.asarray, curve)
     reference = method == REFERENCE
     order = 3 if reference else 2
-    seen = mean <= top  # where a line is above the figure, its band would only hide other lines
+    seen = mean <= top  # the band of a line above the figure would only hide other lines
     axes.fill_between(cost, mean - error, mean + error, where=seen, step="post", color=color, alpha=0.15, linewidth=0)
     axes.step(
         cost,
@@ -126,7 +126,7 @@ def _frame(axes: Axes, limits: tuple[float, float]) -> None:
 
 
 def _compute_axes(axes: Axes, horizon: int) -> None:
-    """Labels compute in training steps below and in training runs above; plain numbers over less than two decades."""
+    """Labels the compute in training steps below and in training runs above. Below two decades, numbers are plain."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xlabel("compute (plain training steps)")
@@ -146,9 +146,9 @@ def _appears(curve: Curve, top: float) -> float:
 
 
 def _limits(curves: dict[str, Curve]) -> tuple[float, float]:
-    """The vertical range, from the best answer to well above the worst, whatever the lines begin with.
+    """The vertical range, from the best answer to well above the worst, wherever the lines begin.
 
-    (-inf, inf) where no answer is finite.
+    (-inf, inf) if no answer is finite.
     """
     ends = [(curve.mean[-1], curve.error[-1]) for curve in curves.values() if math.isfinite(curve.mean[-1])]
     lowest = min((mean - error for mean, error in ends), default=0.0)

@@ -1,4 +1,4 @@
-"""The results of a comparison, as records that are written to `compare.json` and read back."""
+"""The results of a comparison: the records in `compare.json`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Incumbent:
     """A λ that was a method's best so far."""
 
     number: int
-    """The trial or outer step it comes from."""
+    """Its trial or outer step."""
     hyperparameters: dict[str, list[float]]
     cost: float
-    """Plain training steps that the method had spent by then."""
+    """Plain training steps that the method had spent until then."""
     seconds: float
     own_loss: FloatOrInf
     """The validation loss that the method saw."""
@@ -37,7 +37,7 @@ class Incumbent:
 
     @property
     def judged_loss(self) -> float:
-        """The mean over fresh seeds; infinite where one of them diverged."""
+        """The mean over the fresh seeds; infinite if one run diverged."""
         return statistics.fmean(judgement.val_loss for judgement in self.judgements)
 
     @property
@@ -64,20 +64,20 @@ class MethodRun:
     seconds: float
     """Summed over ranks."""
     incumbents: list[Incumbent]
-    """In the order they were found; the last is the method's answer."""
+    """In order; the last is the method's answer."""
     note: str = ""
-    """How the search ended, where that is worth knowing."""
+    """How the search ended, or ""."""
     retrained_accuracies: list[float] = field(default_factory=list)
-    """Test accuracies after training with the answer on all training data, one per seed, where that was asked for."""
+    """Test accuracies after training with the answer on all training data, one per seed; empty without retraining."""
 
     @property
     def answer(self) -> Incumbent | None:
-        """The best λ by the method's own measure; None where no whole run ended well."""
+        """The best λ by the method's own measurements; None if no whole run has a finite loss."""
         return self.incumbents[-1] if self.incumbents else None
 
     @property
     def test_accuracy(self) -> float | None:
-        """The mean after retraining, else that of the judges' runs."""
+        """The mean after retraining; without retraining, the mean over the judges' runs."""
         if self.retrained_accuracies:
             return statistics.fmean(self.retrained_accuracies)
         return None if self.answer is None else self.answer.test_accuracy
@@ -88,14 +88,14 @@ class MethodRun:
 
 
 class Reach(NamedTuple):
-    """The compute a method needs to be judged as good as the reference's answer, repetition by repetition."""
+    """The compute that a method needs until it is judged as good as the reference's answer."""
 
     factor: Spread | None
-    """In units of what the reference needed, over the repetitions in which it got there."""
+    """In units of the reference's compute, over the repetitions in which the method reached the answer."""
     reached: int
     repetitions: int
     within: float
-    """What it spent in all, in the same units: where it did not get there, it needs more than this."""
+    """All compute of the method in the same units. A method that did not reach the answer needs more than this."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Comparison:
     judge_seeds: int
     estimator: str
     search_space: dict[str, dict[str, Any]]
-    """Name to low, high, scale and buckets of what the black boxes search."""
+    """Name → low, high, scale and buckets, for each hyperparameter that the black boxes search."""
     runs: list[MethodRun]
 
     @property
@@ -123,7 +123,7 @@ class Comparison:
         return [run for run in self.runs if run.method == method]
 
     def reach(self, method: str) -> Reach | None:
-        """How much more compute than the reference `method` needs; None where there is nothing to compare."""
+        """The compute of `method` relative to the reference; None if there is nothing to compare."""
         references = {run.repetition: run for run in self.runs_of(REFERENCE)}
         factors, within = [], []
         for run in self.runs_of(method):
@@ -142,7 +142,7 @@ class Comparison:
         return Reach(spread(factors), reached, len(factors), statistics.fmean(within))
 
     def to_json(self) -> str:
-        """JSON text; infinite losses are null. Beside the raw results a summary per method, for other programs."""
+        """JSON text; infinite losses are null. Contains a summary per method, for other programs."""
         content = to_values(self)
         for run, run_values in zip(self.runs, content["runs"], strict=True):
             for incumbent, values in zip(run.incumbents, run_values["incumbents"], strict=True):
@@ -155,7 +155,7 @@ class Comparison:
         """Reads `compare.json`, or the folder that holds it.
 
         Raises:
-            UserError: no such file, or something else.
+            UserError: the file is missing, or is not a comparison.
         """
         file = Path(path)
         file = file / "compare.json" if file.is_dir() else file
@@ -192,5 +192,5 @@ def _mean(numbers: Iterable[float | None]) -> float | None:
 
 
 def _spread(figure: Spread | None) -> dict[str, float | None] | None:
-    """As `compare.json` has it."""
+    """The figure as in `compare.json`."""
     return figure and {"mean": figure.mean, "deviation": figure.std}

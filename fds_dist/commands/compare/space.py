@@ -20,26 +20,26 @@ CUSTOMARY: dict[str, tuple[float, float]] = {
     "beta2": (0.9, 0.9999),
     "eps": (1e-10, 1e-4),
 }
-"""Where a hyperparameter has no bound of its own, only that of its natural domain."""
+"""Ranges of hyperparameters whose bounds are only those of their natural domain."""
 
 
 @dataclass(frozen=True)
 class SearchRange:
-    """Where one hyperparameter is searched; all of its buckets alike."""
+    """The range in which all buckets of one hyperparameter are searched."""
 
     owner: Hyperparameter
-    """With the scale of the search, which may differ from the outer optimizer's."""
+    """Its scale is that of the search, which may differ from the outer optimizer's."""
     low: float
     high: float
 
     @property
     def coordinates(self) -> tuple[float, float]:
-        """The range on the scale, ascending: the black box draws from it evenly."""
+        """The range in the coordinate of the scale, ascending: the black box draws evenly from it."""
         ends = self.owner.to_scale(self.low), self.owner.to_scale(self.high)
-        return min(ends), max(ends)  # log(1 - x) falls
+        return min(ends), max(ends)  # log(1 - x) decreases
 
     def value(self, coordinate: float) -> float:
-        """The value at a coordinate; within the range whatever the rounding."""
+        """The value at a coordinate, within the range despite rounding."""
         return min(max(self.owner.from_scale(coordinate), self.low), self.high)
 
 
@@ -49,7 +49,7 @@ def search_ranges(space: HyperparameterSpace, options: CompareConfig) -> tuple[S
     The scale is logarithmic if the options ask for it and both ends have a logarithm.
 
     Raises:
-        UserError: a range for what is not learned, beyond the bounds, or none where one is needed.
+        UserError: a range is for a hyperparameter that is not learned, exceeds the bounds, or is missing where needed.
     """
     known = [name for owner in space.learned for name in (owner.name, owner.base)]
     faults = []
@@ -82,8 +82,10 @@ def values_at(ranges: Sequence[SearchRange], coordinates: Sequence[float]) -> li
 
 
 def cosine_at(ranges: Sequence[SearchRange], coordinates: Sequence[float]) -> list[float]:
-    """λ [K] of half a cosine, at one coordinate per hyperparameter: the learning rate falls from its value there to 0,
-    each bucket being the mean over its window (as far as the bounds let it); all others are constant.
+    """λ [K] of half a cosine, from one coordinate per hyperparameter.
+
+    The learning rate falls from its value to 0: each bucket is the cosine's mean over its window, within the bounds.
+    All other hyperparameters are constant.
     """
     values: list[float] = []
     for searched, coordinate in zip(ranges, coordinates, strict=True):
@@ -102,10 +104,10 @@ def _mean_cosine(start: float, stop: float) -> float:
 
 
 def _range(owner: Hyperparameter, configured: Mapping[str, Sequence[float]], scale: str) -> tuple[float, float]:
-    """(low, high), NaN where there is none."""
-    chosen = configured.get(owner.name) or configured.get(owner.base)
-    if chosen:
-        return chosen[0], chosen[1]
+    """(low, high); NaN where there is no bound."""
+    configured_range = configured.get(owner.name) or configured.get(owner.base)
+    if configured_range:
+        return configured_range[0], configured_range[1]
     natural = natural_domain(owner.base)
     customary = CUSTOMARY.get(owner.base)
     ends = []

@@ -48,7 +48,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def explanations(comparison: Comparison) -> list[str]:
-    """What the columns mean, and why some searches ended before their budget was spent."""
+    """Lines on what the columns mean, and on searches that ended before their budget was spent."""
     space = ", ".join(
         f"{name} {search['low']:g} to {search['high']:g} ({search['scale']}{_buckets(search['buckets'])})"
         for name, search in comparison.search_space.items()
@@ -56,8 +56,8 @@ def explanations(comparison: Comparison) -> list[str]:
     retrained = max(len(run.retrained_accuracies) for run in comparison.runs)
     source = f"mean of {retrained} trained on all training data" if retrained else "mean of the judges' runs"
     lines = [
-        f"own best: what the search saw. judged: the same values trained anew on {comparison.judge_seeds} fresh seeds. "
-        f"test acc: {source}.",
+        "own best: the loss that the search saw. judged: the same values trained anew on "
+        f"{comparison.judge_seeds} fresh seeds. test acc: {source}.",
         f"runs: compute in plain training runs of {comparison.horizon:,} steps, at most "
         f"{comparison.budget / comparison.horizon:.3g}. time: summed over ranks. {REFERENCE} uses estimator "
         f"{comparison.estimator}.",
@@ -68,13 +68,13 @@ def explanations(comparison: Comparison) -> list[str]:
 
 
 def spread_text(numbers: Iterable[float | None], text: Callable[[float], str]) -> str:
-    """`0.3651 ± 0.0021`, or the number alone."""
+    """`0.3651 ± 0.0021`; a single number without a deviation."""
     figure = spread(numbers)
     return ABSENT if figure is None else figure.text(text)
 
 
 def reach_text(comparison: Comparison, method: str) -> str:
-    """How many times the reference's compute this method needs until it is judged as good."""
+    """The compute that this method needs to be judged as good as the reference, in words."""
     reach = comparison.reach(method)
     if reach is None:
         return ABSENT

@@ -22,11 +22,11 @@ NOISE_RUNS = 100
 
 @dataclass(frozen=True)
 class NoiseResult:
-    """What `noise` measured; the same on every rank."""
+    """The result of `noise`, the same on every rank."""
 
     report: NoiseReport
     folder: Path
-    """Holds `noise.json`, the figures, and each run in `runs/`."""
+    """Holds `noise.json`, the figures, and `runs/` with a file for each run."""
 
 
 def noise(
@@ -41,13 +41,13 @@ def noise(
 ) -> NoiseResult:
     """Measures hypergradient noise against window size, at the paper's cosine schedule.
 
-    Called again with the same config, it continues with the runs that the folder does not have yet.
+    Called again with the same config, it computes only the runs that are not in the folder yet.
 
     Args:
         config: a YAML file, or the config as a mapping.
         overrides: `key.sub=value` strings.
-        runs: how many inner runs, at least 4.
-        steps: inner steps of each, at least 2.
+        runs: the number of inner runs, at least 4.
+        steps: the inner steps of each run, at least 2.
         task: an object used in place of the config's task.
         model: a module or a function from a seed to one, used in place of the config's model.
         progress: whether rank 0 prints how many runs are done.

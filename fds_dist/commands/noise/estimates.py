@@ -1,9 +1,9 @@
-"""Noise of measured hypergradients: error of window averages, variance, correlation, drift, best window.
+"""Noise of measured hypergradients: the error of window averages, variance, correlation, drift, best window.
 
 Shapes: R = runs, T = steps of the horizon, N = candidate numbers of buckets.
 
-Known are the hypergradients G [R, T] of R independent runs; their true means μ [T] are unknown. Let m_r(t) be the
-average of run r over the window of t, and let bars stand for means over runs. Then
+The hypergradients G [R, T] of R independent runs are known; their true means μ [T] are unknown. Let m_r(t) be the
+average of run r over the window of t, and let bars denote means over runs. Then
 
     MSE_W = mean_t Var(m(t)) + mean_t (E m(t) − μ_t)²          variance + squared bias
 
@@ -23,7 +23,7 @@ from fds_dist.commands.noise.theorem import Floats, best_window, mse_bound
 from fds_dist.schedule.buckets import bucket_start
 
 CANDIDATES = 48
-"""How many numbers of buckets are tried, evenly spaced in their logarithm."""
+"""The number of bucket counts that are tried, evenly spaced in their logarithm."""
 
 GROUPS = 10
 """Groups of runs that the jackknife leaves out in turn."""
@@ -32,7 +32,7 @@ CLOSE = 0.1
 """A window counts as good as the best while its error exceeds the least by at most this share."""
 
 FEWEST_RUNS = 4
-"""Fewer runs say nothing about a variance, and a jackknife of them even less."""
+"""With fewer runs, neither the variance nor its jackknife error means anything."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ class NoiseEstimate:
 def estimate_noise(hypergradients: Floats, hyperparameter: str = "", estimator: str = "") -> NoiseEstimate:
     """Estimates the noise from the hypergradients [R, T] of R ≥ 4 independent runs, all finite.
 
-    Correlation and drift are measured at the best window, the scale on which sharing works. There the theorem's curve
-    meets the measured one; elsewhere their distance shows how well a single c and a single ε describe the noise.
+    Correlation and drift are measured at the best window, where the theorem's curve meets the measured curve. At other
+    windows the distance of the curves shows how well a single c and a single ε describe the noise.
     """
     horizon = hypergradients.shape[1]
     buckets = candidate_buckets(horizon)
     mse, errors, differences = jackknife(hypergradients, buckets)
     windows = horizon / np.array(buckets, dtype=np.float64)
-    best = int(np.flatnonzero(mse == mse.min())[-1])  # the widest of equals
+    best = int(np.flatnonzero(mse == mse.min())[-1])  # of equal errors, the widest window
     close = windows[mse - mse[best] <= np.maximum(differences, CLOSE * mse[best])]
     variance = hypergradients.var(0, ddof=1).mean().item()
     correlation, drift = correlation_and_drift(hypergradients, min(buckets[best], max(1, horizon // 2)))
@@ -150,8 +150,8 @@ def correlation_and_drift(hypergradients: Floats, buckets: int) -> tuple[float, 
 def jackknife(hypergradients: Floats, buckets: Sequence[int]) -> tuple[Floats, Floats, Floats]:
     """MSE_W [N], its standard error [N], and the standard error of its distance to the least MSE_W [N].
 
-    Groups of runs are left out in turn. The MSE of all windows comes from the same runs and rises and falls together,
-    so that distances between windows are known more precisely than the MSE itself.
+    Groups of runs are left out in turn. The MSEs of all windows come from the same runs and vary together, so that
+    distances between windows are known more precisely than the MSE itself.
     """
 
     def mse(runs: Floats) -> Floats:

@@ -1,6 +1,6 @@
-"""Per-step hypergradients of independent runs at one schedule, and the noise that they show together.
+"""Measures the per-step hypergradients of independent runs at one schedule, and estimates their noise.
 
-The ranks share out the runs; each run is written to a file when it is done.
+The ranks share out the runs. Each run is written to a file when it is done.
 
 Shapes: E = estimators (non-greedy, greedy), N = analyzed hyperparameters, T = steps of the horizon.
 
@@ -46,7 +46,7 @@ ESTIMATORS: dict[str, Estimator] = {"non-greedy": estimate_reverse, "greedy": gr
 
 @dataclass(frozen=True)
 class Unshared:
-    """A problem whose N learned hyperparameters have a bucket for every step, and their values."""
+    """A problem whose N learned hyperparameters have one bucket per step, with their values."""
 
     problem: Problem
     values: list[float]  # [N·T] λ
@@ -54,8 +54,8 @@ class Unshared:
 
 
 def cosine_schedule(problem: Problem, horizon: int) -> Schedule:
-    """The paper's schedule, the same in all parameter groups: `lr` falls from `COSINE_LR` to 0 along a cosine;
-    `momentum`, where the problem's optimizer has one, is `MOMENTUM` throughout."""
+    """The paper's schedule, the same in all parameter groups: `lr` falls from `COSINE_LR` to 0 along a cosine, and
+    `momentum`, if the problem's optimizer has it, is always `MOMENTUM`."""
     rates = tuple(COSINE_LR * (1 + math.cos(math.pi * step / horizon)) / 2 for step in range(horizon))
     names = problem.space.names
     fixed = {name: MOMENTUM for name in names if base_of(name) == "momentum"}
@@ -63,7 +63,7 @@ def cosine_schedule(problem: Problem, horizon: int) -> Schedule:
 
 
 def without_sharing(problem: Problem, schedule: Schedule, horizon: int) -> Unshared:
-    """`problem` with a bucket for each of `horizon` steps of every analyzed hyperparameter.
+    """`problem` with one bucket per step for every analyzed hyperparameter, over `horizon` steps.
 
     The analyzed hyperparameters are those that the problem learns and those that the schedule changes over time. A
     hyperparameter that the schedule does not name keeps the problem's initial or fixed value.
@@ -74,7 +74,7 @@ def without_sharing(problem: Problem, schedule: Schedule, horizon: int) -> Unsha
     names = problem.space.names
     steps = [schedule.stretch(horizon).at(step) for step in range(horizon)]
     if unknown := [name for name in steps[0] if name not in names]:
-        expected = f"of {', '.join(names)}"
+        expected = f"one of {', '.join(names)}"
         raise UserError(Fault(f"schedule: {name}", "unknown", expected, nearest(name, names)) for name in unknown)
     learned = {owner.name: owner.init for owner in problem.space.learned}
     constants = learned | problem.space.fixed
@@ -88,9 +88,9 @@ def without_sharing(problem: Problem, schedule: Schedule, horizon: int) -> Unsha
 
 
 def run_hypergradients(unshared: Unshared, run: int) -> Floats:
-    """Hypergradients [E, N, T] of one run; not finite where the run diverges."""
-    alone = InnerRun(unshared.problem, unshared.values, run, unshared.horizon)  # other ranks are at other runs
-    estimates = [estimator(alone).hypergradients for estimator in ESTIMATORS.values()]
+    """The hypergradients [E, N, T] of one run; not finite if the run diverges."""
+    single = InnerRun(unshared.problem, unshared.values, run, unshared.horizon)  # other ranks have other runs
+    estimates = [estimator(single).hypergradients for estimator in ESTIMATORS.values()]
     return np.array(estimates).reshape(len(estimates), -1, unshared.horizon)
 
 
@@ -112,7 +112,7 @@ def settings_key(unshared: Unshared) -> str:
 
 
 Progress = Callable[[int, int], None]
-"""Called with (runs done, all runs), summed over the ranks."""
+"""Called with (finished runs, all runs), summed over the ranks."""
 
 
 def measure_noise(
@@ -124,15 +124,15 @@ def measure_noise(
     folder: Path,
     progress: Progress = lambda done, total: None,
 ) -> NoiseReport:
-    """Hypergradient noise of `problem` at `schedule`, stretched to `horizon` steps; the same on every rank.
+    """The hypergradient noise of `problem` at `schedule`, stretched to `horizon` steps; the same on every rank.
 
     Args:
         runs: number of runs, at least 4; 100 in the paper.
-        folder: each run is written to `runs/` in it when it is done, so that an interrupted analysis continues where it
-            stopped, and a finished one can be given more runs. Runs with other settings may lie there too.
+        folder: its `runs/` holds a file for each finished run. An interrupted analysis continues from them, and a
+            finished one can be extended. Runs with other settings may be there too.
 
     Raises:
-        UserError: too few steps or runs, too few finite runs, or a schedule that does not fit the problem.
+        UserError: there are too few steps, runs or finite runs, or the schedule does not fit the problem.
     """
     checks = (("horizon", horizon, 2), ("runs", runs, FEWEST_RUNS))
     faults = [
@@ -160,7 +160,7 @@ def measure_noise(
 
 
 def all_runs(unshared: Unshared, runs: int, ranks: Ranks, folder: Path, progress: Progress) -> list[Floats]:
-    """Hypergradients [E, N, T] of every run, on every rank."""
+    """The hypergradients [E, N, T] of every run, on every rank."""
     folder.mkdir(parents=True, exist_ok=True)
     key = settings_key(unshared)
     done: list[Floats] = []
@@ -175,7 +175,7 @@ def finite_runs(done: list[Floats]) -> Floats:
     """The runs that did not diverge, as one array [R, E, N, T].
 
     Raises:
-        UserError: they are too few.
+        UserError: fewer than `FEWEST_RUNS` are left.
     """
     finite = [run for run in done if np.isfinite(run).all()]
     if len(finite) < FEWEST_RUNS:
@@ -186,7 +186,7 @@ def finite_runs(done: list[Floats]) -> Floats:
 
 
 def stored_run(unshared: Unshared, run: int, file: Path) -> Floats:
-    """Hypergradients [E, N, T] of one run: read from `file`, or computed and written to it."""
+    """The hypergradients [E, N, T] of one run, read from `file`, or computed and written to it."""
     try:
         return np.load(file)
     except (OSError, ValueError, EOFError):  # no such file, or no array in it
@@ -194,10 +194,10 @@ def stored_run(unshared: Unshared, run: int, file: Path) -> Floats:
         temporary = file.with_suffix(".tmp")
         with temporary.open("wb") as stream:
             np.save(stream, hypergradients)
-        temporary.replace(file)  # the file appears whole or not at all
+        temporary.replace(file)  # the file is whole or absent
         return hypergradients
 
 
 def gather(run: Floats | None, ranks: Ranks) -> list[Floats]:
-    """The runs of all ranks that have one, in the ranks' order, on every rank."""
+    """The runs of all ranks in the ranks' order, on every rank; None entries are left out."""
     return [part for part in ranks.gather_objects(run) if part is not None]

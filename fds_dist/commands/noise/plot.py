@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 COLORS = {"non-greedy": BLUE, "greedy": VERMILION}
-"""Two colors that differ in gray too."""
+"""Two colors that also differ in gray."""
 
 MARKERS = {"non-greedy": "o", "greedy": "s"}
 
 ROW_SIZE = (9.0, 2.7)
-"""Width and height in inches of one hyperparameter's row."""
+"""Width and height of one hyperparameter's row, in inches."""
 
 
 def plot_noise(report: NoiseReport, path: Path) -> None:
@@ -68,7 +68,7 @@ def draw_errors(axes: Axes, estimate: NoiseEstimate) -> None:
         color=color,
         ha=side,
         va="top",
-        path_effects=[withStroke(linewidth=2.5, foreground="white")],  # legible where it crosses a curve
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],  # keeps the text legible over a curve
     )
 
 

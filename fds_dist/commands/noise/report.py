@@ -1,4 +1,4 @@
-"""The result of a noise analysis: as an object, a JSON file and a table."""
+"""The result of a noise analysis, as an object, a JSON file and a table."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class NoiseReport:
     horizon: int
     """T, in steps."""
     runs: int
-    """R, those with finite hypergradients."""
+    """R, the number of runs with finite hypergradients."""
     left_out: int
     """Runs that diverged."""
     schedule: dict[str, list[float]]
-    """[T] values that the analyzed hyperparameters had."""
+    """[T] values of each analyzed hyperparameter."""
     fixed: dict[str, float]
-    """Values of the others."""
+    """Values of the other hyperparameters."""
     estimates: list[NoiseEstimate]
     """One per hyperparameter and estimator."""
 
@@ -43,7 +43,7 @@ class NoiseReport:
 
     @property
     def recommended_buckets(self) -> dict[str, int]:
-        """Numbers of buckets by hyperparameter."""
+        """Hyperparameter → recommended number of buckets."""
         return {estimate.hyperparameter: estimate.recommended_buckets for estimate in self.advised}
 
 
@@ -95,6 +95,6 @@ def advice_text(estimate: NoiseEstimate) -> str:
 
 
 def gain_text(estimate: NoiseEstimate) -> str:
-    """How many times smaller sharing over the best window makes the error."""
+    """The factor by which sharing over the best window reduces the error."""
     least = min(estimate.mse)
     return f"{estimate.mse[0] / least:.3g}×" if least > 0 and math.isfinite(least) else ABSENT

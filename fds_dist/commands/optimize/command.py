@@ -34,15 +34,15 @@ def optimize(
         task: an object used in place of the config's task; see `fds_dist.task_from_datasets`.
         model: a module or a function from a seed to one, used in place of the config's model.
         resume: the folder of a run to continue.
-        progress: whether rank 0 prints how the search goes.
+        progress: whether rank 0 prints the progress.
 
     Returns:
-        The learned schedule, the best one, the record of every outer step, and the run's folder.
+        The learned schedule, the best schedule, the record of every outer step, and the run's folder.
 
     Raises:
         UserError: the input is wrong; nothing was trained.
-        HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost: the run cannot continue; its folder has what
-            was computed.
+        HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost: the run cannot continue; its folder holds
+            everything up to the last outer step.
 
     Example:
         >>> config = {

@@ -1,4 +1,4 @@
-"""What a person may want to do after a search, and the lines that do it."""
+"""What a user may want to do after a search, and the command lines for it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fds_dist.storage.run_folder import RunFolder
 
 
 def next_steps(run_dir: Path, built: Build, status: str, converged: bool, from_python: bool) -> dict[str, str]:
-    """The next steps: what each does, and its line for the shell or for Python.
+    """The next steps: what each one does, and its line for the shell or for Python.
 
     Args:
-        status: "finished"; after any other, the only next step is to continue the search.
-        converged: whether more outer steps would change nothing.
+        status: how the search ended. Unless "finished", the only next step is to continue the search.
+        converged: whether further outer steps would change nothing.
         from_python: whether task or model are objects, which no command line can name.
     """
     folder = shlex.quote(str(run_dir))
@@ -25,14 +25,14 @@ def next_steps(run_dir: Path, built: Build, status: str, converged: bool, from_p
     if from_python:
         resume = f"fds_dist.optimize(resume={str(run_dir)!r}, task=..., model=...)"
     if status != "finished":
-        return {"go on": resume}
-    sorted_by = ", its optimizer made from fds_dist.parameter_groups" if built.problem.groups else ""
+        return {"continue": resume}
+    grouped_by = ", its optimizer made from fds_dist.parameter_groups" if built.problem.groups else ""
     load = f"fds_dist.load_schedule({str(run_dir)!r})"
-    steps = {"train with it": f"{load}.attach(optimizer){sorted_by}"}
+    steps = {"train with it": f"{load}.attach(optimizer){grouped_by}"}
     if not from_python:
         config = shlex.quote(str(RunFolder(run_dir).config))
         steps["train on all data"] = f"{program()} retrain {folder}"
-        steps["take it away"] = f"{program()} export {folder} > schedule.py"
+        steps["export it"] = f"{program()} export {folder} > schedule.py"
         steps["check its gradients"] = f"{program()} verify {config}"
         if not converged and not epochs_differ(built):
             steps["search further"] = f"{resume} outer.steps={2 * len(built.settings.epochs)}"
@@ -40,12 +40,12 @@ def next_steps(run_dir: Path, built: Build, status: str, converged: bool, from_p
 
 
 def epochs_differ(built: Build) -> bool:
-    """Whether the config names the epochs of each outer step."""
+    """Whether the config lists the epochs of each outer step."""
     return isinstance(built.config.inner.epochs, list)
 
 
 def program() -> str:
-    """The program's name, as the shell finds it from the current folder."""
+    """The program's name or path, as the shell finds it from the current folder."""
     on_path, beside = shutil.which("fds-dist"), Path(sys.executable).with_name("fds-dist")
     if on_path is not None or not beside.is_file():
         return "fds-dist" if on_path else "python -m fds_dist"

@@ -1,4 +1,4 @@
-"""One search from its folder to its result: what goes into the folder, who is told, how it resumes and how it ends."""
+"""One search from its folder to its result: the files it writes, its trackers, how it resumes and how it ends."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ EXPLAINED = (UserError, HypergradientsNotFinite, RunsDiverged, BatchesDiffer, Ra
 """Errors whose message is enough: the command line prints it without a traceback."""
 
 MAKES_AN_INNER_RUN = ("task", "model", "inner", "hyperparameters", "tangents", "dtype", "seed")
-"""Sections of the config; where one has changed, an inner run that was cut off starts anew."""
+"""Sections of the config that an inner run depends on. If one has changed, an interrupted inner run starts anew."""
 
 _searches = count()
 
@@ -55,7 +55,7 @@ class RunResult:
     schedule: Schedule
     """The values after the last update."""
     best_schedule: Schedule | None
-    """The values that trained to the lowest validation loss; None where no inner run ended well."""
+    """The values that trained to the lowest validation loss; None if every inner run diverged."""
     history: list[OuterRecord]
     """One record per outer step."""
     converged: bool
@@ -63,13 +63,13 @@ class RunResult:
 
 
 class Search(OuterListener):
-    """The outer loop of `built`, wired to its folder, trackers and checkpoints.
+    """The outer loop of `built`, connected to its folder, trackers and checkpoints.
 
-    Where torchrun starts its ranks again after one was lost, the search goes on in the folder that it had before.
+    If torchrun restarts its ranks after one was lost, the search continues in the folder that it had before.
 
     Args:
-        resume: the folder of the run to go on with; None for a new one.
-        show: whether rank 0 prints how it goes.
+        resume: the folder of the run to continue; None for a new one.
+        show: whether rank 0 prints the progress.
         from_python: whether task or model are objects that no command line could name.
 
     Raises:
@@ -84,7 +84,7 @@ class Search(OuterListener):
         resume = ranks.on_first(lambda: resume or folder_of_launch(built.config.output_dir, **self.launch))
         self.resumed = resume is not None
         self.folder = RunFolder(resume or ranks.on_first(lambda: _new_folder(built)))
-        self.trackers = Trackers(self._own_trackers() if ranks.is_first else [])
+        self.trackers = Trackers(self._rank_0_trackers() if ranks.is_first else [])
         self.loop = OuterLoop(
             problem=built.problem,
             estimator=built.estimator,
@@ -98,7 +98,7 @@ class Search(OuterListener):
         self.progress = self._resumed() if self.resumed else self._fresh()
 
     def run(self) -> RunResult:
-        """Runs what is left of the outer loop, and tells the trackers how it ended, however it ended."""
+        """Runs the remaining outer steps. The trackers learn how the search ended, after an exception too."""
         if self.resumed and (reason := self._nothing_left()):
             if self.show:
                 ConsoleTracker().note(reason)
@@ -126,8 +126,8 @@ class Search(OuterListener):
         self._finish("finished", "every step is below the tolerance" if self.progress.converged else "")
         return self._result()
 
-    def _own_trackers(self) -> list[Tracker]:
-        """Rank 0's; the record itself comes first."""
+    def _rank_0_trackers(self) -> list[Tracker]:
+        """The trackers of rank 0; the file of the record comes first."""
         trackers: list[Tracker] = [HistoryFile(self.folder.history)]
         if self.show:
             trackers.append(ConsoleTracker())
@@ -140,8 +140,8 @@ class Search(OuterListener):
         return initial_progress(self.built.problem, self.built.rule, self.built.settings)
 
     def _resumed(self) -> OuterProgress:
-        """Where the newest whole checkpoint stands; before the first outer step where there is none."""
-        config = load_config(self.folder.config)  # as it was
+        """The progress in the newest undamaged checkpoint; without one, the progress before the first outer step."""
+        earlier = load_config(self.folder.config)
         state = self.ranks.on_first(lambda: load_checkpoint(self.folder.checkpoints, self.notes.append))
         if state is None:
             return self._fresh()
@@ -150,16 +150,16 @@ class Search(OuterListener):
             problem = f"the checkpoint holds {len(progress.values)} learned numbers"
             expected = f"{self.built.problem.space.size}, as in this config; buckets cannot change on resuming"
             raise UserError(Fault("hyperparameters", problem, expected))
-        stricter = self.built.config.outer.tolerance < config.outer.tolerance
+        stricter = self.built.config.outer.tolerance < earlier.outer.tolerance
         return replace(progress, converged=progress.converged and not stricter)
 
     def _nothing_left(self) -> str:
-        """Why there is nothing to resume, or ""."""
-        done, asked = self.progress.outer_step, len(self.built.settings.epochs)
+        """The reason why no outer step is left to do, or ""."""
+        done, wanted = self.progress.outer_step, len(self.built.settings.epochs)
         if self.progress.converged:
             tolerance = self.built.config.outer.tolerance
             return f"nothing left to do: after outer step {done - 1} every step was below outer.tolerance={tolerance:g}"
-        if done >= asked:
+        if done >= wanted:
             also = ", and as many inner.epochs" if epochs_differ(self.built) else ""
             return f"nothing left to do: all {done} outer steps are done (for more: outer.steps={2 * done}{also})"
         return ""
@@ -177,13 +177,13 @@ class Search(OuterListener):
         )
 
     def monitor(self, outer_step: int, schedule: Schedule, plan: Plan) -> StepMonitor:
-        """See `OuterListener`: losses go to the trackers, and the ranks are compared."""
+        """See `OuterListener`: sends losses to the trackers, and compares the ranks."""
         options = self.built.config.consistency
         consistency = Consistency(options.mode, options.every)
         return StepMonitor(outer_step, schedule, plan, self.ranks, self.trackers, consistency)
 
     def save(self, progress: OuterProgress) -> None:
-        """See `OuterListener`: rank 0 writes the schedules, and a checkpoint to go on from."""
+        """See `OuterListener`: rank 0 writes the schedules and a checkpoint."""
         self.progress = progress
         if not self.ranks.is_first:
             return
@@ -195,7 +195,7 @@ class Search(OuterListener):
         remove_folders(self.folder.checkpoints, INNER)
 
     def _best_schedule(self, history: Sequence[OuterRecord]) -> Schedule | None:
-        """The schedule of the lowest validation loss so far, over the horizon of the inner run that reached it."""
+        """The schedule with the lowest validation loss so far, over the horizon of the inner run that reached it."""
         if self.progress.best is None:
             return None
         outer_step, values, *_ = self.progress.best
@@ -237,17 +237,17 @@ class Search(OuterListener):
         self.trackers.finish(end)
 
     def _report(self) -> Path | None:
-        """Writes the page that shows the run, where a person watches it; that it fails must not fail the run."""
+        """Writes the page that shows the run, if progress is shown. An error in the report does not end the run."""
         if not self.show or not self.progress.outer_step:
             return None
         try:
             return write_report([read_run(self.folder.path)], self.folder.report, endings=())
         except Exception as error:
-            self.trackers.note(f"no report: {' '.join(str(error).split()) or type(error).__name__}")
+            self.trackers.note(f"the report was not written: {' '.join(str(error).split()) or type(error).__name__}")
             return None
 
     def _plain_steps(self) -> float:
-        """What the outer steps so far have cost over all replicas, in plain training steps."""
+        """The cost of the outer steps so far over all replicas, in plain training steps."""
         built = self.built
         horizons = [built.problem.horizon(epochs) for epochs in built.settings.epochs[: self.progress.outer_step]]
         discount = built.config.greedy.discount

@@ -1,8 +1,8 @@
 """Files of a retraining: weights for other programs, and the state from which to continue.
 
-All are safetensors files: nothing is unpickled. A file is whole or absent: it is written under another name and renamed
-into place. The state is one file, weights included, so that no crash can leave the weights of one epoch beside the
-optimizer of another.
+All are safetensors files: nothing is unpickled. A file is written under a temporary name and then renamed, so it is
+either whole or absent. The state is one file that includes the weights: no crash can leave the weights of one epoch
+beside the optimizer state of another.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SeedFolder:
 
     @property
     def best(self) -> Path:
-        """Weights and buffers after the epoch that tested best."""
+        """Weights and buffers after the epoch with the best test result."""
         return self.path / "best.safetensors"
 
     @property
@@ -51,18 +51,18 @@ class SeedFolder:
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Named tensors as a safetensors file, atomically; `safetensors.torch.load_file` reads it."""
+    """Writes named tensors to a safetensors file, atomically. `safetensors.torch.load_file` reads it."""
     _write(path, weights, {"format": "pt"})
 
 
 def write_state(path: Path, tensors: Mapping[str, Tensor], progress: dict[str, Any]) -> None:
-    """`tensors` and `progress` (JSON values) with a checksum over both, atomically."""
+    """Writes `tensors`, `progress` (JSON values) and a checksum over both, atomically."""
     text = json.dumps(progress)
     _write(path, tensors, {"progress": text, "sha256": _digest(tensors, text)})
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What `write_state` wrote; None where there is no such file.
+    """The tensors and the progress that `write_state` wrote; None if the file does not exist.
 
     Raises:
         UserError: the file is damaged.
@@ -83,7 +83,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:  # the usual permissions; `save_file` leaves its owner's alone
+        with temporary.open("wb") as file:  # with the usual permissions; `save_file` would give them to the owner alone
             file.write(save(dict(tensors), metadata))
             file.flush()
             os.fsync(file.fileno())

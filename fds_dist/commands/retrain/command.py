@@ -27,7 +27,7 @@ from fds_dist.tasks.base import Task
 
 @dataclass(frozen=True)
 class Retraining:
-    """What `retrain` did; the same on every rank."""
+    """The result of `retrain`, the same on every rank."""
 
     folder: Path
     """Holds `summary.json`, and a folder for each seed."""
@@ -54,10 +54,10 @@ def retrain(
         overrides: `key=value` settings, such as `epochs=50`; `fds-dist retrain --help` lists them.
         task: an object used in place of the task that the run's config names.
         model: a module or a function from a seed to one, used in place of the model that the run's config names.
-        progress: whether rank 0 prints how it goes.
+        progress: whether rank 0 prints the progress.
 
     Returns:
-        The folder with weights and records, and what each seed reached.
+        The folder with weights and records, and the result of each seed.
 
     Raises:
         UserError: there is no such run, or a setting is wrong.

@@ -23,7 +23,7 @@ class RetrainData:
     """All training data of `task` and its test data, on `device`.
 
     Trains on `retrain_batches` where the task has them, else on `train_batches(0, ·)`, which leave out the validation
-    part. Tests on `test_batches()`, or `val_batches(0)` where there are none. `notes` tell of the second choices.
+    part. Tests on `test_batches()`, or `val_batches(0)` where there are none. `notes` name the second choices.
 
     Raises:
         UserError: there are neither test nor validation batches.
@@ -41,7 +41,7 @@ class RetrainData:
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know about the data."""
+        """Notes for the user on the data."""
         notes = []
         if not self.on_all_data:
             notes.append("the task has no retrain_batches: trained on train_batches, without the validation part")

@@ -24,11 +24,11 @@ from fds_dist.schedule.schedule import Schedule
 
 
 class DDPEngine:
-    """See `Engine`. Each rank holds the whole network and all of the optimizer's state.
+    """See `Engine`. Each rank holds the whole network and the whole optimizer state.
 
-    Batch-norm on several GPUs is synchronized, so that its statistics are the whole batch's. On CPUs PyTorch has no
-    such layer: each rank uses its own part's, and the running statistics are the first rank's. Over several ranks every
-    trained parameter must take part in every step, which `DistributedDataParallel` asks for.
+    Batch-norm on several GPUs is synchronized: its statistics are those of the whole batch. On CPUs PyTorch has no such
+    layer: each rank uses the statistics of its part of the batch, and the running statistics are those of rank 0. On
+    several ranks, `DistributedDataParallel` requires that every trained parameter takes part in every step.
     """
 
     def __init__(self, module: nn.Module, schedule: Schedule, settings: RetrainSettings, ranks: Ranks) -> None:
@@ -66,7 +66,7 @@ class DDPEngine:
         return self._output(self._module, inputs)
 
     def _output(self, network: nn.Module, inputs: Tensor) -> Any:
-        """In the weights' precision, so that the loss is."""
+        """The output in the precision of the weights, so that the loss has it too."""
         mixed = self._settings.mixed_precision == "bf16"
         with torch.autocast(self._ranks.device.type, torch.bfloat16, enabled=mixed):
             output = network(inputs)
@@ -76,11 +76,11 @@ class DDPEngine:
         """See `Engine`."""
         if not self._ranks.is_first:
             return {}
-        # Copies, since the format refuses tensors that share memory, as tied weights do.
+        # Copies: the format refuses tensors that share memory, such as tied weights.
         return {name: host_copy(tensor) for name, tensor in self._module.state_dict().items()}
 
     def save(self, path: Path, progress: dict[str, Any]) -> None:
-        """See `Engine`: the first rank writes one file."""
+        """See `Engine`: rank 0 writes one file."""
         if not self._ranks.is_first:
             return
         tensors = {f"weights/{name}": tensor for name, tensor in self.weights().items()}
@@ -91,7 +91,7 @@ class DDPEngine:
         write_state(path, tensors, progress)
 
     def load(self, path: Path, accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
-        """See `Engine`: the first rank reads, so that no other needs to see its files."""
+        """See `Engine`: rank 0 reads the file and sends it to the others, which need not see it."""
         state = self._ranks.on_first(lambda: read_state(path))
         if state is None:
             return None
@@ -100,7 +100,7 @@ class DDPEngine:
         try:
             self._set(tensors)
         except (RuntimeError, ValueError, KeyError):
-            problem = f"{path} is of another network than this task and model make"
+            problem = f"{path} belongs to another network than the one of this task and model"
             raise UserError(Fault("", problem, "restart=true, to train anew")) from None
         return progress
 
@@ -117,12 +117,12 @@ class DDPEngine:
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
 
     def close(self) -> None:
-        """See `Engine`: there is nothing to give back."""
+        """See `Engine`: there is nothing to release."""
 
 
 @contextmanager
 def in_evaluation(module: nn.Module, ranks: Ranks) -> Iterator[None]:
-    """Within the block, evaluation mode with the first rank's buffers and without gradients."""
+    """Inside, the module is in evaluation mode with rank 0's buffers, and records no gradients."""
     if ranks.world_size > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0, group=ranks.group)
@@ -135,12 +135,12 @@ def in_evaluation(module: nn.Module, ranks: Ranks) -> Iterator[None]:
 
 
 def host_copy(tensor: Tensor) -> Tensor:
-    """In host memory, sharing none with `tensor`."""
+    """A copy of `tensor` in host memory."""
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def batch_norm_notes(module: nn.Module, ranks: Ranks) -> list[str]:
-    """What a person should know where batch-norm does not see the whole batch."""
+    """A note for the user if batch-norm does not see the whole batch."""
     has_batch_norm = any(isinstance(layer, _BatchNorm) for layer in module.modules())
     if ranks.world_size == 1 or ranks.device.type == "cuda" or not has_batch_norm:
         return []

@@ -30,16 +30,16 @@ from fds_dist.schedule.schedule import Schedule
 from fds_dist.storage.checkpoints import changed_files, digests, fresh_folder, remove_folders
 
 FILES = "deepspeed"
-"""The key, beside the trainer's, under which the state names DeepSpeed's files, and the kind of their folders.
-DeepSpeed writes a file or two per rank with `torch.save`."""
+"""The key under which the state names DeepSpeed's files, and the kind of their folders. DeepSpeed writes a file or two
+per rank with `torch.save`."""
 
 
 class DeepSpeedEngine:
-    """See `Engine`. What each rank holds depends on the ZeRO stage; the optimizer is the schedule's, of `torch.optim`.
+    """See `Engine`. The ZeRO stage decides what each rank holds; the optimizer is the schedule's, from `torch.optim`.
 
     Weights and optimizer state are float32; with `bf16` the network computes on a bfloat16 copy of the weights. A
-    checkpoint goes on with as many ranks as wrote it, and all of them have to see its folder. Batch-norm: as with
-    `DDPEngine`.
+    checkpoint can be resumed only by as many ranks as wrote it, and all ranks must see its folder. Batch-norm works as
+    in `DDPEngine`.
     """
 
     def __init__(self, module: nn.Module, schedule: Schedule, settings: RetrainSettings, ranks: Ranks) -> None:
@@ -53,16 +53,16 @@ class DeepSpeedEngine:
         self._tool = _ready(ranks.device)
         self.optimizer = make_optimizer(schedule, module)
         for group in self.optimizer.param_groups:
-            group.update(lr=0.0, weight_decay=0.0)  # until the schedule says more: bf16 without ZeRO begins with a step
+            group.update(lr=0.0, weight_decay=0.0)  # until the driver sets them: with bf16, `initialize` takes a step
         if settings.clip_gradient is not None:
-            # Every stage ends in this optimizer's step, where its part of the averaged gradient is.
+            # Every stage calls this optimizer's step, with its part of the averaged gradient.
             self.optimizer.register_step_pre_hook(_clipping(settings.clip_gradient))
-        self._own_group = _join_alone(ranks)
+        self._made_group = _join_alone(ranks)
         self._engine, *_ = self._tool.initialize(
             model=self._module, optimizer=self.optimizer, config=full_config(settings), dist_init_required=False
         )
-        self.optimizer.state.clear()  # of that step, which Adam would count
-        gc.collect()  # it leaves all of the weights behind in reference cycles
+        self.optimizer.state.clear()  # from that first step, which Adam would count
+        gc.collect()  # `initialize` leaves a copy of all weights in reference cycles
         if bf16 and any(isinstance(layer, _BatchNorm) for layer in self._module.modules()):
             self.notes += ["batch-norm's running statistics are bfloat16, as its weights are"]
 
@@ -83,7 +83,7 @@ class DeepSpeedEngine:
         return in_dtype(output, torch.float32)
 
     def weights(self) -> dict[str, Tensor]:
-        """See `Engine`: float32, with bf16 too. One parameter at a time is whole on a rank."""
+        """See `Engine`: float32, also with bf16. Only one parameter at a time is whole on a rank."""
         copies: dict[str, Tensor] = {}
         names: dict[int, str] = {}
         for name, tensor in self._module.state_dict(keep_vars=True).items():
@@ -93,12 +93,12 @@ class DeepSpeedEngine:
                     if self._ranks.is_first:
                         copies[name] = host_copy(whole.float() if whole.is_floating_point() else whole)
             elif self._ranks.is_first:
-                copies[name] = copies[known].clone()  # the format refuses tensors that share memory, as tied weights do
+                copies[name] = copies[known].clone()  # the format refuses tensors that share memory
         return copies
 
     @contextmanager
     def _gathered(self, tensor: Tensor) -> Iterator[Tensor]:
-        """Within the block, all of a weight in the optimizer's precision, or a buffer."""
+        """Inside, the whole weight in the optimizer's precision, or the buffer."""
         if isinstance(tensor, nn.Parameter) and tensor.requires_grad and (master := self._master(tensor)) is not None:
             yield master.view(getattr(tensor, "ds_shape", tensor.shape))
         elif hasattr(tensor, "ds_id"):
@@ -108,7 +108,7 @@ class DeepSpeedEngine:
             yield tensor
 
     def _master(self, parameter: nn.Parameter) -> Tensor | None:
-        """The optimizer's own copy of a trained weight, all of it; None where it has none."""
+        """The optimizer's whole copy of a trained weight; None if it has no copy."""
         if hasattr(self._engine.optimizer, "fp32_groups"):  # bf16 without ZeRO
             groups = self._engine.optimizer
             pairs = zip(chain(*groups.fp16_groups), chain(*groups.fp32_groups), strict=True)
@@ -144,25 +144,25 @@ class DeepSpeedEngine:
         try:
             self._engine.load_checkpoint(str(folder.parent), tag=folder.name, load_lr_scheduler_states=False)
         except (RuntimeError, ValueError, KeyError, AssertionError):
-            problem = f"{folder} is of another network than this task and model make"
+            problem = f"{folder} belongs to another network than the one of this task and model"
             raise UserError(Fault("", problem, "restart=true, to train anew")) from None
         return progress
 
     def close(self) -> None:
         """See `Engine`."""
         self._engine.destroy()
-        # DeepSpeed keeps process groups in module variables, and would use them in the next process group too.
+        # DeepSpeed keeps process groups in module variables, and would reuse them beside the next process group.
         forget = getattr(importlib.import_module("deepspeed.utils.groups"), "_release_process_group_references", None)
         if forget is not None:
             forget()
-        if self._own_group:
+        if self._made_group:
             dist.destroy_process_group()
 
 
 def _ready(device: torch.device) -> Any:
-    """The library, computing where this rank does."""
+    """The library, set to compute on this rank's device."""
     tool = imported_deepspeed()
-    os.environ.setdefault("LOCAL_RANK", str(read_environment().local_rank))  # its `initialize` asks for no less
+    os.environ.setdefault("LOCAL_RANK", str(read_environment().local_rank))  # `initialize` requires it
     accelerator = importlib.import_module("deepspeed.accelerator")
     if device.type == "cpu" and accelerator.get_accelerator().device_name() != "cpu":
         accelerator.set_accelerator(importlib.import_module("deepspeed.accelerator.cpu_accelerator").CPU_Accelerator())
@@ -170,17 +170,17 @@ def _ready(device: torch.device) -> Any:
 
 
 def full_config(settings: RetrainSettings) -> dict[str, Any]:
-    """The user's section with what follows from the other settings."""
+    """The user's section, completed by the keys that follow from the other settings."""
     section = dict(settings.deepspeed)
     if section.get("bf16", {}).get("enabled"):
-        # Otherwise a step whose gradient is not finite is left out while the schedule goes on.
+        # Otherwise it skips a step whose gradient is not finite, and the schedule would be one step ahead.
         section["bf16"] = {"check_grad_overflow": False, **section["bf16"]}
-        # Otherwise buffers stay float32, which batch-norm and most products with bfloat16 do not take.
+        # Otherwise buffers stay float32, which batch-norm and most bfloat16 operators refuse.
         section["data_types"] = {"buffer_dtype": "bf16", **section.get("data_types", {})}
     return {
-        "log_level": "error",  # it warns of every optimizer that is not its own
+        "log_level": "error",  # it warns about every optimizer of another library
         **section,
-        "train_micro_batch_size_per_gpu": 1,  # it sees single batches, and uses this for its own statistics alone
+        "train_micro_batch_size_per_gpu": 1,  # it sees single batches, and needs this only for its statistics
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.clip_norm or 0.0,
         "zero_allow_untested_optimizer": True,
@@ -199,7 +199,7 @@ def _clipping(bound: float) -> Callable[..., None]:
 
 
 def _join_alone(ranks: Ranks) -> bool:
-    """DeepSpeed wants a process group for one process too; whether one had to be made."""
+    """Makes the process group that DeepSpeed requires even for one process; returns whether it made one."""
     if ranks.world_size > 1 or dist.is_initialized():
         return False
     backend = "nccl" if ranks.device.type == "cuda" else "gloo"

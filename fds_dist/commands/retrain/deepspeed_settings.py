@@ -1,4 +1,4 @@
-"""The `deepspeed:` section: what of DeepSpeed's own config a retraining takes, checked before anything is trained."""
+"""The `deepspeed:` section: the keys of DeepSpeed's config that a retraining accepts, checked before training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fds_dist.config.yaml_text import parse_yaml
 KEY = "deepspeed"
 
 _ONE_STEP = "nothing: each batch is one step, as the schedule counts"
-_BF16 = "deepspeed.bf16.enabled=true (fp16 leaves out steps, and the schedule would not)"
+_BF16 = "deepspeed.bf16.enabled=true (fp16 skips steps, and the schedule does not)"
 _OPTIMIZER = "nothing: the optimizer is the schedule's (inner.optimizer of the run), by torch.optim"
 _BATCH = "task.batch_size of the run: a batch is split over the ranks"
 _NO_TRACKERS = "nothing: the retraining is tracked as the run's config says"
@@ -42,14 +42,14 @@ OWNED = {
     "amp": _BF16,
     "torch_autocast": _BF16,
     "bfloat16": "deepspeed.bf16",
-    "checkpoint": "nothing: restart=true trains anew, else it goes on from the last checkpoint",
-    "elasticity": "as many ranks as there are at the start",
+    "checkpoint": "nothing: restart=true trains anew, otherwise it continues from the last checkpoint",
+    "elasticity": "nothing: the number of ranks stays that of the start",
     "tensorboard": _NO_TRACKERS,
     "wandb": _NO_TRACKERS,
     "comet": _NO_TRACKERS,
     "csv_monitor": _NO_TRACKERS,
 }
-"""Keys of DeepSpeed's config that are decided here, and what to say instead."""
+"""Keys of DeepSpeed's config that other settings decide → what to set instead."""
 
 PASSED_ON: dict[str, type | tuple[type, ...]] = {
     "zero_optimization": dict,
@@ -70,18 +70,18 @@ PASSED_ON: dict[str, type | tuple[type, ...]] = {
     "gradient_predivide_factor": (int, float),
     "steps_per_print": int,
 }
-"""Keys that go on to DeepSpeed as they are, and their types."""
+"""Keys that DeepSpeed receives unchanged → their types."""
 
 _TYPE_NAMES = {dict: "a mapping", str: "text", bool: "true or false", int: "a whole number"}
 _CHECKED_BY = {
     "zero_optimization": ("deepspeed.runtime.zero.config", "DeepSpeedZeroConfig"),
     "bf16": ("deepspeed.runtime.precision_config", "DeepSpeedBF16Config"),
 }
-"""Sections that DeepSpeed itself has a schema for."""
+"""Sections that have a schema in DeepSpeed → its module and name."""
 
 
 def section_of(value: object) -> tuple[dict[str, Any], list[Fault]]:
-    """The section that `deepspeed=` stands for: a mapping, or the path of a file, JSON or YAML, that holds one."""
+    """The section that `deepspeed=` sets: a mapping, or the path of a JSON or YAML file that holds one."""
     if isinstance(value, Mapping):
         return copy.deepcopy(dict(value)), []
     if not isinstance(value, str):
@@ -100,7 +100,7 @@ def section_of(value: object) -> tuple[dict[str, Any], list[Fault]]:
 
 
 def put(section: dict[str, Any], key: str, value: object) -> list[Fault]:
-    """Sets `deepspeed.a.b` to `value` in the section; a fault where `deepspeed.a` is no mapping."""
+    """Sets `deepspeed.a.b` to `value` in the section; a fault if `deepspeed.a` is not a mapping."""
     *parents, name = key.removeprefix(f"{KEY}.").split(".")
     for parent in parents:
         below = section.setdefault(parent, {})
@@ -112,7 +112,7 @@ def put(section: dict[str, Any], key: str, value: object) -> list[Fault]:
 
 
 def section_faults(section: Mapping[str, Any], with_schemas: bool = True) -> list[Fault]:
-    """All that is wrong with the section; `with_schemas` asks DeepSpeed, which then has to be there."""
+    """All faults of the section. `with_schemas` also applies DeepSpeed's schemas, which needs DeepSpeed."""
     faults = [fault for name, value in section.items() for fault in _key_faults(name, value)]
     faults += _offload_faults(section.get("zero_optimization"))
     if not with_schemas:
@@ -124,7 +124,7 @@ def section_faults(section: Mapping[str, Any], with_schemas: bool = True) -> lis
 
 
 def without_auto(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The section without keys whose value is "auto": as other trainers read such a file, they leave it to us."""
+    """The section without keys whose value is "auto": other trainers fill those in; here they mean the default."""
     explicit = {}
     for name, value in section.items():
         if isinstance(value, Mapping):
@@ -137,7 +137,7 @@ def without_auto(section: Mapping[str, Any]) -> dict[str, Any]:
 def _key_faults(name: str, value: object) -> Iterator[Fault]:
     key = f"{KEY}.{name}"
     if name in OWNED:
-        yield Fault(key, "is decided elsewhere", OWNED[name])
+        yield Fault(key, "is decided by other settings", OWNED[name])
     elif name not in PASSED_ON:
         similar = nearest(name, [*PASSED_ON, *OWNED])
         known = "" if similar else f"one of {', '.join(PASSED_ON)}"
@@ -148,7 +148,7 @@ def _key_faults(name: str, value: object) -> Iterator[Fault]:
 
 
 def _offload_faults(zero: object) -> Iterator[Fault]:
-    """Offloading that the stage cannot do, or to where it is not supported."""
+    """Faults of offloading: the stage has none, or the target is not supported."""
     if not isinstance(zero, dict):
         return
     stage = zero.get("stage", 0)
@@ -164,7 +164,7 @@ def _offload_faults(zero: object) -> Iterator[Fault]:
 
 
 def _schema_faults(name: str, value: dict[str, Any]) -> Iterator[Fault]:
-    """What DeepSpeed's schema of one section says about it, in our words."""
+    """The faults that DeepSpeed's schema finds in one section."""
     module, schema_name = _CHECKED_BY[name]
     schema = getattr(importlib.import_module(module), schema_name)
     try:
@@ -183,20 +183,20 @@ def _schema_faults(name: str, value: dict[str, Any]) -> Iterator[Fault]:
 
 
 def _names(schema: Any) -> list[str]:
-    """The keys of a section, without those that are on their way out."""
+    """The keys of a section, without deprecated ones."""
     fields = schema.model_fields.items()
     current = [(name, field) for name, field in fields if not (field.json_schema_extra or {}).get("deprecated")]
     return [field.alias or name for name, field in current]
 
 
 def imported_deepspeed() -> Any:
-    """The library.
+    """The module `deepspeed`.
 
     Raises:
-        UserError: it is not installed, or does not import.
+        UserError: it is not installed, or cannot be imported.
     """
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # it would look for a GPU, and warn that there is none
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise it looks for a GPU and warns that there is none
     try:
         deepspeed = importlib.import_module("deepspeed")
         operations = importlib.import_module("deepspeed.ops")
@@ -204,11 +204,11 @@ def imported_deepspeed() -> Any:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "deepspeed"
         problem = "deepspeed is not installed" if missing else f"deepspeed cannot be imported ({error})"
         raise UserError(Fault("engine", problem, 'pip install "fds-dist[deepspeed]", or engine=ddp')) from None
-    # What it calls in torch.distributed has newer names, which is said at every step.
+    # It calls functions of torch.distributed by deprecated names, with a warning at every step.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if not torch.cuda.is_available():
-        # Asked what could be compiled, it tries, and a compiler's complaints are printed.
+        # Its test of what could be compiled runs a compiler, whose errors are printed.
         vars(operations).setdefault("__compatible_ops__", defaultdict(bool))
-    # On a CPU it would compile this at its first start, for minutes; gloo does the same.
+    # On a CPU its first start would compile this operator for minutes; gloo does the same work.
     operations.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

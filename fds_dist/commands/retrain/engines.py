@@ -1,4 +1,4 @@
-"""What trains one network on all ranks, behind one interface. Every method is called alike on every rank."""
+"""The engines that train one network on all ranks, and their interface. Every method is called alike on every rank."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from fds_dist.schedule.schedule import Schedule
 
 
 class Engine(Protocol):
-    """A network in training with its optimizer."""
+    """A network and its optimizer, in training."""
 
     @property
     def optimizer(self) -> Optimizer:
-        """Its parameter groups take the schedule's values before each step."""
+        """The driver sets the schedule's values on its parameter groups before each step."""
         ...
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know."""
+        """Notes for the user."""
         ...
 
     def step(self, inputs: Tensor, loss_of: Callable[[Any], Tensor], weight: float) -> Tensor:
@@ -36,37 +36,37 @@ class Engine(Protocol):
         ...
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Within the block the network is in evaluation mode, with the first rank's buffers, and records no graph."""
+        """Inside, the network is in evaluation mode with rank 0's buffers, and records no graph."""
         ...
 
     def predict(self, inputs: Tensor) -> Any:
-        """The network's output; every rank asks for as many."""
+        """The network's output. Every rank calls this equally often."""
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """Copies of all weights and buffers by name, in host memory, on the first rank; nothing on the others."""
+        """Copies of all weights and buffers by name, in host memory, on rank 0; an empty mapping on the others."""
         ...
 
     def save(self, path: Path, progress: dict[str, Any]) -> None:
-        """Writes all that is needed to go on; `progress` are JSON values."""
+        """Writes everything that `load` needs; `progress` holds JSON values."""
         ...
 
     def load(self, path: Path, accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
-        """Goes on where `save` stood and returns its `progress`; None, and nothing happens, where there is no file.
+        """Restores the state that `save` wrote and returns its `progress`; None, without a change, if there is no file.
 
-        `accept` sees the progress before anything is changed; what it raises is raised.
+        `accept` is called with the progress before anything changes; its exceptions propagate.
 
         Raises:
-            UserError: the file is damaged, or of another network.
+            UserError: the file is damaged, or belongs to another network.
         """
         ...
 
     def close(self) -> None:
-        """Gives back what it holds; it is not used afterwards."""
+        """Releases the engine's resources; the engine is not used afterwards."""
         ...
 
 
 EngineMaker = Callable[[nn.Module, Schedule, RetrainSettings, Ranks], Engine]
 
 ENGINES: dict[str, EngineMaker] = {"ddp": DDPEngine, "deepspeed": DeepSpeedEngine}
-"""By name in the settings."""
+"""Name in the settings → engine."""

@@ -1,4 +1,4 @@
-"""The `torch.optim` optimizer that a schedule was learned for, and the schedule ready to drive it."""
+"""The `torch.optim` optimizer that a schedule was learned for, and the schedule prepared to drive it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def inner_optimizer(schedule: Schedule) -> InnerOptimizer:
     """The optimizer that `schedule` was learned for.
 
     Raises:
-        UserError: the schedule names none, or an unknown one.
+        UserError: the schedule names no optimizer, or an unknown one.
     """
     name = str(schedule.optimizer.get("name", ""))
     if name not in INNER_OPTIMIZERS:
@@ -31,17 +31,17 @@ def inner_optimizer(schedule: Schedule) -> InnerOptimizer:
 
 
 def prepared(schedule: Schedule, horizon: int) -> Schedule:
-    """`schedule` over `horizon` steps, with the optimizer's default for whatever it leaves out.
+    """`schedule` over `horizon` steps, with the optimizer's defaults for the hyperparameters that it leaves out.
 
     Raises:
-        UserError: it could train nothing: its learning rate is 0 throughout, or a value is not finite; every fault.
+        UserError: with every fault: the learning rate is 0 at every step, or a value is not finite.
     """
     defaults = inner_optimizer(schedule).defaults
     present = {base_of(name) for name in (*schedule.values, *schedule.fixed)}
     fixed = {name: value for name, value in defaults.items() if name not in present} | schedule.fixed
     rows = schedule.values | {name: (value,) for name, value in fixed.items()}
     faults = [
-        Fault(f"schedule: {name}", f"{value} is not finite", "the schedule of a run that went well")
+        Fault(f"schedule: {name}", f"{value} is not finite", "a finite number (did the run diverge?)")
         for name, row in rows.items()
         for value in row
         if not math.isfinite(value)
@@ -61,8 +61,8 @@ def make_optimizer(schedule: Schedule, module: nn.Module) -> Optimizer:
         UserError: the schedule's parameter groups do not fit the parameters of `module`.
     """
     parameters = parameter_groups(module, schedule)
-    chosen = inner_optimizer(schedule)
-    if chosen.name == "sgd":
-        # The momentum stands for "some": torch.optim.SGD refuses nesterov without, the driver may set 0 later.
-        return torch.optim.SGD(parameters, lr=0.0, momentum=0.9, nesterov=bool(chosen.switches["nesterov"]))
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[chosen.name](parameters)
+    optimizer = inner_optimizer(schedule)
+    if optimizer.name == "sgd":
+        # The driver sets the momentum; torch.optim.SGD only accepts nesterov with a momentum above 0 here.
+        return torch.optim.SGD(parameters, lr=0.0, momentum=0.9, nesterov=bool(optimizer.switches["nesterov"]))
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer.name](parameters)

@@ -1,4 +1,4 @@
-"""What a retraining tells its reporters: plain records, the lines of ``history.jsonl``, and the mean over seeds."""
+"""The records that a retraining sends to its reporters: progress, lines of ``history.jsonl``, means over seeds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SeedStart:
     seeds: range
     """All seeds of this launch."""
     epochs: int
-    """Passes over the data, the last of which may be a part of one."""
+    """Passes over the data; the last pass may be incomplete."""
     first_epoch: int
     """Epochs that an interrupted launch has already done."""
     horizon: int
@@ -28,7 +28,7 @@ class SeedStart:
     world_size: int
     device: str
     folder: Path
-    """Where this seed's files are."""
+    """The folder of this seed's files."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class EpochRecord:
 
     @property
     def diverged(self) -> bool:
-        """Whether training cannot continue: a loss that is not finite comes from weights that will not recover."""
+        """Whether training must stop: after a loss that is not finite, the weights do not recover."""
         return not math.isfinite(self.train_loss)
 
 
@@ -141,6 +141,6 @@ class Summary:
 
 
 def _over_seeds(figures: Sequence[float | None]) -> Spread | None:
-    """None where a figure is missing or not finite: a mean of the others would be too good."""
+    """The spread; None if a figure is missing or not finite, because a mean of the others would be too good."""
     whole = all(figure is not None and math.isfinite(figure) for figure in figures)
     return spread(figures) if whole else None

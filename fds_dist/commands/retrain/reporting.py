@@ -1,4 +1,4 @@
-"""Who is told how a retraining goes, on rank 0: the base class of a reporter, the console, and Weights & Biases."""
+"""The reporters of a retraining, on rank 0: their base class, the console, and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from fds_dist.tracking.wandb_session import WandbSession
 
 
 class Reporter(Listener):
-    """Something that is told how a retraining goes. A subclass overrides what it listens to."""
+    """Receives the events of a retraining. A subclass overrides the methods of the events that it needs."""
 
     def start(self, seed: SeedStart) -> None:
         """The retraining of a seed begins, or continues after an interruption."""
 
     def block(self, block: Block) -> None:
-        """A hundredth of the horizon is done."""
+        """A hundredth of the horizon is trained."""
 
     def epoch(self, record: EpochRecord) -> None:
-        """An epoch is done, and its test."""
+        """An epoch is trained and tested."""
 
     def finish(self, summary: Summary | None) -> None:
-        """All seeds are done; None where an error or an interruption ended the retraining."""
+        """All seeds are done. `summary` is None if an error or an interruption ended the retraining."""
 
 
 class Reporters(Broadcast[Reporter]):
-    """All reporters of a retraining. Reporting does not stop a retraining: see `Broadcast`."""
+    """All reporters of a retraining. A failing reporter does not stop the retraining: see `Broadcast`."""
 
     def start(self, seed: SeedStart) -> None:
         """See `Reporter`, as for all of these."""
@@ -53,7 +53,7 @@ class Reporters(Broadcast[Reporter]):
 
 
 class ConsoleReporter(Reporter):
-    """A line per epoch; in a terminal a live bar below it, elsewhere plain lines in long epochs.
+    """Prints a line per epoch; in a terminal also a live bar, elsewhere also plain lines within long epochs.
 
     Args:
         console: where to print; standard output by default.
@@ -76,7 +76,7 @@ class ConsoleReporter(Reporter):
         )
         if seed.first_epoch:
             done = seed.first_epoch >= seed.epochs
-            self._line("  done already" if done else f"  goes on after {counted(seed.first_epoch, 'epoch')}")
+            self._line("  already done" if done else f"  continues after {counted(seed.first_epoch, 'epoch')}")
         if self._terminal and seed.first_epoch < seed.epochs:
             self._start_bar(seed)
 
@@ -137,11 +137,11 @@ class ConsoleReporter(Reporter):
 
 class WandbReporter(Reporter):
     """Logs losses and hyperparameters against ``step`` and test figures against ``epoch``, each seed under its own
-    name (``seed0/train_loss``), and in the end the means over seeds as the run's summary.
+    name (``seed0/train_loss``), and at the end the means over seeds as the run's summary.
 
     Args:
-        folder: of the retraining. The run's id is stored there, so that a retraining which continues keeps its run.
-        config: what is shown as the run's config.
+        folder: the retraining's folder. It stores the run's id, so that a resumed retraining continues the same run.
+        config: shown as the run's config.
     """
 
     def __init__(self, session: WandbSession, folder: Path, config: Mapping[str, Any]) -> None:
@@ -154,12 +154,12 @@ class WandbReporter(Reporter):
         if self._started:
             return
         self._started = True
-        goes_on = seed.first_epoch > 0 or seed.seed != seed.seeds.start
+        resumed = seed.first_epoch > 0 or seed.seed != seed.seeds.start
         metrics = {}
         for each in seed.seeds:
             metrics |= {f"seed{each}/train/*": f"seed{each}/step", f"seed{each}/test/*": f"seed{each}/epoch"}
         name = f"retrain-{self._folder.parent.name}"
-        self._session.start(self._folder, name, self._config, goes_on, metrics)
+        self._session.start(self._folder, name, self._config, resumed, metrics)
 
     def block(self, block: Block) -> None:
         """See `Reporter`."""

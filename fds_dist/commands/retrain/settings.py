@@ -1,4 +1,4 @@
-"""What a user can say about a retraining: `key=value`, with defaults from the run's config."""
+"""The settings of a retraining: `key=value` overrides, with defaults from the run's config."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from fds_dist.config.yaml_text import parse_yaml
 
 
 class RetrainSettings(Section):
-    """A retraining."""
+    """The settings of a retraining."""
 
     engine: Literal["ddp", "deepspeed"] = "ddp"
-    """What spreads it over ranks: ddp (`torch.nn.parallel.DistributedDataParallel`; plain PyTorch for one rank), or
-    deepspeed (ZeRO)."""
+    """How training is spread over ranks: ddp (`torch.nn.parallel.DistributedDataParallel`; on one rank plain PyTorch)
+    or deepspeed (ZeRO)."""
 
     deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Goes on to DeepSpeed, such as `deepspeed.zero_optimization.stage=3`; also `deepspeed=FILE`, JSON or YAML."""
+    """DeepSpeed's own config, such as `deepspeed.zero_optimization.stage=3`; also `deepspeed=FILE`, JSON or YAML."""
 
     schedule: Literal["last", "best"] = "last"
-    """The learned values: those after the last outer step, or those that reached the lowest validation loss."""
+    """The learned values: last (after the last outer step), or best (those with the lowest validation loss)."""
 
     epochs: Positive = 1.0
-    """Passes over the training data that the schedule is stretched to. From a run: its longest inner run's."""
+    """Passes over the training data; the schedule is stretched to them. Default: those of the longest inner run."""
 
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of weights, data and optimizer state."""
@@ -49,16 +49,16 @@ class RetrainSettings(Section):
     """Elementwise bound on the gradient, as `inner.clip_gradient`; null: none."""
 
     clip_norm: Clip = None
-    """Bound on the Euclidean norm of the whole gradient; null: none. Takes the place of the run's clip_gradient."""
+    """Bound on the Euclidean norm of the whole gradient; null: none. Replaces the run's clip_gradient."""
 
     seed: Seed = 0
-    """What weights, batches and dropout of the first retraining are derived from."""
+    """The first retraining's seed, for weights, batches and dropout."""
 
     seeds: Count = 1
-    """How many retrainings, one after the other, with seeds counting up from `seed`."""
+    """Number of retrainings, one after the other, with seeds counting up from `seed`."""
 
     restart: Switch = False
-    """Begin anew, over whatever an earlier retraining left in the folder, instead of going on with it."""
+    """Train anew and overwrite an earlier retraining in the folder, instead of continuing it."""
 
     @property
     def all_seeds(self) -> range:
@@ -73,13 +73,13 @@ class RetrainSettings(Section):
     def _contradictions(self) -> Iterator[Contradiction]:
         if self.clip_gradient is not None and self.clip_norm is not None:
             problem = f"{self.clip_norm:g} and clip_gradient={self.clip_gradient:g} exclude each other"
-            yield Contradiction(("clip_norm",), problem, "one of the two, null for the other")
+            yield Contradiction(("clip_norm",), problem, "one of the two, and null for the other")
         if self.mixed_precision != "none" and self.dtype != "float32":
             problem = f"{self.mixed_precision} has no effect on {self.dtype}"
             yield Contradiction(("mixed_precision",), problem, "none, or dtype=float32")
         if self.engine == "deepspeed":
             if self.dtype != "float32":
-                yield Contradiction(("dtype",), f"{self.dtype} has no ZeRO", "float32 with engine=deepspeed")
+                yield Contradiction(("dtype",), f"ZeRO does not support {self.dtype}", "float32 with engine=deepspeed")
             if self.mixed_precision != "none":
                 expected = "deepspeed.bf16.enabled=true with engine=deepspeed"
                 yield Contradiction(("mixed_precision",), f"{self.mixed_precision} is autocast", expected)
@@ -88,10 +88,10 @@ class RetrainSettings(Section):
 
 
 def read_settings(overrides: Sequence[str], config: Config | None = None) -> RetrainSettings:
-    """The settings that `key=value` strings ask for, on top of what `config`, the run's, implies.
+    """The settings of `key=value` strings; the run's `config` gives the defaults.
 
     Raises:
-        UserError: with every fault: an unknown key (and the nearest valid one), a value that is none.
+        UserError: with every fault, such as an unknown key (and the nearest valid one) or a wrong value.
     """
     values: dict[str, Any] = {}
     faults: list[Fault] = []
@@ -125,7 +125,7 @@ def read_settings(overrides: Sequence[str], config: Config | None = None) -> Ret
 
 
 def _defaults(config: Config | None, values: dict[str, Any]) -> dict[str, Any]:
-    """What the run's config says where the user does not."""
+    """The defaults from the run's config."""
     if config is None:
         return {}
     epochs = config.inner.epochs
@@ -138,7 +138,7 @@ def _defaults(config: Config | None, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_deepspeed(values: dict[str, Any]) -> list[Fault]:
-    """Leaves out of the section what says "auto", and says what is wrong with the rest, or that there is no DeepSpeed.
+    """Removes the keys with the value "auto" from the section; the faults of the rest, and a missing DeepSpeed.
 
     Without DeepSpeed only the keys of the section can be checked.
     """
@@ -153,8 +153,8 @@ def _check_deepspeed(values: dict[str, Any]) -> list[Fault]:
 
 
 def _unknown_keys(values: Iterable[str]) -> list[Fault]:
-    """Taken out before the model is asked, which looks for contradictions only where every key is known."""
+    """A fault for each unknown key. They are removed first: pydantic finds contradictions only among known keys."""
     known = RetrainSettings.model_fields
-    nearby = {key: nearest(key, known) for key in values if key not in known}
-    everything = f"one of {', '.join(known)}"
-    return [Fault(key, "unknown key", "" if near else everything, near) for key, near in nearby.items()]
+    similar = {key: nearest(key, known) for key in values if key not in known}
+    all_keys = f"one of {', '.join(known)}"
+    return [Fault(key, "unknown key", "" if name else all_keys, name) for key, name in similar.items()]

@@ -1,4 +1,4 @@
-"""The retraining itself: epochs of driven optimizer steps, a test after each, one seed after the other."""
+"""Retraining: for each seed, epochs of optimizer steps driven by the schedule, with a test after each epoch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from fds_dist.tasks.metrics import Mean, Score
 BLOCKS_PER_HORIZON = 100
 
 KEY = "retrain"
-"""Stands where the inner runs' random numbers have the outer step: a retraining shares no weights with them."""
+"""Takes the place of the outer step in the random numbers, so that a retraining shares no weights with a search."""
 
 
 def retrain(
@@ -50,17 +50,17 @@ def retrain(
 ) -> list[RetrainResult]:
     """Trains a network from scratch for each of `settings.all_seeds`, by `schedule` stretched to `settings.epochs`.
 
-    Under a launcher it is called alike on every rank; each computes its part of every batch. `folder`/SEED/ gets
-    ``history.jsonl``, ``last.safetensors``, ``best.safetensors`` and the state from which a later call with the same
-    settings goes on; ``summary.json`` beside them has mean and spread over the seeds. All seeds share one test set.
+    Under a launcher it is called alike on every rank; each computes its part of every batch. It writes `folder`/SEED/
+    with ``history.jsonl``, ``last.safetensors``, ``best.safetensors`` and the state from which a later call with the
+    same settings continues, and ``summary.json`` with mean and spread over the seeds. All seeds share one test set.
 
     Args:
-        make_task: seed → task, so that the order of the data differs between seeds too.
+        make_task: seed → task, so that the order of the data also differs between seeds.
         build_model: seed → network.
-        reporters: are told how the retraining goes; used on the first rank only.
+        reporters: receive the events of the retraining; used on rank 0 only.
 
     Raises:
-        UserError: the schedule could train nothing, the task gives no such data, or `folder` holds a retraining with
+        UserError: the schedule could train nothing, the task gives no usable data, or `folder` holds a retraining with
             other settings.
     """
     all_reporters = Reporters(reporters if ranks.is_first else ())
@@ -81,7 +81,7 @@ def retrain(
 
 
 class _SeedRun:
-    """One seed from its initial weights, or its last checkpoint, to its result."""
+    """The retraining of one seed, from its initial weights or its last checkpoint to its result."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class _SeedRun:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that makes the same retraining; on resuming it must be as it was."""
+        """The settings that define the retraining; they must be the same when it is resumed."""
         launch = {"seed", "seeds", "restart"}
         settings = {name: value for name, value in self.settings.resolved().items() if name not in launch}
         schedule = json.loads(self.schedule.to_json())
@@ -116,7 +116,7 @@ class _SeedRun:
 
     @property
     def epochs(self) -> int:
-        """Passes over the data, the last of which may be a part of one."""
+        """Passes over the data; the last pass may be incomplete."""
         return math.ceil(self.schedule.horizon / self.data.steps_per_epoch)
 
     @property
@@ -124,10 +124,10 @@ class _SeedRun:
         return len(self.records) == self.epochs or (bool(self.records) and self.records[-1].diverged)
 
     def run(self) -> RetrainResult:
-        """Trains what is left to train."""
+        """Trains the remaining epochs."""
         with closing(self.engine):
             if not self.settings.restart:
-                self._go_on()
+                self._resume()
             return self._train_all()
 
     def _train_all(self) -> RetrainResult:
@@ -163,7 +163,7 @@ class _SeedRun:
         )
 
     def _train(self, epoch: int) -> float:
-        """One epoch of optimizer steps; the mean training loss over its samples."""
+        """Trains one epoch; returns the mean training loss over its samples."""
         loss_sum, samples = torch.zeros((), dtype=torch.float64, device=self.ranks.device), 0
         steps = min(self.data.steps_per_epoch, self.schedule.horizon - self.driver.last_epoch)
         for batch in self.data.training(epoch, steps):
@@ -218,7 +218,7 @@ class _SeedRun:
             self.reporters.block(Block(self.seed, step, horizon, loss.item(), self.schedule.at(step - 1)))
 
     def _save(self, is_best: bool) -> None:
-        """The state comes last: where a crash prevents it, the epoch is done again and writes all of this again."""
+        """Writes the state last: if a crash prevents that, the epoch is repeated and writes all files again."""
         weights = self.engine.weights()
         if self.ranks.is_first:
             if is_best:
@@ -227,11 +227,11 @@ class _SeedRun:
             write_text_atomic(self.files.history, "".join(to_line(record) + "\n" for record in self.records))
         self.engine.save(self.files.state, {"identity": self.identity, "records": to_values(self.records)})
 
-    def _go_on(self) -> None:
-        """To the end of the epochs that an interrupted call with the same settings did.
+    def _resume(self) -> None:
+        """Restores the epochs that an interrupted call with the same settings has finished.
 
         Raises:
-            UserError: an earlier call had other settings.
+            UserError: the earlier call had other settings.
         """
         progress = self.engine.load(self.files.state, self._accept)
         if progress is None:
@@ -241,7 +241,7 @@ class _SeedRun:
         self.driver.load_state_dict(state)
 
     def _accept(self, progress: dict[str, Any]) -> None:
-        """That the state is of a call with the same settings."""
+        """Raises `UserError` if the state comes from a call with other settings."""
         before, now = progress["identity"], self.identity
         if before != now:
             differing = [name for name in now if before.get(name) != now[name]]

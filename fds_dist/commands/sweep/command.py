@@ -1,4 +1,4 @@
-"""`fds-dist sweep`: checks a sweep file, and works on the sweep with W&B's agent or without W&B."""
+"""`fds-dist sweep`: checks a sweep file, and runs its jobs with W&B's agent or without W&B."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from fds_dist.config import Draft
 from fds_dist.tracking.wandb_session import DEFAULT_PROJECT
 
 SUFFIXES = (".yaml", ".yml")
-"""Of sweep files; whatever is no file and ends otherwise is the name of a sweep in W&B."""
+"""Endings of sweep files. Any other text that is not a file is the name of a sweep in W&B."""
 
 
 def sweep(source: str, *, local: bool, check: bool, create: bool, count: int | None, output_dir: str | Path) -> int:
-    """Works on a sweep, and returns the exit status. With W&B it does not return: W&B's agent takes its place.
+    """Runs the jobs of a sweep, and returns the exit status. With W&B it does not return: W&B's agent replaces it.
 
     Args:
-        source: a sweep file, or the ENTITY/PROJECT/SWEEP_ID of a sweep that was created before.
+        source: a sweep file, or the ENTITY/PROJECT/SWEEP_ID of an existing sweep.
         local: run the jobs here, without W&B.
-        check: check the file, and start nothing.
-        create: create the sweep in W&B and print its name, and start nothing.
-        count: how many jobs to take at most.
+        check: only check the file.
+        create: only create the sweep in W&B and print its name.
+        count: the largest number of jobs to run.
         output_dir: where `local` keeps its results.
 
     Raises:
         UserError: with every fault of the file; nothing was started.
         CommandFailed: W&B did not create the sweep.
     """
-    asked = [option for option, is_set in (("--local", local), ("--check", check), ("--create", create)) if is_set]
-    if len(asked) > 1:
-        raise UserError(Fault(asked[1], f"cannot be combined with {asked[0]}", "one of the two"))
+    chosen = [option for option, is_set in (("--local", local), ("--check", check), ("--create", create)) if is_set]
+    if len(chosen) > 1:
+        raise UserError(Fault(chosen[1], f"cannot be combined with {chosen[0]}", "one of the two"))
     if count is not None and not is_positive_int(count):
         raise UserError(Fault("--count", f"{count} is out of range", "a whole number of at least 1"))
     path = expand_path(source, "FILE")
     if path.suffix not in SUFFIXES and not path.is_file():
-        if asked:
-            raise UserError(Fault(asked[0], f"{source} is not a sweep file", "a file such as sweep.yaml"))
+        if chosen:
+            raise UserError(Fault(chosen[0], f"{source} is not a sweep file", "a file such as sweep.yaml"))
         return _work(source, count)
     _prepare_environment()
     checked = read_sweep(path, _build_faults)
     if create:
         print(_created(checked))
         return DONE
-    print(f"{path}: {checked.method} over {', '.join(each.name for each in checked.parameters)}; nothing is wrong")
+    print(f"{path}: {checked.method} over {', '.join(each.name for each in checked.parameters)}; no mistakes found")
     if check:
         return DONE
     if local:
@@ -61,7 +61,7 @@ def sweep(source: str, *, local: bool, check: bool, create: bool, count: int | N
 
 
 def _prepare_environment() -> None:
-    """Sets what the command of a sweep file reads: NPROC, and a PATH with this Python's programs, such as torchrun."""
+    """Sets the variables for a sweep's command: NPROC, and a PATH with this Python's programs, such as torchrun."""
     programs, path = os.path.dirname(sys.executable), os.environ.get("PATH", "")
     if programs not in path.split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join(filter(None, (programs, path)))
@@ -82,10 +82,10 @@ def _created(checked: Sweep) -> str:
     content = checked.content
     project = os.environ.get("WANDB_PROJECT") or content.get("project") or DEFAULT_PROJECT
     entity = os.environ.get("WANDB_ENTITY") or content.get("entity")
-    # W&B's agents name a program, whether or not the command uses it.
+    # W&B requires a program, whether or not the command uses it.
     content = {"program": "fds_dist", "name": checked.name, **content}
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # wandb's own messages; standard output has the name alone
+        with contextlib.redirect_stdout(sys.stderr):  # wandb prints messages; standard output gets only the name
             sweep_id = wandb.sweep(content, project=project, entity=entity)
     except wandb.Error as error:
         raise CommandFailed(f"W&B did not create the sweep: {' '.join(str(error).split())}") from None
@@ -94,7 +94,7 @@ def _created(checked: Sweep) -> str:
 
 
 def _work(name: str, count: int | None) -> int:
-    """Replaces this process by W&B's agent, which passes signals on to its job."""
+    """Replaces this process by W&B's agent, which forwards signals to its job."""
     _prepare_environment()
     limit = [] if count is None else ["--count", str(count)]
     sys.stdout.flush()
@@ -102,7 +102,7 @@ def _work(name: str, count: int | None) -> int:
 
 
 def _run_here(checked: Sweep, output_dir: Path, count: int | None) -> int:
-    """Runs the jobs one after the other, and prints a table of what they reached."""
+    """Runs the jobs one after the other, and prints a table of their results."""
     from fds_dist.commands.sweep.local import run_locally
     from fds_dist.commands.sweep.table import print_results
 
@@ -113,7 +113,7 @@ def _run_here(checked: Sweep, output_dir: Path, count: int | None) -> int:
 
 
 def _build_faults(draft: Draft) -> Sequence[Fault]:
-    """What `fds-dist check` would say, the mesh aside: the command's launcher decides how many ranks there are."""
+    """The faults that `fds-dist check` finds, except the mesh's: the command's launcher decides the number of ranks."""
     from fds_dist.build import build
     from fds_dist.distributed.environment import LaunchEnvironment
 

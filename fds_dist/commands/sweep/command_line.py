@@ -1,4 +1,4 @@
-"""The command of a sweep: how W&B's agent fills it in, and which config it runs."""
+"""The command of a sweep: the config that it runs, and its macros, which W&B's agent fills in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fds_dist.common.kinds import wrong_kind
 from fds_dist.common.registry import nearest
 
 VALUES = "${args_no_hyphens}"
-"""Where W&B puts the job's values, as `key=value`."""
+"""The macro that W&B replaces by the job's values, as `key=value`."""
 
 PATTERN = "[torchrun, --standalone, --nproc-per-node, N, -m, fds_dist, optimize, CONFIG, '${args_no_hyphens}']"
 ENV, INTERPRETER, PROGRAM = "${env}", "${interpreter}", "${program}"
@@ -28,7 +28,7 @@ class Command:
     """The line that every job of a sweep runs."""
 
     parts: tuple[str, ...]
-    """As in the file, with W&B's macros filled in except those of the values and of the environment."""
+    """The parts in the file, with W&B's macros filled in, except those of the values and of the environment."""
     config: str
     """The config's path."""
     before: tuple[str, ...]
@@ -37,7 +37,7 @@ class Command:
     """Overrides after the values; these win."""
 
     def overrides(self, values: Mapping[str, Any]) -> list[str]:
-        """The overrides of the job with these values, in order."""
+        """The overrides of a job with these values, in order."""
         return [*self.before, *as_overrides(values), *self.after]
 
     def line(self, values: Mapping[str, Any]) -> list[str]:
@@ -54,7 +54,7 @@ def as_overrides(values: Mapping[str, Any]) -> list[str]:
 
 
 def read_command(content: Any, program: Any, faults: list[Fault]) -> Command | None:
-    """The file's `command`. None, with faults, where the command does not show which config it runs."""
+    """The file's `command`; None, with faults added to `faults`, if the command does not show its config."""
     if not isinstance(content, list) or not content:
         faults.append(Fault("command", wrong_kind(content) if content else "is missing", PATTERN))
         return None
@@ -62,7 +62,7 @@ def read_command(content: Any, program: Any, faults: list[Fault]) -> Command | N
     parts = [macros.get(str(part), str(part)) for part in content]
     faults += _macro_faults(parts)
     if shutil.which(parts[0]) is None:
-        expected = "one on the PATH (launch/setup.sh installs torchrun)"
+        expected = "a program on the PATH (launch/setup.sh installs torchrun)"
         faults.append(Fault("command", f"there is no program {parts[0]}", expected))
     for position in range(1, len(parts)):
         if parts[position] == "optimize" and PurePath(parts[position - 1]).name in PROGRAMS:
@@ -95,10 +95,10 @@ def _after_optimize(parts: Sequence[str], start: int, faults: list[Fault]) -> Co
     for part in [part for part in rest if part.startswith("-")] + more:
         faults.append(Fault("command", f"{part} is not allowed after optimize", "CONFIG, key=value and the values"))
     at = rest.index(VALUES) if VALUES in rest else len(rest)
-    before, after = (tuple(part for part in some if "=" in part) for some in (rest[:at], rest[at:]))
+    before, after = (tuple(part for part in side if "=" in part) for side in (rest[:at], rest[at:]))
     return Command(tuple(parts), config, before, after) if config else None
 
 
 def _filled_in(part: str) -> str:
-    """The part with environment variables filled in; like W&B, with the name of one that is not set."""
+    """The part with environment variables filled in; like W&B, an unset variable becomes its name."""
     return _VARIABLE.sub(lambda match: os.environ.get(match.group(1), match.group(1)), part)

@@ -1,4 +1,4 @@
-"""A sweep file, read and checked: every fault at once, before anything is created or started."""
+"""Reads and checks a sweep file: reports all faults at once, before anything is created or started."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ METRICS = (
     "outer/seconds",
     "inner/train_loss",
 )
-"""What every `optimize` logs; the first three when it ends."""
+"""The metrics that every `optimize` logs; the first three when it ends."""
 
 
 @dataclass(frozen=True)
@@ -38,25 +38,25 @@ class Sweep:
 
     path: Path
     content: dict[str, Any]
-    """The file's, as W&B takes it."""
+    """The content of the file, as W&B receives it."""
     method: str
     parameters: tuple[Parameter, ...]
     command: Command
 
     @property
     def name(self) -> str:
-        """The name in the file, or else the file's own name."""
+        """The name in the file; without one, the file's name."""
         return str(self.content.get("name") or self.path.stem)
 
     @property
     def run_cap(self) -> int | None:
-        """The largest number of jobs."""
+        """The largest number of jobs; None: no limit."""
         return self.content.get("run_cap")
 
     def jobs(self) -> Iterator[dict[str, Any]]:
         """The values of each job: all combinations of a grid, or random draws without end.
 
-        A job's draw depends on its number alone, so that a sweep can be continued.
+        A job's draw depends only on its number, so that a sweep can be continued.
         """
         names = [parameter.name for parameter in self.parameters]
         if self.method == "grid":
@@ -72,7 +72,7 @@ def read_sweep(path: Path, examine: Callable[[Draft], Sequence[Fault]] = lambda 
     """The sweep in a file.
 
     Args:
-        examine: gives the faults of the first job's config.
+        examine: returns the faults of the first job's config.
 
     Raises:
         UserError: with every fault of the file, and of the config with any of the sweep's values.
@@ -149,11 +149,11 @@ def _parameters(content: dict[str, Any], faults: list[Fault]) -> tuple[Parameter
 def _config_faults(
     command: Command, parameters: tuple[Parameter, ...], examine: Callable[[Draft], Sequence[Fault]]
 ) -> Iterator[Fault]:
-    """What is wrong with the config under the first job's values, and with one of them changed to each other value."""
+    """The faults of the config with the first job's values, and with each other value in place of one of them."""
     alone = read_draft(command.config, [*command.before, *command.after]).config
     known = tuple(alone.hyperparameters) if alone is not None else ()
     names = {parameter.name for parameter in parameters}
-    sensible = []
+    effective = []
     for parameter in parameters:
         key, (section, name, *below) = f"parameters.{parameter.name}", (*parameter.name.split("."), "")
         unknown = section == "hyperparameters" and any(below) and name not in known
@@ -164,9 +164,9 @@ def _config_faults(
             suggestion = ".".join((section, nearest_name, *below)).rstrip(".") if nearest_name else ""
             yield Fault(key, f"the config has no hyperparameter {name}", _one_of(known), suggestion)
         else:
-            sensible.append(parameter)
-    first = {parameter.name: parameter.choices[0] for parameter in sensible}
-    others = [{**first, each.name: value} for each in sensible for value in each.choices[1:]]
+            effective.append(parameter)
+    first = {parameter.name: parameter.choices[0] for parameter in effective}
+    others = [{**first, each.name: value} for each in effective for value in each.choices[1:]]
     config_faults = [*examine(read_draft(command.config, command.overrides(first)))]
     for values in others:
         config_faults += read_draft(command.config, command.overrides(values)).faults
@@ -175,7 +175,7 @@ def _config_faults(
 
 
 def _where(key: str, command: Command, names: set[str]) -> str:
-    """The place, in the sweep file or in the config, that a fault of the config comes from."""
+    """The place in the sweep file or in the config from which a fault of the config comes."""
     if any(f"{key}.".startswith((f"{name}.", f"{name}[")) or name.startswith(f"{key}.") for name in names if key):
         return f"parameters.{key}"
     set_by_command = {override.partition("=")[0] for override in (*command.before, *command.after)}

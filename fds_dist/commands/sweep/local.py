@@ -1,4 +1,4 @@
-"""A sweep without W&B: runs its jobs one after the other, by the command that W&B's agent would run."""
+"""A sweep without W&B: runs its jobs one after the other, with the command that W&B's agent would run."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from fds_dist.storage.run_folder import RunFolder
 from fds_dist.tracking.history import read_history
 
 RESULTS = "results.jsonl"
-"""One line for each time that a job ran to its end; a failed job that ran again has several."""
+"""One line for each finished or failed attempt at a job; a failed job that ran again has several lines."""
 
 LAST_LINES = 15
 """Lines of a failed job's output that are shown."""
 
 KILL_SECONDS = 60.0
-"""Seconds that a job has to end after SIGTERM; torchrun gives its ranks 30."""
+"""Seconds that a job has to end after SIGTERM (torchrun gives its ranks 30)."""
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """One job that ran to its end: a line of `results.jsonl`."""
+    """One finished or failed attempt at a job: a line of `results.jsonl`."""
 
     job: int
     values: dict[str, Any]
@@ -54,17 +54,17 @@ class JobResult:
 
 
 def run_locally(sweep: Sweep, output_dir: Path, count: int | None = None) -> tuple[list[JobResult], Path]:
-    """Runs the jobs that are not finished yet, and prints how each ends.
+    """Runs the jobs that are not finished yet, and prints the result of each.
 
     Args:
-        output_dir: gets the folder NAME with `results.jsonl`, and a run's folder and a log for each job.
-        count: the first `count` jobs; by default all, or the file's `run_cap`.
+        output_dir: receives the folder NAME with `results.jsonl`, and with a run's folder and a log for each job.
+        count: run the first `count` jobs; by default all, up to the file's `run_cap`.
 
     Returns:
         The last result of each job, and the folder.
 
     Raises:
-        UserError: W&B is needed; there is no number of jobs; the folder holds another sweep's results.
+        UserError: the method needs W&B; the number of jobs has no limit; the folder holds another sweep's results.
     """
     limit = _number_of_jobs(sweep, count)
     folder = _folder(sweep, output_dir)
@@ -88,18 +88,18 @@ def _number_of_jobs(sweep: Sweep, count: int | None) -> int | None:
         raise UserError(Fault("method", "bayes needs W&B", "grid or random, with --local"))
     limits = [limit for limit in (count, sweep.run_cap) if limit is not None]
     if sweep.method == "random" and not limits:
-        raise UserError(Fault("run_cap", "is missing: random draws have no end", "run_cap in the file, or --count N"))
+        raise UserError(Fault("run_cap", "is missing: random draws never end", "run_cap in the file, or --count N"))
     return min(limits, default=None)
 
 
 def _folder(sweep: Sweep, output_dir: Path) -> Path:
-    """The sweep's folder: a new one, or the folder of an earlier call with the same jobs."""
+    """The sweep's folder: a new folder, or that of an earlier call with the same jobs."""
     folder = output_dir / sweep.name
     jobs = dump_yaml({key: sweep.content[key] for key in ("method", "command", "parameters")}, width=110)
     record = folder / "sweep.yaml"
     if record.exists():
         if record.read_text(encoding="utf-8") != jobs:
-            expected = "another name in the file, or that folder moved away"
+            expected = "another name in the file, or move that folder away"
             raise UserError(Fault("name", f"{folder} holds the results of another sweep", expected))
         return folder
     try:

@@ -1,4 +1,4 @@
-"""The parameters of a sweep, and the values that each takes, with the names that W&B uses."""
+"""The parameters of a sweep and their values, by the names that W&B uses."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ KEYS = {
     "uniform": ("min", "max"),
     "log_uniform_values": ("min", "max"),
 }
-"""Distribution → the keys that it needs. W&B has more; the values of these are values that a config takes."""
+"""Distribution → its keys. W&B has more distributions; a config accepts the values of these."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A dotted key of the config, and what the jobs of a sweep set it to."""
+    """A dotted key of the config, and the values that the jobs of a sweep give it."""
 
     name: str
     choices: tuple[Any, ...]
-    """All values, or the lowest and the highest of a range."""
+    """All values; for a range, the lowest and the highest."""
     at: Callable[[float], Any]
-    """Function from a number drawn uniformly from [0, 1) to a value."""
+    """A function from a uniform random number in [0, 1) to a value."""
     is_range: bool
 
 
 def read_parameter(name: str, spec: Any, faults: list[Fault]) -> Parameter | None:
-    """One parameter of the file; None, with faults added to `faults`, where it is wrong."""
+    """One parameter of the file; None, with faults added to `faults`, if it is wrong."""
     key = f"parameters.{name}"
     if not isinstance(spec, dict):
         faults.append(Fault(key, wrong_kind(spec), FORMS))
         return None
     if "parameters" in spec:
-        faults.append(Fault(key, "is nested, which would replace the whole section", f"dotted names, {name}.KEY"))
+        faults.append(Fault(key, "is nested, and would replace the whole section", f"dotted names, {name}.KEY"))
         return None
     kind, kind_faults = _distribution(key, spec)
     faults += kind_faults
@@ -64,7 +64,7 @@ def _distribution(key: str, spec: Mapping[str, Any]) -> tuple[str | None, list[F
     if kind is not None:
         if isinstance(kind, str) and kind in KEYS:
             return kind, []
-        by_values = f"{kind}_values"  # log_uniform has exponents for bounds
+        by_values = f"{kind}_values"  # the bounds of log_uniform are exponents
         nearest_name = by_values if by_values in KEYS else nearest(str(kind), KEYS)
         return None, [
             Fault(f"{key}.distribution", f"{show(kind)} is not supported", f"one of {', '.join(KEYS)}", nearest_name)
@@ -132,15 +132,15 @@ def _range(name: str, kind: str, spec: Mapping[str, Any], faults: list[Fault]) -
 
 
 def _lost(key: str, value: Any) -> Fault | None:
-    """A fault where W&B's `key=value` changes the value: it writes null as None, for example.
+    """A fault if W&B's `key=value` changes the value: W&B writes null as None, for example.
 
-    Text is what stands there: "null", in quotes, is the way to say null.
+    Text arrives unchanged: "null", in quotes, sets null.
     """
     arrived, faults = parse_yaml(str(value))
     if isinstance(value, str) or (not faults and arrived == value and type(arrived) is type(value)):
         return None
-    expected = '"null", in quotes' if value is None else "text in quotes, as it would stand behind key="
-    return Fault(key, f"{show(value)} does not arrive: W&B writes it as {value}", expected)
+    expected = '"null", in quotes' if value is None else "text in quotes, as in key=TEXT"
+    return Fault(key, f"{show(value)} would be changed: W&B writes it as {value}", expected)
 
 
 _ALL_KEYS = ("distribution", *dict.fromkeys(name for keys in KEYS.values() for name in keys))

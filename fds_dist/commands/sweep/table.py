@@ -29,7 +29,7 @@ def print_results(sweep: Sweep, results: Sequence[JobResult], console: Console |
 
 
 def _rank(sweep: Sweep, result: JobResult) -> tuple[bool, float]:
-    """By the sweep's metric where that is the accuracy, else by the loss."""
+    """The key for sorting: the accuracy if it is the sweep's metric, otherwise the loss."""
     metric = (sweep.content.get("metric") or {}).get("name", "")
     figure = result.best_val_loss
     if metric.endswith("val_accuracy") and result.best_val_accuracy is not None:
