@@ -411,12 +411,12 @@ def test_one_process_trains_and_other_world_sizes_are_refused(resumed: Path, tmp
 def test_weights_load_without_deepspeed(stages: Path, tmp_path: Path) -> None:
     """In a process that cannot import it."""
     script = (
-        "import sys; sys.modules['deepspeed'] = None\n"
+        "import sys; sys.modules['deepspeed'] = None; sys.path.insert(0, sys.argv[2])\n"
         "from safetensors.torch import load_file; from test_deepspeed import Peculiar\n"
         "module = Peculiar(); module.load_state_dict(load_file(sys.argv[1])); print(module.last.weight.sum().item())"
     )
     path = stages / "sgd-3" / "0" / "best.safetensors"
-    (ended,) = start_ranks(["-c", script, str(path)], 1, [tmp_path])
+    (ended,) = start_ranks(["-c", script, str(path), str(Path(__file__).parent)], 1, [tmp_path])
     assert ended.err == "" and float(ended.out) == load_file(path)["last.weight"].sum().item()
 
 

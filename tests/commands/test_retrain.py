@@ -618,4 +618,4 @@ def test_console_tells_what_was_done_before(tmp_path: Path) -> None:
             retrain(lambda seed: task, task.build_model, SCHEDULE, IN_FLOAT64, ONE_RANK, tmp_path, [listener])
     first, second = file.getvalue().split("retrained 1 seed")[:2]
     assert "continues after 2 epochs" in first and "epoch 3/3" in first and "epoch 2/3" not in first
-    assert "done already" in second and "epoch 3/3" not in second
+    assert "already done" in second and "epoch 3/3" not in second
