@@ -99,7 +99,9 @@ def build(
     if faults.all or built_task is None or builder is None or shape is None:
         raise UserError(faults.all)
     problem = _problem(config, built_task, builder, optimizer, space, device)
-    problem, remark = dry_run(problem, config.tangents.method, config.estimator)
+    shortest = problem.horizon(min(_epochs(config)))
+    plain_steps = shortest if config.consistency.witness == "on" else 0
+    problem, remarks = dry_run(problem, config.tangents.method, config.estimator, plain_steps)
     return Build(
         config=config,
         problem=problem,
@@ -107,7 +109,7 @@ def build(
         rule=outer_rule(config.outer),
         estimator=_estimator(config),
         shape=shape,
-        remarks=tuple(text for text in (*draft.remarks, remark, _unused_groups(config, problem)) if text),
+        remarks=tuple(text for text in (*draft.remarks, *remarks, _unused_groups(config, problem)) if text),
     )
 
 

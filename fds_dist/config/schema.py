@@ -168,13 +168,16 @@ class MeshConfig(Section):
 
 
 class ConsistencyConfig(Section):
-    """Ranks that replay the same inner run must hold the same bits."""
+    """Ranks that replay the same inner run must hold the same bits, and the run must be that of plain PyTorch."""
 
     mode: Literal["verify", "broadcast", "off"] = "verify"
     """Compare fingerprints of the weights, copy them from the first rank, or neither."""
 
     every: Count = 100
     """Inner steps between two comparisons or copies."""
+
+    witness: Literal["on", "off"] = "on"
+    """Before training, compare a few steps with the same module, data and loss in plain PyTorch."""
 
 
 class CheckpointConfig(Section):

@@ -15,9 +15,11 @@ from torch import Tensor
 from fds_dist.common.batch import Part, checked_batch
 from fds_dist.common.faults import Fault, UserError, user_code
 from fds_dist.common.randomness import seeded
+from fds_dist.inner.estimators import ESTIMATORS
 from fds_dist.inner.live_buffers import check_derivatives, live_buffers
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import initial_state
+from fds_dist.inner.witness import testimony, untouched_parameters
 from fds_dist.schedule.buckets import Segment
 from fds_dist.tangents.methods import TrialPoint, choose_method
 from fds_dist.tasks.base import validation_loss
@@ -28,30 +30,46 @@ FEW = 4
 large network's whole batch may take more memory than a rank's part of it."""
 
 
-def dry_run(problem: Problem, method: str, estimator: str = "forward") -> tuple[Problem, str]:
-    """The problem with its live buffers and a method that works on its network, and a remark about it.
+def dry_run(
+    problem: Problem, method: str, estimator: str = "forward", plain_steps: int = 0
+) -> tuple[Problem, tuple[str, ...]]:
+    """The problem as it can be run: with its live buffers, a method that works on its network, and what takes no part.
 
     Args:
         method: `tangents.method` of the config.
         estimator: its name in the config.
+        plain_steps: how many steps may be compared with plain PyTorch; 0: none.
+
+    Returns:
+        The problem, and remarks for a person.
 
     Raises:
         UserError: a batch is no pair of tensors or there is none, the network or a loss fails on the first batch, a
-            loss is not one differentiable number, or the method cannot differentiate them.
+            loss is not one differentiable number, the method cannot differentiate them, or plain PyTorch gives other
+            numbers.
     """
+    remarks = []
     with seeded(problem.step_seed(0, 0)):
         point, val_part = _tried_losses(problem)
+        if plain_steps and (untouched := untouched_parameters(problem, plain_steps)):
+            problem = replace(problem, untouched=untouched)
+            names = ", ".join(untouched[:3]) + (" ..." if len(untouched) > 3 else "")
+            remarks.append(f"{names}: no part of training, and left as they are")
+            point, val_part = _tried_losses(problem)
         if estimator != "greedy":  # whose hypergradients are derivatives by one step's weights, by definition
             problem = replace(problem, live_buffers=live_buffers(problem, point, val_part))
         reverse = estimator == "reverse"
         if problem.live_buffers:
             point = _point(problem)
-        chosen, remark = problem.tangents.method, ""
         if not (reverse and problem.live_buffers):
             chosen, remark = choose_method(method, _few_samples(point))
+            problem = problem.by(chosen)
+            remarks += [remark] if remark else []
         if problem.live_buffers:
             check_derivatives(point, reverse)
-    return problem.by(chosen), remark
+        if plain_steps:
+            remarks.append(str(testimony(problem, estimator, ESTIMATORS[estimator], plain_steps)))
+    return problem, tuple(remarks)
 
 
 def _point(problem: Problem) -> TrialPoint:

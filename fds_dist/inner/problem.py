@@ -55,14 +55,22 @@ class Problem:
     val_batch_norm: str = "batch"
     live_buffers: tuple[str, ...] = ()
     """Names of the network's buffers that depend on the weights and reach a loss; they have tangents too."""
+    untouched: tuple[str, ...] = ()
+    """Names of the parameters that take no part in training: like `torch.optim`, a step leaves them alone."""
     seed: int = 0
     groups: Mapping[str, str] = field(default_factory=dict)
     """Parameter groups, name to pattern, where the space has copies of a hyperparameter for them; else empty."""
 
+    def module(self, outer_step: int) -> nn.Module:
+        """The module with fresh weights for `outer_step`, its untouched parameters frozen."""
+        module = self.build_model(derive_seed(self.seed, outer_step, "weights"))
+        for name in self.untouched:
+            module.get_parameter(name).requires_grad_(False)
+        return module
+
     def network(self, outer_step: int) -> Network:
         """A network with fresh weights for `outer_step`, in training mode."""
-        module = self.build_model(derive_seed(self.seed, outer_step, "weights"))
-        network = Network(module, self.dtype, self.device, self.live_buffers)
+        network = Network(self.module(outer_step), self.dtype, self.device, self.live_buffers)
         network.train()
         return network
 

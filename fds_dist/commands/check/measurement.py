@@ -89,7 +89,8 @@ class _Probe:
         return median_seconds(plain, self._problem.device, repeats)
 
     def _with_tangents(self, samples: int, count: int) -> Callable[[], None]:
-        tangents = zero_tangents(self._state, range(count), self._network.live)
+        live = self._network.live if self._problem.tangents.method == "jvp" else ()  # it alone carries them
+        tangents = zero_tangents(self._state, range(count), live)
         theta_tangents = self._theta.new_zeros(count, len(self._theta))
         point = self._point_maker(self._problem, samples)
 

@@ -1,0 +1,198 @@
+"""The user's own training in plain PyTorch: the module as it was built, `loss.backward()` and `torch.optim`.
+
+It shares nothing with the engine but the task, the seeds and the schedule's driver, and so bears witness against it.
+
+Shapes: D = trained weights, K = learned numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fds_dist.common.batch import Batch
+from fds_dist.common.flat import FlatLayout, trainable_parameters
+from fds_dist.inner.culprits import Call, calls_within
+from fds_dist.inner.problem import Problem
+from fds_dist.schedule.driver import parameter_groups
+from fds_dist.tasks.base import Task, validation_loss
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
+"""PyTorch's own, by the names of the inner optimizers."""
+
+
+@dataclass
+class PlainRun:
+    """What plain PyTorch saw over a few steps."""
+
+    losses: list[float] = field(default_factory=list)
+    gradients: list[dict[str, Tensor | None]] = field(default_factory=list)
+    """Per step, by parameter; None where a parameter took no part."""
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    """After the last step, by parameter."""
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    """After the last step."""
+    val_loss: float = 0.0
+    """Of one batch, after the last step."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all losses are."""
+        return all(map(math.isfinite, [*self.losses, self.val_loss]))
+
+    @property
+    def untouched(self) -> tuple[str, ...]:
+        """Parameters that took no part in any step, which `torch.optim` therefore leaves alone."""
+        return tuple(name for name in self.weights if all(gradients[name] is None for gradients in self.gradients))
+
+
+@dataclass(frozen=True)
+class PlainTraining:
+    """The inner problem in plain PyTorch, on given batches."""
+
+    problem: Problem
+    train: Sequence[Batch]
+    """One batch per step."""
+    val: Batch
+
+    def module(self) -> nn.Module:
+        """A new module with the initial weights of outer step 0, in training mode."""
+        module = self.problem.module(0).to(device=self.problem.device, dtype=self.problem.dtype)
+        module.train()
+        return module
+
+    def run(self, values: Sequence[float]) -> PlainRun:
+        """Trains for a step per batch with λ = `values` [K], then validates."""
+        problem, horizon, seen = self.problem, len(self.train), PlainRun()
+        module = self.module()
+        schedule = problem.space.schedule(values, horizon, problem.optimizer_info)
+        groups = parameter_groups(module, schedule)
+        optimizer = OPTIMIZERS[problem.optimizer.name](groups, lr=0.0, **self._switches())
+        driver = schedule.attach(optimizer, horizon=horizon, fixed=True)
+        for step, batch in enumerate(self.train):
+            optimizer.zero_grad()
+            extra = {name: driver.values[name] for name in problem.loss_hyperparameters}
+            loss = self.loss(module, batch, extra, problem.step_seed(0, step))
+            loss.backward()
+            parameters = trainable_parameters(module)
+            seen.gradients.append({name: _copy(parameter.grad) for name, parameter in parameters.items()})
+            seen.losses.append(loss.item())
+            if problem.clip_gradient is not None:
+                nn.utils.clip_grad_value_(module.parameters(), problem.clip_gradient)
+            optimizer.step()
+            driver.step()
+        seen.weights = {name: parameter.detach() for name, parameter in trainable_parameters(module).items()}
+        seen.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        seen.val_loss = self.val_loss(module)
+        return seen
+
+    def theta(self) -> dict[str, float]:
+        """The initial values of the loss's own hyperparameters."""
+        space = self.problem.space
+        values = {**space.fixed, **{owner.name: owner.init for owner in space.learned}}
+        return {name: values[name] for name in self.problem.loss_hyperparameters}
+
+    def _switches(self) -> dict[str, object]:
+        switches = dict(self.problem.optimizer.switches)
+        return {**switches, "momentum": 0.9} if switches.get("nesterov") else switches  # the driver sets the right one
+
+    def loss(self, module: nn.Module, batch: Batch, extra: Mapping[str, float], seed: int) -> Tensor:
+        """The training loss of `batch`; `extra` are the hyperparameters of the loss."""
+        problem = self.problem
+        torch.manual_seed(seed)
+        inputs, targets = map(self.cast, batch)
+        values = {name: torch.tensor(value, dtype=problem.dtype) for name, value in extra.items()}
+        return problem.task.loss(module(inputs), targets, *([values] if extra else []))
+
+    @torch.no_grad()
+    def val_loss(self, module: nn.Module) -> float:
+        """As a user would compute it in the configured batch-norm mode."""
+        module.eval()
+        for layer in module.modules() if self.problem.val_batch_norm == "batch" else ():
+            if isinstance(layer, _BatchNorm):
+                layer.train()
+                layer.momentum = 0.0  # uses the batch's statistics, and leaves the running ones alone
+        inputs, targets = map(self.cast, self.val)
+        return validation_loss(self.problem.task)(module(inputs), targets).item()
+
+    def draws_random_numbers(self) -> bool:
+        """Whether the forward pass draws from PyTorch's generator."""
+        module = self.module()
+        with torch.no_grad():
+            torch.manual_seed(0)
+            before = torch.get_rng_state()
+            module(self.cast(self.train[0][0]))
+        return not torch.equal(before, torch.get_rng_state())
+
+    def gradient_at(self, layout: FlatLayout, weights: Tensor, theta: Tensor) -> Tensor:
+        """∇L [D] of the first batch at `weights` [D], and at the loss's own hyperparameters `theta` [P]."""
+        module = self.module()
+        parameters = dict(module.named_parameters())
+        with torch.no_grad():
+            for name, view in layout.views(weights).items():
+                parameters[name].copy_(view)
+        extra = dict(zip(self.problem.loss_hyperparameters, theta.tolist(), strict=True))
+        loss = self.loss(module, self.train[0], extra, seed=0)
+        trained = [parameters[name] for name in layout.names]
+        parts = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
+        return torch.cat([part.detach().flatten() for part in parts])
+
+    def calls(self) -> list[Call]:
+        """The calls of modules in one forward pass on the first batch."""
+        module, inputs = self.module(), self.cast(self.train[0][0])
+
+        def run() -> None:
+            torch.manual_seed(0)
+            module(inputs)
+
+        return calls_within(module, run)
+
+    def cast(self, tensor: Tensor) -> Tensor:
+        """The tensor on the problem's device, in its dtype where it is floating-point."""
+        dtype = self.problem.dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(device=self.problem.device, dtype=dtype)
+
+
+class FixedBatches:
+    """A task with these batches in every epoch and every outer step."""
+
+    def __init__(self, task: Task, train: Sequence[Batch], val: Batch) -> None:
+        self._task, self._train, self._val = task, train, val
+        self.steps_per_epoch = len(train)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def train_batches(self, outer_step: int, epoch: int) -> Iterable[Batch]:
+        """See `Task`."""
+        return self._train
+
+    def val_batches(self, outer_step: int) -> Iterable[Batch]:
+        """See `Task`."""
+        return [self._val]
+
+
+def first_batches(problem: Problem, steps: int, samples: int | None = None) -> list[Batch]:
+    """The first training batches of outer step 0, each cut to its first `samples` where it has more."""
+    return [batch if samples is None else _cut(batch, samples) for batch in islice(problem.batches(0), steps)]
+
+
+def _cut(batch: Batch, samples: int) -> Batch:
+    inputs, targets = batch
+    whole = inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets)
+    return batch if whole else (inputs[:samples], targets[:samples])
+
+
+def _copy(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else gradient.detach().clone()

@@ -1,0 +1,74 @@
+"""How far the engine may be from plain PyTorch, and what the witness saw of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fds_dist.common.randomness import generator
+
+STEPS = 3
+"""Inner steps that are compared."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Of relative errors, Euclidean over all entries."""
+
+    steps: float
+    """Of losses, gradients and updates: another order of sums, amplified by some steps of training."""
+    products: float
+    """Of central differences of gradients: their own error, and a ReLU that switches in between."""
+    nudges: tuple[float, ...]
+    """Relative steps of differences, tried until one agrees: kinks spoil large ones and rounding small ones."""
+
+
+TOLERANCES = {
+    # Some operators of PyTorch hold float32 constants: 3e-8. What was met of wrong products is off by 1e-2 and more.
+    torch.float64: Tolerance(1e-6, 1e-3, (1e-7, 1e-9, 1e-5)),
+    # Deep networks amplify 1e-7 by up to 1e5 at their initial weights.
+    torch.float32: Tolerance(3e-2, 3e-1, (1e-3, 1e-2, 1e-4)),
+}
+
+
+@dataclass(frozen=True)
+class Testimony:
+    """What the witness saw: relative errors."""
+
+    dtype: torch.dtype
+    steps: float | None
+    """Of losses, gradients, weights, buffers and validation loss, the largest; None where plain PyTorch diverges."""
+    products: float | None = None
+    """None where the estimator takes none."""
+    hypergradient: float | None = None
+    """Along one direction; None where it cannot be told."""
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        if self.steps is None:
+            return "not checked against plain PyTorch, whose losses are not finite within three steps"
+        parts = [f"{STEPS} steps in {kind}, losses, gradients and weights to {self.steps:.0e}"]
+        parts += [] if self.products is None else [f"products to {self.products:.0e}"]
+        parts += [] if self.hypergradient is None else [f"hypergradient to {self.hypergradient:.0e}"]
+        return f"checked against plain PyTorch: {', '.join(parts)}"
+
+
+def relative(ours: float | Tensor, reference: float | Tensor) -> float:
+    """|ours − reference| / |reference|."""
+    ours, reference = (torch.as_tensor(part, dtype=torch.float64) for part in (ours, reference))
+    difference, norm = float((ours - reference).norm()), float(reference.norm())
+    return difference / norm if norm else difference
+
+
+def random_like(vector: Tensor) -> Tensor:
+    """A random direction, the same on all ranks."""
+    numbers = torch.randn(len(vector), generator=generator("witness"), dtype=torch.float64)
+    return numbers.to(vector)
+
+
+def total_norm(tensors: Sequence[Tensor]) -> float:
+    """Euclidean, over all entries of all tensors."""
+    return sum(float(tensor.double().norm()) ** 2 for tensor in tensors) ** 0.5
