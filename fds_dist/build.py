@@ -102,6 +102,8 @@ def build(
     shortest = problem.horizon(min(_epochs(config)))
     plain_steps = shortest if config.consistency.witness == "on" else 0
     problem, remarks = dry_run(problem, config.tangents.method, config.estimator, plain_steps)
+    if not plain_steps:
+        remarks += ("consistency.witness is off: this run was not checked against plain PyTorch",)
     return Build(
         config=config,
         problem=problem,

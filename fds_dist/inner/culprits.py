@@ -119,7 +119,7 @@ def _second_derivative_error(module: nn.Module, inputs: list[Tensor], parameters
     differences = [(a - b) / (2 * STEP) for a, b in zip(ahead, behind, strict=True)]
     size = sum(float(part.norm()) ** 2 for part in differences) ** 0.5
     off = sum(float((p - d).norm()) ** 2 for p, d in zip(products, differences, strict=True)) ** 0.5
-    scale = sum(float(part.norm()) ** 2 for part in gradients) ** 0.5
+    scale = sum(float(part.detach().norm()) ** 2 for part in gradients) ** 0.5
     return off / size if size > 1e-6 * scale else 0.0
 
 

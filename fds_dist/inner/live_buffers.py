@@ -79,45 +79,55 @@ def check_derivatives(point: TrialPoint, reverse: bool) -> None:
     Raises:
         UserError: names the first such buffer.
     """
-    direction = torch.randn(len(point.weights), generator=generator("live buffers"), dtype=torch.float64)
-    direction = direction.to(point.weights) * point.weights.norm() / len(point.weights) ** 0.5
-    seen = _seen_by_reverse(point, direction) if reverse else _seen_by_forward(point, direction)
+    live = point.loss.network.live
+    start = {"": point.weights, **{name: point.buffers[name] for name in live}}
+    along = {name: _direction(tensor, name) for name, tensor in start.items()}
+    seen = (_seen_by_reverse if reverse else _seen_by_forward)(point, start, along)
     with torch.no_grad():
-        ahead, behind = (_after(point, point.weights + sign * STEP * direction) for sign in (1, -1))
-    for name in point.loss.network.live:
+        moved = [{name: start[name] + sign * STEP * along[name] for name in start} for sign in (1, -1)]
+        ahead, behind = (_after(point, place) for place in moved)
+    for name in live:
         difference = (ahead[name] - behind[name]) / (2 * STEP)
         if (seen[name] - difference).norm() > TOLERANCE * difference.norm() + TOLERANCE**2 * point.buffers[name].norm():
             problem = f"the buffer {name} depends on the weights, hidden from derivatives, and reaches a loss"
             if reverse:
                 raise UserError(Fault("estimator", f"{problem}: reverse mode would be wrong", "estimator=forward"))
-            raise UserError(Fault("model", problem, "an update of it without detach and .data"))
+            raise UserError(Fault("model", problem, "an update of it under no_grad, without detach and .data"))
 
 
-def _after(point: TrialPoint, weights: Tensor) -> Buffers:
+Place = dict[str, Tensor]
+"""The weights, under the empty name, and live buffers."""
+
+
+def _direction(tensor: Tensor, name: str) -> Tensor:
+    """A random direction of the tensor's size."""
+    random = torch.randn(tensor.shape, generator=generator("live buffers", name), dtype=torch.float64).to(tensor)
+    return random * (tensor.norm() / random.norm() or 1.0)
+
+
+def _after(point: TrialPoint, place: Place) -> Buffers:
+    """The live buffers after a step from `place`."""
     point.loss.network.seed(0)
-    return point.loss(weights, point.theta, point.buffers, point.part)[1]
+    buffers = {**point.buffers, **{name: tensor for name, tensor in place.items() if name}}
+    _, after = point.loss(place[""], point.theta, buffers, point.part)
+    return {name: after[name] for name in point.loss.network.live}
 
 
-def _seen_by_forward(point: TrialPoint, direction: Tensor) -> Buffers:
+def _seen_by_forward(point: TrialPoint, start: Place, along: Place) -> Buffers:
     """Directional derivatives of the live buffers after a step, by forward mode."""
-    live = point.loss.network.live
-
-    def update(weights: Tensor) -> Buffers:
-        after = _after(point, weights)
-        return {name: after[name] for name in live}
-
-    return jvp(update, (point.weights,), (direction,))[1]
+    return jvp(lambda place: _after(point, place), (start,), (along,))[1]
 
 
-def _seen_by_reverse(point: TrialPoint, direction: Tensor) -> Buffers:
+def _seen_by_reverse(point: TrialPoint, start: Place, along: Place) -> Buffers:
     """The same by reverse mode, twice: the derivative of v·J by v."""
-    leaf = point.weights.detach().requires_grad_()
-    after, seen = _after(point, leaf), {}
-    for name in point.loss.network.live:
-        if not after[name].requires_grad:
-            seen[name] = torch.zeros_like(after[name])
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in start.items()}
+    after, seen = _after(point, leaves), {}
+    for name, buffer in after.items():
+        if not buffer.requires_grad:
+            seen[name] = torch.zeros_like(buffer)
             continue
-        v = torch.zeros_like(after[name]).requires_grad_()
-        (pulled,) = differentiate(after[name], leaf, v, create_graph=True)
-        (seen[name],) = differentiate(pulled, v, direction, materialize_grads=True, retain_graph=True)
+        v = torch.zeros_like(buffer).requires_grad_()
+        pulled = differentiate(buffer, list(leaves.values()), v, create_graph=True, materialize_grads=True)
+        total = sum((part * direction).sum() for part, direction in zip(pulled, along.values(), strict=True))
+        (seen[name],) = differentiate(total, v, retain_graph=True, materialize_grads=True)
     return seen

@@ -23,7 +23,12 @@ from fds_dist.tracking.trackers import Trackers
 
 
 class BatchesDiffer(RuntimeError):
-    """Ranks that split each batch between them got different batches from the task."""
+    """Ranks of one inner run got different batches from the task."""
+
+
+MIXTURE = 0.01
+"""Relative difference of the ranks' losses from which on they train on other batches: rounding, which `broadcast`
+heals, makes 1e-6 of it between two comparisons."""
 
 
 def check_batches(problem: Problem, outer_step: int, axis: DataAxis) -> None:
@@ -76,11 +81,13 @@ class StepMonitor:
         self._ranks, self._trackers, self._consistency = ranks, trackers, consistency
         self._block_size = -(-schedule.horizon // BLOCKS_PER_HORIZON)
         self._losses: list[Tensor] = []
+        self._since_comparison: list[Tensor] = []
         self._agreed: int | None = None
 
     def __call__(self, state: InnerState, loss: Tensor) -> bool:
         """Returns False where the run has diverged beyond return (weights that are not finite)."""
         self._losses.append(loss)
+        self._since_comparison.append(loss)
         last = state.step == self._schedule.horizon
         if last or state.step % self._consistency.every == 0:
             self._compare(state)
@@ -105,6 +112,24 @@ class StepMonitor:
         )
         return healthy
 
+    def _refuse_mixture(self, step: int) -> None:
+        """Refuses to copy weights between ranks that see other batches: each would differentiate another run.
+
+        Raises:
+            BatchesDiffer: on every rank.
+        """
+        losses = torch.stack(self._since_comparison).double().mean()[None]
+        first, *others = [float(part) for part in self._ranks.gather_axis("tangent", losses)]
+        self._since_comparison = []
+        differing = [place for place, loss in enumerate(others, 1) if abs(loss - first) > MIXTURE * abs(first)]
+        if differing:
+            ranks = ", ".join(str(self._ranks.on_tangent_axis(place)) for place in differing)
+            raise BatchesDiffer(
+                f"up to inner step {step} rank {ranks} trained on other batches than rank "
+                f"{self._ranks.on_tangent_axis(0)}: consistency.mode=broadcast heals rounding, not other data. "
+                "Every rank must get the same batches (a task may depend on its arguments and the seed alone)"
+            )
+
     def _compare(self, state: InnerState) -> None:
         """Compares the weights of the ranks of one inner run, or overwrites them with those of the first.
 
@@ -115,6 +140,7 @@ class StepMonitor:
         if self._consistency.mode == "off" or ranks.shape.tangent == 1:
             return
         if self._consistency.mode == "broadcast":
+            self._refuse_mixture(state.step)
             for tensor in (state.weights, *tree_flatten((state.optimizer, state.buffers))[0]):
                 ranks.broadcast_tangent_axis(tensor)
             return

@@ -217,10 +217,12 @@ class Witness:
 
         error = self._difference(loss_at, start, direction, gradient @ direction)
         if not error <= self.tolerance.products:
+            name = wrong_second_derivative(self.brief.calls())
+            where = f", by the second derivative of {name}" if name else ""
             problem = (
-                f"the hypergradient over {self.steps} steps is off by {error:.1e} from differences of plain PyTorch's"
+                f"over {self.steps} steps the hypergradient is off by {error:.1e} from differences of plain PyTorch"
             )
-            raise UserError(Fault("estimator", problem, "`fds-dist verify` tells by which hyperparameters"))
+            raise UserError(Fault("estimator", problem + where, "derivatives that follow all that the loss depends on"))
         return error
 
     def _difference(

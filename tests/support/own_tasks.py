@@ -147,7 +147,9 @@ WRONG: dict[str, dict[str, Callable[[Blobs], Any]]] = {
     "train_batches raises": {"train_batches": lambda task: raises},
     "train_batches gives nothing": {"train_batches": lambda task: lambda outer_step, epoch: None},
     "train_batches is short": {"train_batches": lambda task: lambda outer_step, epoch: [task.batch(0)]},
-    "train_batches runs dry": {"train_batches": lambda task: lambda outer_step, epoch: iter([task.batch(0)])},
+    "train_batches runs dry": {
+        "train_batches": lambda task: lambda outer_step, epoch: iter([task.batch(0)] * (1 if epoch else 4))
+    },
     "train_batches gives mappings": {"train_batches": lambda task: lambda o, e: [_named(task.batch(0))] * 4},
     "train_batches gives triples": {"train_batches": lambda task: lambda o, e: [(*task.batch(0), 1)] * 4},
     "val_batches is empty": {"val_batches": lambda task: lambda outer_step: []},
