@@ -1,6 +1,6 @@
 """Retraining under DeepSpeed: on two ranks against plain PyTorch, resumed, its files, and what is refused.
 
-This file is also the script that the ranks run: `python tests/test_deepspeed.py JOB FOLDER`.
+This file is also the script that the ranks run: `python test_deepspeed.py JOB FOLDER`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from launching import clean_environment, free_port, start_ranks
-from problems import CPU, ONE_RANK, TensorTask, conv_bn, image_task, smoothed_task
+from problems import CPU, ONE_RANK, Peculiar, TensorTask, conv_bn, image_task, smoothed_task
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -72,21 +72,6 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "3-offload": zero(3, offload_optimizer=ON_HOST, offload_param=ON_HOST),
     **{f"{stage}-bf16": {**zero(stage), **BF16} for stage in (0, 1, 3)},
 }
-
-
-class Peculiar(nn.Module):
-    """Weights that do not divide by two, two that are tied, a frozen one, and a buffer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.tied, self.last = nn.Linear(36, 36), nn.Linear(36, 36), nn.Linear(36, 5)
-        self.tied.weight = self.inner.weight
-        self.frozen = nn.Parameter(torch.rand(36) + 0.5, requires_grad=False)
-        self.register_buffer("scale", torch.rand(36) + 0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(self.inner(x.flatten(1))) * self.frozen * self.get_buffer("scale")
-        return self.last(torch.tanh(self.tied(x)))
 
 
 def peculiar_task(smoothed: bool = False) -> TensorTask:
@@ -411,12 +396,12 @@ def test_one_process_trains_and_other_world_sizes_are_refused(resumed: Path, tmp
 def test_weights_load_without_deepspeed(stages: Path, tmp_path: Path) -> None:
     """In a process that cannot import it."""
     script = (
-        "import sys; sys.modules['deepspeed'] = None; sys.path.insert(0, sys.argv[2])\n"
-        "from safetensors.torch import load_file; from test_deepspeed import Peculiar\n"
+        "import sys; sys.modules['deepspeed'] = None\n"
+        "from safetensors.torch import load_file; from problems import Peculiar\n"
         "module = Peculiar(); module.load_state_dict(load_file(sys.argv[1])); print(module.last.weight.sum().item())"
     )
     path = stages / "sgd-3" / "0" / "best.safetensors"
-    (ended,) = start_ranks(["-c", script, str(path), str(Path(__file__).parent)], 1, [tmp_path])
+    (ended,) = start_ranks(["-c", script, str(path)], 1, [tmp_path])
     assert ended.err == "" and float(ended.out) == load_file(path)["last.weight"].sum().item()
 
 

@@ -1,6 +1,6 @@
 """Retraining on two ranks (gloo) against one: the same to rounding; killed and resumed: the same bits.
 
-This file is also the script that the ranks run: `torchrun … tests/test_retrain_distributed.py JOB FOLDER`.
+This file is also the script that the ranks run: `torchrun … test_retrain_distributed.py JOB FOLDER`.
 """
 
 from __future__ import annotations

@@ -82,6 +82,21 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.Tanh(), nn.Linear(5, CLASSES))
 
 
+class Peculiar(nn.Module):
+    """Weights that do not divide by two, two that are tied, a frozen one, and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.tied, self.last = nn.Linear(36, 36), nn.Linear(36, 36), nn.Linear(36, 5)
+        self.tied.weight = self.inner.weight
+        self.frozen = nn.Parameter(torch.rand(36) + 0.5, requires_grad=False)
+        self.register_buffer("scale", torch.rand(36) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.inner(x.flatten(1))) * self.frozen * self.get_buffer("scale")
+        return self.last(torch.tanh(self.tied(x)))
+
+
 def images(count: int, *keys: int | str) -> tuple[Tensor, Tensor]:
     """Inputs [count, 1, 6, 6] in float64 that tell their labels [count] up to some noise."""
     random = generator("images", *keys)
