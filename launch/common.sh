@@ -1,10 +1,10 @@
-# Shared by the launch scripts; sourced, not run.
+# Shared by the launch scripts, which source this file.
 # shellcheck shell=bash
-# shellcheck disable=SC2034 # used by who sources this
+# shellcheck disable=SC2034 # used by the scripts that source this
 
 root=$(cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 
-# A rank that died leaves the old store behind; a restart must not meet it.
+# A rank that died leaves its store behind, which a restart must not use.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE="${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-1}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 

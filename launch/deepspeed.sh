@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs a command of fds-dist by DeepSpeed's launcher, on the hosts of a hostfile or on this one.
+# Runs a command of fds-dist with DeepSpeed's launcher, on the hosts of a hostfile or on this host.
 #
 #   launch/deepspeed.sh optimize configs/digits.yaml [key=value ...]
 #   HOSTFILE=hosts launch/deepspeed.sh retrain runs/NAME engine=deepspeed
 #
-# Environment: HOSTFILE           lines of "HOST slots=N", reachable by ssh without a password (this host alone)
-#              NPROC              processes on each node (without HOSTFILE: one for each GPU, or 1; with it: its slots)
-#              PORT               where they meet, free on the first host (29500)
+# Environment: HOSTFILE           lines of "HOST slots=N", reachable by ssh without a password (only this host)
+#              NPROC              processes on each node (without HOSTFILE: one for each GPU, or 1; with HOSTFILE: its slots)
+#              PORT               the port where the processes meet, free on the first host (29500)
 #              OMP_NUM_THREADS    threads of each process (1)
 #              PYTHON             the Python that has fds-dist and deepspeed (that of .venv, or the one on the PATH)
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Learns a learning-rate, momentum and weight-decay schedule on the digits task, from nothing but a Python 3.10 to 3.13.
+# Learns a learning-rate, momentum and weight-decay schedule on the digits task, with nothing but Python 3.10 to 3.13.
 #
 #   launch/quickstart.sh [key=value ...]     e.g. seed=1 hyperparameters.lr.buckets=5; the keys are those of configs/digits.yaml
 #
@@ -18,12 +18,12 @@ esac
 "$root/launch/setup.sh"
 cd "$root"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-if (($#)); then # a mistake in an argument is one clear line here; torchrun would add a page of its own
+if (($#)); then # here a mistake in an argument is one clear line; torchrun would add a page
     .venv/bin/fds-dist check configs/digits.yaml --world-size "${NPROC:-2}" "$@" >/dev/null
 fi
 .venv/bin/torchrun --standalone --nproc-per-node "${NPROC:-2}" -m fds_dist optimize configs/digits.yaml "$@"
 cat <<END
 
-The learned schedule and the record of every outer step are in the folder above. Now your own task: see README.md, then
+The learned schedule and the record of every outer step are in the folder above. For your own task see README.md, then run
   .venv/bin/fds-dist check YOUR_CONFIG
 END

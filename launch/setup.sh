@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv in the repository's root and installs fds-dist and its dependencies there, where that is not done yet.
+# Makes .venv in the repository's root and installs fds-dist and its dependencies there, unless that is done already.
 #
 #   launch/setup.sh [EXTRAS]     EXTRAS: comma-separated extras of pyproject.toml, e.g. dev,search
 #
@@ -9,7 +9,7 @@ set -euo pipefail
 root=$(cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 venv=$root/.venv
 python=$venv/bin/python
-stamp=$venv/.fds-dist-installed # what the last complete install was: root, checksum, extras; a line each
+stamp=$venv/.fds-dist-installed # the last complete install: root, checksum and extras, a line each
 log=$venv/install.log
 case ${1:-} in
 -h | --help)
@@ -25,7 +25,7 @@ fail() {
     exit 1
 }
 
-# Prints the version of an interpreter that can serve, and "without venv" where that module is missing.
+# Prints the version of a usable interpreter, and "without venv" if that module is missing.
 probe() {
     "$1" -c '
 import importlib.util, sys

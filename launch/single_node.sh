@@ -5,10 +5,10 @@
 #   NPROC=4 launch/single_node.sh retrain runs/NAME
 #
 # Environment: NPROC              processes (one for each GPU, or 1)
-#              MAX_RESTARTS       how often all start again when one was lost (0); they continue from the last checkpoint
+#              MAX_RESTARTS       how often all processes start again after one was lost (0), from the last checkpoint
 #              OMP_NUM_THREADS    threads of each process (1)
 #              PYTHON             the Python that has fds-dist (that of .venv, or the one on the PATH)
-# Exit status: that of the command: 0 done, 2 wrong input, 1 anything else
+# Exit status: the command's: 0 done, 2 wrong input, 1 any other error
 set -euo pipefail
 
 # shellcheck source=launch/common.sh
@@ -16,6 +16,6 @@ source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/common.sh"
 help_or_go_on "$@"
 python=$(find_python torch)
 per_node=$(processes)
-# The ranks meet at an address that is there even where the host's name leads nowhere.
+# The ranks meet at an address that works even if the host's name has no address.
 exec "$python" "$root/launch/torchrun.py" --standalone --local-addr 127.0.0.1 --nproc-per-node "$per_node" \
     --max-restarts "${MAX_RESTARTS:-0}" -m fds_dist "$@"

@@ -1,8 +1,8 @@
 """torchrun for the launch scripts: the same arguments, but the ranks' own messages come last when they fail.
 
-torchrun itself ends with status 1 and a page about all failed ranks, whatever they have said. This program ends with
-the status of the rank that failed first (2: the user's input is wrong), and prints only what no rank can: that one was
-killed, or that the nodes did not find each other.
+torchrun itself ends with status 1 and a page about all failed ranks, after their messages. This program ends with the
+status of the rank that failed first (2: the user's input is wrong), and prints only what no rank can print: that a rank
+was killed, or that the nodes did not find each other.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.run import main
 
 BY_SIGNAL = 128
-"""Added to a signal's number: the exit status by which shells tell of it."""
+"""Added to a signal's number: the exit status by which shells report it."""
 
 
 def run() -> int:
@@ -31,7 +31,7 @@ def run() -> int:
     except SignalException as stop:
         return BY_SIGNAL + stop.sigval.value
     except RendezvousError as error:
-        problem = "the node where all meet cannot be reached, or not any more"
+        problem = "the node where all nodes meet cannot be reached, or no longer"
         print(f"fds-dist: {problem}: {error or error!r}", file=sys.stderr)
         return 1
     return 0

@@ -163,7 +163,7 @@ def test_the_method_is_one_that_works_on_the_network() -> None:
         (["tangents.dtype=float64"], "tangents.dtype: float64 differs from dtype float32; expected float32, or leave"),
         (
             ["estimator=reverse", "tangents.clip_hvp=1.0"],
-            "tangents.clip_hvp: 1 has no meaning with estimator reverse",
+            "tangents.clip_hvp: 1 has no effect with estimator reverse",
         ),
         (["mesh.data=2"], "mesh: data 2 does not divide 1 rank; expected a launch with a multiple of 2"),
         (["inner.epochs=0.1"], "hyperparameters.lr.buckets: 2 is more buckets than inner steps: the shortest horizon"),

@@ -92,7 +92,7 @@ def faults(run: Run, *arguments: str) -> list[str]:
         ),
         (
             "optimize --resume runs/gone",
-            "--resume: runs/gone is not the folder of a run: there is no config.yaml in it; "
+            "--resume: runs/gone is not the folder of a run: it holds no config.yaml; "
             "expected OUTPUT_DIR/NAME of an earlier run",
         ),
     ],

@@ -69,7 +69,7 @@ def counting(
     clock: Callable[[], float] = time.monotonic,
     show: bool = True,
 ) -> Iterator[Callable[[int, int], None]]:
-    """Shows how far long work has come: a bar in a terminal, elsewhere a line every `PLAIN_INTERVAL` seconds.
+    """Shows the progress of long work: a bar in a terminal, elsewhere a line every `PLAIN_INTERVAL` seconds.
 
     Args:
         what: the work, such as `noise`.
@@ -92,7 +92,7 @@ def counting(
         return
     last_time, last_done = clock(), 0
 
-    def tell(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         nonlocal last_time, last_done
         seconds = clock() - last_time
         if seconds < PLAIN_INTERVAL or done <= last_done:
@@ -101,4 +101,4 @@ def counting(
         plain_line(console, f"{what}: {done} of {total} {things} done, about {left} left")
         last_time, last_done = clock(), done
 
-    yield tell
+    yield report

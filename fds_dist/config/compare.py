@@ -32,16 +32,16 @@ SearchRange = Annotated[list[Number], read_by(_search_range)]
 
 
 class CompareConfig(Section):
-    """FDS beside its rivals at equal compute, for `fds-dist compare`."""
+    """Settings of `fds-dist compare`: FDS and its rivals at equal compute."""
 
     methods: Annotated[list[MethodName], Field(min_length=1), AfterValidator(_distinct)] = Field(
         default_factory=lambda: ["fds", "greedy", "cosine", "random", "tpe", "hyperband"]
     )
     """fds and greedy follow hypergradients. cosine (tpe over the height of a cosine learning rate, and constants),
-    random, tpe, hyperband and bohb (tpe with hyperband) only see losses."""
+    random, tpe, hyperband and bohb (tpe with hyperband) see only losses."""
 
     budget: Positive | None = None
-    """Compute of each method in plain training steps; null: what fds spends on its outer steps."""
+    """Compute of each method in plain training steps; null: the cost of the outer steps of fds."""
 
     seeds: Count = 3
     """Repetitions of the whole comparison, with other weights, splits, batches and suggestions."""
@@ -50,11 +50,11 @@ class CompareConfig(Section):
     """Fresh training runs by which each method's best values so far are judged."""
 
     retrain_seeds: Seed = 0
-    """Trainings on all training data with each method's answer, for its test accuracy; 0: that of the judges' runs."""
+    """Trainings on all training data with each method's answer, for its test accuracy; 0: use the judges' runs."""
 
     ranges: dict[Name, SearchRange] = Field(default_factory=dict)
-    """Name to [low, high], where the black boxes search; left out: the hyperparameter's bounds, or customary ones."""
+    """Name → [low, high] for the black boxes; left out: the hyperparameter's bounds, or a customary range."""
 
     scale: Literal["log", "linear"] = "log"
-    """How they search: evenly in the logarithm (in log(1 - x) for momentum and betas) where the range has one, or in
-    the value itself."""
+    """How black boxes search: evenly in the logarithm (in log(1 - x) for momentum and betas) if the range has one, or
+    evenly in the value."""

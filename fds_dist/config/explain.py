@@ -1,4 +1,4 @@
-"""From pydantic's errors to faults in our words, with the nearest valid key for an unknown one."""
+"""Turns pydantic's errors into faults, with the nearest valid key for an unknown one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fds_dist.config.sections import Section
 Path = tuple[str | int, ...]
 
 ANY_NAME = "NAME"
-"""Stands for a name of the user's choice in a valid key."""
+"""Stands for a name that the user chooses in a valid key."""
 
 KNOWN_ELSEWHERE = {
     **{name: f"hyperparameters.{name}" for name in ("lr", "momentum", "weight_decay", "beta1", "beta2", "eps")},
     "learning_rate": "hyperparameters.lr",
     "batch_size": "task.batch_size",
 }
-"""Keys that the schema leaves open, but that are easily looked for in the wrong place."""
+"""Names that users may write in the wrong place → the right key. The schema leaves these keys open."""
 
 EXPECTED_HERE = {
     "task": "a mapping with the task's name, such as {name: digits}",
@@ -38,35 +38,35 @@ EXPECTED_HERE = {
 
 
 class Finding(NamedTuple):
-    """One fault with where it is."""
+    """A fault and its place."""
 
     fault: Fault
     path: Path
-    """Where the value at fault is, or would be if it is missing."""
+    """The place of the wrong value, or the place where a value is missing."""
 
     missing: bool = False
     related: tuple[str, ...] = ()
-    """Dotted keys that the fault comes from: once one of them was changed, it says nothing about the user's input."""
+    """Dotted keys that cause the fault. If one of them was changed, the fault says nothing about the user's input."""
 
     meant: str = ""
-    """The valid key that an unknown one probably stands for."""
+    """The valid key that the user probably meant by an unknown one."""
 
 
 def dotted(path: Path) -> str:
-    """`("inner", "epochs", 2)` as the user would type it: `inner.epochs[2]`."""
+    """The path as the user would write it: `("inner", "epochs", 2)` → `inner.epochs[2]`."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".")
 
 
 def findings(error: ValidationError) -> list[Finding]:
-    """Pydantic's errors in our words, unknown keys first: one of them may explain why another key is missing."""
+    """Pydantic's errors as findings, unknown keys first: an unknown key may explain why another one is missing."""
     return sorted(map(_finding, error.errors(include_url=False)), key=lambda finding: finding.missing)
 
 
 def _finding(detail: ErrorDetails) -> Finding:
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     path = detail["loc"]
-    if kind == FAULT and path[-2:] == (value, "[key]"):  # how pydantic says that a name is at fault, not its value
+    if kind == FAULT and path[-2:] == (value, "[key]"):  # pydantic's form for a wrong name, as opposed to a wrong value
         path = path[:-1]
     key = dotted(path)
     if kind == "extra_forbidden":
@@ -81,7 +81,7 @@ def _finding(detail: ErrorDetails) -> Finding:
 
 
 def suggested_key(path: Path) -> str:
-    """The valid dotted key nearest to an unknown one, at the same level or else anywhere; "" if none is near."""
+    """The valid dotted key nearest to an unknown one, first at the same level, then anywhere; "" if none is similar."""
     parent, name = _general(path[:-1]), str(path[-1])
     keys = list(_valid_keys(Config))
     siblings = [key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == parent]
@@ -94,7 +94,7 @@ def suggested_key(path: Path) -> str:
 
 
 def _general(path: Path) -> str:
-    """The dotted key with the names of the user's choice replaced by NAME."""
+    """The dotted key, with NAME in place of the names that the user chooses."""
     parts = [str(part) for part in path]
     if parts[:1] == ["hyperparameters"]:
         parts[1:2] = [ANY_NAME] * len(parts[1:2])
@@ -111,7 +111,7 @@ def _valid_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
 
 
 def key_meanings(section: type[Section], prefix: str = "") -> dict[str, str]:
-    """The dotted keys of a section that hold a value, with their docstrings; NAME stands for a name of the user's."""
+    """Dotted key of a section that holds a value → its docstring; NAME stands for a name that the user chooses."""
     meanings: dict[str, str] = {}
     for name, field in section.model_fields.items():
         below: dict[str, str] = {}
@@ -122,7 +122,7 @@ def key_meanings(section: type[Section], prefix: str = "") -> dict[str, str]:
 
 
 def _sections(annotation: Any) -> Iterator[tuple[str, type[Section]]]:
-    """The sections that a field may hold, each with what stands between the field's name and the section's keys."""
+    """The sections that a field may hold, each with the part of the key between the field and the section's keys."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         yield "", annotation
         return

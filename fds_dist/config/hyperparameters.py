@@ -1,4 +1,4 @@
-"""The `hyperparameters:` section: what a user says about one hyperparameter, and checks across its values."""
+"""The `hyperparameters:` section: the settings of one hyperparameter, and checks across their values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class GroupOverride(Section):
     """The value of every bucket before the first outer step."""
 
     buckets: Count = LEFT_OUT
-    """How many values the horizon is divided into."""
+    """The number of values over the horizon."""
 
     step: Positive = LEFT_OUT
     """Size of the first outer step."""
@@ -61,16 +61,16 @@ class HyperparameterConfig(Section):
     """The value of every bucket before the first outer step."""
 
     buckets: Count = 1
-    """How many values the horizon is divided into."""
+    """The number of values over the horizon."""
 
     step: Positive
     """Size of the first outer step, in units of the value (of its logarithm where `scale` is log)."""
 
     min: Bound = None
-    """Lower bound. Left out (not in `model_fields_set`): the natural domain's; null: none."""
+    """Lower bound; null: none; left out (not in `model_fields_set`): that of the natural domain."""
 
     max: Bound = None
-    """Upper bound. Left out (not in `model_fields_set`): the natural domain's; null: none."""
+    """Upper bound; null: none; left out (not in `model_fields_set`): that of the natural domain."""
 
     scale: Literal["linear", "log"] = "linear"
     """The outer optimizer moves the value, or its logarithm (log(1 - x) for momentum, beta1 and beta2)."""
@@ -79,7 +79,7 @@ class HyperparameterConfig(Section):
     """One copy for each of `inner.groups`: true, or a mapping from group to the keys that differ there."""
 
     def bounds(self, name: str) -> tuple[float, float]:
-        """(min, max) of the hyperparameter called `name`: a bound left out is the natural one, null is none."""
+        """(min, max) of the hyperparameter `name`. A bound that is left out is the natural one; null means no bound."""
         low, high = natural_domain(name)
         if "min" in self.model_fields_set:
             low = -math.inf if self.min is None else self.min
@@ -109,7 +109,7 @@ Hyperparameters = dict[Name, Annotated[float | HyperparameterConfig, read_by(_hy
 def hyperparameter_contradictions(
     name: str, entry: float | HyperparameterConfig, groups: tuple[str, ...]
 ) -> Iterator[Contradiction]:
-    """What is wrong within one hyperparameter, with paths below its own key; `groups`: `inner.groups`."""
+    """The contradictions within one hyperparameter, with paths below its key. `groups`: `inner.groups`."""
     if not isinstance(entry, HyperparameterConfig):
         low, high = natural_domain(name)
         if not low <= entry <= high:
@@ -132,7 +132,7 @@ def hyperparameter_contradictions(
 
 
 def _start_contradictions(name: str, entry: HyperparameterConfig) -> Iterator[Contradiction]:
-    """What is wrong with where a hyperparameter starts: outside its bounds, or not on its log scale."""
+    """The contradictions of a hyperparameter's start: it is outside the bounds, or not on the log scale."""
     low, high = entry.bounds(name)
     at_least = f"a number of at least {show(low)} (min)" if entry.min is not None else interval(low, high)
     at_most = f"a number of at most {show(high)} (max)" if entry.max is not None else interval(low, high)
@@ -152,5 +152,5 @@ def _start_contradictions(name: str, entry: HyperparameterConfig) -> Iterator[Co
 
 
 def _written(value: float) -> str:
-    """A number as a person writes it: 1 for 1.0."""
+    """The number without a trailing .0: 1 for 1.0."""
     return repr(value).removesuffix(".0")

@@ -36,12 +36,12 @@ from fds_dist.config.tracking import TrackingConfig
 
 
 class NamedFunction(Section):
-    """A function by name, with its keyword arguments as further keys."""
+    """A function by its name, with its keyword arguments as further keys."""
 
     model_config = ConfigDict(extra="allow")
 
     name: Text
-    """A name of ours, or `package.module:function`."""
+    """A built-in name, or `package.module:function`."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class NamedFunction(Section):
 
 
 class TaskConfig(NamedFunction):
-    """What is learned from which data."""
+    """The data and the loss."""
 
 
 class ModelConfig(NamedFunction):
@@ -78,7 +78,7 @@ class InnerConfig(Section):
     """Elementwise bound on the gradient; null: none."""
 
     groups: Annotated[dict[Name, Pattern], Field(min_length=1)] | None = None
-    """Parameter groups: name to regular expression, searched in the parameters' names; the first match wins."""
+    """Parameter groups: name → regular expression, searched in the parameters' names; the first match wins."""
 
 
 class OuterConfig(Section):
@@ -91,38 +91,38 @@ class OuterConfig(Section):
     """Outer steps, i.e. inner runs from fresh weights."""
 
     step_decay: OpenFraction | None = None
-    """Factor on an element's step: at each change of sign (sign, rprop), after each outer step (sgd, adam).
+    """Factor on an element's step: at each change of sign (sign, rprop), or after each outer step (sgd, adam).
 
     null: 0.5 for sign and rprop, 0.8 for sgd and adam.
     """
 
     momentum: Ratio = 0.0
-    """Of the outer optimizer sgd."""
+    """Momentum of the outer optimizer sgd."""
 
     beta1: Ratio = 0.0
-    """Of the outer optimizer adam."""
+    """Decay of the running mean in the outer optimizer adam."""
 
     beta2: Ratio = 0.9
-    """Of the outer optimizer adam."""
+    """Decay of the running mean square in the outer optimizer adam."""
 
     retreat: Switch = False
-    """Go back to the best values, with half the steps, when an inner run ends worse than the first one did."""
+    """Return to the best values, with half the steps, when an inner run ends worse than the first one."""
 
     tolerance: NonNegative = 0.05
-    """Stop once every step is below this fraction of its value."""
+    """Stop when every step is below this fraction of its value."""
 
     nonfinite_patience: Count = 3
-    """Outer steps in a row with a non-finite hypergradient after which the run ends with an error."""
+    """End the run with an error after this many outer steps in a row with a non-finite hypergradient."""
 
     val_batch_norm: Literal["batch", "running"] = "batch"
     """Batch-norm statistics in the validation gradient: those of the batch, or the running averages."""
 
 
 class PruneConfig(Section):
-    """Steps on which a tangent is left as it is, counted within the window of its own bucket."""
+    """Steps that leave a tangent unchanged, counted within the window of its bucket."""
 
     mode: Literal["alternate", "truncate"] = "alternate"
-    """alternate keeps the first of each period, truncate skips the first part of each window."""
+    """alternate computes the first step of each period; truncate skips the first part of each window."""
 
     ratio: Ratio = 0.0
     """The fraction of steps that is skipped."""
@@ -132,30 +132,30 @@ class TangentsConfig(Section):
     """How forward-mode tangents are computed."""
 
     method: Literal["auto", "jvp", "double_backward"] = "auto"
-    """How Hessian-vector products are computed; auto chooses what works and is cheap here."""
+    """How Hessian-vector products are computed; auto chooses the cheapest method that works here."""
 
     clip_hvp: Clip = None
     """Elementwise bound on Hessian-vector products; null: none."""
 
     prune: PruneConfig = PruneConfig()
-    """Tangent updates that are skipped."""
+    """Tangent updates to skip."""
 
     chunk_size: AutoCount = "auto"
     """Tangents per batched Hessian-vector product."""
 
 
 class GreedyConfig(Section):
-    """The estimator greedy."""
+    """Settings of the estimator greedy."""
 
     discount: UnitInterval = 0.0
-    """What tangents remember from step to step: 0 hypergradient descent, 1 RTHO, between them MARTHE."""
+    """The share of a tangent that is kept from step to step: 0 hypergradient descent, 1 RTHO, in between MARTHE."""
 
 
 class MeshConfig(Section):
     """Ranks along each parallel axis."""
 
     tangent: AutoCount = "auto"
-    """Ranks that share out the tangents; auto: all that the other axes leave."""
+    """Ranks that share out the tangents; auto: all ranks that the other axes leave."""
 
     data: Count = 1
     """Ranks that share out each batch."""
@@ -164,32 +164,32 @@ class MeshConfig(Section):
     """Independent inner runs whose hypergradients are averaged."""
 
     batch_norm: Literal["whole", "part"] = "whole"
-    """Batch statistics of batch-norm along the data axis: of the whole batch, or of each rank's part."""
+    """Batch statistics of batch-norm along the data axis: those of the whole batch, or of each rank's part."""
 
 
 class ConsistencyConfig(Section):
-    """Ranks that replay the same inner run must hold the same bits, and the run must be that of plain PyTorch."""
+    """Checks that ranks hold the same bits, and that an inner run equals plain PyTorch."""
 
     mode: Literal["verify", "broadcast", "off"] = "verify"
-    """Compare fingerprints of the weights, copy them from the first rank, or neither."""
+    """verify compares fingerprints of the weights, broadcast copies the weights of rank 0, off does neither."""
 
     every: Count = 100
-    """Inner steps between two comparisons or copies."""
+    """Inner steps from one comparison or copy to the next."""
 
     witness: Literal["on", "off"] = "on"
     """Before training, compare a few steps with the same module, data and loss in plain PyTorch."""
 
 
 class CheckpointConfig(Section):
-    """When to save the state of a run, besides after every outer step."""
+    """When to save the state of a run, in addition to every outer step."""
 
     every_seconds: Positive = 600.0
-    """Seconds between two checkpoints within an outer step of the estimator `forward` without replicas: weights,
-    optimizer state and all tangents; ranks that share out tangents look at the clock every `consistency.every` steps.
-    Needs a file system that all ranks share."""
+    """Seconds between two checkpoints (weights, optimizer state, all tangents) within an outer step, for the estimator
+    `forward` without replicas. Ranks that share out tangents check the time every `consistency.every` steps. Needs a
+    file system that all ranks share."""
 
     keep: Count = 2
-    """How many of the latest checkpoints stay."""
+    """The number of latest checkpoints to keep."""
 
 
 class Config(Section):
@@ -205,7 +205,7 @@ class Config(Section):
     """The training run whose hyperparameters are learned."""
 
     hyperparameters: Hyperparameters
-    """Name to a number (fixed) or a mapping (learned); names that are not the inner optimizer's are the loss's."""
+    """Name → a number (fixed) or a mapping (learned). Names unknown to the inner optimizer belong to the loss."""
 
     outer: OuterConfig = OuterConfig()
     """How hypergradients move the hyperparameters."""
@@ -214,7 +214,7 @@ class Config(Section):
     """How hypergradients are computed: forward mode with sharing (FDS), reverse mode, or greedily step by step."""
 
     greedy: GreedyConfig = GreedyConfig()
-    """How far greedy hypergradients look."""
+    """Settings of the estimator greedy."""
 
     tangents: TangentsConfig = TangentsConfig()
     """How forward-mode tangents are computed."""
@@ -229,25 +229,25 @@ class Config(Section):
     """When to save the state of a run."""
 
     tracking: TrackingConfig = TrackingConfig()
-    """Where figures go besides `history.jsonl`."""
+    """Where figures go in addition to `history.jsonl`."""
 
     compare: CompareConfig = CompareConfig()
-    """FDS beside its rivals."""
+    """Settings of `fds-dist compare`."""
 
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of weights, data and tangents."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto: a GPU where there is one."""
+    """Where to compute; auto: a GPU if there is one for each rank."""
 
     output_dir: Folder = "runs"
     """The folder that holds the runs' folders; `~` and `$VARIABLES` are filled in."""
 
     name: FolderName | None = None
-    """The name of the run's folder; null: one is made up."""
+    """The name of the run's folder; null: made from task, model and time."""
 
     seed: Seed = 0
-    """What every random number of the run is derived from."""
+    """The seed from which every random number of the run is derived."""
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> Config:
@@ -256,7 +256,7 @@ class Config(Section):
 
 
 def config_contradictions(config: Config) -> Iterator[Contradiction]:
-    """Values of one config that are right by themselves and wrong together."""
+    """Values of one config that are valid alone but not together."""
     epochs, steps = config.inner.epochs, config.outer.steps
     if isinstance(epochs, list) and len(epochs) != steps:
         problem = f"{show(epochs)} has {len(epochs)} entries for {steps} outer steps"
@@ -269,7 +269,7 @@ def config_contradictions(config: Config) -> Iterator[Contradiction]:
         prune = config.tangents.prune
         for path, value in ((("clip_hvp",), config.tangents.clip_hvp), (("prune", "ratio"), prune.ratio)):
             if value:
-                problem = f"{value:g} has no meaning with estimator reverse, which has no tangents"
+                problem = f"{value:g} has no effect with estimator reverse, which has no tangents"
                 yield Contradiction(("tangents", *path), problem, "leave it out", ("estimator",))
     groups = tuple(config.inner.groups or ())
     for name, entry in config.hyperparameters.items():

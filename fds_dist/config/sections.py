@@ -1,4 +1,4 @@
-"""A section of the config, and what may be wrong across several of its values."""
+"""A section of the config, and contradictions between its values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
     MEANINGFUL_ABSENCE: ClassVar[frozenset[str]] = frozenset()
-    """The keys that mean something else when they are left out than with any value."""
+    """The keys whose absence means something that no value means."""
 
     def resolved(self) -> dict[str, Any]:
         """The section as plain values with every default explicit, in the order of the fields.
@@ -29,7 +29,7 @@ class Section(BaseModel):
         return {name: _plain(value) for name, value in self if name not in absent}
 
     def __eq__(self, other: object) -> bool:
-        """Equal settings; a bound left out differs from `null`."""
+        """Whether the settings are equal; a bound that is left out differs from `null`."""
         return type(self) is type(other) and isinstance(other, Section) and self.resolved() == other.resolved()
 
 
@@ -42,7 +42,7 @@ def _plain(value: object) -> object:
 
 
 class Contradiction(NamedTuple):
-    """Values that are right by themselves and wrong together."""
+    """Values that are valid alone but not together."""
 
     path: tuple[str, ...]
     problem: str
@@ -65,7 +65,7 @@ def option_contradictions(path: tuple[str, ...], value: object) -> Iterator[Cont
 
 
 def refuse(contradictions: Iterable[Contradiction]) -> None:
-    """Raise pydantic's `ValidationError` with all of them, if there are any."""
+    """Raises pydantic's `ValidationError` with all contradictions, if there are any."""
     details = [
         InitErrorDetails(type=fault(each.problem, each.expected, each.related), loc=each.path, input=None)
         for each in contradictions

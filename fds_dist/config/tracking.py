@@ -1,4 +1,4 @@
-"""The `tracking:` section: where figures go besides the run's folder."""
+"""The `tracking:` section: where figures go in addition to the run's folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class WandbConfig(Section):
     """Weights & Biases."""
 
     mode: Literal["online", "offline", "disabled"] = "disabled"
-    """online sends, offline writes into the run's folder, disabled does neither."""
+    """online sends the figures, offline writes them into the run's folder, disabled does neither."""
 
     project: Text = "fds-dist"
     """The project that the run belongs to."""
@@ -23,7 +23,7 @@ class WandbConfig(Section):
     """The user or team that owns the project."""
 
     name: Text | None = None
-    """The run's name there; null: that of the run's folder."""
+    """The run's name in W&B; null: the name of the run's folder."""
 
     group: Text | None = None
     """The group that the run belongs to."""
@@ -36,7 +36,7 @@ class WandbConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Where figures go besides `history.jsonl`."""
+    """Where figures go in addition to `history.jsonl`."""
 
     wandb: WandbConfig = WandbConfig()
     """Weights & Biases."""

@@ -1,4 +1,4 @@
-"""Fingerprints of tensors: equal bits give equal fingerprints, whatever the device or the number of threads."""
+"""Fingerprints of tensors: equal bits give equal fingerprints on any device and with any number of threads."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int6
 def fingerprint(tensor: Tensor) -> Tensor:
     """A 0-d int64 tensor on `tensor`'s device, a hash of its bits by position.
 
-    Integer sums modulo 2^64 do not depend on their order, so threads and devices cannot change it. Each element adds
-    a one-to-one function of its bits, so a change of one element is always seen; of several, but for a chance of 2^-64.
+    Integer sums modulo 2^64 do not depend on their order, so threads and devices do not matter. Each element adds a
+    one-to-one function of its bits: a change of one element is always seen, a change of several with probability
+    1 - 2^-64.
     """
     flat = tensor.detach().reshape(-1)
     bits = flat.view(_INTEGER_OF_SIZE[flat.element_size()]).to(torch.int64)
@@ -26,20 +27,20 @@ def fingerprint(tensor: Tensor) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """SplitMix64 (Steele, Lea and Flood, 2014), one-to-one: neighbouring numbers, as weights one rounding apart are,
-    come out unrelated, so that small opposite changes of two elements do not cancel in a sum."""
+    """SplitMix64 (Steele, Lea and Flood, 2014). It is one-to-one and gives unrelated results for neighboring numbers,
+    so that small opposite changes of two elements do not cancel in a sum."""
     x = (x ^ _shifted(x, 30)) * -0x40A7B892E31B1A47
     x = (x ^ _shifted(x, 27)) * -0x6B2FB644ECCEEE15
     return x ^ _shifted(x, 31)
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """`x` as an unsigned number, shifted to the right: without copies of the sign bit."""
+    """`x` shifted to the right as an unsigned number, without copies of the sign bit."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 class RunsDiverged(RuntimeError):
-    """Ranks that must replay one primal run bit for bit do not."""
+    """Ranks that must replay one primal run bit for bit have different weights."""
 
     def __init__(self, step: int, ranks: Sequence[int], last_agreed: int | None) -> None:
         self.step, self.ranks = step, tuple(ranks)
@@ -47,12 +48,12 @@ class RunsDiverged(RuntimeError):
         super().__init__(
             f"the weights of {plural(len(ranks), 'rank')} {', '.join(map(str, ranks))} differ from the other "
             f"ranks' at inner step {step}{since}. Every rank must see the same batches and random numbers "
-            "(a task may depend on its arguments and the seed alone); consistency.mode=broadcast heals from rank 0"
+            "(a task may depend only on its arguments and the seed); consistency.mode=broadcast copies rank 0's weights"
         )
 
 
 def deviating_ranks(fingerprints: Sequence[int]) -> list[int]:
-    """The ranks whose fingerprint is not the most common one (rank 0's, where several are as common)."""
+    """The ranks whose fingerprint is not the most common one (of equally common ones, that of rank 0 counts)."""
     counts = Counter(fingerprints)
     common = max(counts, key=lambda value: (counts[value], value == fingerprints[0]))
     return [rank for rank, value in enumerate(fingerprints) if value != common]

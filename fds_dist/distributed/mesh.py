@@ -1,7 +1,7 @@
-"""The process groups of the mesh `replica × tangent × data`, and what ranks send each other on its axes.
+"""The process groups of the mesh `replica × tangent × data`, and the communication along its axes.
 
 - replica: independent inner runs. K numbers are gathered per outer step.
-- tangent: each rank owns some tangents and replays the same primal run. Nothing crosses the network per step; K
+- tangent: each rank owns some tangents and replays the same primal run. Nothing crosses the network in a step; K
   numbers are gathered per outer step.
 - data: each rank takes a part of every batch and keeps a part of the state; see `DataAxis`.
 """
@@ -34,7 +34,7 @@ AXES = ("replica", "tangent", "data")
 
 @dataclass(frozen=True)
 class MeshShape:
-    """Sizes of the axes; their product is the world size."""
+    """The sizes of the axes. Their product is the world size."""
 
     replica: int
     tangent: int
@@ -42,7 +42,7 @@ class MeshShape:
 
 
 def mesh_shape(tangent: int | str, data: int, replica: int, world_size: int) -> tuple[MeshShape | None, list[Fault]]:
-    """The mesh for `world_size` ranks, or faults if none fits; `tangent="auto"` takes what the other axes leave."""
+    """The mesh for `world_size` ranks, or faults if none fits. `tangent="auto"` takes what the other axes leave."""
     others = data * replica
     ranks = counted(world_size, "rank")
     if tangent == "auto":
@@ -59,7 +59,7 @@ def mesh_shape(tangent: int | str, data: int, replica: int, world_size: int) -> 
 
 
 def choose_device(requested: str, environment: LaunchEnvironment) -> tuple[torch.device, list[Fault]]:
-    """The device of this rank: `cpu`, `cuda`, or `auto` (a GPU of its own if there is one for each local rank)."""
+    """The device of this rank for `cpu`, `cuda` or `auto` (a GPU if each local rank can have its own)."""
     gpus = torch.cuda.device_count() if requested != "cpu" else 0
     if gpus > environment.local_rank and gpus >= environment.local_world_size:
         return torch.device("cuda", environment.local_rank), []
@@ -67,16 +67,16 @@ def choose_device(requested: str, environment: LaunchEnvironment) -> tuple[torch
         if not gpus:
             return torch.device("cpu"), [Fault("device", "cuda: PyTorch finds no GPU here", "auto or cpu")]
         problem = f"cuda: {environment.local_world_size} ranks for {counted(gpus, 'GPU')} here"
-        return torch.device("cpu"), [Fault("device", problem, "a GPU for each rank, or cpu")]
+        return torch.device("cpu"), [Fault("device", problem, "one GPU per rank, or cpu")]
     return torch.device("cpu"), []
 
 
 @contextmanager
 def reproducible_threads(device: torch.device) -> Iterator[None]:
-    """Inside, one thread per rank on a CPU, unless `OMP_NUM_THREADS` says otherwise.
+    """Inside, each rank on a CPU uses one thread, unless `OMP_NUM_THREADS` is set.
 
-    A sum over several threads depends on their number, so that one rank with many threads and many ranks with one
-    would differ in their last bits.
+    A sum over several threads depends on their number: one rank with many threads and many ranks with one thread
+    would differ in the last bits.
     """
     before = torch.get_num_threads()
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
@@ -88,10 +88,10 @@ def reproducible_threads(device: torch.device) -> Iterator[None]:
 
 
 class Ranks:
-    """All ranks of a run. Works the same in a single process, where nothing is communicated.
+    """All ranks of a run. In a single process it works the same, without communication.
 
-    Use as a context manager: it joins the process group and leaves it. Where the caller has a process group already,
-    that one stays as it is, and the run has groups of its own beside it.
+    Use it as a context manager, which joins the process group and leaves it. A process group that the caller has made
+    stays unchanged; the run makes further groups for itself.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class Ranks:
     ) -> None:
         self.environment, self.shape, self.device = environment, shape, device
         self.group: dist.ProcessGroup | None = None
-        """Of all ranks; None outside the context, and where this rank is alone."""
+        """The group of all ranks; None outside the context, and for a single rank."""
         self.data = DataAxis()
         self._axis_groups: dict[str, dist.ProcessGroup | None] = {}
         self._whole_batch_norm = whole_batch_norm
         self.waited = 0.0
-        """Seconds spent waiting for other ranks where they compare and gather; the data axis's sums are not counted."""
+        """Seconds spent waiting for other ranks in comparisons and gathers, without the sums of the data axis."""
 
     def __enter__(self) -> Ranks:
         with ExitStack() as stack:
@@ -149,16 +149,16 @@ class Ranks:
         )
 
     def _new_group(self, stack: ExitStack, ranks: list[int]) -> dist.ProcessGroup | None:
-        """A group of `ranks`, left with the context; None on other ranks. All ranks of the run call this alike."""
+        """A group of `ranks` that ends with the context; None on other ranks. All ranks of the run call this alike."""
         group: Any = dist.new_group(ranks, timeout=TIMEOUT, backend=self._backend)
         if self.rank not in ranks:
             return None
-        if self.environment.has_group:  # otherwise the end of the run's own group is that of all
+        if self.environment.has_group:  # otherwise the end of the run's world group ends all groups
             stack.callback(dist.destroy_process_group, group)
         return group
 
     def _axis_group(self, stack: ExitStack, axis: str) -> dist.ProcessGroup | None:
-        """The group of the ranks that differ from this one in their place on `axis` alone; None if there are none."""
+        """The group of the ranks that differ from this rank only in their place on `axis`; None if there are none."""
         size = getattr(self.shape, axis)
         if size == 1:
             return None
@@ -171,17 +171,17 @@ class Ranks:
 
     @property
     def rank(self) -> int:
-        """This process among all."""
+        """The number of this process."""
         return self.environment.rank
 
     @property
     def world_size(self) -> int:
-        """Number of processes."""
+        """The number of processes."""
         return self.environment.world_size
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which alone writes files and the console."""
+        """Whether this is rank 0, the only rank that writes files and prints."""
         return self.rank == 0
 
     @property
@@ -191,7 +191,7 @@ class Ranks:
 
     @property
     def replica(self) -> int:
-        """This process's place on the `replica` axis: which of the independent inner runs it takes part in."""
+        """This process's place on the `replica` axis: the number of its independent inner run."""
         return self._place("replica")
 
     def _place(self, axis: str) -> int:
@@ -205,12 +205,12 @@ class Ranks:
         return (self.replica * self.shape.tangent + place) * self.shape.data + self._place("data")
 
     def gather_axis(self, axis: str, values: Tensor) -> list[Tensor]:
-        """`values` (the same shape everywhere) of each rank along one axis of the mesh, in order."""
+        """The `values` of each rank along one axis of the mesh, in order. They have the same shape on all ranks."""
         group = self._axis_groups.get(axis)
         if group is None:
             return [values]
         parts = [torch.empty_like(values) for _ in range(getattr(self.shape, axis))]
-        self._synchronize()  # what this rank has still to compute is not waiting
+        self._synchronize()  # this rank's pending computation is not waiting time
         began = time.perf_counter()
         with rank_errors():
             dist.all_gather(parts, values.contiguous(), group=group)
@@ -223,27 +223,27 @@ class Ranks:
             torch.cuda.synchronize(self.device)
 
     def gather_numbers(self, axis: str, numbers: Sequence[float]) -> list[list[float]]:
-        """As many `numbers` of each rank along `axis`, in order; float64, exact."""
+        """The `numbers` of each rank along `axis`, in order, exactly (float64). Each rank passes equally many."""
         local = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         return [part.tolist() for part in self.gather_axis(axis, local)]
 
     def gather_elements(self, local: Sequence[float], owned: Sequence[Sequence[int]]) -> list[float]:
-        """The K numbers of which this rank of the `tangent` axis has those at `owned[tangent_rank]`.
+        """Gathers K numbers, of which each rank of the `tangent` axis has those at the positions `owned[tangent_rank]`.
 
-        Each rank of the `data` axis holds a part of them, `local`. The parts are added in rank order and the sums are
-        placed: the result has the same bits for any number of `tangent` ranks.
+        Each rank of the `data` axis passes one summand of each number, `local`. The summands are added in rank order:
+        the result has the same bits for any number of `tangent` ranks.
         """
         width = max(1, *(len(indices) for indices in owned))
         parts = self.gather_numbers("data", [*local, *[0.0] * (width - len(local))])
         sums = [sum(column[1:], start=column[0]) for column in zip(*parts, strict=True)]
         result = [0.0] * sum(len(indices) for indices in owned)
         for indices, numbers in zip(owned, self.gather_numbers("tangent", sums), strict=True):
-            for index, value in zip(indices, numbers, strict=False):  # the padding is left over
+            for index, value in zip(indices, numbers, strict=False):  # without the padding
                 result[index] = value
         return result
 
     def broadcast_tangent_axis(self, tensor: Tensor) -> None:
-        """Overwrites `tensor` with the one of the axis's first rank."""
+        """Overwrites `tensor` with that of the axis's first rank."""
         group = self._axis_groups.get("tangent")
         if group is None:
             return
@@ -251,7 +251,7 @@ class Ranks:
             dist.broadcast(tensor, group=group, group_src=0)
 
     def broadcast_object(self, value: Value) -> Value:
-        """Rank 0's `value` on all ranks; for small, rare things."""
+        """Rank 0's `value` on all ranks. For small values and rare calls."""
         if self.group is None:
             return value
         box = [value]
@@ -260,7 +260,7 @@ class Ranks:
         return box[0]
 
     def gather_objects(self, value: Value) -> list[Value]:
-        """Each rank's `value`, in rank order, on all ranks; for small, rare things."""
+        """Each rank's `value`, in rank order, on all ranks. For small values and rare calls."""
         if self.group is None:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -269,7 +269,7 @@ class Ranks:
         return values
 
     def on_first(self, make: Callable[[], Value]) -> Value:
-        """`make()` of rank 0 on every rank; its `UserError` is raised on every rank too."""
+        """The result of `make()` on rank 0, on every rank. A `UserError` of rank 0 is raised on every rank."""
         outcome: Any = None, None
         if self.is_first:
             try:

@@ -1,4 +1,4 @@
-"""Networks by name: this package's, torchvision's, or a ``package.module:function`` of one's own."""
+"""Networks by name: those of this package, of torchvision, or a user's ``package.module:function``."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def build_model(
     classes: int | None,
     seed: int,
 ) -> nn.Module:
-    """The network called ``name``, its weights drawn from ``seed`` alone; torch's global generators stay as they were.
+    """The network called ``name``, with weights drawn from ``seed``; torch's global generators do not change.
 
-    ``input_shape`` (of one sample), ``classes`` and ``seed`` are passed where the function has parameters of those
-    names, unless ``options`` has them; None means unknown, and a function that needs it makes a fault. Networks of this
-    package and of torchvision take the option ``init`` too: a name in `INITIALIZATIONS`.
+    ``input_shape`` (of one sample), ``classes`` and ``seed`` are passed if the function has parameters of those names,
+    unless ``options`` has them. None means unknown, and is a fault if the function needs it. Networks of this package
+    and of torchvision also take the option ``init``: a name in `INITIALIZATIONS`.
 
-    Raises `UserError` for an unknown name, for unknown, missing or wrong options, for an exception in a user's own
-    function, and where that returns something else than a module.
+    Raises `UserError` for an unknown name, for unknown, missing or wrong options, for an exception in a user's
+    function, and if that function does not return a module.
     """
     offers = {"input_shape": input_shape, "classes": classes, "seed": seed}
     with seeded(seed):
@@ -54,7 +54,7 @@ def build_model(
 
 
 def _users_model(name: str, options: Mapping[str, object], offers: Mapping[str, object]) -> nn.Module:
-    """What a user's own function returns; only the names of its options are checked."""
+    """The module that a user's function returns. Only the names of its options are checked."""
     function = load_object(name, "model.name")
     arguments = with_offers(function, options, offers)
     if faults := call_faults(function, arguments, "model"):
@@ -67,7 +67,7 @@ def _users_model(name: str, options: Mapping[str, object], offers: Mapping[str, 
 
 
 def _builder(name: str) -> Builder:
-    """The function behind the name of a network of this package or of torchvision."""
+    """The function that builds the network of this package or of torchvision called ``name``."""
     if name in MODELS:
         return MODELS[name]
     if wide := re.fullmatch(r"wrn-(\d+)-(\d+)", name):

@@ -16,10 +16,10 @@ from fds_dist.models.parts import image
 def lenet(input_shape: Annotated[Sequence[int], image(smallest_side=4)], classes: Count) -> nn.Module:
     """Two 5×5 convolutions of 6 and 16 channels, then 120, 84 and ``classes`` units; N×C×H×W -> N×classes.
 
-    62,006 weights on 3×32×32 images with 10 classes. Where a side is under 28, the convolutions pad by 2 and so keep
-    the size. Raises `UserError` where the shape is no image or a side is under 4.
+    62,006 weights on 3×32×32 images with 10 classes. If a side is under 28, the convolutions pad by 2 to keep the
+    size. Raises `UserError` if the shape is not that of an image, or if a side is under 4.
     """
-    channels, height, width = input_shape  # the two poolings leave one pixel of 4
+    channels, height, width = input_shape  # the two poolings reduce 4 pixels to one
     padding = 2 if min(height, width) < 28 else 0
 
     def after_convolutions(side: int) -> int:

@@ -15,7 +15,7 @@ from fds_dist.common.options import checked
 def mlp(input_shape: Sizes, classes: Count, *, hidden: Sizes = (64, 64)) -> nn.Module:
     """Fully connected layers of widths ``hidden`` with ReLU between them; N×input_shape -> N×classes.
 
-    An empty ``hidden`` makes a linear model. Raises `UserError` where ``hidden`` is not a list of widths.
+    An empty ``hidden`` makes a linear model. Raises `UserError` if ``hidden`` is not a list of widths.
     """
     widths = [math.prod(input_shape), *hidden]
     layers: list[nn.Module] = [nn.Flatten()]

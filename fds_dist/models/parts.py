@@ -1,4 +1,4 @@
-"""What several networks share: the kind of an image's shape, initializations, and activation checkpointing.
+"""Parts of several networks: the kind of an image's shape, initializations, and activation checkpointing.
 
 Activation checkpointing computes a block's activations again in the backward pass instead of keeping them.
 Double-backward products work through it; `torch.func`, and with it the method `jvp`, does not.
@@ -19,7 +19,7 @@ from fds_dist.common.kinds import fault, one_of, read_by, sizes
 
 
 def image(smallest_side: int) -> WrapValidator:
-    """The kind of a shape (channels, height, width) of an image whose sides have at least so many pixels."""
+    """The kind of a shape (channels, height, width) of images whose sides have at least ``smallest_side`` pixels."""
 
     def check(value: object) -> list[int]:
         shape = sizes(value)
@@ -45,10 +45,10 @@ Initialization = Annotated[str, one_of(INITIALIZATIONS)]
 
 
 def initialize(model: nn.Module, name: str) -> None:
-    """Redraw, in place, every weight of two dimensions or more and zero its bias.
+    """Redraws, in place, every weight of two or more dimensions, and sets its bias to zero.
 
-    Normalization layers (one-dimensional weights) and what is not called a weight, such as embeddings of positions,
-    keep their values; ``default`` keeps everything.
+    Normalization layers (one-dimensional weights) and parameters that are not called a weight, such as embeddings of
+    positions, keep their values. ``default`` keeps all values.
     """
     redraw = INITIALIZATIONS[name]
     if redraw is None:
@@ -56,7 +56,7 @@ def initialize(model: nn.Module, name: str) -> None:
     for module in model.modules():
         parameters = dict(module.named_parameters(recurse=False))
         for key, parameter in parameters.items():
-            if key.endswith("weight") and parameter.dim() >= 2:  # attention has an in_proj_weight too
+            if key.endswith("weight") and parameter.dim() >= 2:  # attention also has an in_proj_weight
                 redraw(parameter)
                 bias = parameters.get(f"{key.removesuffix('weight')}bias")
                 if bias is not None:
@@ -64,16 +64,19 @@ def initialize(model: nn.Module, name: str) -> None:
 
 
 def checkpoint_blocks(model: nn.Module) -> nn.Module:
-    """Makes each child of each outermost `nn.Sequential` of `model` (or, where these are all such themselves, of those)
-    a checkpointed block, in place; returns `model`."""
+    """Turns each block of `model` into a checkpointed one, in place; returns `model`.
+
+    The blocks are the children of the outermost `nn.Sequential`s; of one that holds only `nn.Sequential`s, the children
+    of those.
+    """
     for block in chain.from_iterable(sequential.children() for sequential in _chains(model)):
-        if any(True for _ in block.parameters()):  # others keep nothing worth a second pass
+        if any(True for _ in block.parameters()):  # a block without parameters keeps little
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign, assignment]
     return model
 
 
 def _chains(module: nn.Module) -> list[nn.Sequential]:
-    """The chains of blocks: sequentials, outermost first, that are more than a list of sequentials."""
+    """The outermost sequentials that do not hold only sequentials."""
     if isinstance(module, nn.Sequential) and not all(isinstance(child, nn.Sequential) for child in module):
         return [module]
     return [sequential for child in module.children() for sequential in _chains(child)]

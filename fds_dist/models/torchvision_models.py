@@ -1,4 +1,4 @@
-"""The classification networks of torchvision, by name, fitted to the task's classes, channels and image size."""
+"""torchvision's classification networks by name, fitted to the task's classes, channels and image size."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from fds_dist.common.options import checked
 from fds_dist.common.vision import import_torchvision
 from fds_dist.models.parts import checkpoint_blocks, image
 
-SMALL_IMAGE = 64  # pixels; below, a ResNet's stem would throw away most of the image
-PATCHES = 7  # at least this many patches along a side of a vision transformer's image; 224 / 32, the coarsest there is
+SMALL_IMAGE = 64  # pixels; a ResNet's stem would discard most of a smaller image
+PATCHES = 7  # the fewest patches along a side of a vision transformer's image: 224 / 32, as in torchvision's coarsest
 
 FIXED = {"aux_logits": False, "init_weights": True}
-"""Options set here: auxiliary heads would make an output a tuple; without the other, two networks warn."""
+"""Options that are set here: auxiliary heads would return tuples, and without `init_weights` two networks warn."""
 
 FITTED = ("num_classes", "image_size", "input_size")
 """Options that follow from the task."""
 
 
 def torchvision_names() -> list[str]:
-    """All names there are."""
+    """The names of all classification networks."""
     models = import_torchvision().models
     return models.list_models(module=models)
 
@@ -39,13 +39,13 @@ def torchvision_builder(name: str) -> Callable[..., nn.Module]:
 
     Its signature lists the options of torchvision's class that a user can set. Weights are always fresh.
 
-    - Where the images do not have three channels, the first convolution is made anew.
-    - Where a side is under `SMALL_IMAGE`, ResNets start with a 3×3 convolution of stride 1 and no pooling (He et al.,
+    - If the images do not have three channels, the first convolution is replaced.
+    - If a side is under `SMALL_IMAGE`, ResNets start with a 3×3 convolution of stride 1 and no pooling (He et al.,
       2016, section 4.2).
-    - A vision transformer's ``patch_size`` is the largest divisor of the image's side that is not above its usual one
-      and leaves `PATCHES` patches along it; that and all its sizes are options.
+    - A vision transformer's ``patch_size`` is the largest divisor of the image's side that is at most the usual one and
+      leaves `PATCHES` patches along the side. It and all other sizes are options.
     - With ``checkpointing`` the blocks' activations are computed again in the backward pass.
-    - Hard sigmoids, which PyTorch cannot differentiate twice, are written out.
+    - Hard sigmoids, which PyTorch cannot differentiate twice, are written as elementary operations.
 
     The function raises `UserError` for values that torchvision refuses, and for images that do not fit.
     """
@@ -58,8 +58,8 @@ def torchvision_builder(name: str) -> Callable[..., nn.Module]:
             model = make(**{key: value for key, value in fitted.items() if key in parameters}, **options)
         except UserError:
             raise
-        except Exception as error:  # whatever a value of the wrong kind leads to
-            problem = f"torchvision cannot build {name} so: {type(error).__name__}: {error}"
+        except Exception as error:  # a value of the wrong kind can raise anything
+            problem = f"torchvision cannot build {name} with these options: {type(error).__name__}: {error}"
             raise UserError(Fault("model", problem, "other options, or another network")) from error
         _fit(model, channels, min(height, width))
         _check(model, name, (channels, height, width), classes)
@@ -70,7 +70,7 @@ def torchvision_builder(name: str) -> Callable[..., nn.Module]:
 
 
 def _signature(parameters: Mapping[str, inspect.Parameter]) -> inspect.Signature:
-    """The signature of a builder: what the task offers, and those of torchvision's parameters that a user can set."""
+    """The signature of a builder: the task's offers, and those of torchvision's parameters that a user can set."""
     keyword = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
     open_parameters = [
         keyword(name, default=None)
@@ -88,7 +88,7 @@ def _signature(parameters: Mapping[str, inspect.Parameter]) -> inspect.Signature
 
 
 def _entry(name: str) -> tuple[Callable[..., Any], Mapping[str, inspect.Parameter]]:
-    """A function that makes the network ``name``, and the parameters that it passes on."""
+    """A function that makes the network ``name``, and the parameters of the network's class."""
     models = import_torchvision().models
     make = models.get_model_builder(name)
     if (network := inspect.signature(make).return_annotation) is models.VisionTransformer:
@@ -97,7 +97,7 @@ def _entry(name: str) -> tuple[Callable[..., Any], Mapping[str, inspect.Paramete
 
 
 def _is_open(parameter: inspect.Parameter) -> bool:
-    """Whether a user can set it: it is no function or class, and the network's name does not set it already."""
+    """Whether a user can set the parameter: it is not a function or class, and the network's name does not set it."""
     return not callable(parameter.default) or (parameter.default is parameter.empty and parameter.name == "dropout")
 
 
@@ -115,7 +115,7 @@ def _vision_transformer(
     attention_dropout: float = 0.0,
     representation_size: int | None = None,
 ) -> nn.Module:
-    """Builds torchvision's class with the usual sizes of this network; torchvision's builders fix the patch size."""
+    """Builds torchvision's class with the usual sizes of this network: torchvision's builders fix the patch size."""
     height, width = image_size
     if height != width:
         raise UserError(Fault("model.input_shape", f"{height}×{width} does not fit this model", "square images"))
@@ -137,14 +137,14 @@ def _vision_transformer(
 
 
 class _HardSigmoid(nn.Module):
-    """``nn.Hardsigmoid`` from operators that PyTorch can differentiate twice."""
+    """``nn.Hardsigmoid``, written with operators that PyTorch can differentiate twice."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu6(x + 3) / 6
 
 
 def _fit(model: nn.Module, channels: int, side: int) -> None:
-    """Changes ``model`` in place to suit images of ``channels`` and ``side`` pixels, and to be differentiated twice."""
+    """Changes ``model`` in place to fit images of ``channels`` and ``side`` pixels, and to have second derivatives."""
     small_resnet = side < SMALL_IMAGE and isinstance(model, import_torchvision().models.ResNet)
     first = next((path, module) for path, module in model.named_modules() if isinstance(module, nn.Conv2d))
     if channels != 3 or small_resnet:
@@ -157,9 +157,9 @@ def _fit(model: nn.Module, channels: int, side: int) -> None:
 
 
 def _convolution_like(old: nn.Conv2d, channels: int, small: bool) -> nn.Conv2d:
-    """A first convolution for ``channels`` channels; where ``small``, of 3×3 pixels and stride 1.
+    """A first convolution for ``channels`` channels; if ``small``, with 3×3 pixels and stride 1.
 
-    Its weights are normal, with a deviation that leaves the variance of the outputs as it was.
+    Its weights are normal, with a deviation that keeps the variance of the outputs.
     """
     new = nn.Conv2d(
         channels,
@@ -183,7 +183,7 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _check(model: nn.Module, name: str, shape: tuple[int, int, int], classes: int) -> None:
-    """Raises `UserError` where images of ``shape`` do not go through; on the meta device, which computes nothing."""
+    """Raises `UserError` if the network does not take images of ``shape``; on the meta device, without computing."""
     tensors = {key: tensor.to("meta") for key, tensor in chain(model.named_parameters(), model.named_buffers())}
     model.eval()
     try:

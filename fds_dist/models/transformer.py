@@ -21,7 +21,7 @@ INITIAL_DEVIATION = 0.02  # of embeddings and linear maps, as in GPT-2
 
 
 class _Block(nn.Module):
-    """Layer-norm, causal self-attention, layer-norm, two-layer perceptron; both added to their input."""
+    """Causal self-attention and a two-layer perceptron, each behind a layer-norm and added to its input."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -80,9 +80,9 @@ def transformer(
 ) -> nn.Module:
     """A transformer over windows of tokens; B×T whole numbers below ``classes`` -> B×T×classes.
 
-    Layer-norm comes before attention and perceptron (Radford et al., 2019), positions are learned. With
-    ``checkpointing`` each layer's activations are computed again in the backward pass. Raises `UserError` naming each
-    option out of range.
+    Layer-norm comes before attention and perceptron (Radford et al., 2019); positions are learned. With
+    ``checkpointing``, each layer's activations are computed again in the backward pass. Raises `UserError` for each
+    option that is out of range.
     """
     if width % heads:
         problem = f"{width} does not divide among {heads} heads"

@@ -14,9 +14,9 @@ from fds_dist.models.parts import checkpoint_blocks, image
 
 
 class _Block(nn.Module):
-    """Pre-activation block: twice batch-norm, ReLU, 3×3 convolution, added to the input.
+    """Pre-activation block: batch-norm, ReLU and 3×3 convolution, twice; the result is added to the input.
 
-    Where the shape changes, the shortcut is a 1×1 convolution of the activated input.
+    If the shape changes, the shortcut is a 1×1 convolution of the activated input.
     """
 
     def __init__(self, fan_in: int, fan_out: int, stride: int, dropout: float) -> None:
@@ -58,9 +58,9 @@ def wide_resnet_builder(depth: int, width: int) -> Callable[..., nn.Module]:
     """The function that builds WRN-``depth``-``width`` for images of side 8 or more; N×C×H×W -> N×classes.
 
     Three groups of (depth − 4) / 6 blocks with 16, 32 and 64 times ``width`` channels, then a global average.
-    Convolutions have Kaiming's initialization. 175,066 weights as WRN-16-1 on color images with 10 classes.
+    Convolutions use Kaiming's initialization. WRN-16-1 has 175,066 weights on color images with 10 classes.
 
-    Raises `UserError` for a depth or a width that no such network has.
+    Raises `UserError` if there is no network of this depth or width.
     """
     faults = []
     if depth < 10 or (depth - 4) % 6:

@@ -1,8 +1,8 @@
-"""The outer loop: inner runs, their hypergradients, a step of the hyperparameters; until done.
+"""The outer loop: an inner run, its hypergradients, a step of the hyperparameters, and again.
 
-Replicas are independent inner runs side by side, of which the mean counts: noise falls as one over their number.
+Replicas are independent inner runs side by side. Their mean counts, and its variance falls as one over their number.
 Replica r of R in outer step s has the weights, split, batches and random numbers of outer step s·R + r of a run without
-replicas, so that the mean can be checked against single runs, and any task serves.
+replicas. The mean can therefore be checked against single runs, and every task works with replicas.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ class HypergradientsNotFinite(RuntimeError):
 
 @dataclass(frozen=True)
 class OuterSettings:
-    """How long the outer loop goes on."""
+    """When the outer loop ends."""
 
     epochs: tuple[float, ...]
     """Epochs of the inner run, one per outer step."""
     nonfinite_patience: int = 3
-    """This many outer steps in a row with a hypergradient that is not finite end the run with an error."""
+    """After this many outer steps in a row with a hypergradient that is not finite, the run ends with an error."""
     retreat: bool = False
-    """Whether to go back to the best λ, with half the steps, when an inner run ends worse than the very first."""
+    """Whether to return to the best λ, with half the steps, when an inner run ends worse than the very first."""
 
 
 @dataclass(frozen=True)
 class OuterProgress:
-    """Where the outer loop stands between two outer steps: all that is needed to go on."""
+    """The state of the outer loop between two outer steps: everything that is needed to continue."""
 
     outer_step: int
     """Outer steps done."""
@@ -53,25 +53,25 @@ class OuterProgress:
     """[K] λ for the next outer step."""
     state: OuterState
     horizon: int
-    """Of the last outer step; the schedule's."""
+    """The inner steps of the last outer step, and of the schedule."""
     converged: bool = False
     best: tuple[int, list[float], float, float | None] | None = None
     """(outer step, its λ, validation loss, accuracy) of the lowest validation loss so far."""
     first_val_loss: FloatOrInf = math.inf
-    """Of the first outer step; infinite where that one was lost."""
+    """The validation loss of the first outer step; infinite if that run diverged."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The state as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> OuterProgress:
-        """The inverse of `to_dict`, also after a trip through JSON."""
+        """The inverse of `to_dict`, also from values that were read from JSON."""
         return from_values(cls, content)
 
 
 def initial_progress(problem: Problem, rule: OuterRule, settings: OuterSettings) -> OuterProgress:
-    """Before the first outer step."""
+    """The progress before the first outer step."""
     values = problem.space.initial()
     return OuterProgress(0, values, rule.init(problem.space), problem.horizon(settings.epochs[0]))
 
@@ -80,11 +80,11 @@ class OuterListener:
     """Follows an outer loop; called alike on every rank."""
 
     def monitor(self, outer_step: int, schedule: Schedule, plan: Plan) -> OnStep:
-        """What is called after each step of the inner run of `outer_step`."""
+        """The function that is called after each step of the inner run of `outer_step`."""
         return go_on
 
     def checkpointer(self, outer_step: int, values: Sequence[float], horizon: int) -> RunCheckpointer | None:
-        """What keeps the inner run of `outer_step` at λ = `values` [K]."""
+        """The object that saves the inner run of `outer_step` at λ = `values` [K]; None: it is not saved."""
         return None
 
     def save(self, progress: OuterProgress) -> None:
@@ -93,7 +93,7 @@ class OuterListener:
 
 @dataclass(frozen=True)
 class OuterLoop:
-    """The outer loop with all that it works with; `run` may be called on any progress."""
+    """The outer loop with everything it needs. `run` continues from any progress."""
 
     problem: Problem
     estimator: Estimator
@@ -104,10 +104,10 @@ class OuterLoop:
     listener: OuterListener
 
     def run(self, progress: OuterProgress) -> OuterProgress:
-        """Outer steps until all are done or the step sizes are below the tolerance.
+        """Runs outer steps until all are done or all step sizes are below the tolerance.
 
         Raises:
-            HypergradientsNotFinite: after `nonfinite_patience` outer steps in a row; `listener.save` was called before.
+            HypergradientsNotFinite: after `nonfinite_patience` bad outer steps in a row, which `listener` has saved.
         """
         while progress.outer_step < len(self.settings.epochs) and not progress.converged:
             progress = self.outer_step(progress)
@@ -120,7 +120,7 @@ class OuterLoop:
         return progress
 
     def outer_step(self, progress: OuterProgress) -> OuterProgress:
-        """One outer step: inner run, hypergradients, update, record."""
+        """Runs one outer step: inner run, hypergradients, update, record."""
         began, waited = time.perf_counter(), self.ranks.waited
         number, values = progress.outer_step, progress.values
         horizon = self.problem.horizon(self.settings.epochs[number])
@@ -154,32 +154,32 @@ class OuterLoop:
         )
         events = self._events(values, step, retreated)
         seconds = time.perf_counter() - began
-        own_seconds = seconds - (self.ranks.waited - waited)
-        usage = self.ranks.gather_objects((own_seconds, own_peak_bytes(self.ranks.device)))
+        busy_seconds = seconds - (self.ranks.waited - waited)
+        usage = self.ranks.gather_objects((busy_seconds, own_peak_bytes(self.ranks.device)))
         self._record(progress, estimate, after, events, seconds, usage)
         self.listener.save(after)
         return after
 
     def next_values(self, progress: OuterProgress, estimate: Estimate) -> tuple[OuterStep, bool]:
-        """The rule's step along the hypergradients, or a retreat to the best λ where the inner run diverged."""
+        """The rule's step along the hypergradients, or a retreat to the best λ if the inner run diverged."""
         diverged = not estimate.val_loss <= progress.first_val_loss  # a NaN has diverged too
         if self.settings.retreat and diverged and progress.best is not None:
             return self.rule.retreat(progress.best[1], estimate.hypergradients, progress.state), True
         return self.rule.update(self.problem.space, progress.values, estimate.hypergradients, progress.state), False
 
     def schedule(self, values: Sequence[float], horizon: int) -> Schedule:
-        """λ as a schedule that says which optimizer it is for."""
+        """λ as a schedule that names its optimizer."""
         return self.problem.space.schedule(values, horizon, self.problem.optimizer_info)
 
     def _events(self, values: Sequence[float], step: OuterStep, retreated: bool) -> list[str]:
         events = ["the inner run diverged: back to the best values, with half the steps"] if retreated else []
         if step.non_finite:
             elements = self.problem.space.elements
-            kept = ", ".join(
+            unchanged = ", ".join(
                 f"{elements[index][0].name}[{elements[index][1]}] stays {values[index]:.4g}"
                 for index in step.non_finite
             )
-            events.append(f"hypergradients that are not finite: {kept}; their steps are halved")
+            events.append(f"hypergradients that are not finite: {unchanged}; their steps are halved")
         if step.converged:
             events.append("every step is below the tolerance: the search ends here")
         return events
@@ -207,7 +207,7 @@ class OuterLoop:
             step_sizes=unpack(after.state.steps),
             hypergradient_spread=None if estimate.spread is None else unpack(estimate.spread),
             events=events,
-            rank_seconds=[own_seconds for own_seconds, _ in usage],
+            rank_seconds=[busy_seconds for busy_seconds, _ in usage],
             rank_peak_bytes=[peak for _, peak in usage],
         )
         self.trackers.outer(record)
@@ -216,14 +216,14 @@ class OuterLoop:
 
 
 def run_number(outer_step: int, ranks: Ranks) -> int:
-    """Which outer step's random numbers this rank's inner run of `outer_step` draws."""
+    """The outer step whose random numbers this rank's inner run of `outer_step` draws."""
     return outer_step * ranks.shape.replica + ranks.replica
 
 
 def mean_over_replicas(estimate: Estimate, ranks: Ranks) -> Estimate:
     """The mean of all replicas' estimates with the spread of their hypergradients, the same on every rank.
 
-    One replica whose run was lost (NaN) makes the mean NaN: the outer rule treats it as any lost run.
+    One replica whose run diverged (NaN) makes the mean NaN; the outer rule treats it like any run that diverged.
     """
     if ranks.shape.replica == 1:
         return estimate
@@ -247,6 +247,6 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _deviation(values: Sequence[float]) -> float:
-    """Standard deviation of one replica, from a sample of them."""
+    """The standard deviation of one replica, estimated from all."""
     mean = _mean(values)
     return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))

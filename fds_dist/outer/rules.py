@@ -1,12 +1,12 @@
 """Outer optimizers: pure rules that move the elements of λ along their hypergradients.
 
-All arithmetic is on Python floats, so that every rank takes the same step to the last bit.
+All arithmetic uses Python floats, so that every rank takes the same step to the last bit.
 
-The paper's rule takes fixed-size steps along the sign of the hypergradient, shrunk where the sign flips (FDS, arXiv
-2007.07869, algorithm 1); RProp grows the step as well where the sign stays (Riedmiller & Braun, 1993). Gradient descent
-and Adam use the size of the hypergradient too. Their steps shrink by `decay` after every outer step: past the edge of
-stability of the inner run hypergradients are locally right and globally misleading, and steps that stay large leave a
-good schedule again.
+The paper's rule takes steps of fixed size against the sign of the hypergradient, and shrinks them when the sign flips
+(FDS, arXiv 2007.07869, algorithm 1). RProp also grows a step while the sign stays (Riedmiller & Braun, 1993). Gradient
+descent and Adam use the size of the hypergradient too, and their steps shrink by `decay` after every outer step: past
+the inner run's edge of stability, hypergradients are locally right but globally misleading, and steps that stayed large
+would leave a good schedule again.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from typing import NamedTuple
 from fds_dist.schedule.space import HyperparameterSpace
 
 SHRINK = 0.5
-"""Factor on a step that led to, or met, something that is not finite."""
+"""Factor on a step when a hypergradient is not finite, or when the inner run diverged."""
 
 
 class Element(NamedTuple):
-    """State of one element of λ. Every rule has a step; of the others each uses what it needs."""
+    """The state of one element of λ. Every rule uses `step`, and those of the other fields that it needs."""
 
     step: float  # in units of the hyperparameter's scale
-    sign: int = 0  # of the last non-zero hypergradient, 0 before there was one
+    sign: int = 0  # of the last non-zero hypergradient; 0 before the first
     first: float = 0.0  # velocity, or running mean of the hypergradient
     second: float = 0.0  # running mean of its square
-    seen: int = 0  # hypergradients seen
+    seen: int = 0  # number of hypergradients so far
 
 
 @dataclass(frozen=True)
 class OuterState:
-    """State of an outer optimizer."""
+    """The state of an outer optimizer."""
 
     elements: tuple[Element, ...]  # [K]
-    failures: int = 0  # outer steps in a row with a hypergradient that was not finite
+    failures: int = 0  # outer steps in a row with a non-finite hypergradient
 
     @property
     def steps(self) -> tuple[float, ...]:
@@ -49,17 +49,17 @@ class OuterState:
 
 @dataclass(frozen=True)
 class OuterStep:
-    """What one outer step decided."""
+    """The result of one outer step."""
 
     values: list[float]  # [K] the new λ
     state: OuterState
     converged: bool
-    non_finite: tuple[int, ...]  # elements whose hypergradient was not finite: their λ stayed, their step was shrunk
+    non_finite: tuple[int, ...]  # elements with a non-finite hypergradient: they stay, and their step shrinks
 
 
 @dataclass(frozen=True)
 class OuterRule(ABC):
-    """An outer optimizer: how one element moves; a relative `tolerance` ends the search."""
+    """An outer optimizer: the rule by which one element moves. A relative `tolerance` ends the search."""
 
     decay: float = 0.5
     tolerance: float = 0.05
@@ -69,7 +69,7 @@ class OuterRule(ABC):
         """The move of one element along its hypergradient `slope`, both in its own scale, and its next state."""
 
     def reach(self, move: float, element: Element) -> float:
-        """How far the element goes in one step now, for the tolerance."""
+        """The distance that the element moves in one step, to compare with the tolerance."""
         return element.step
 
     def init(self, space: HyperparameterSpace) -> OuterState:
@@ -83,9 +83,9 @@ class OuterRule(ABC):
         hypergradients: Sequence[float],
         state: OuterState,
     ) -> OuterStep:
-        """λ [K] and its hypergradients [K] to the next λ.
+        """The step from λ [K] with its hypergradients [K] to the next λ.
 
-        An element whose hypergradient is NaN or infinite keeps its value and halves its step: it is not "sign 0".
+        An element whose hypergradient is NaN or infinite keeps its value and halves its step, unlike one of sign 0.
         """
         moved, elements, non_finite, settled = list(values), list(state.elements), [], True
         for index, (owner, _) in enumerate(space.elements):
@@ -97,14 +97,14 @@ class OuterRule(ABC):
             move, elements[index] = self.move(bounded_product(hypergradient, owner.scale_slope(value)), elements[index])
             if move:
                 moved[index] = owner.clamp(owner.from_scale(owner.to_scale(value) + move))
-            # On a log scale a step is relative by itself.
+            # On a log scale a step is already relative.
             size = abs(moved[index]) if owner.scale == "linear" else 1.0
             settled = settled and self.reach(move, elements[index]) < self.tolerance * size
         failures = state.failures + 1 if non_finite else 0
         return OuterStep(moved, OuterState(tuple(elements), failures), settled and not non_finite, tuple(non_finite))
 
     def retreat(self, values: Sequence[float], hypergradients: Sequence[float], state: OuterState) -> OuterStep:
-        """Back to `values` [K], with half the steps and no momentum: for a λ at which the inner run diverged."""
+        """The step back to `values` [K], with half the steps and no momentum, after an inner run that diverged."""
         elements = tuple(shrunk(element)._replace(first=0.0) for element in state.elements)
         finite = all(map(math.isfinite, hypergradients))
         return OuterStep(list(values), OuterState(elements, 0 if finite else state.failures + 1), False, ())
@@ -116,7 +116,7 @@ def shrunk(element: Element) -> Element:
 
 
 def bounded_product(a: float, b: float) -> float:
-    """a·b, with its sign kept where it would overflow, or underflow to zero."""
+    """a·b; a product that would overflow, or underflow to zero, becomes the extreme number of the same sign."""
     product = a * b
     if math.isinf(product):
         return math.copysign(sys.float_info.max, product)
@@ -130,13 +130,13 @@ def sign_of(x: float) -> int:
 
 @dataclass(frozen=True)
 class SignRule(OuterRule):
-    """The sign rule: the step shrinks by `decay` at a flip, and never grows.
+    """The sign rule: the step shrinks by `decay` when the sign flips, and grows by `growth` while it stays.
 
-    A zero hypergradient moves nothing, and the sign before it is remembered for the next comparison.
+    A zero hypergradient moves nothing; the sign before it is kept for the next comparison.
     """
 
     growth: float = 1.0
-    """Factor on the step where the sign stays: 1 in the paper, above 1 for RProp."""
+    """Factor on the step while the sign stays: 1 in the paper, above 1 for RProp."""
 
     def move(self, slope: float, element: Element) -> tuple[float, Element]:
         """See `OuterRule`."""
@@ -149,7 +149,7 @@ class SignRule(OuterRule):
 
 
 EPSILON = 1e-12
-"""Keeps Adam's quotient finite where every hypergradient so far was zero."""
+"""Keeps Adam's quotient finite while every hypergradient so far is zero."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class GradientRule(OuterRule):
         return -element.step * velocity, element._replace(step=element.step * self.decay, first=velocity)
 
     def reach(self, move: float, element: Element) -> float:
-        """The step is a learning rate here; what counts is the move itself."""
+        """The size of the move: the step is only a learning rate here."""
         return abs(move)
 
 

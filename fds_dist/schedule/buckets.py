@@ -1,7 +1,7 @@
-"""How a horizon is cut into buckets. Needs no torch.
+"""How a horizon is divided into buckets. Needs no torch.
 
-Hyperparameter `i` holds `n_i` buckets over a horizon of `T` steps; step `t` reads bucket `⌊n_i·t/T⌋`
-(design of FDS, arXiv 2007.07869, section 4: hyperparameters are shared over contiguous steps).
+Hyperparameter `i` has `n_i` buckets over a horizon of `T` steps; step `t` reads bucket `⌊n_i·t/T⌋` (FDS, arXiv
+2007.07869, section 4: contiguous steps share their hyperparameters).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def bucket_start(bucket: int, buckets: int, horizon: int) -> int:
 
 
 def bucket_window(bucket: int, buckets: int, horizon: int) -> range:
-    """The steps that read `bucket`. Windows differ by at most one step where `buckets` does not divide `horizon`."""
+    """The steps that read `bucket`. The lengths of windows differ by at most one step."""
     return range(bucket_start(bucket, buckets, horizon), bucket_start(bucket + 1, buckets, horizon))
 
 
@@ -37,7 +37,7 @@ class Segment:
 
 
 def segments(buckets: Mapping[str, int], horizon: int) -> Iterator[Segment]:
-    """Cuts the horizon wherever a hyperparameter changes its bucket; `buckets` maps names to numbers of buckets."""
+    """Cuts the horizon wherever a hyperparameter changes its bucket. `buckets`: name → number of buckets."""
     cuts = {bucket_start(bucket, count, horizon) for count in buckets.values() for bucket in range(count)}
     edges = sorted(cuts | {0, horizon})
     for start, stop in pairwise(edges):

@@ -28,12 +28,12 @@ def parameter_groups(module: nn.Module, schedule: Schedule) -> list[dict[str, An
     driver = schedule.attach(optimizer)
     ```
 
-    Each entry has "params", and "name", by which `ScheduleDriver` knows it; a schedule without parameter groups gives
-    one entry without a name. The patterns are searched in the names that the parameters had when the schedule was
-    learned: give the network itself, before `DistributedDataParallel` or `torch.compile` wraps it.
+    Each entry has "params" and a "name", by which `ScheduleDriver` knows it; a schedule without parameter groups gives
+    one entry without a name. The patterns must match the names that the parameters had in the search: pass the network
+    itself, before `DistributedDataParallel` or `torch.compile` wraps it.
 
     Raises:
-        UserError: the schedule does not say how its groups are made, or its patterns do not fit these parameters.
+        UserError: the schedule lacks the patterns of its groups, or the patterns do not fit these parameters.
         ValueError: the module has no trained parameters.
     """
     parameters = trainable_parameters(module)
@@ -50,7 +50,7 @@ def parameter_groups(module: nn.Module, schedule: Schedule) -> list[dict[str, An
 
 
 class ScheduleDriver(LRScheduler):
-    """Sets the learned values on every parameter group: those of step 0 at once, those of the next at `step()`.
+    """Sets the learned values on every parameter group: those of step 0 at once, those of the next step at `step()`.
 
     ```python
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -61,24 +61,24 @@ class ScheduleDriver(LRScheduler):
         driver.step()       # after optimizer.step(), as every LR scheduler
     ```
 
-    - What the search held fixed stays as the optimizer has it, unless `fixed` is true. A warning tells where the
-      optimizer then has its default, and where its formula is not the one that the schedule was learned for.
+    - Hyperparameters that the search held fixed stay as the optimizer has them, unless `fixed` is true. A warning names
+      those that have only the optimizer's default, and an optimizer whose formula is not the search's.
     - Past the horizon the last values stay.
     - Tensors, such as `lr=torch.tensor(0.1)`, are filled in place: compiled and captured steps see the new values.
     - A value for one parameter group, `lr.norm_and_bias`, goes to the optimizer's group with that "name": see
       `parameter_groups`.
     - Hyperparameters of the loss are left alone: read them from `driver.values`.
-    - Where momentum is 0 on some buckets and not on others, the optimizer gets 1e-300 for 0, so that it keeps its
+    - If momentum is 0 on some buckets but not on others, the optimizer gets 1e-300 in place of 0, so that it keeps its
       velocity.
-    - Under `SequentialLR` the schedule starts at its milestone; until then the optimizer has the first values of all
-      but the learning rate. The values are absolute: what another scheduler makes of a learning rate is overwritten at
-      the next step, with a warning.
+    - Under `SequentialLR` the schedule starts at its milestone; until then the optimizer has the first values, except
+      the learning rate. The values are absolute: a learning rate that another scheduler has set is overwritten at the
+      next step, with a warning.
     - Accelerate calls a prepared scheduler once per process at each optimizer step: attach it with the horizon
       `optimizer_steps * accelerator.num_processes`, unless the Accelerator splits batches.
 
     Raises:
-        UserError: not an optimizer; the optimizer has no place for a learned hyperparameter; its groups are not the
-            schedule's, or share a tensor that needs two values.
+        UserError: `optimizer` is not an optimizer, has no place for a learned hyperparameter, has other groups than the
+            schedule, or shares one tensor between settings that need two values.
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule, *, fixed: bool = False) -> None:
@@ -91,7 +91,7 @@ class ScheduleDriver(LRScheduler):
         super().__init__(self.optimizer)
 
     def _use(self, schedule: Schedule) -> None:
-        """Takes `schedule`, if the optimizer has a place for all that is to be set."""
+        """Adopts `schedule` if the optimizer has a place for every value to set."""
         driven = schedule.for_optimizer()
         driven = driven if self._sets_fixed else replace(driven, fixed={})
         if faults := fit_faults(self.optimizer, schedule, driven):
@@ -101,46 +101,46 @@ class ScheduleDriver(LRScheduler):
 
     @property
     def values(self) -> dict[str, float]:
-        """All hyperparameters of the coming optimizer step, fixed ones included, as the schedule has them."""
+        """The schedule's values of all hyperparameters, fixed ones included, for the next optimizer step."""
         return self.schedule.at(max(self.last_epoch, 0))
 
     def step(self, epoch: int | None = None) -> None:
         """Moves on to the values of the next optimizer step, or to those of step `epoch`.
 
         Raises:
-            UserError: the optimizer's parameter groups were changed, and no longer fit the schedule.
+            UserError: the optimizer's parameter groups have changed and no longer fit the schedule.
         """
         if epoch is None and self.last_epoch >= 0:
             self._warn_of_order()
             self._warn_of_changes()
-        # Not `super().step()`: it warns of an order of calls that it cannot know, and of `epoch`, which is exact here.
+        # Not `super().step()`: it warns about an order of calls that it cannot know, and about `epoch`, exact here.
         self._step_count += 1
         self._update_lr(epoch)
 
     def get_lr(self) -> list[float | Tensor]:
         """Sets every value of the step `last_epoch` on the optimizer; returns the learning rate of each group."""
-        if self._checked_groups != tuple(map(id, self.optimizer.param_groups)):  # added to, or loaded
+        if self._checked_groups != tuple(map(id, self.optimizer.param_groups)):  # groups were added or loaded
             self._use(self.schedule)
         write_all(self.optimizer.param_groups, self._driven.at(self.last_epoch))
         return self.get_last_lr()
 
     def get_last_lr(self) -> list[float | Tensor]:
-        """The learning rate of each parameter group; of a tensor a copy."""
+        """The learning rate of each parameter group; a tensor is copied."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
         return [rate.clone() if isinstance(rate, Tensor) else rate for rate in rates]
 
     def state_dict(self) -> dict[str, Any]:
-        """The step count, the schedule, and whether its values are the optimizer's now, as plain values."""
+        """Plain values: the step count, the schedule, and whether the optimizer has the schedule's values now."""
         active = self.last_epoch >= 0 and not self._changes(every_device=True)
         return {"last_epoch": self.last_epoch, "schedule": self.schedule.to_json(), "active": active}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Goes on where `state_dict` stood, with the schedule and the horizon that it held.
+        """Continues from `state_dict`, with its schedule and its horizon.
 
-        Sets the values of that step, unless another scheduler had set the optimizer's when the state was taken.
+        Sets the values of that step, unless another scheduler had set the optimizer's values when the state was saved.
 
         Raises:
-            UserError: not the state of a driver, or the optimizer has not all of that schedule's hyperparameters.
+            UserError: it is not the state of a driver, or the optimizer does not fit its schedule.
         """
         step = state_dict.get("last_epoch")
         if not isinstance(step, int) or step < -1 or not isinstance(state_dict.get("schedule"), str):
@@ -159,7 +159,7 @@ class ScheduleDriver(LRScheduler):
         self._last_lr = self.get_last_lr()
 
     def _changes(self, every_device: bool = False) -> list[str]:
-        """Settings that lost the driver's value since it was set. A tensor on an accelerator is not waited for."""
+        """Settings that no longer have the driver's value. Tensors on an accelerator are skipped, to avoid waiting."""
         values = self._driven.at(self.last_epoch)
         return [
             f"{setting} is {float(setting.value):g}, but the schedule's driver set {values[setting.name]:g}"
@@ -172,19 +172,19 @@ class ScheduleDriver(LRScheduler):
         if not self._has_warned and (changes := self._changes()):
             self._has_warned = True
             warnings.warn(
-                f"{changes[0]}: another scheduler, or other code, changed it. The driver sets the schedule's own value "
+                f"{changes[0]}: another scheduler, or other code, changed it. The driver sets the schedule's value "
                 "at each step; let torch.optim.lr_scheduler.SequentialLR run other schedulers before or after it",
                 stacklevel=3,
             )
 
     def _warn_of_order(self) -> None:
-        """Warns at the second step if the first came before any step of an optimizer that does step since."""
+        """Warns at the second step if the first came before any optimizer step, and the optimizer has stepped since."""
         stepped = getattr(self.optimizer, "_opt_called", False)  # kept by LRScheduler
         if self._step_count == 1:
             self._first_came_early = not stepped
         elif self._step_count == 2 and self._first_came_early and stepped:
             warnings.warn(
-                "the driver's first step() came before the first optimizer.step(), so that no step was taken with the "
+                "the driver's first step() came before the first optimizer.step(), so that no optimizer step used the "
                 "schedule's first values: call driver.step() after optimizer.step() (a gradient scaler that skipped "
                 "the first step has the same effect, which is harmless)",
                 stacklevel=3,
@@ -192,10 +192,10 @@ class ScheduleDriver(LRScheduler):
 
 
 def _driveable(optimizer: Any) -> Optimizer:
-    """`optimizer`, or the `torch.optim` optimizer within one that only behaves alike, such as DeepSpeed's.
+    """`optimizer`, or the `torch.optim` optimizer inside a wrapper such as DeepSpeed's.
 
     Raises:
-        UserError: neither.
+        UserError: there is no `torch.optim` optimizer.
     """
     inner = optimizer
     while not isinstance(inner, Optimizer):

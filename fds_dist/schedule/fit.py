@@ -1,4 +1,4 @@
-"""Whether a schedule can drive an optimizer, and how the optimizer differs from the one in the search."""
+"""Checks whether a schedule can drive an optimizer, and how that optimizer differs from the one in the search."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fds_dist.schedule.schedule import Schedule
 from fds_dist.schedule.settings import Setting, entry, key_of, settings
 
 OPTIONS = {"nesterov": False, "dampening": 0, "amsgrad": False, "maximize": False}
-"""Options of `torch.optim` that change an optimizer's formula, with the values of the formulas that the search uses."""
+"""Options of `torch.optim` that change an optimizer's formula → their values in the formulas of the search."""
 
 _DECORATIONS = re.compile(r"deepspeed|fused|paged|cpu|\d+bit")
-"""What other libraries add to the name of an optimizer whose formula they keep: `FusedAdam`, `AdamW8bit`."""
+"""Additions of other libraries to the name of an optimizer whose formula they keep: `FusedAdam`, `AdamW8bit`."""
 
 
 def fit_faults(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> list[Fault]:
-    """What keeps `optimizer` from being driven; `driven` is the part of `schedule` that is set on it."""
+    """The faults that keep `schedule` from driving `optimizer`; `driven` is the part of it that would be set."""
     return [
         *_place_faults(optimizer, schedule, driven),
         *_group_faults(optimizer, schedule),
@@ -33,7 +33,7 @@ def fit_faults(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> li
 
 
 def fit_remarks(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> Iterator[str]:
-    """How training by `driven` on `optimizer` will differ from the search that learned `schedule`, one line each."""
+    """The differences between training by `driven` on `optimizer` and the search of `schedule`, one line each."""
     yield from _formula_remarks(optimizer, schedule)
     yield from _fixed_remarks(optimizer, schedule, driven)
     changing = [name for name, row in driven.values.items() if len(set(row)) > 1]
@@ -44,21 +44,22 @@ def fit_remarks(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> I
     }
     if numbers:
         yield (
-            f"{type(optimizer).__name__}(capturable=True) has plain numbers for {', '.join(sorted(numbers))}, which a "
-            "step captured in a CUDA graph keeps: give tensors (lr=torch.tensor(0.1)), or capture anew at each change"
+            f"{type(optimizer).__name__}(capturable=True) has plain numbers for {', '.join(sorted(numbers))}, "
+            "which are constants in a captured CUDA graph: use tensors (lr=torch.tensor(0.1)), or capture anew at each "
+            "change"
         )
 
 
 def _formula_remarks(optimizer: Optimizer, schedule: Schedule) -> Iterator[str]:
-    """Another optimizer, or other options of it, than the schedule was learned for."""
+    """Remarks on an optimizer, or on its options, that the schedule was not learned for."""
     learned_for, class_name = str(schedule.optimizer.get("name", "")), type(optimizer).__name__
     if not learned_for:
         return
     if _formula(optimizer) != learned_for.rpartition(":")[2].lower():
         lacking = _lacking(optimizer, schedule)
         rest = f"; {class_name} has no place for {', '.join(lacking)}" if lacking else ""
-        told = f"the schedule was learned for {learned_for} and drives {class_name}"
-        yield f"{told}, where the same values train otherwise{rest}"
+        optimizers = f"the schedule was learned for {learned_for} and drives {class_name}"
+        yield f"{optimizers}, with which the same values train differently{rest}"
         return
     options = {key: schedule.optimizer.get(key, usual) for key, usual in OPTIONS.items()}
     others = {
@@ -72,7 +73,7 @@ def _formula_remarks(optimizer: Optimizer, schedule: Schedule) -> Iterator[str]:
 
 
 def _fixed_remarks(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> Iterator[str]:
-    """Hyperparameters that were fixed in the search, and that the user's optimizer has at another default."""
+    """Remarks on hyperparameters that were fixed in the search and have another default value in the optimizer."""
     fixed = {name: value for name, value in schedule.for_optimizer().fixed.items() if name not in driven.fixed}
     parameters = inspect.signature(type(_innermost(optimizer))).parameters
     for setting in settings(optimizer.param_groups, fixed):
@@ -84,12 +85,12 @@ def _fixed_remarks(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -
         if setting.holds(default):
             yield (
                 f"{setting.name} was fixed at {value:g} in the search; {type(optimizer).__name__} keeps its default of "
-                f"{default:g}: give it to the optimizer, or attach with fixed=True"
+                f"{default:g}: set it on the optimizer, or attach with fixed=True"
             )
 
 
 def _place_faults(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> list[Fault]:
-    """All hyperparameters that have no place in the optimizer, if one of them is to be set."""
+    """Faults of all hyperparameters that have no place in the optimizer, if one of them is to be set."""
     lacking = _lacking(optimizer, schedule)
     if not any(base_of(name) in lacking for name in driven.at(0)):
         return []
@@ -98,14 +99,14 @@ def _place_faults(optimizer: Optimizer, schedule: Schedule, driven: Schedule) ->
 
 
 def _shared_tensor_faults(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> Iterator[Fault]:
-    """Tensors that two hyperparameters share although at least one of the two is to be set."""
+    """Faults of tensors that two hyperparameters share, if at least one of the two is to be set."""
     written, first_places = driven.at(0), dict[int, Setting]()
     for setting in settings(optimizer.param_groups, schedule.for_optimizer().at(0)):
         if isinstance(setting.value, Tensor):
             first = first_places.setdefault(id(setting.value), setting)
             if first.name != setting.name and (first.name in written or setting.name in written):
                 problem = f"its {setting.name} is the same tensor as {first}"
-                yield Fault(f"param_groups[{setting.group_index}]", problem, "a tensor of its own for each value")
+                yield Fault(f"param_groups[{setting.group_index}]", problem, "a separate tensor for each value")
 
 
 def _lacking(optimizer: Optimizer, schedule: Schedule) -> list[str]:
@@ -115,14 +116,14 @@ def _lacking(optimizer: Optimizer, schedule: Schedule) -> list[str]:
 
 
 def _innermost(optimizer: Any) -> Any:
-    """The optimizer that others, such as Accelerate's, wrap."""
+    """The optimizer inside all wrappers, such as Accelerate's."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     return optimizer
 
 
 def _formula(optimizer: Optimizer) -> str:
-    """The lower-case name of the optimizer's formula, such as `adamw`; for a class that is not torch's, its name."""
+    """The lower-case name of the optimizer's formula, such as `adamw`; for another library's class, the class name."""
     inner = _innermost(optimizer)
     classes = [cls for cls in type(inner).__mro__ if cls.__module__.startswith("torch.optim.") and cls is not Optimizer]
     name = _DECORATIONS.sub("", (classes[0] if classes else type(inner)).__name__.lower())
@@ -131,12 +132,12 @@ def _formula(optimizer: Optimizer) -> str:
 
 
 def _group_faults(optimizer: Optimizer, schedule: Schedule) -> list[Fault]:
-    """Groups of the optimizer that are not the schedule's, and the other way round."""
+    """Faults of groups that only the optimizer has, or only the schedule."""
     wanted = schedule.groups
     if not wanted:
         return []
     names = [group.get("name") for group in optimizer.param_groups]
-    expected = f"{', '.join(wanted)}, as by fds_dist.parameter_groups(model, schedule)"
+    expected = f"{', '.join(wanted)}, as made by fds_dist.parameter_groups(model, schedule)"
     faults = [
         Fault(
             f"param_groups[{index}]",

@@ -1,7 +1,7 @@
 """Parameter groups: which parameters share a copy of a hyperparameter. Needs no torch.
 
-A group is a name and a regular expression, searched in the parameters' qualified names; the first match wins. The copy
-of a hyperparameter in a group is called by both names: `lr.norm_and_bias` is the learning rate of `norm_and_bias`.
+A group is a name and a regular expression, which is searched in the parameters' qualified names; the first match wins.
+The copy of a hyperparameter for a group has both names: `lr.norm_and_bias` is the learning rate of `norm_and_bias`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from fds_dist.common.faults import Fault, UserError
 
 SHOWN = 5
-"""The most parameters that a message names; of further ones it gives the number."""
+"""The largest number of parameters that a message lists; it counts the others."""
 
 
 def name_in(base: str, group: str) -> str:
@@ -21,25 +21,25 @@ def name_in(base: str, group: str) -> str:
 
 
 def base_of(name: str) -> str:
-    """The hyperparameter that `name` is, or is a copy of: `lr.norm_and_bias` → `lr`."""
+    """The hyperparameter without its group: `lr.norm_and_bias` → `lr`."""
     return name.partition(".")[0]
 
 
 def group_of(name: str) -> str:
-    """The parameter group that `name` is a copy for, "" for all parameters: `lr.norm_and_bias` → `norm_and_bias`."""
+    """The parameter group of a copy, or "" for all parameters: `lr.norm_and_bias` → `norm_and_bias`."""
     return name.partition(".")[2]
 
 
 def assigned(patterns: Mapping[str, str], parameters: Collection[str], key: str = "inner.groups") -> dict[str, str]:
-    """The group of each parameter, given the groups' `patterns` in their order.
+    """Parameter name → group name, by the groups' `patterns` in their order.
 
     Args:
-        patterns: group names to regular expressions.
+        patterns: group name → regular expression.
         parameters: qualified names.
         key: the config's key of `patterns`, for messages.
 
     Raises:
-        UserError: parameters that no pattern matches, and groups without a parameter; every fault.
+        UserError: with every fault: parameters that no pattern matches, and groups without a parameter.
     """
     matches = {
         parameter: [group for group, pattern in patterns.items() if re.search(pattern, parameter)]
@@ -53,7 +53,7 @@ def assigned(patterns: Mapping[str, str], parameters: Collection[str], key: str 
         faults.append(Fault(key, problem, "a group for every parameter, such as a last one with '.*'"))
     for group in patterns.keys() - set(group_by_parameter.values()):
         if any(group in groups for groups in matches.values()):
-            problem, expected = "earlier groups have all parameters that it matches", "another order, or pattern"
+            problem, expected = "earlier groups match all of its parameters", "another order, or another pattern"
         else:
             names = ", ".join([*parameters][:SHOWN])
             problem, expected = f"{patterns[group]!r} matches no parameter", f"a pattern found in names like {names}"

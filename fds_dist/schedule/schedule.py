@@ -1,4 +1,4 @@
-"""A schedule: which value each hyperparameter has at each inner step. Needs no torch."""
+"""A schedule: the value of each hyperparameter at each inner step. Needs no torch."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ OPTIMIZER_HYPERPARAMETERS = {"sgd": ("lr", "momentum", "weight_decay"), "adam": 
 """The hyperparameters of each optimizer. Any other hyperparameter belongs to the loss."""
 
 ALMOST_ZERO = 1e-300
-"""Stands for momentum 0 in a schedule that also has other momenta. At exactly 0 `torch.optim.SGD` stores no velocity,
-and later steps would start from none or from an old one. In the search's formula the velocity is then the gradient."""
+"""Stands for momentum 0 in a schedule that also has other momenta. At exactly 0, `torch.optim.SGD` keeps no velocity,
+and later steps would start without one or from an old one. In the search, the velocity is then the gradient."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Schedule:
     fixed: dict[str, float] = field(default_factory=dict)
     """Hyperparameters that were not learned."""
     optimizer: dict[str, Any] = field(default_factory=dict)
-    """The optimizer of the search, e.g. `{"name": "sgd", "nesterov": False}`. With parameter groups also their patterns
-    under "groups" (see `fds_dist.schedule.groups`); if the search clipped each element of the gradient, also the bound
-    under "clip_gradient"."""
+    """The optimizer of the search, e.g. `{"name": "sgd", "nesterov": False}`. If the search used them, it also has the
+    patterns of parameter groups under "groups" (see `fds_dist.schedule.groups`) and the elementwise bound on the
+    gradient under "clip_gradient"."""
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -64,9 +64,9 @@ class Schedule:
 
     @property
     def loss_hyperparameters(self) -> tuple[str, ...]:
-        """The hyperparameters that belong to the loss: those that the optimizer does not have.
+        """The hyperparameters of the loss: those that the optimizer does not have.
 
-        If the schedule does not name a known optimizer: those that no known optimizer has.
+        If the schedule does not name a known optimizer, those that no known optimizer has.
         """
         of_any = tuple(name for names in OPTIMIZER_HYPERPARAMETERS.values() for name in names)
         of_optimizer = OPTIMIZER_HYPERPARAMETERS.get(str(self.optimizer.get("name")), of_any)
@@ -76,7 +76,7 @@ class Schedule:
         """All hyperparameters at `step`, the fixed ones included. Steps past the horizon keep the last bucket.
 
         Raises:
-            ValueError: a negative step.
+            ValueError: `step` is negative.
         """
         if step < 0:
             raise ValueError(f"step is {step}; steps count from 0")
@@ -107,14 +107,14 @@ class Schedule:
         return replace(self, values=values, fixed={name: self.fixed[name] for name in self.fixed if name not in others})
 
     def attach(self, optimizer: Any, horizon: int | None = None, *, fixed: bool = False) -> ScheduleDriver:
-        """A driver that sets these values on a `torch.optim` optimizer step by step: an LR scheduler.
+        """An LR scheduler that sets these values on a `torch.optim` optimizer, step by step.
 
         Args:
-            optimizer: one of `torch.optim`, or one that behaves alike. Learned values are set at once, and then at
+            optimizer: an optimizer of `torch.optim`, or a wrapper of one. Learned values are set at once, and then at
                 each `step()` of the driver.
-            horizon: optimizer steps to stretch the schedule to; None: its own number.
+            horizon: the number of optimizer steps to stretch the schedule to; None: the horizon of the search.
             fixed: also set the hyperparameters that the search held fixed. By default they stay as `optimizer` has
-                them, and a warning tells where it has only its default, which is another value.
+                them, and a warning names those that have only a default with another value.
 
         Raises:
             UserError: the optimizer does not fit the schedule; see `fds_dist.schedule.driver.ScheduleDriver`.
@@ -140,7 +140,7 @@ class Schedule:
         """The schedule that `to_json` wrote.
 
         Raises:
-            UserError: not JSON, or not a schedule; the message names `source` and the key.
+            UserError: the text is not JSON, or not a schedule; the message names `source` and the key.
         """
         try:
             content = json.loads(text)
@@ -162,7 +162,7 @@ class Schedule:
         """Reads a schedule from `path`, or from `path/schedule.json` where `path` is a run's folder.
 
         Raises:
-            UserError: no such file, or not a schedule.
+            UserError: the file is missing, or is not a schedule.
         """
         file = expand_path(path)
         file = file / "schedule.json" if file.is_dir() else file
@@ -174,11 +174,11 @@ class Schedule:
 
 
 def _content_faults(content: object, source: str) -> list[Fault]:
-    """Why `content` is not a schedule."""
+    """The reasons why `content` is not a schedule."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return [Fault(source, "is not a schedule", f'an object with "format": "{FORMAT}"')]
     if content.get("version") != VERSION:
-        problem = f"{content.get('version')!r} is not known"
+        problem = f"{content.get('version')!r} is unknown"
         return [Fault(f"{source}: version", problem, f"{VERSION}; a newer fds-dist may read it")]
     faults = []
     horizon = content.get("horizon")
@@ -187,7 +187,7 @@ def _content_faults(content: object, source: str) -> list[Fault]:
     for section, absent, valid, expected in (
         ("hyperparameters", None, _is_row, "a list of finite numbers per name"),
         ("fixed", {}, _is_number, "a finite number per name"),
-        ("optimizer", {}, lambda value: True, "what the values were learned for"),
+        ("optimizer", {}, lambda value: True, "the optimizer of the search"),
     ):
         mapping = content.get(section, absent)
         if not isinstance(mapping, dict):
@@ -210,5 +210,5 @@ def _is_row(value: object) -> bool:
 
 
 def load_schedule(path: str | Path) -> Schedule:
-    """`Schedule.load`: the learned schedule of a `schedule.json` or of a run's folder."""
+    """The learned schedule in a `schedule.json` or in a run's folder; the same as `Schedule.load`."""
     return Schedule.load(path)

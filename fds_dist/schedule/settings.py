@@ -13,17 +13,17 @@ from fds_dist.schedule.groups import base_of, group_of
 ParameterGroup = dict[str, Any]
 
 _BETAS = {"beta1": 0, "beta2": 1}
-"""Hyperparameters that share the key "betas", by their positions in it."""
+"""Hyperparameters that share the key "betas" → their positions in its value."""
 
 
 def key_of(name: str) -> str:
-    """The key that a parameter group has for the hyperparameter: `beta1` → `betas`, `lr.norm` → `lr`."""
+    """The key of the hyperparameter in a parameter group: `beta1` → `betas`, `lr.norm` → `lr`."""
     base = base_of(name)
     return "betas" if base in _BETAS else base
 
 
 def entry(name: str, value: Any) -> Any:
-    """The hyperparameter's part of `value`, which a group has under its key: one of the two betas, or all of it."""
+    """The hyperparameter's part of `value`, a group's value under its key: one of the two betas, or all of `value`."""
     position = _BETAS.get(base_of(name))
     return value if position is None else value[position]
 
@@ -32,7 +32,7 @@ class Setting(NamedTuple):
     """One hyperparameter in one parameter group of an optimizer."""
 
     group_index: int
-    """Where `group` is in `optimizer.param_groups`."""
+    """The position of `group` in `optimizer.param_groups`."""
     group: ParameterGroup
     name: str
 
@@ -45,14 +45,14 @@ class Setting(NamedTuple):
         return entry(self.name, self.group[key_of(self.name)])
 
     def holds(self, value: float) -> bool:
-        """Whether the group has this value, rounded to the tensor's dtype where it holds a tensor."""
+        """Whether the group has this value; a tensor is compared after rounding to its dtype."""
         current = self.value
         if isinstance(current, Tensor):
             return bool((current == torch.full_like(current, value)).all())
         return current == value
 
     def write(self, value: float) -> None:
-        """Sets the value. A tensor is filled in place: a compiled or captured step reads that very tensor."""
+        """Sets the value. A tensor is filled in place, because a compiled or captured step reads that same tensor."""
         current, key = self.value, key_of(self.name)
         if isinstance(current, Tensor):
             with torch.no_grad():
@@ -66,7 +66,7 @@ class Setting(NamedTuple):
 
 
 def settings(groups: Iterable[ParameterGroup], names: Iterable[str]) -> Iterator[Setting]:
-    """Every place that the hyperparameters `names` have in `groups`; `lr.norm` has one in the group named "norm"."""
+    """Every place of the hyperparameters `names` in `groups`; `lr.norm` has one in the group named "norm"."""
     names = tuple(names)
     for index, group in enumerate(groups):
         for name in names:
@@ -75,6 +75,6 @@ def settings(groups: Iterable[ParameterGroup], names: Iterable[str]) -> Iterator
 
 
 def write_all(groups: Iterable[ParameterGroup], values: Mapping[str, float]) -> None:
-    """Sets each of `values` wherever it has a place in `groups`."""
+    """Sets each of `values` in all of its places in `groups`."""
     for setting in settings(groups, values):
         setting.write(values[setting.name])

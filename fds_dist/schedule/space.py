@@ -20,7 +20,7 @@ from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
 
 LARGEST_LOGARITHM = 700.0
-"""The bound of a coordinate: exp of slightly more overflows, and exp of slightly less than its negative is 0."""
+"""The bound of a coordinate: exp of a slightly larger one overflows, and exp of one slightly below −700 is 0."""
 
 
 @dataclass(frozen=True)
@@ -36,29 +36,29 @@ class Hyperparameter:
 
     @property
     def base(self) -> str:
-        """What kind of hyperparameter it is: the name without the parameter group."""
+        """The name without the parameter group."""
         return base_of(self.name)
 
     def clamp(self, value: float) -> float:
-        """`value`, or the bound that it exceeds."""
+        """`value`, or the bound that it would exceed."""
         low, high = self.bounds
         return min(max(value, low), high)
 
     def to_scale(self, value: float) -> float:
-        """The coordinate that the outer optimizer moves: x, log(x), or log(1 − x) for those in [0, 1)."""
+        """The coordinate that the outer optimizer moves: x, log(x), or log(1 − x) for hyperparameters in [0, 1)."""
         if self.scale == "linear":
             return value
         return math.log1p(-value) if self.base in UNIT_INTERVAL else math.log(value)
 
     def from_scale(self, coordinate: float) -> float:
-        """The inverse of `to_scale`; on the log scale always a number of which `to_scale` has a finite result."""
+        """The inverse of `to_scale`. On the log scale, `to_scale` of the result is always finite."""
         if self.scale == "linear":
             return coordinate
         coordinate = max(-LARGEST_LOGARITHM, min(coordinate, LARGEST_LOGARITHM))
         return min(-math.expm1(coordinate), BELOW_ONE) if self.base in UNIT_INTERVAL else math.exp(coordinate)
 
     def scale_slope(self, value: float) -> float:
-        """d value / d coordinate, which turns a derivative by the value into one by the coordinate."""
+        """d value / d coordinate: the factor from a derivative by the value to one by the coordinate."""
         if self.scale == "linear":
             return 1.0
         return value - 1.0 if self.base in UNIT_INTERVAL else value
@@ -66,7 +66,7 @@ class Hyperparameter:
 
 @dataclass(frozen=True)
 class HyperparameterSpace:
-    """All hyperparameters of a run: the learned ones, which make up λ, and the fixed ones."""
+    """All hyperparameters of a run: the learned ones, which form λ, and the fixed ones."""
 
     learned: tuple[Hyperparameter, ...]
     fixed: dict[str, float] = field(default_factory=dict)
@@ -83,17 +83,17 @@ class HyperparameterSpace:
 
     @property
     def bucket_counts(self) -> dict[str, int]:
-        """Learned names to their numbers of buckets."""
+        """Learned name → number of buckets."""
         return {hyperparameter.name: hyperparameter.buckets for hyperparameter in self.learned}
 
     @cached_property
     def elements(self) -> tuple[tuple[Hyperparameter, int], ...]:
-        """For each of the K elements of λ its hyperparameter and its bucket."""
+        """The hyperparameter and the bucket of each of the K elements of λ."""
         return tuple((owner, bucket) for owner in self.learned for bucket in range(owner.buckets))
 
     @cached_property
     def offsets(self) -> dict[str, int]:
-        """Learned names to the position of their first bucket in λ."""
+        """Learned name → position of its first bucket in λ."""
         ends = accumulate((owner.buckets for owner in self.learned), initial=0)
         return {owner.name: first for owner, first in zip(self.learned, ends, strict=False)}
 
@@ -102,14 +102,14 @@ class HyperparameterSpace:
         return [owner.init for owner, _ in self.elements]
 
     def starts(self, horizon: int) -> list[int]:
-        """For each element of λ the first step that reads it: before that step its tangent is exactly zero."""
+        """The first step that reads each element of λ; before that step its tangent is exactly zero."""
         return [bucket_start(bucket, owner.buckets, horizon) for owner, bucket in self.elements]
 
     def pack(self, named: Mapping[str, Sequence[float]]) -> list[float]:
-        """Named buckets to λ.
+        """λ from named buckets.
 
         Raises:
-            ValueError: the names or the numbers of buckets are not this space's.
+            ValueError: the names or the numbers of buckets differ from this space's.
         """
         counts = {name: len(values) for name, values in named.items()}
         if counts != self.bucket_counts:
@@ -117,7 +117,7 @@ class HyperparameterSpace:
         return [named[owner.name][bucket] for owner, bucket in self.elements]
 
     def unpack(self, flat: Iterable[float]) -> dict[str, list[float]]:
-        """λ, or other K numbers in the order of λ, to named buckets."""
+        """Named buckets from λ, or from other K numbers in the order of λ."""
         named: dict[str, list[float]] = {owner.name: [] for owner in self.learned}
         for (owner, _), value in zip(self.elements, flat, strict=True):
             named[owner.name].append(value)

@@ -1,3 +1,3 @@
-"""A run on disk: its folder, what is written down about the machine, and its checkpoints."""
+"""A run on disk: its folder, its checkpoints, and the record of its machine."""
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Checkpoints: small JSON files of the outer loop, and folders of large files.
 
-A small file carries its checksum. It is written under another name and renamed into place, so it is whole or absent.
-A large checkpoint has its own folder, `KIND-N`, which is never written twice: a folder that is overwritten and left
-half-way would be a mixture. The folder counts once a small file names it, with the checksums of its files.
+A small file carries its checksum. It is written under a temporary name and then renamed, so it is whole or absent.
+A large checkpoint has its own folder, `KIND-N`, which is never written twice: an interrupted second write would
+leave a mixture. The folder counts as soon as a small file names it, with the checksums of its files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NAME = re.compile(r"outer_(\d+)\.json")
 
 
 def save_checkpoint(folder: Path, outer_steps_done: int, state: dict[str, Any], keep: int) -> Path:
-    """Writes `state` (JSON values; floats are exact) and deletes all but the newest `keep` checkpoints."""
+    """Writes `state` (JSON values; floats stay exact) and deletes all but the newest `keep` checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"outer_{outer_steps_done:04d}.json"
     text = json.dumps(state, sort_keys=True)
@@ -34,7 +34,7 @@ def save_checkpoint(folder: Path, outer_steps_done: int, state: dict[str, Any], 
 
 
 def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """The state of the newest whole checkpoint in `folder`; None if there is none. `warn` is told of damaged ones."""
+    """The state of the newest whole checkpoint in `folder`; None without one. `warn` gets a line per damaged one."""
     for path in _newest_first(folder):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -42,7 +42,7 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any]
                 return json.loads(content["state"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
-        warn(f"{path} is damaged; going back to the checkpoint before it")
+        warn(f"{path} is damaged; using the checkpoint before it")
     return None
 
 
@@ -56,20 +56,20 @@ def _digest(text: str) -> str:
 
 
 def newest_first(parent: Path, kind: str) -> list[Path]:
-    """The folders of this kind in `parent`, the one with the highest number first."""
+    """The folders of this kind in `parent`, the highest number first."""
     named = {path: re.fullmatch(rf"{kind}-(\d+)", path.name) for path in parent.glob(f"{kind}-*") if path.is_dir()}
     numbers = {path: int(match[1]) for path, match in named.items() if match}
     return sorted(numbers, key=numbers.__getitem__, reverse=True)
 
 
 def fresh_folder(parent: Path, kind: str) -> Path:
-    """The path of a new folder in `parent`: no checkpoint has used its number. Called on the first rank."""
+    """The path of a new folder in `parent`, with the next free number. Called on rank 0."""
     newest = next((int(path.name.rpartition("-")[2]) for path in newest_first(parent, kind)), 0)
     return parent / f"{kind}-{newest + 1}"
 
 
 def remove_folders(parent: Path, kind: str, spared: Collection[Path] = ()) -> None:
-    """Removes the checkpoints of this kind in `parent`, except those in `spared`. Called on the first rank."""
+    """Removes the checkpoints of this kind in `parent`, except those in `spared`. Called on rank 0."""
     for folder in newest_first(parent, kind):
         if folder not in spared:
             shutil.rmtree(folder, ignore_errors=True)
@@ -79,7 +79,7 @@ def digests(folder: Path, ranks: Ranks) -> dict[str, str]:
     """The SHA-256 of each file in `folder` by its path there, on every rank. Each rank computes a part of them.
 
     Raises:
-        UserError: a rank does not see the files that the first one sees.
+        UserError: a rank does not see the files that rank 0 sees.
     """
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     names = ranks.broadcast_object(names)
@@ -91,12 +91,12 @@ def digests(folder: Path, ranks: Ranks) -> dict[str, str]:
 
 
 def changed_files(folder: Path, expected: Mapping[str, str], ranks: Ranks) -> list[str]:
-    """The files that are missing, or not as `digests` saw them; the same on every rank."""
+    """The files that are missing or whose checksum is not the `expected` one; the same on every rank."""
     checksums = _digests(folder, sorted(expected), ranks)
     return [name for name, checksum in expected.items() if checksums.get(name) != checksum]
 
 
 def _digests(folder: Path, names: Iterable[str], ranks: Ranks) -> dict[str, str]:
-    names_here = list(names)[ranks.rank :: ranks.world_size]
-    checksums = {name: digest(folder / name) for name in names_here if (folder / name).is_file()}
+    share = list(names)[ranks.rank :: ranks.world_size]
+    checksums = {name: digest(folder / name) for name in share if (folder / name).is_file()}
     return {name: checksum for part in ranks.gather_objects(checksums) for name, checksum in part.items()}

@@ -1,4 +1,4 @@
-"""What is written down about a run's machine, versions and command line."""
+"""The record of a run's machine, versions and command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PACKAGES = ("torch", "torchvision", "numpy", "wandb")
 
 
 def environment_info(world_size: int, device: str) -> dict[str, Any]:
-    """What it takes to understand a run's numbers later, ready for JSON. None stands for what is not there."""
+    """The facts that explain a run's numbers later, as JSON values. None stands for a fact that is not available."""
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": hide_secret_arguments(sys.argv),
@@ -38,7 +38,7 @@ def environment_info(world_size: int, device: str) -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    """The version that an imported package states, which names its build ("2.13.0+cpu"); else that of its metadata."""
+    """The version that an imported package states, with its build ("2.13.0+cpu"); otherwise the one in its metadata."""
     version = getattr(sys.modules.get(package), "__version__", None)
     if version is not None:
         return str(version)
@@ -57,7 +57,7 @@ def _processor() -> str | None:
 
 
 def _git_commit() -> str | None:
-    """The commit checked out in the current folder, with '-dirty' where tracked files have changed since."""
+    """The commit checked out in the current folder, with '-dirty' if tracked files have changed since."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
     try:

@@ -21,12 +21,12 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The resolved config: running it again gives the same run."""
+        """The resolved config, which gives the same run again."""
         return self.path / "config.yaml"
 
     @property
     def environment(self) -> Path:
-        """`environment_info` of the start."""
+        """The `environment_info` of the last start."""
         return self.path / "environment.json"
 
     @property
@@ -56,20 +56,20 @@ class RunFolder:
         """One fault if `file` is not in the folder, with the nearest folder beside it that has the file.
 
         Args:
-            key: how the user names the folder.
-            file: its name, which every run's folder has, or only those that got far enough for a command.
-            expected: what the folder should be.
+            key: the argument or key by which the user names the folder.
+            file: the name of the file that the folder must hold.
+            expected: the kind of folder that would be right.
         """
         if (self.path / file).is_file():
             return []
         name = nearest(self.path.name, (other.parent.name for other in self.path.parent.glob(f"*/{file}")))
-        problem = f"{self.path} is not the folder of a run: there is no {file} in it"
+        problem = f"{self.path} is not the folder of a run: it holds no {file}"
         if self.config.is_file():
             problem = f"{self.path} holds no {file}"
         return [Fault(key, problem, expected, str(self.path.with_name(name)) if name else "")]
 
     def checked(self, key: str = "RUN_DIR", expected: str = "OUTPUT_DIR/NAME") -> RunFolder:
-        """This folder.
+        """The folder itself, after a check.
 
         Raises:
             UserError: it is not the folder of a run; see `faults`.
@@ -80,13 +80,13 @@ class RunFolder:
 
 
 def create_run_folder(output_dir: Path | str, name: str | None, task: str, model: str | None, now: datetime) -> Path:
-    """Creates OUTPUT_DIR/NAME and returns it; NAME is '<task>-<model>-<YYYYmmdd-HHMMSS>' where none is given.
+    """Creates OUTPUT_DIR/NAME and returns it; by default NAME is '<task>-<model>-<YYYYmmdd-HHMMSS>'.
 
-    An existing folder is never used again: if there is one, the name gets '-2', '-3', ... Two processes that ask for
-    the same name at the same time get two folders.
+    An existing folder is never used again: the new name gets '-2', '-3', ... Two processes that ask for the same
+    name at the same time get two folders.
 
     Raises:
-        UserError: the name is no plain folder name, or the folder cannot be created.
+        UserError: the name is not the name of a folder, or the folder cannot be created.
     """
     if name is None:
         parts = (_plain(task), _plain(model or ""), now.strftime("%Y%m%d-%H%M%S"))
@@ -112,17 +112,17 @@ def create_run_folder(output_dir: Path | str, name: str | None, task: str, model
 
 
 def folder_of_launch(output_dir: Path | str, search: int, launchers: Collection[str]) -> Path | None:
-    """The folder whose environment.json names this search of one of these launchers; None if there is none."""
+    """The folder whose environment.json names this search by one of these launchers; None if there is none."""
     for path in Path(output_dir).glob("*/environment.json"):
         try:
             launch = json.loads(path.read_text(encoding="utf-8"))["launch"]
             if launch["search"] == search and not set(launchers).isdisjoint(launch["launchers"]):
                 return path.parent
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # not of a search, or damaged
+            continue  # not the file of a search, or damaged
     return None
 
 
 def _plain(name: str) -> str:
-    """A task's or model's name, perhaps 'package.module:function', as part of a folder's name."""
+    """The name of a task or model, perhaps 'package.module:function', as part of a folder's name."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")

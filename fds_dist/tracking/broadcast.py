@@ -1,4 +1,4 @@
-"""One event, told to many listeners: a listener that fails is dropped and does not stop the work."""
+"""Sends events to many listeners. A listener that fails is dropped and does not stop the work."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any, Generic, TypeVar
 
 
 class Listener:
-    """Something that is told how work goes, such as a console or a tracking service.
+    """Receives the events of some work, such as a console or a tracking service.
 
-    A subclass overrides what it listens to; everything else does nothing.
+    A subclass overrides the methods of the events that it needs; the others do nothing.
     """
 
     required: bool = False
-    """Whether the work must stop when this listener fails. False for all but the record itself."""
+    """Whether the work must stop when this listener fails: only true for the file that is the record."""
 
     broadcast: Broadcast[Any] | None = None
-    """What this listener is a part of."""
+    """The broadcast that this listener belongs to."""
 
     def note(self, message: str) -> None:
-        """Hears of an event that a person should see now."""
+        """Receives a message that the user should see now."""
 
     def tell(self, message: str) -> None:
-        """Tells a person something, through all listeners of the same broadcast."""
+        """Sends a message to the user through all listeners of the same broadcast."""
         if self.broadcast is not None:
             self.broadcast.note(message)
 
@@ -31,10 +31,10 @@ Kind = TypeVar("Kind", bound=Listener)
 
 
 class Broadcast(Generic[Kind]):
-    """Tells every listener, in order.
+    """Calls every listener, in order.
 
-    A listener that raises is dropped, and a note tells the others why. If the listener is `required`, its exception
-    propagates instead.
+    A listener that raises is dropped, and the others receive a note with the reason. If the listener is `required`, its
+    exception propagates instead.
     """
 
     def __init__(self, listeners: Iterable[Kind]) -> None:
@@ -43,18 +43,18 @@ class Broadcast(Generic[Kind]):
             listener.broadcast = self
 
     def note(self, message: str) -> None:
-        """Tells of an event that a person should see now."""
+        """Sends a message that the user should see now."""
         self._each(lambda listener: listener.note(message))
 
-    def _each(self, tell: Callable[[Kind], None]) -> None:
+    def _each(self, call: Callable[[Kind], None]) -> None:
         for listener in list(self._listeners):
-            if listener not in self._listeners:  # dropped meanwhile, by the note on the failure of another one
+            if listener not in self._listeners:  # dropped meanwhile: it failed on the note about another one's failure
                 continue
             try:
-                tell(listener)
+                call(listener)
             except Exception as error:
                 if listener.required:
                     raise
                 self._listeners.remove(listener)
                 reason = " ".join(str(error).split()) or type(error).__name__
-                self.note(f"{type(listener).__name__} failed and is off for the rest of the run: {reason}")
+                self.note(f"{type(listener).__name__} failed and stays off for the rest of the run: {reason}")

@@ -22,7 +22,7 @@ from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
 from fds_dist.tracking.trackers import Tracker
 
 PLAIN_WIDTH = 60
-"""Characters for the buckets of one hyperparameter where there is no terminal."""
+"""Characters for the buckets of one hyperparameter in output that is not a terminal."""
 
 _COLUMNS = (("step", 4), ("horizon", 7), ("val loss", 9), ("acc", 6), ("time", 6))
 _COLORS = {"finished": "green", "failed": "red", "interrupted": "yellow"}
@@ -31,8 +31,8 @@ _COLORS = {"finished": "green", "failed": "red", "interrupted": "yellow"}
 class ConsoleTracker(Tracker):
     """In a terminal: a header, a live line, a row per outer step and a closing panel. Elsewhere: plain ASCII lines.
 
-    Outer steps carry the numbers of ``history.jsonl``, from 0. Texts are printed as they are: brackets in a path
-    or a message are not taken for markup.
+    Outer steps are numbered as in ``history.jsonl``, from 0. Texts are printed literally: brackets in a path or a
+    message are not markup.
 
     Args:
         console: where to print; standard output by default.
@@ -115,7 +115,7 @@ class ConsoleTracker(Tracker):
         if end.schedule:
             facts["learned"] = "\n".join(_pack(end.schedule, max(20, self._console.width - 18)))
             lines = ["schedule.json       the learned values"]
-            lines += ["schedule_best.json  those of the lowest validation loss"] if best else []
+            lines += ["schedule_best.json  the values with the lowest validation loss"] if best else []
             lines += ["history.jsonl       every outer step"]
             lines += [f"{page:<20}figures" for page in _report(end)]
             facts["results"] = "\n".join([str(end.run_dir), *lines])
@@ -123,7 +123,7 @@ class ConsoleTracker(Tracker):
         title = Text(end.status, f"bold {color}")
         self._console.print("", Panel(_facts(facts), title=title, title_align="left", border_style=color))
         width = max(map(len, end.next_steps), default=0)
-        for name, line in end.next_steps.items():  # below the panel and never broken, so that they can be copied
+        for name, line in end.next_steps.items():  # below the panel and unbroken, so that they can be copied
             self._console.print(Text.assemble((f"   {name:<{width}}  ", "dim"), line), soft_wrap=True)
 
     def _line(self, text: str) -> None:
@@ -131,11 +131,11 @@ class ConsoleTracker(Tracker):
 
     def _above_live(self, renderable: RenderableType) -> None:
         if self._live is not None:
-            self._live.refresh()  # otherwise the print would repeat the live line of the last refresh
+            self._live.refresh()  # otherwise printing would repeat the live line of the last refresh
         self._console.print(renderable)
 
     def _progress(self) -> RenderableType:
-        """The live lines. rich's refresh thread calls this too, hence the state is read once."""
+        """The live lines. rich's refresh thread also calls this, so the state is read only once."""
         block, outer_step = self._block, self._outer_step
         if outer_step >= self._run.outer_steps:
             return Text()
@@ -166,7 +166,7 @@ class ConsoleTracker(Tracker):
 
 
 class _Pace:
-    """Inner steps per second over the last blocks of one horizon; later steps are slower, with more live tangents."""
+    """Inner steps per second over the last blocks of one horizon. Later steps are slower, with more live tangents."""
 
     def __init__(self, now: float) -> None:
         self._marks: deque[tuple[float, int]] = deque(maxlen=10)
@@ -180,7 +180,7 @@ class _Pace:
 
     @property
     def rate(self) -> float | None:
-        """None before the first measurement."""
+        """The steps per second; None before the first measurement."""
         if not self._marks:
             return None
         (start, first), (end, last) = self._marks[0], self._marks[-1]
@@ -188,7 +188,7 @@ class _Pace:
 
 
 def _pack(values: Mapping[str, Sequence[float]], width: int) -> list[str]:
-    """The buckets of all hyperparameters in lines of at most `width` characters, several to a line where they fit."""
+    """The buckets of all hyperparameters in lines of at most `width` characters, several per line if they fit."""
     lines: list[str] = []
     for name, buckets in values.items():
         text = _named(name, buckets, width)
@@ -200,7 +200,7 @@ def _pack(values: Mapping[str, Sequence[float]], width: int) -> list[str]:
 
 
 def _named(name: str, buckets: Sequence[float], width: int, times: str = "×", gap: str = "…") -> str:
-    """'lr 0.1 0.05 … 0.001': three significant digits, the middle left out where `width` is too small."""
+    """'lr 0.1 0.05 … 0.001': three significant digits, without the middle if `width` is too small."""
     if len(buckets) > 1 and len(set(buckets)) == 1:
         return f"{name} {buckets[0]:.3g} {times}{len(buckets)}"
     numbers = [f"{value:.3g}" for value in buckets]
@@ -229,7 +229,7 @@ def _metrics(record: OuterRecord) -> list[str]:
 
 
 def _row(*cells: str, style: str = "none") -> Table:
-    """A row of the table. Fixed widths align rows that are printed one by one."""
+    """A row of the table. Rows are printed one by one, so the widths are fixed."""
     row = Table.grid(padding=(0, 2, 0, 0))
     for _, width in _COLUMNS:
         row.add_column(width=width, justify="right", no_wrap=True)
@@ -259,7 +259,7 @@ def _best(end: RunEnd) -> str:
 
 
 def _epochs(config: Mapping[str, Any], outer_step: int) -> float:
-    """The epochs that the config gives to an outer step: a weight for comparing horizons."""
+    """The epochs of an outer step in the config, as a weight for comparing horizons."""
     epochs = config.get("inner", {}).get("epochs", 1)
     return epochs[min(outer_step, len(epochs) - 1)] if isinstance(epochs, list) else epochs
 

@@ -14,16 +14,16 @@ EXPECTED = "a run's history.jsonl"
 
 
 def read_history(path: Path | str) -> list[OuterRecord]:
-    """The records of a history file, in its order. A torn last line (one without its newline) is left out.
+    """The records of a history file, in its order. An incomplete last line (without a newline) is left out.
 
     Raises:
-        UserError: the file cannot be read, or a line is not a record; the line's number is named.
+        UserError: the file cannot be read, or a line is not a record (the message has the line's number).
     """
     return [record for record, _ in read_records(Path(path), OuterRecord, EXPECTED)]
 
 
 def steps_before(run_dir: Path, outer_step: int) -> int:
-    """Inner steps that the run in this folder took before this outer step: the sum of the earlier horizons."""
+    """The inner steps of the run in this folder before this outer step: the sum of the earlier horizons."""
     path = run_dir / "history.jsonl"
     if outer_step == 0 or not path.exists():
         return 0
@@ -31,10 +31,10 @@ def steps_before(run_dir: Path, outer_step: int) -> int:
 
 
 class HistoryFile(Tracker):
-    """Appends one line per outer step; the line is on disk before the run continues.
+    """Appends one line per outer step. The line is on disk before the run continues.
 
-    A resumed run continues the file: a torn last line is removed, and so are the outer steps that are about to be
-    repeated. Starting a new run on an existing file raises FileExistsError.
+    A resumed run continues the file, after removing an incomplete last line and the outer steps that will be repeated.
+    Starting a new run on an existing file raises FileExistsError.
     """
 
     required = True
@@ -61,7 +61,7 @@ class HistoryFile(Tracker):
 
 
 def _bytes_before(path: Path, outer_step: int) -> int:
-    """How many bytes hold the records before this outer step."""
+    """The number of bytes of the records before this outer step."""
     size = 0
     for record, end in read_records(path, OuterRecord, EXPECTED):
         if record.outer_step >= outer_step:

@@ -1,4 +1,4 @@
-"""What a run tells its trackers: four plain records, one of which is a line of ``history.jsonl``."""
+"""The records that a run sends to its trackers. One of them is a line of ``history.jsonl``."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class InnerBlock:
     """The inner steps covered, numbered from 0 at the start of the horizon."""
     horizon: int
     live_tangents: int
-    """How many tangents are no longer zero at the last of the steps, over all ranks."""
+    """The number of tangents, over all ranks, that are no longer zero at the last of the steps."""
     train_loss: float
     """Mean over the steps."""
     hyperparameters: dict[str, float]
-    """Values at the last of the steps."""
+    """The values at the last of the steps."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class OuterRecord:
     outer_step: int
     horizon: int
     hyperparameters: dict[str, list[FloatOrNan]]
-    """The values this step trained with."""
+    """The values of this step's inner run."""
     hypergradients: dict[str, list[FloatOrNan]]
     """d val_loss / d value, a sum over the bucket's window."""
     val_loss: FloatOrNan
@@ -62,25 +62,25 @@ class OuterRecord:
     step_sizes: dict[str, list[FloatOrNan]] = field(default_factory=dict)
     """The outer optimizer's step sizes after its update."""
     events: list[str] = field(default_factory=list)
-    """What a person should know about this step, e.g. a non-finite hypergradient."""
+    """Messages for the user about this step, e.g. on a non-finite hypergradient."""
     hypergradient_spread: dict[str, list[FloatOrNan]] | None = None
-    """Standard deviation of one replica's hypergradients; None where there is one replica."""
+    """Standard deviation of one replica's hypergradients; None with a single replica."""
     rank_seconds: list[FloatOrNan] | None = None
-    """By rank, the part of `seconds` in which the rank did not wait for the others."""
+    """By rank, the part of `seconds` in which the rank did not wait for other ranks."""
     rank_peak_bytes: list[int] | None = None
-    """By rank, the most memory so far: see `fds_dist.common.memory.own_peak_bytes`."""
+    """By rank, the peak memory so far: see `fds_dist.common.memory.own_peak_bytes`."""
     metrics: dict[str, FloatOrNan] | None = None
     """The task's own metrics of the validation data, but for the accuracy; None where it has none."""
 
     def to_json(self) -> str:
-        """One line of strict JSON; NaN and infinities become null. A field that may be left out is not written where it
-        is None."""
+        """One line of strict JSON; NaN and infinities become null. An optional field
+        that is None is left out."""
         optional = [each.name for each in fields(self) if each.default is None and getattr(self, each.name) is None]
         return json.dumps({name: value for name, value in to_values(self).items() if name not in optional})
 
     @classmethod
     def from_json(cls, line: str | bytes) -> OuterRecord:
-        """Reads `to_json`'s line: null becomes NaN where a float belongs; unknown keys are ignored.
+        """Reads a line of `to_json`: null becomes NaN in a field of floats; unknown keys are ignored.
 
         Raises:
             ValueError: the line is not JSON, or a key is missing or has a value of the wrong type.
@@ -90,13 +90,13 @@ class OuterRecord:
 
 @dataclass(frozen=True)
 class RunEnd:
-    """A run ends, well or not."""
+    """A run has ended, successfully or not."""
 
     status: str
     """'finished', 'failed' or 'interrupted'."""
     message: str
     schedule: dict[str, list[float]] | None
-    """The learned values after the last update; None where there are none yet."""
+    """The learned values after the last update; None before the first update."""
     best_outer_step: int | None
     best_val_loss: float | None
     best_val_accuracy: float | None
@@ -106,11 +106,11 @@ class RunEnd:
     report: Path | None = None
     """The page that shows the run."""
     next_steps: dict[str, str] = field(default_factory=dict)
-    """What a person may want to do next, with the command line that does it."""
+    """What the user may want to do next → the command line for it."""
 
 
 def inner_metrics(block: InnerBlock) -> dict[str, float]:
-    """The finite numbers of a block under flat names, as dashboards want them."""
+    """The finite numbers of a block under flat names, for dashboards."""
     metrics = {"inner/train_loss": block.train_loss, "inner/live_tangents": float(block.live_tangents)}
     return finite(metrics | {f"inner/{name}": value for name, value in block.hyperparameters.items()})
 
@@ -136,5 +136,5 @@ def outer_metrics(record: OuterRecord) -> dict[str, float]:
 
 
 def finite(metrics: Mapping[str, float | None]) -> dict[str, float]:
-    """The metrics that are there and finite: dashboards take no others."""
+    """The metrics that are not None and finite: dashboards accept no others."""
     return {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}

@@ -23,7 +23,7 @@ class TensorBoardTracker(Tracker):
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
         except ImportError:
             raise RuntimeError(
-                "the tensorboard package is missing; get it by: pip install 'fds-dist[tensorboard]'"
+                "the tensorboard package is missing; install it by: pip install 'fds-dist[tensorboard]'"
             ) from None
         self._steps_before = steps_before(run.run_dir, run.first_outer_step)
         self._writer = EventFileWriter(str(run.run_dir / "tensorboard"))

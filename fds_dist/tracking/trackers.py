@@ -1,4 +1,4 @@
-"""Who is told how a search goes: the base class of a tracker, and all trackers together."""
+"""The base class of trackers, which follow a search, and the broadcast to all of them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
 
 
 class Tracker(Listener):
-    """Something that is told how a search goes. A subclass overrides what it listens to."""
+    """Receives the events of a search. A subclass overrides the methods of the events that it needs."""
 
     def start(self, run: RunStart) -> None:
-        """A search begins, or goes on after an interruption."""
+        """A search begins, or continues after an interruption."""
 
     def inner(self, block: InnerBlock) -> None:
         """Some inner steps are done."""
@@ -19,12 +19,12 @@ class Tracker(Listener):
         """An outer step is done."""
 
     def finish(self, end: RunEnd) -> None:
-        """The search has ended, well or not."""
+        """The search has ended, successfully or not."""
 
 
 class Trackers(Broadcast[Tracker]):
-    """All trackers of a search; ranks other than 0 use ``Trackers([])``. Tracking does not stop a search: see
-    `Broadcast`."""
+    """All trackers of a search; ranks other than 0 use ``Trackers([])``. A failing tracker does not stop the search:
+    see `Broadcast`."""
 
     def start(self, run: RunStart) -> None:
         """See `Tracker`, as for all of these."""

@@ -1,4 +1,4 @@
-"""A search in Weights & Biases: a mirror of what ``history.jsonl`` records."""
+"""A search in Weights & Biases: the same figures as in ``history.jsonl``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ SCHEDULE_FILES = ("schedule.json", "schedule_best.json")
 
 class WandbTracker(Tracker):
     """Logs a search to wandb. ``outer/*``, ``hyperparameter/*`` and ``hypergradient/*`` are plotted against
-    ``outer_step``, ``inner/*`` against ``inner_step``, which counts the inner steps of all outer steps. The step that
-    wandb counts by itself is not used."""
+    ``outer_step``, ``inner/*`` against ``inner_step``, which counts the inner steps of all outer steps. wandb's
+    own step count is not used."""
 
     def __init__(self, session: WandbSession) -> None:
         self._session = session

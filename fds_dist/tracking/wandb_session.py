@@ -1,4 +1,4 @@
-"""One Weights & Biases run. Work continues where wandb is missing, offline or unreachable."""
+"""One Weights & Biases run. Work continues if wandb is missing, offline or unreachable."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "
 class WandbSession:
     """A run of wandb, with its files under FOLDER/wandb.
 
-    Where an argument is left at its default, the environment variable that wandb itself reads decides:
+    An argument that is left at its default is read from the environment variable that wandb itself uses:
     WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME, WANDB_RUN_GROUP, WANDB_JOB_TYPE, WANDB_TAGS, WANDB_RUN_ID.
     Under a sweep's agent, which sets WANDB_SWEEP_ID, it is the run that the agent waits for, and online by default.
-    The run's id is stored in FOLDER/wandb_run_id.txt, and a resumed run continues under that id. Before `start`, and
-    where the mode is 'disabled' (wandb is not even imported then), every other method does nothing.
+    The run's id is stored in FOLDER/wandb_run_id.txt, and a resumed run continues under that id. Before `start`, and in
+    the mode 'disabled' (which does not even import wandb), every other method does nothing.
 
     Args:
         mode: 'online', 'offline' or 'disabled'. An online run that cannot start within INIT_SECONDS becomes an
             offline one, with a note that says how to send it later.
-        job_type: the kind of run; WANDB_JOB_TYPE or `usual_job_type` where it is None.
+        job_type: the kind of run; None: WANDB_JOB_TYPE or `usual_job_type`.
 
     Raises:
-        UserError: the mode, or WANDB_MODE, is none of these.
+        UserError: the mode, or WANDB_MODE, is unknown.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class WandbSession:
         self._name = name or os.environ.get("WANDB_NAME")
         self._run_id = run_id or os.environ.get("WANDB_RUN_ID")
         job_type = job_type or os.environ.get("WANDB_JOB_TYPE") or usual_job_type
-        # None lets wandb look at its environment variables and settings files.
+        # With None, wandb reads its environment variables and settings files.
         self._options = {"entity": entity, "group": group, "job_type": job_type, "tags": list(tags) or None}
         self._run: Any = None
         self.tell: Callable[[str], None] = lambda message: None
@@ -70,8 +70,8 @@ class WandbSession:
         """Begins the run of `folder`, or continues it.
 
         Args:
-            name: the run's name where neither the config nor the environment names it.
-            step_metrics: patterns of metrics to the metric that they are plotted against.
+            name: the run's name if neither the config nor the environment sets one.
+            step_metrics: pattern of metrics → the metric against which they are plotted.
 
         Raises:
             RuntimeError: wandb is not installed.
@@ -81,7 +81,7 @@ class WandbSession:
         try:
             import wandb
         except ImportError:
-            raise RuntimeError("the wandb package is missing; get it by: pip install wandb") from None
+            raise RuntimeError("the wandb package is missing; install it by: pip install wandb") from None
         settings = wandb.Settings(
             init_timeout=INIT_SECONDS,
             finish_timeout=FINISH_SECONDS,
@@ -89,18 +89,18 @@ class WandbSession:
             silent=True,
             console="off",  # the terminal is the console tracker's
             save_code=False,
-            x_disable_meta=any(map(is_secret, sys.argv)),  # it would hold the command line
+            x_disable_meta=any(map(is_secret, sys.argv)),  # the metadata hold the command line
         )
-        wandb.setup(settings)  # silent from the start: a process without an API key must fail, not ask for one
+        wandb.setup(settings)  # silent from the start: without an API key wandb must fail, not ask for one
         folder.mkdir(parents=True, exist_ok=True)
         options = self._options | {
             "project": self._project,
             "name": self._name or name,
             "id": self._id(folder, resumed),
-            "dir": str(folder.resolve()),  # wandb's own process may be in another folder
+            "dir": str(folder.resolve()),  # wandb's service process may be in another folder
             "config": hide_secrets(config),
             "resume": "allow" if resumed else None,
-            "reinit": "create_new",  # leaves a run of the calling program alone
+            "reinit": "create_new",  # does not touch a run of the calling program
             "settings": settings,
         }
         self._run = self._init(wandb, options)
@@ -114,7 +114,7 @@ class WandbSession:
             self._run.log(dict(metrics))
 
     def summarize(self, figures: Mapping[str, float | None]) -> None:
-        """Sets figures by which runs can be sorted; None is left out."""
+        """Sets the run's summary figures, by which runs can be sorted. None is left out."""
         if self._run is not None:
             self._run.summary.update({name: value for name, value in figures.items() if value is not None})
 
@@ -125,15 +125,15 @@ class WandbSession:
         import wandb
 
         table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-        # A bound table is a plain file of the run. Unbound, `log` would make an artifact of it, for which wandb
+        # A bound table is a plain file of the run. `log` would turn an unbound one into an artifact, for which wandb
         # asks the server (up to 20 s without an answer) and writes to the home directory.
         table.bind_to_run(self._run, name, "final")
         self._run.log({name: table})
 
     def log_files(self, name: str, kind: str, files: Sequence[Path]) -> None:
-        """Logs an artifact of `kind` with those of these files that exist.
+        """Logs an artifact of `kind` with those of `files` that exist.
 
-        Only online: offline, wandb would copy them to the home directory. They are in the run's folder anyway.
+        It does so only online: offline, wandb would copy the files to the home directory.
         """
         files = [file for file in files if file.is_file()]
         if self._run is None or self._run.settings.mode != "online" or not files:
@@ -154,7 +154,7 @@ class WandbSession:
             self._run.finish(exit_code=exit_code)
         except TimeoutError:
             self.tell(
-                f"wandb did not take everything in {FINISH_SECONDS:g} s; "
+                f"wandb did not receive everything within {FINISH_SECONDS:g} s; "
                 f"send the rest by: wandb sync {self._run.settings.sync_dir}"
             )
 
@@ -173,19 +173,19 @@ class WandbSession:
             run = wandb.init(mode="offline", **options)
             reason = (str(error) or type(error).__name__).splitlines()[0]
             self.tell(
-                f"wandb cannot go online ({reason}); the run is kept offline. "
+                f"wandb cannot go online ({reason}); the run stays offline. "
                 f"Send it later by: wandb sync {run.settings.sync_dir}"
             )
             return run
 
 
 def effective_mode(mode: str) -> str:
-    """'online', 'offline' or 'disabled': `mode`, or WANDB_MODE where that is left at its default.
+    """'online', 'offline' or 'disabled': `mode`, or WANDB_MODE if `mode` is the default.
 
-    Where neither says anything, a job of a sweep is online: its results are what the sweep is for.
+    If neither is set, a job of a sweep is online, because the sweep needs its results.
 
     Raises:
-        UserError: it is none of these.
+        UserError: the mode is unknown.
     """
     usual = "online" if os.environ.get("WANDB_SWEEP_ID") else ""
     environment = (os.environ.get("WANDB_MODE") or usual) if mode == DEFAULT_MODE else ""
@@ -203,7 +203,7 @@ def report_failure_to_sweep(rank: int) -> Iterator[None]:
     except BaseException:
         run_id = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
         if run_id and rank == 0:
-            # Whatever happens here, the exception that says why is the first one.
+            # An error here must not replace the exception that ended the job.
             with suppress(Exception, KeyboardInterrupt), TemporaryDirectory() as folder:
                 session = WandbSession()
                 session.start(Path(folder), run_id, {}, resumed=False)

@@ -190,7 +190,7 @@ def test_a_schedule_is_printed_or_written(
         (
             "digit --horizon 0",
             [
-                "RUN_DIR: digit is not the folder of a run: there is no schedule.json in it; "
+                "RUN_DIR: digit is not the folder of a run: it holds no schedule.json; "
                 "expected the folder of a run with a finished outer step; "
                 "did you mean digits?",
                 "--horizon: 0 is out of range; expected a whole number of at least 1",

@@ -283,7 +283,7 @@ def test_a_mesh_that_cannot_be(sizes: tuple[Any, int, int, int], line: str) -> N
         ("cpu", 2, (0, 1), "cpu", ""),
         ("cuda", 2, (1, 2), "cuda:1", ""),
         ("cuda", 0, (0, 1), "cpu", "device: cuda: PyTorch finds no GPU here; expected auto or cpu"),
-        ("cuda", 1, (0, 2), "cpu", "device: cuda: 2 ranks for 1 GPU here; expected a GPU for each rank, or cpu"),
+        ("cuda", 1, (0, 2), "cpu", "device: cuda: 2 ranks for 1 GPU here; expected one GPU per rank, or cpu"),
     ],
 )
 def test_the_device_of_a_rank(

@@ -107,7 +107,7 @@ def test_a_lost_host_ends_the_other_and_one_host_goes_on(
     log = (tmp_path / f"log-{hosts[1 - lost]}").read_text()
     lines = ["lost another rank (it exited, or did not answer for 10 minutes); see its output ("]
     if lost == 0:  # with the meeting place; its loss may end the launcher before a rank notices
-        lines.append("the node where all meet cannot be reached, or not any more: ")
+        lines.append("the node where all nodes meet cannot be reached, or no longer: ")
     assert any(f"fds-dist: {line}" in log for line in lines), log
     result = fds_dist.optimize(resume="runs/run", progress=False)
     assert result_of(result.run_dir) == uninterrupted(tmp_path)

@@ -56,7 +56,7 @@ def test_parameters_without_a_group_and_groups_without_a_parameter_are_told_at_o
     assert lines(error) == [
         "inner.groups: no pattern matches conv.weight, head.weight, head.bias; "
         "expected a group for every parameter, such as a last one with '.*'",
-        "inner.groups.late: earlier groups have all parameters that it matches; expected another order, or pattern",
+        "inner.groups.late: earlier groups match all of its parameters; expected another order, or another pattern",
         "inner.groups.typo: 'haed' matches no parameter; "
         "expected a pattern found in names like conv.weight, bn1.weight, bn1.bias, head.weight, head.bias",
     ]

@@ -102,7 +102,7 @@ def test_a_job_goes_back_into_the_queue_and_on_from_where_it_stood(slurm: dict[s
         wait_for_ranks(tmp_path, 2, [job])
         job.send_signal(signal.SIGUSR1)  # --signal=B: goes to this shell alone
         assert job.wait(PATIENCE) != 0
-    assert "fds-dist: back into the queue; what is done is in runs/slurm-4711" in first.read_text()
+    assert "fds-dist: back in the queue; the results so far are in runs/slurm-4711" in first.read_text()
     assert calls(tmp_path)[0::2] == ["scontrol show hostnames 127.0.0.[1,1]", "scontrol requeue 4711"]
     assert calls(tmp_path)[1].startswith("srun --ntasks-per-node=1 --cpus-per-task=3 --kill-on-bad-exit=1 ")
     assert "optimize config.yaml inner.epochs=2 output_dir=runs name=slurm-4711" in calls(tmp_path)[1]

@@ -42,23 +42,23 @@ def attach(schedule: Schedule, optimizer: Any, **options: Any) -> tuple[Schedule
 @pytest.mark.parametrize(
     ("schedule", "optimizer", "expected"),
     [
-        (ADAMW, Adam(parameters()), "learned for adamw and drives Adam, where"),
-        (ADAMW, RAdam(parameters()), "learned for adamw and drives RAdam, where"),
-        (ADAMW, Adamax(parameters()), "learned for adamw and drives Adamax, where"),
+        (ADAMW, Adam(parameters()), "learned for adamw and drives Adam, with which"),
+        (ADAMW, RAdam(parameters()), "learned for adamw and drives RAdam, with which"),
+        (ADAMW, Adamax(parameters()), "learned for adamw and drives Adamax, with which"),
         (ADAMW, AdamW(parameters(), amsgrad=True), "drives AdamW with amsgrad=True (learned with amsgrad=False)"),
         (NESTEROV, SGD(parameters(), momentum=0.9), "drives SGD with nesterov=False (learned with nesterov=True)"),
         (SGD_RATES, SGD(parameters(), momentum=0.9, dampening=0.5), "drives SGD with dampening=0.5"),
         (SGD_RATES, SGD(parameters(), momentum=0.9, maximize=True), "drives SGD with maximize=True"),
-        (SGD_RATES, RMSprop(parameters(), momentum=0.9), "learned for sgd and drives RMSprop, where"),
+        (SGD_RATES, RMSprop(parameters(), momentum=0.9), "learned for sgd and drives RMSprop, with which"),
         (
             SGD_RATES,
             LBFGS(parameters()),
-            "drives LBFGS, where the same values train otherwise; LBFGS has no place for ",
+            "drives LBFGS, with which the same values train differently; LBFGS has no place for ",
         ),
         (
             SGD_RATES,
             AdamW(parameters(), weight_decay=0.0),
-            "learned for sgd and drives AdamW, where the same values train otherwise; AdamW has no place for momentum",
+            "drives AdamW, with which the same values train differently; AdamW has no place for momentum",
         ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Optimizer) else "",
@@ -129,7 +129,7 @@ def test_a_default_that_is_not_what_was_fixed_is_told_and_stays() -> None:
     optimizer = SGD(parameters(), lr=0.1)
     _, told = attach(SGD_RATES, optimizer)
     assert told == [
-        "momentum was fixed at 0.9 in the search; SGD keeps its default of 0: give it to the optimizer, "
+        "momentum was fixed at 0.9 in the search; SGD keeps its default of 0: set it on the optimizer, "
         "or attach with fixed=True"
     ]
     assert optimizer.param_groups[0]["momentum"] == 0
@@ -215,8 +215,6 @@ def test_a_tensor_that_would_need_two_values_is_refused() -> None:
 def test_numbers_that_a_captured_step_would_keep_are_told() -> None:
     rates = Schedule(4, {"lr": ADAM.values["lr"]}, {}, {"name": "adam"})
     _, told = attach(rates, Adam(parameters(), capturable=True))
-    assert len(told) == 1 and told[0].startswith(
-        "Adam(capturable=True) has plain numbers for lr, which a step captured"
-    )
+    assert len(told) == 1 and told[0].startswith("Adam(capturable=True) has plain numbers for lr, which are constants")
     _, told = attach(rates, Adam(parameters(), lr=torch.tensor(0.1), capturable=True))
     assert told == []

@@ -138,7 +138,7 @@ def content(**changes: Any) -> str:
         ("[1, 2]", ["file: is not a schedule"]),
         ("{}", ["file: is not a schedule"]),
         (content(format="another"), ["file: is not a schedule"]),
-        (content(version=2), ["file: version: 2 is not known"]),
+        (content(version=2), ["file: version: 2 is unknown"]),
         (content(horizon=0), ["file: horizon: 0 is not valid; expected a whole number of at least 1"]),
         (content(horizon=True), ["file: horizon: True"]),
         (content(horizon=2.5), ["file: horizon: 2.5"]),

@@ -61,9 +61,9 @@ def test_what_is_no_run_is_one_fault_with_the_nearest_run(tmp_path: Path) -> Non
     assert RunFolder(tmp_path / "digit").checked() == RunFolder(tmp_path / "digit")
     with pytest.raises(UserError) as raised:
         RunFolder(tmp_path / "digitz").checked("--resume")
-    problem = f"--resume: {tmp_path}/digitz is not the folder of a run: there is no config.yaml in it"
+    problem = f"--resume: {tmp_path}/digitz is not the folder of a run: it holds no config.yaml"
     assert str(raised.value).startswith(f"{problem}; expected OUTPUT_DIR/NAME; did you mean {tmp_path}/digit")
-    with pytest.raises(UserError, match=r"no config\.yaml in it; expected OUTPUT_DIR/NAME$"):
+    with pytest.raises(UserError, match=r"it holds no config\.yaml; expected OUTPUT_DIR/NAME$"):
         RunFolder(tmp_path / "empty").checked()
     (fault,) = RunFolder(tmp_path / "digit").faults(file="schedule.json", expected="a run with a schedule")
     assert (fault.problem, fault.expected) == (f"{tmp_path}/digit holds no schedule.json", "a run with a schedule")

@@ -30,13 +30,13 @@ def test_a_failing_tracker_is_reported_once_and_dropped(tmp_path: Path, method: 
     for other in (before, after):
         assert [item for item in other.told if item in said] == said
         (extra,) = [item for item in other.told if item not in said]
-        assert extra == ("note", "Recorder failed and is off for the rest of the run: no space on the device")
+        assert extra == ("note", "Recorder failed and stays off for the rest of the run: no space on the device")
 
 
 def test_two_failing_trackers_do_not_hide_each_other(tmp_path: Path) -> None:
     healthy = Recorder()
     whole_run(Trackers([Recorder(fails_in="inner"), Recorder(fails_in="note"), healthy]), tmp_path)
-    assert sum(method == "note" and "is off" in message for method, message in healthy.told) == 2
+    assert sum(method == "note" and "stays off" in message for method, message in healthy.told) == 2
 
 
 def test_a_tracker_tells_a_person_something_through_all_of_them() -> None:
