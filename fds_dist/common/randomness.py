@@ -9,11 +9,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
+
+Item = TypeVar("Item")
 
 
 def derive_seed(*keys: int | str) -> int:
@@ -42,6 +47,48 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+def keyed(items: Callable[[], Iterable[Item]], *keys: int | str) -> Iterator[Item]:
+    """The items of ``items()``, whose draws from the global generators of torch (CPU), numpy and ``random`` depend on
+    the keys alone. Whoever takes the items meets these generators as if nothing was drawn.
+
+    For code of a user's own that draws by itself, such as a `DataLoader` that shuffles.
+    """
+    streams = _GlobalStreams(derive_seed(*keys))
+    with streams:
+        iterator = iter(items())
+    while True:
+        with streams:
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+        yield item
+
+
+class _GlobalStreams:
+    """The global CPU generators, seeded at first, as they are within blocks; outside they are the caller's."""
+
+    def __init__(self, seed: int) -> None:
+        torch_state = torch.Generator().manual_seed(seed).get_state()
+        numpy_state = np.random.RandomState(seed % 2**32).get_state()
+        self._inside: Any = torch_state, numpy_state, random.Random(seed).getstate()
+        self._outside: Any = None
+
+    def __enter__(self) -> None:
+        self._outside = self._swap(self._inside)
+
+    def __exit__(self, *error: object) -> None:
+        self._inside = self._swap(self._outside)
+
+    @staticmethod
+    def _swap(states: Any) -> Any:
+        before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        return before
 
 
 def build_seeded(function: Callable[[int], nn.Module], seed: int) -> nn.Module:

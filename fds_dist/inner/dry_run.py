@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fds_dist.common.batch import Part, checked_batch
+from fds_dist.common.batch import Batch, Part
 from fds_dist.common.faults import Fault, UserError, user_code
 from fds_dist.common.randomness import seeded
+from fds_dist.common.words import counted
+from fds_dist.inner.data_checks import check_repeatable, smallest_train_batch, smallest_val_batch
 from fds_dist.inner.estimators import ESTIMATORS
 from fds_dist.inner.live_buffers import check_derivatives, live_buffers
 from fds_dist.inner.problem import Problem
@@ -23,6 +25,7 @@ from fds_dist.inner.witness import testimony, untouched_parameters
 from fds_dist.schedule.buckets import Segment
 from fds_dist.tangents.methods import TrialPoint, choose_method
 from fds_dist.tasks.base import validation_loss
+from fds_dist.tasks.inspection import check_finite
 from fds_dist.tasks.metrics import Mean
 
 FEW = 4
@@ -80,7 +83,9 @@ def _point(problem: Problem) -> TrialPoint:
     theta = problem.theta(problem.values_in(first, problem.space.initial()))
     with user_code("task.train_batches", "train_batches(outer_step=0, epoch=0)"):
         _count_batches(problem)
-        part = network.cast(Part(*next(problem.batches(0))))
+        batch = next(problem.batches(0))
+    check_finite(batch, "task.train_batches", "batch 0 of train_batches(outer_step=0, epoch=0)", problem.dtype)
+    part = network.cast(Part(*batch))
     loss, vectorize = problem.training_loss(network), problem.chunk_size > 1
     return TrialPoint(loss, state.weights, theta, state.buffers, part, vectorize)
 
@@ -91,17 +96,43 @@ def _tried_losses(problem: Problem) -> tuple[TrialPoint, Part]:
     network, theta = point.loss.network, point.theta
     extra = (dict(zip(problem.loss_hyperparameters, theta.unbind(), strict=True)),) if len(theta) else ()
     _try_loss("loss", point, point.part, lambda output, target: problem.task.loss(output, target, *extra))
-    with user_code("task.val_batches", "val_batches(outer_step=0)"):
-        batch = next(iter(problem.task.val_batches(0)), None)
-    if batch is None:
-        raise UserError(Fault("task.val_batches", "val_batches(outer_step=0) gave no batch", "at least one"))
+    val_part = network.cast(Part(*_first_val_batch(problem)))
     network.evaluate(problem.val_batch_norm)
     name = "val_loss" if getattr(problem.task, "val_loss", None) else "loss"
-    val_part = network.cast(Part(*checked_batch(batch, "val_batches")))
     loss, output = _try_loss(name, point, val_part, validation_loss(problem.task))
     Mean(problem.task).add(loss, output, val_part.targets)
+    _try_smallest(point, "val_batches", smallest_val_batch(problem))
     network.train()
+    _try_smallest(point, "train_batches", smallest_train_batch(problem))
     return point, val_part
+
+
+def _first_val_batch(problem: Problem) -> Batch:
+    """After the first batches were asked for again."""
+    with user_code("task.val_batches", "val_batches(outer_step=0)"):
+        batch = next(iter(problem.batches_of("val_batches", 0)), None)
+    if batch is None:
+        raise UserError(Fault("task.val_batches", "val_batches(outer_step=0) gave no batch", "at least one"))
+    check_finite(batch, "task.val_batches", "batch 0 of val_batches(outer_step=0)", problem.dtype)
+    with user_code("task.train_batches", "asked again, train_batches(outer_step=0, epoch=0) or val_batches"):
+        check_repeatable(problem)
+    return batch
+
+
+def _try_smallest(point: TrialPoint, source: str, found: tuple[str, Batch] | None) -> None:
+    """The network on the task's smallest batch: batch-norm on batch statistics takes no single sample."""
+    if found is None:
+        return
+    network, (where, batch) = point.loss.network, found
+    part = network.cast(Part(*batch))
+    try:
+        network(point.weights.detach(), point.buffers, part.inputs)
+    except Exception as error:  # whatever the user's network raises
+        message = next(iter(str(error).strip().splitlines()), "")
+        samples = counted(len(part.inputs) if part.inputs.dim() else 1, "sample")
+        problem = f"the network raised {type(error).__name__} on {where}, of {samples}: {message}"
+        expected = "batches that the network takes, such as no last batch of one sample"
+        raise UserError(Fault(f"task.{source}", problem, expected)) from error
 
 
 def _few_samples(point: TrialPoint) -> TrialPoint:
@@ -131,10 +162,10 @@ def _try_loss(
 ) -> tuple[Tensor, object]:
     """Loss and output on one batch; the loss must be one number that can be differentiated by the weights."""
     inputs, targets = part.inputs, part.targets
-    with user_code("model", "the network", f" on inputs {_described(inputs)}"):
+    with user_code("model", "the network", f" on inputs {_described(inputs)}{_whole_inputs_hint(inputs)}"):
         output, _ = point.loss.network(point.weights.detach().requires_grad_(), point.buffers, inputs)
     given = f" on output {_described(output)} and target {_described(targets)}"
-    with user_code(f"task.{name}", f"{name}(output, target)", given):
+    with user_code(f"task.{name}", f"{name}(output, target)", given + _column_hint(targets)):
         loss = loss_of(output, targets)
     expected = "a differentiable scalar tensor, the mean over the batch"
     if not isinstance(loss, Tensor) or loss.shape != ():
@@ -144,6 +175,17 @@ def _try_loss(
         problem = f"{name}(output, target) returned a number cut off from the weights (by detach, item or argmax?)"
         raise UserError(Fault(f"task.{name}", problem, expected))
     return loss, output
+
+
+def _whole_inputs_hint(inputs: Tensor) -> str:
+    """For a network that fails on whole numbers."""
+    return "" if inputs.is_floating_point() else "; images are expected as floats, such as images / 255"
+
+
+def _column_hint(targets: Tensor) -> str:
+    """For a loss that fails on class indices which form a column."""
+    is_column = targets.dim() == 2 and targets.shape[1] == 1
+    return f"; class indices are expected as [{len(targets)}], such as target.squeeze(1)" if is_column else ""
 
 
 def _described(value: object) -> str:

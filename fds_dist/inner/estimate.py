@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fds_dist.common.batch import Batch, checked_batch
+from fds_dist.common.batch import Batch
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.distributed.data_axis import DataAxis
+from fds_dist.inner.data_checks import check_run_data
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.tangents import Buffers, Network, differentiate
-from fds_dist.tasks.base import Task, validation_loss
+from fds_dist.tasks.base import validation_loss
 from fds_dist.tasks.metrics import Mean
 
 
@@ -92,17 +93,11 @@ def validate(
     Raises:
         UserError: there are no validation samples.
     """
-    batches = checked_batches(problem.task, "val_batches", number)
+    batches = problem.batches_of("val_batches", number)
     evaluation = evaluate(problem, network, state, batches, problem.val_batch_norm, axis, with_gradient)
     if evaluation is None:
         raise UserError(Fault("task", f"val_batches(outer_step={number}) gave no batch", "at least one"))
     return evaluation
-
-
-def checked_batches(task: Task, source: str, *arguments: int) -> Iterable[Batch]:
-    """The batches that the task's function `source` gives for `arguments`, each checked."""
-    batches: Callable[..., Iterable[object]] = getattr(task, source)
-    return (checked_batch(batch, source) for batch in batches(*arguments))
 
 
 @dataclass(frozen=True)
@@ -118,15 +113,27 @@ class Estimate:
     metrics: dict[str, float] = field(default_factory=dict)
     """The task's own of the validation data, but for the accuracy."""
 
-    @classmethod
-    def of(cls, hypergradients: list[float], validation: Evaluation) -> Estimate:
-        """The estimate of one run: its hypergradients [K] and its validation."""
-        return cls(hypergradients, validation.loss, validation.accuracy, metrics=validation.metrics)
+
+def finished_run(run: InnerRun, validation: Evaluation, hypergradients: list[float]) -> Estimate:
+    """The estimate of a run over its whole horizon, with its hypergradients [K].
+
+    Raises:
+        UserError: the numbers are not finite because a batch is not.
+    """
+    if not all(map(math.isfinite, [validation.loss, *hypergradients])):
+        check_run_data(run.problem, run.number, run.horizon)
+    return Estimate(hypergradients, validation.loss, validation.accuracy, metrics=validation.metrics)
 
 
-def lost_run(run: InnerRun, validation: Evaluation) -> Estimate:
-    """The estimate of a run that ended before its horizon: the derivatives of a part of it would mislead."""
-    return Estimate.of([math.nan] * run.problem.space.size, validation)
+def lost_run(run: InnerRun, validation: Evaluation, steps: int) -> Estimate:
+    """The estimate of a run that ended after `steps`, before its horizon: derivatives of a part would mislead.
+
+    Raises:
+        UserError: the run was lost because a batch is not finite.
+    """
+    check_run_data(run.problem, run.number, steps)
+    nothing = [math.nan] * run.problem.space.size
+    return Estimate(nothing, validation.loss, validation.accuracy, metrics=validation.metrics)
 
 
 Estimator = Callable[[InnerRun], Estimate]

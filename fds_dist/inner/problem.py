@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count, islice
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fds_dist.common.batch import checked_batch
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.randomness import derive_seed
+from fds_dist.common.randomness import derive_seed, keyed
 from fds_dist.schedule.buckets import Segment
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.space import HyperparameterSpace
@@ -141,14 +141,26 @@ class Problem:
         first_epoch, skip = divmod(first_step, per_epoch)
         for epoch in count(first_epoch):
             given = 0
-            for batch in islice(self.task.train_batches(outer_step, epoch), per_epoch):
+            for batch in islice(self.batches_of("train_batches", outer_step, epoch), per_epoch):
                 given += 1
                 if given > skip:
-                    yield checked_batch(batch, "train_batches")
+                    yield batch
             if given < per_epoch:
                 problem = f"train_batches(outer_step={outer_step}, epoch={epoch}) gave {given} batches"
                 raise UserError(Fault("task.train_batches", problem, f"at least steps_per_epoch = {per_epoch}"))
             skip = 0
+
+    def batches_of(self, source: str, *arguments: int) -> Iterator[Batch]:
+        """The batches that the task's function `source` gives for `arguments`, each checked.
+
+        What a task of a user's own draws from global generators depends on the seed and the arguments alone.
+
+        Raises:
+            UserError: a batch is no pair of tensors.
+        """
+        function: Callable[..., Iterable[object]] = getattr(self.task, source)
+        batches = keyed(lambda: function(*arguments), self.seed, source, *arguments)
+        return (checked_batch(batch, source) for batch in batches)
 
     def horizon(self, epochs: float) -> int:
         """Inner steps in `epochs`, at least 1."""

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from fds_dist.common.batch import Batch
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.options import value_faults
 from fds_dist.common.randomness import build_seeded, reinitialized
 from fds_dist.tasks.base import Loss, Metrics
+from fds_dist.tasks.inspection import FINITE, non_finite
+from fds_dist.tasks.loaders import source_of
+from fds_dist.tasks.reading import read_samples
 from fds_dist.tasks.sampled import EVALUATION_BATCH, Augment, Prepare, SampledTask, TensorSource
 
 Model = nn.Module | Callable[[int], nn.Module]
+DEFAULT_BATCH = 64
 
 
 class TensorTask(SampledTask):
@@ -75,47 +78,78 @@ class TensorTask(SampledTask):
         if _are_labels(targets):
             self.classes = 1 + max(int(source.targets.max()) for source in (train, val, test) if source is not None)
         if model is not None:
-            self.build_model = partial(reinitialized if isinstance(model, nn.Module) else build_seeded, model)
+            self.build_model = _builder(model)
+
+
+Samples = Dataset[Any] | Sequence[Any] | DataLoader[Any]
+"""Datasets of ``(x, y)`` pairs, a pair ``(inputs, targets)`` of tensors, arrays or lists, or a `DataLoader`."""
 
 
 def task_from_datasets(
-    train: Dataset[object] | Sequence[object],
-    val: Dataset[object] | Sequence[object] | None = None,
-    test: Dataset[object] | Sequence[object] | None = None,
+    train: Samples,
+    val: Samples | None = None,
+    test: Samples | None = None,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
+    augment: Augment | None = None,
     loss: Loss = F.cross_entropy,
     val_loss: Loss | None = None,
     metrics: Metrics | None = None,
     model: Model | None = None,
-) -> TensorTask:
-    """A `TensorTask` from map-style datasets of ``(x, y)`` pairs, or from pairs of tensors ``(inputs, targets)``.
+) -> SampledTask:
+    """A task from datasets of ``(x, y)`` pairs, from pairs ``(inputs, targets)``, or from `DataLoader`.
 
-    Every sample is read once, here, and stays in memory: the data must fit there, and a random augmentation inside a
-    dataset would be frozen. ``x`` and ``y`` may be tensors, arrays or numbers, of the same shape in all samples.
+    The samples of datasets and pairs are read once, here, and stay in memory. ``x`` and ``y`` may be tensors, arrays or
+    numbers, of the same shape in all samples. An iterable dataset must have a length.
 
-    Raises `UserError` for what is not a dataset of pairs, and whatever `TensorTask` raises.
+    Of a `DataLoader` (``batch_size`` and ``shuffle``, no other sampler) the dataset, the batch size, the workers and
+    ``collate_fn`` are used: samples are read anew in each epoch, so that random transforms are drawn anew, and in an
+    order that seed, outer step and epoch determine.
+
+    Args:
+        batch_size: default: the `DataLoader`'s, or 64.
+        augment: a function of the inputs of a training batch and a `torch.Generator`.
+
+    Raises `UserError` for other data, for samples that are another one when they are read again (a random transform,
+    which would be frozen), and whatever `TensorTask` and `SampledTask` raise.
     """
-    inputs, targets = _stack(train, "train")
-    val_inputs, val_targets = (None, None) if val is None else _stack(val, "val")
-    test_inputs, test_targets = (None, None) if test is None else _stack(test, "test")
-    return TensorTask(
-        inputs,
-        targets,
-        test_inputs,
-        test_targets,
-        batch_size=batch_size,
-        val_fraction=val_fraction,
-        val_inputs=val_inputs,
-        val_targets=val_targets,
-        seed=seed,
-        loss=loss,
-        val_loss=val_loss,
-        metrics=metrics,
-        model=model,
-    )
+    parts = {name: part for name, part in (("train", train), ("val", val), ("test", test)) if part is not None}
+    functions: Any = {"augment": augment, "loss": loss, "val_loss": val_loss, "metrics": metrics}
+    options: Any = {"val_fraction": val_fraction, "seed": seed, **functions}
+    loaders = {name: part for name, part in parts.items() if isinstance(part, DataLoader)}
+    if loaders:
+        sizes = {name: loader.batch_size for name, loader in loaders.items()}
+        options["batch_size"] = batch_size or sizes.get("train") or DEFAULT_BATCH
+        options["val_batch_size"] = sizes.get("val") or sizes.get("test") or EVALUATION_BATCH
+        sources: Any = {
+            name: source_of(part, name) if isinstance(part, DataLoader) else _read_source(part, name)
+            for name, part in parts.items()
+        }
+        task = SampledTask(**sources, **options)
+        inputs, _ = next(iter(task.val_batches(0)))
+        task.input_shape = tuple(inputs.shape[1:])
+        if model is not None:
+            task.build_model = _builder(model)
+        return task
+    read = {name: read_samples(part, name) for name, part in parts.items()}
+    nothing = (None, None)
+    tensors = (*read["train"], *read.get("test", nothing))
+    val_inputs, val_targets = read.get("val", nothing)
+    options["batch_size"] = DEFAULT_BATCH if batch_size is None else batch_size
+    return TensorTask(*tensors, val_inputs=val_inputs, val_targets=val_targets, model=model, **options)
+
+
+def _read_source(data: object, name: str) -> TensorSource:
+    inputs, targets = read_samples(data, name)
+    if faults := _pair_faults("" if name == "train" else f"{name}_", inputs, targets):
+        raise UserError(faults)
+    return TensorSource(inputs, _labels_as_int64(targets))
+
+
+def _builder(model: Model) -> Callable[[int], nn.Module]:
+    return partial(reinitialized if isinstance(model, nn.Module) else build_seeded, model)
 
 
 def _are_labels(targets: Tensor) -> bool:
@@ -141,46 +175,10 @@ def _pair_faults(part: str, inputs: Tensor | None, targets: Tensor | None) -> li
             for name, value in zip(names, (inputs, targets), strict=True)
             if not isinstance(value, Tensor)
         ]
-    if inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets) or len(inputs) == 0:
+    if 0 in inputs.shape[:1] or 0 in targets.shape[:1]:
+        return [Fault(f"task.{names[0]}", f"there are no samples in {' and '.join(names)}", "at least one")]
+    if inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets):
         shapes = f"shapes {tuple(inputs.shape)} and {tuple(targets.shape)} of {' and '.join(names)} do not match"
         return [Fault(f"task.{names[1]}", shapes, "the same number of samples, at least 1, along dimension 0")]
-    return []
-
-
-class _Pairs(Protocol):
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> object: ...
-
-
-def _stack(data: object, name: str) -> Batch:
-    """All samples of a dataset as one pair of tensors."""
-    if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        return data[0], data[1]
-    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
-        problem = f"{type(data).__name__} has no length or no indexing"
-        raise UserError(Fault(f"task.{name}", problem, "a map-style dataset of (x, y) pairs or a pair of tensors"))
-    pairs = cast(_Pairs, data)
-    if len(pairs) == 0:
-        raise UserError(Fault(f"task.{name}", "the dataset is empty", "at least one (x, y) pair"))
-    samples = [_sample(pairs[index], name, index) for index in range(len(pairs))]
-    first = samples[0]
-    for index, sample in enumerate(samples):
-        for part, here, there in zip("xy", sample, first, strict=True):
-            if here.shape != there.shape:
-                problem = (
-                    f"{part} of sample {index} has shape {tuple(here.shape)}, that of sample 0 {tuple(there.shape)}"
-                )
-                raise UserError(Fault(f"task.{name}", problem, "one shape for all samples"))
-    return torch.stack([x for x, _ in samples]), torch.stack([y for _, y in samples])
-
-
-def _sample(pair: object, name: str, index: int) -> Batch:
-    expected = "an (x, y) pair of tensors, arrays or numbers"
-    if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
-        kind = f"{len(pair)} parts" if isinstance(pair, (tuple, list)) else f"a {type(pair).__name__}"
-        raise UserError(Fault(f"task.{name}", f"sample {index} is {kind}", expected))
-    try:
-        return torch.as_tensor(pair[0]), torch.as_tensor(pair[1])
-    except (TypeError, ValueError, RuntimeError):
-        kinds = f"({type(pair[0]).__name__}, {type(pair[1]).__name__})"
-        raise UserError(Fault(f"task.{name}", f"sample {index} is {kinds}", expected)) from None
+    problems = ((name, non_finite(tensor)) for name, tensor in zip(names, (inputs, targets), strict=True))
+    return [Fault(f"task.{name}", problem, FINITE) for name, problem in problems if problem]

@@ -5,18 +5,19 @@ augmentation, keyed by the seed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from fds_dist.common.batch import Batch
+from fds_dist.common.batch import Batch, checked_batch
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.kinds import Count, OpenFraction, Seed, Switch
 from fds_dist.common.options import checked
-from fds_dist.common.randomness import generator
+from fds_dist.common.randomness import derive_seed, generator, keyed
+from fds_dist.common.words import counted
 from fds_dist.tasks.base import Loss, Metrics
 
 
@@ -25,8 +26,9 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, chunks: Iterable[Tensor]) -> Iterator[Batch]:
-        """(inputs, targets) of each chunk of indices, in order, on the device of the last `to`."""
+    def batches(self, chunks: Iterable[Tensor], seed: int) -> Iterator[Batch]:
+        """(inputs, targets) of each chunk of indices, in order, on the device of the last `to`; what is random about
+        reading them depends on ``seed`` alone."""
         ...
 
     def to(self, device: torch.device) -> None:
@@ -43,7 +45,7 @@ class TensorSource:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def batches(self, chunks: Iterable[Tensor]) -> Iterator[Batch]:
+    def batches(self, chunks: Iterable[Tensor], seed: int) -> Iterator[Batch]:
         for chunk in chunks:
             here = chunk.to(self.inputs.device)
             yield self.inputs[here], self.targets[here]
@@ -53,34 +55,49 @@ class TensorSource:
 
 
 class StreamSource:
-    """Samples of a map-style ``dataset`` of (tensor, whole number), read ahead by ``workers`` processes (0: by this
-    one) as they are asked for.
+    """Samples of a map-style ``dataset``, read ahead by ``workers`` processes (0: by this one) as they are asked for.
 
-    The dataset must give the same for the same index: what is random belongs to the task that draws the batches.
+    What the dataset draws from global generators (a random transform) depends on the keys of the batches alone.
+
+    Args:
+        name: of the part in faults: ``train``.
+        collate: makes a batch of a list of samples; default: that of `DataLoader`.
+        worker_init: called in each worker, as by `DataLoader`.
     """
 
-    def __init__(self, dataset: Dataset[tuple[Tensor, int]], workers: int) -> None:
-        self._dataset, self._workers, self._device = dataset, workers, torch.device("cpu")
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        workers: int,
+        name: str = "root",
+        collate: Callable[[list[Any]], Any] | None = None,
+        worker_init: Callable[[int], None] | None = None,
+    ) -> None:
+        self._dataset, self._workers, self._name = dataset, workers, name
+        self._collate, self._worker_init = collate, worker_init
+        self._device = torch.device("cpu")
 
     def __len__(self) -> int:
         return len(self._dataset)  # type: ignore[arg-type]
 
-    def batches(self, chunks: Iterable[Tensor]) -> Iterator[Batch]:
+    def batches(self, chunks: Iterable[Tensor], seed: int) -> Iterator[Batch]:
         """Raises `UserError` for a sample that cannot be read."""
         order: Sequence[list[int]] = [chunk.tolist() for chunk in chunks]
         loader = DataLoader(
             self._dataset,
             batch_sampler=order,
             num_workers=self._workers,
-            generator=torch.Generator(),  # else it draws from the global one, which belongs to the network's dropout
+            collate_fn=self._collate,
+            worker_init_fn=self._worker_init,
         )
         try:
-            for inputs, targets in loader:
+            for batch in keyed(lambda: loader, seed):
+                inputs, targets = checked_batch(batch, self._name)
                 yield inputs.to(self._device), targets.to(self._device)
         except UnreadableSample as error:
             # From a worker comes the whole traceback as text; its last line has the message.
             message = str(error).strip().splitlines()[-1].removeprefix(f"{__name__}.{UnreadableSample.__name__}: ")
-            raise UserError(Fault("task.root", message, "files that can be read")) from error
+            raise UserError(Fault(f"task.{self._name}", message, "files that can be read")) from error
 
     def to(self, device: torch.device) -> None:
         self._device = device
@@ -101,7 +118,8 @@ class SampledTask:
     Without ``val`` each outer step draws another validation split from the N samples, a share of ``val_fraction``; the
     rest is for training, or with ``val_overlap`` all N are. A training epoch is a permutation of its samples, keyed by
     (seed, outer step, epoch), whose last partial batch is dropped; one of `retrain_batches` is a permutation of all N,
-    keyed by (seed, epoch). Validation and test yield every sample once; without ``test`` there is nothing to test on.
+    keyed by (seed, epoch). Validation and test yield every sample once, a last single one with the batch before it;
+    without ``test`` there is nothing to test on.
 
     Inputs go through ``prepare``, those for training then through ``augment(inputs, generator)``, whose generator is
     keyed by the epoch's keys and the step within it. So a batch depends on no rank and on no batch before it.
@@ -142,6 +160,9 @@ class SampledTask:
         self._first_train_sample = 0 if val_overlap else self._val_samples
         self._prepare, self._augment = prepare or _unchanged, augment
         train_samples = len(train) - self._first_train_sample
+        if train_samples < 1:
+            problem = f"{val_fraction:g} of {counted(len(train), 'sample')} leaves none for training"
+            raise UserError(Fault("task.val_fraction", problem, "a smaller fraction, more samples, or val="))
         if batch_size > train_samples:
             expected = f"at most {train_samples}, the samples left for training"
             raise UserError(Fault("task.batch_size", f"{batch_size} is too large", expected))
@@ -182,14 +203,18 @@ class SampledTask:
         order = torch.randperm(len(samples), generator=generator(self._seed, f"{purpose} batches", *keys))
         used = len(samples) - len(samples) % self._batch_size
         chunks = samples[order[:used]].split(self._batch_size)
-        for step, (inputs, targets) in enumerate(self._train.batches(chunks)):
+        read = self._train.batches(chunks, derive_seed(self._seed, f"{purpose} samples", *keys))
+        for step, (inputs, targets) in enumerate(read):
             prepared = self._prepare(inputs)
             if self._augment is not None:
                 prepared = self._augment(prepared, generator(self._seed, f"{purpose} augmentation", *keys, step))
             yield prepared, targets
 
     def _evaluation(self, source: Source, samples: Tensor) -> Iterator[Batch]:
-        for inputs, targets in source.batches(samples.split(self._val_batch_size)):
+        chunks = list(samples.split(self._val_batch_size))
+        if len(chunks) > 1 and len(chunks[-1]) == 1 < self._val_batch_size:
+            chunks[-2:] = [torch.cat(chunks[-2:])]  # batch-norm on batch statistics takes no single sample
+        for inputs, targets in source.batches(chunks, derive_seed(self._seed, "evaluation samples")):
             yield self._prepare(inputs), targets
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fds_dist.inner.estimate import Evaluation, checked_batches, evaluate
+from fds_dist.inner.estimate import Evaluation, evaluate
 from fds_dist.inner.monitor import BLOCKS_PER_HORIZON
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, InnerState, run_horizon
@@ -119,12 +119,12 @@ def plain_run(
 
 def validation_score(problem: Problem, network: Network, state: InnerState, number: int) -> Score:
     """The validation loss, as the gradient methods see it, without its gradient."""
-    batches = checked_batches(problem.task, "val_batches", number)
+    batches = problem.batches_of("val_batches", number)
     evaluation = evaluate(problem, network, state, batches, problem.val_batch_norm)
     return Score(math.inf, None) if evaluation is None else Score.of(evaluation)
 
 
 def test_score(problem: Problem, network: Network, state: InnerState) -> Score | None:
     """The score on the test data, with running statistics in batch-norm; None without test data."""
-    evaluation = evaluate(problem, network, state, checked_batches(problem.task, "test_batches"), "running")
+    evaluation = evaluate(problem, network, state, problem.batches_of("test_batches"), "running")
     return None if evaluation is None else Score.of(evaluation)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fds_dist.common.batch import Batch, checked_batch
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.randomness import keyed
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.tasks.base import Task
 
@@ -29,8 +30,9 @@ class RetrainData:
         UserError: there are neither test nor validation batches.
     """
 
-    def __init__(self, task: Task, device: torch.device) -> None:
+    def __init__(self, task: Task, device: torch.device, seed: int = 0) -> None:
         self.task: Any = task
+        self._seed = seed
         if (move := getattr(task, "to", None)) is not None:
             move(device)
         self.on_all_data = getattr(task, "retrain_batches", None) is not None
@@ -61,19 +63,22 @@ class RetrainData:
             UserError: there are fewer, or one is no pair of tensors.
         """
         source = "retrain_batches" if self.on_all_data else "train_batches"
-        batches = self.task.retrain_batches(epoch) if self.on_all_data else self.task.train_batches(0, epoch)
+        arguments = (epoch,) if self.on_all_data else (0, epoch)
         count = 0
-        for batch in islice(batches, steps):
+        for batch in islice(self._batches(source, *arguments), steps):
             count += 1
-            yield checked_batch(batch, source)
+            yield batch
         if count < steps:
             problem = f"{source} gave {count} batches in epoch {epoch}"
             raise UserError(Fault("task", problem, f"{self.steps_per_epoch}, the number that the task states"))
 
     def testing(self) -> Iterator[Batch]:
         """Every test batch."""
-        source = "test_batches" if self.has_test else "val_batches"
-        batches = self.task.test_batches() if self.has_test else self.task.val_batches(0)
+        return self._batches("test_batches") if self.has_test else self._batches("val_batches", 0)
+
+    def _batches(self, source: str, *arguments: int) -> Iterator[Batch]:
+        """What the task draws from global generators depends on the seed and the arguments alone."""
+        batches = keyed(lambda: getattr(self.task, source)(*arguments), self._seed, source, *arguments)
         return (checked_batch(batch, source) for batch in batches)
 
 

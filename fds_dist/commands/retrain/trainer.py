@@ -97,7 +97,7 @@ class _SeedRun:
         self.seed, self.task, self.settings, self.ranks = seed, task, settings, ranks
         self.files, self.reporters = files, reporters
         self.dtype = DTYPES[settings.dtype]
-        self.data = RetrainData(task, ranks.device)
+        self.data = RetrainData(task, ranks.device, seed)
         self.schedule = prepared(schedule, self.data.horizon(settings.epochs))
         defaults = inner_optimizer(schedule).defaults
         self.loss_names = [name for name in self.schedule.at(0) if base_of(name) not in defaults]

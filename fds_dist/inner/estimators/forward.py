@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fds_dist.distributed.data_axis import DataAxis
-from fds_dist.inner.estimate import Estimate, Evaluation, lost_run, validate
+from fds_dist.inner.estimate import Estimate, Evaluation, finished_run, lost_run, validate
 from fds_dist.inner.plan import make_plan
 from fds_dist.inner.run import InnerRun, Tangents, run_horizon
 
@@ -23,9 +23,9 @@ def estimate_forward(run: InnerRun) -> Estimate:
     training, tangents = run_horizon(run, plan.owned[ranks.tangent_rank])
     validation = validate(run.problem, training.network, training.state, run.number, ranks.data)
     if training.state.step < run.horizon:
-        return lost_run(run, validation)
+        return lost_run(run, validation, training.state.step)
     local = directional_derivatives(validation, tangents, ranks.data)
-    return Estimate.of(ranks.gather_elements(local, plan.owned), validation)
+    return finished_run(run, validation, ranks.gather_elements(local, plan.owned))
 
 
 def directional_derivatives(validation: Evaluation, tangents: Tangents, axis: DataAxis) -> list[float]:

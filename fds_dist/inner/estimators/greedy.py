@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.inner.estimate import Estimate, Estimator, checked_batches, evaluate, lost_run, validate
+from fds_dist.inner.estimate import Estimate, Estimator, evaluate, finished_run, lost_run, validate
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, SplitPoint, Tangents, Training, zero_tangents
 from fds_dist.tangents import Batch, tangent_step
@@ -60,10 +60,10 @@ def estimate_greedy(run: InnerRun, discount: float = 0.0) -> Estimate:
             break
     validation = validate(problem, training.network, training.state, run.number, ranks.data, with_gradient=False)
     if training.state.step < run.horizon:
-        return lost_run(run, validation)
+        return lost_run(run, validation, training.state.step)
     owned = [_elements_of(problem, offsets, rank, ranks.shape.tangent) for rank in range(ranks.shape.tangent)]
     local = total[owned[ranks.tangent_rank]].tolist()
-    return Estimate.of(ranks.gather_elements(local, owned), validation)
+    return finished_run(run, validation, ranks.gather_elements(local, owned))
 
 
 def _first_elements(problem: Problem) -> list[int]:
@@ -122,7 +122,7 @@ def _endless_validation(problem: Problem, number: int) -> Iterator[Batch]:
     any_batch = True
     while any_batch:
         any_batch = False
-        for batch in checked_batches(problem.task, "val_batches", number):
+        for batch in problem.batches_of("val_batches", number):
             any_batch = True
             yield batch
     raise UserError(Fault("task.val_batches", f"val_batches(outer_step={number}) gave no batch", "at least one"))

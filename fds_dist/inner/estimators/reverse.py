@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from fds_dist.inner.estimate import Estimate, lost_run, validate
+from fds_dist.inner.estimate import Estimate, finished_run, lost_run, validate
 from fds_dist.inner.run import InnerRun, InnerState, initial_state
 from fds_dist.schedule.buckets import Segment, bucket_of
 from fds_dist.tangents import Batch, Network, TrainingLoss, differentiate
@@ -115,7 +115,7 @@ def estimate_reverse(run: InnerRun) -> Estimate:
             break
     validation = validate(run.problem, sweep.network, state, run.number, axis)
     if state.step < horizon:
-        return lost_run(run, validation)
+        return lost_run(run, validation, state.step)
     assert validation.gradient is not None
     sweep.network.train()
     total = torch.zeros(run.problem.space.size, dtype=torch.float64, device=run.problem.device)
@@ -132,7 +132,7 @@ def estimate_reverse(run: InnerRun) -> Estimate:
             adjoints, by_h = sweep.pull_back(before, batch, adjoints)
             total[sweep.columns(before.step)] += by_h[:learned].double()
         stop = start.step
-    return Estimate.of(total.tolist(), validation)
+    return finished_run(run, validation, total.tolist())
 
 
 def _detached(state: InnerState) -> InnerState:
