@@ -22,9 +22,11 @@ def source_of(loader: DataLoader[Any], name: str) -> StreamSource:
     """
     key, sampler = f"task.{name}", loader.sampler
     if isinstance(loader.dataset, IterableDataset):
-        problem = f"the DataLoader is over {type(loader.dataset).__name__}, an iterable dataset: it cannot be reordered"
+        problem = (
+            f"the DataLoader's {type(loader.dataset).__name__} is an iterable dataset, which has no order to choose"
+        )
         raise UserError(
-            Fault(key, problem, "a map-style dataset, or an iterable one with a length without a DataLoader")
+            Fault(key, problem, "a map-style dataset, or without a DataLoader an iterable one with a length")
         )
     if loader.batch_size is None:
         raise UserError(Fault(key, f"the DataLoader has a {type(loader.batch_sampler).__name__} of its own", WAY_OUT))

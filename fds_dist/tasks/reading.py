@@ -98,7 +98,7 @@ def _check_read_again(data: object, samples: list[Batch], name: str) -> None:
     for index, pair in enumerate(islice(again, min(READ_AGAIN, len(samples)))):
         if not all(map(same_tensor, _sample(pair, name, index), samples[index])):
             problem = (
-                f"sample {index} is another one when it is read again, by a random transform? Samples are read once"
+                f"sample {index} is another one when it is read again (a random transform?), but is read only once"
             )
             expected = "a DataLoader of the dataset, which reads anew in each epoch, or augment=, a function of a batch"
             raise UserError(Fault(f"task.{name}", problem, expected))
