@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fds_dist.common.batch import Batch, Part, checked_batch
+from fds_dist.common.batch import Batch, Part
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import FlatLayout
 from fds_dist.inner.culprits import calls_within, first_difference, wrong_second_derivative
@@ -49,7 +49,7 @@ class Witness:
         self.problem = replace(problem, space=replace(problem.space, learned=learned))
         self.tolerance = TOLERANCES[problem.dtype]
         self.values = trial_values(self.problem)
-        self.val = checked_batch(next(iter(problem.task.val_batches(0))), "val_batches")
+        self.val = next(problem.batches_of("val_batches", 0))
         self.steps = steps
         self.plain = PlainTraining(self.problem, first_batches(self.problem, steps), self.val)
         self.brief = PlainTraining(self.problem, first_batches(self.problem, steps, FEW), self.val)
