@@ -8,11 +8,16 @@ from pathlib import Path
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Writes a file so that whoever reads it, also after a crash, sees the old text or the new one, never a part."""
+    """`write_atomic` for text, in UTF-8."""
+    write_atomic(path, text.encode())
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Writes a file so that readers see the old content or the new one, never a part, also after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

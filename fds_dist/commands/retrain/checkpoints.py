@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class SeedFolder:
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Writes named tensors to a safetensors file, atomically. `safetensors.torch.load_file` reads it."""
-    _write(path, weights, {"format": "pt"})
+    write_atomic(path, save(dict(weights), {"format": "pt"}))
 
 
 def write_state(path: Path, tensors: Mapping[str, Tensor], progress: dict[str, Any]) -> None:
     """Writes `tensors`, `progress` (JSON values) and a checksum over both, atomically."""
     text = json.dumps(progress)
-    _write(path, tensors, {"progress": text, "sha256": _digest(tensors, text)})
+    write_atomic(path, save(dict(tensors), {"progress": text, "sha256": _digest(tensors, text)}))
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -78,19 +78,6 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     except (OSError, SafetensorError, KeyError, ValueError):
         pass
     raise UserError(Fault("", f"{path} is damaged", "restart=true, to train anew"))
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:  # with the usual permissions; `save_file` would give them to the owner alone
-            file.write(save(dict(tensors), metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
