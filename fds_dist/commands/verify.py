@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from torch import nn
@@ -27,19 +28,31 @@ from fds_dist.inner.estimate import validate
 from fds_dist.inner.estimators import estimate_forward, estimate_reverse
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, initial_state, run_horizon
+from fds_dist.inner.witness import low_precision
 from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tangents import EXACT_METHODS, Part
 from fds_dist.tangents.methods import TrialPoint, choose_method
 from fds_dist.tasks.base import Task
 
-EXACT_TOLERANCE = 1e-10
-"""Allowed between exact methods: float64 rounding (1e-16), amplified a little by each of some 10² steps."""
 
-DIFFERENCE_TOLERANCE = 1e-5
-"""Allowed from finite differences: their error is about 1e-8 on smooth networks, more if a ReLU switches within ±h."""
+@dataclass(frozen=True)
+class Precision:
+    """What can be expected of a comparison."""
 
-DIFFERENCE_STEPS = (1e-6, 1e-5, 1e-7)
-"""Steps h relative to the value, tried until one agrees: kinks spoil large steps, rounding spoils small ones."""
+    exact: float
+    """Allowed between exact methods."""
+    difference: float
+    """Allowed between an exact method and finite differences."""
+    steps: tuple[float, ...]
+    """Relative steps h of the differences, tried until one agrees: kinks spoil large ones and rounding small ones."""
+
+
+FLOAT64 = Precision(1e-10, 1e-5, (1e-6, 1e-5, 1e-7))
+"""Rounding of 1e-16 through some 10² steps, each amplifying it a little. The differences' own error is about 1e-8 on
+smooth networks, more where a ReLU switches within ±h."""
+
+FLOAT32 = Precision(1e-2, 1e-1, (1e-2, 1e-3, 3e-2))
+"""Where the user's code computes in float32: rounding of 1e-7 through as many steps, and 1e-7/h in the differences."""
 
 SMALLEST_SHARE = 1e-4
 """A share of the norm of all hypergradients. If those of one hyperparameter are smaller, they are compared with this
@@ -87,8 +100,11 @@ def verification_point(problem: Problem) -> list[float]:
     return [owner.clamp(owner.init or owner.step) for owner, _ in problem.space.elements]
 
 
-def compare_derivatives(problem: Problem, horizon: int, ranks: Ranks) -> Verification:
-    """Compares all derivatives over `horizon` steps. The problem must be in float64, without `clip_hvp` and pruning."""
+def compare_derivatives(problem: Problem, horizon: int, ranks: Ranks, precision: Precision = FLOAT64) -> Verification:
+    """Compares all derivatives over `horizon` steps, as far as `precision` lets them agree.
+
+    The problem must be without `clip_hvp` and pruning.
+    """
     values = verification_point(problem)
     run = InnerRun(problem, values, 0, horizon, ranks)
     reference = estimate_reverse(run).hypergradients
@@ -99,15 +115,15 @@ def compare_derivatives(problem: Problem, horizon: int, ranks: Ranks) -> Verific
             continue
         forward = estimate_forward(replace(run, problem=problem.by(method))).hypergradients
         error = worst_error(problem.space, forward, reference)
-        comparisons.append(Comparison(f"forward, {method}", forward, error, EXACT_TOLERANCE))
-    differences = finite_differences(problem, values, horizon, reference)
+        comparisons.append(Comparison(f"forward, {method}", forward, error, precision.exact))
+    differences = finite_differences(problem, values, horizon, reference, precision)
     error = worst_error(problem.space, differences, reference)
-    comparisons.append(Comparison("finite differences", differences, error, DIFFERENCE_TOLERANCE))
+    comparisons.append(Comparison("finite differences", differences, error, precision.difference))
     return Verification(horizon, values, reference, tuple(comparisons), tuple(left_out))
 
 
 def finite_differences(
-    problem: Problem, values: Sequence[float], horizon: int, reference: Sequence[float]
+    problem: Problem, values: Sequence[float], horizon: int, reference: Sequence[float], precision: Precision
 ) -> list[float]:
     """Central differences [K] of the validation loss, each with the step size that agrees best with `reference`.
 
@@ -122,10 +138,10 @@ def finite_differences(
 
     def difference(element: int) -> float:
         value, candidates = values[element], []
-        for relative_step in DIFFERENCE_STEPS:
+        for relative_step in precision.steps:
             h = relative_step * (abs(value) or 1.0)
             candidates.append((loss_at(element, value + h) - loss_at(element, value - h)) / (2 * h))
-            if relative_error(candidates[-1:], [reference[element]]) < DIFFERENCE_TOLERANCE / 10:
+            if relative_error(candidates[-1:], [reference[element]]) < precision.difference / 10:
                 break
         return min(candidates, key=lambda candidate: abs(candidate - reference[element]))
 
@@ -167,7 +183,7 @@ class VerifyResult(NamedTuple):
     """The result of `verify`."""
 
     built: Build
-    """The config in float64, and the objects made from it."""
+    """The config, in float64 where the user's code allows, and the objects made from it."""
     verification: Verification
     """All derivatives, and whether they agree."""
 
@@ -205,7 +221,17 @@ def verify(
         True
     """
     with launched(config, overrides, prepare=_exact, task=task, model=model) as (built, ranks):
-        return VerifyResult(built, compare_derivatives(built.problem, _verified_steps(built, steps), ranks))
+        horizon = _verified_steps(built, steps)
+        if coarse := low_precision(built.problem):
+            verification = compare_derivatives(built.problem, horizon, ranks, FLOAT32)
+            reason = f"comparison in float64: the network or the loss computes in {coarse}"
+            return VerifyResult(built, replace(verification, left_out=(reason, *verification.left_out)))
+        built = replace(
+            built,
+            config=built.config.model_copy(update={"dtype": "float64"}),
+            problem=replace(built.problem, dtype=torch.float64),
+        )
+        return VerifyResult(built, compare_derivatives(built.problem, horizon, ranks))
 
 
 def _verified_steps(built: Build, steps: int | None) -> int:
@@ -220,21 +246,21 @@ def _verified_steps(built: Build, steps: int | None) -> int:
 
 
 def _exact(draft: Draft) -> Draft:
-    """The draft in float64, without clipping of products and pruning, which are deliberate approximations."""
+    """The draft without clipping of products and pruning, which are deliberate approximations."""
     if draft.config is None:
         return draft
-    exact = {"dtype": None, "clip_hvp": None, "prune": PruneConfig()}
+    exact = {"clip_hvp": None, "prune": PruneConfig()}
     tangents = draft.config.tangents.model_copy(update=exact)
-    return replace(draft, config=draft.config.model_copy(update={"dtype": "float64", "tangents": tangents}))
+    return replace(draft, config=draft.config.model_copy(update={"tangents": tangents}))
 
 
 def print_verification(problem: Problem, verification: Verification, console: Console | None = None) -> None:
     """Prints every hypergradient by every method, and the verdict."""
     console = console or default_console()
-    comparisons = verification.comparisons
+    comparisons, kind = verification.comparisons, str(problem.dtype).removeprefix("torch.")
     paragraph(
         console,
-        f"Hypergradients over {counted(verification.horizon, 'inner step')} in float64, by reverse mode through the "
+        f"Hypergradients over {counted(verification.horizon, 'inner step')} in {kind}, by reverse mode through the "
         "whole unrolled run, and by independent methods:",
     )
     console.print()

@@ -78,7 +78,16 @@ def user_line(error: BaseException) -> str:
     """
     if isinstance(error, SyntaxError) and error.filename and _is_users(Path(error.filename)):
         return f" at {_from_here(Path(error.filename))}:{error.lineno}"
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    return _innermost(traceback.extract_tb(error.__traceback__))
+
+
+def user_line_here() -> str:
+    """` at file:line` of the innermost line of the user's own code that is running; "" where there is none."""
+    return _innermost(traceback.extract_stack())
+
+
+def _innermost(frames: traceback.StackSummary) -> str:
+    for frame in reversed(frames):
         if _is_users(path := Path(frame.filename)):
             return f" at {_from_here(path)}:{frame.lineno}"
     return ""

@@ -45,6 +45,8 @@ class Testimony:
     """None where the estimator takes none."""
     hypergradient: float | None = None
     """Along one direction; None where it cannot be told."""
+    coarse: str = ""
+    """What in the user's code computes below float64, so that no more than float32's precision can be expected."""
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
@@ -53,7 +55,8 @@ class Testimony:
         parts = [f"{STEPS} steps in {kind}, losses, gradients and weights to {self.steps:.0e}"]
         parts += [] if self.products is None else [f"products to {self.products:.0e}"]
         parts += [] if self.hypergradient is None else [f"hypergradient to {self.hypergradient:.0e}"]
-        return f"checked against plain PyTorch: {', '.join(parts)}"
+        reason = f" (the network or the loss computes in {self.coarse})" if self.coarse else ""
+        return f"checked against plain PyTorch: {', '.join(parts)}{reason}"
 
 
 def relative(ours: float | Tensor, reference: float | Tensor) -> float:

@@ -24,6 +24,7 @@ from fds_dist.inner.estimate import Estimator, evaluate
 from fds_dist.inner.plain_training import FixedBatches, PlainRun, PlainTraining, first_batches
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, Training
+from fds_dist.inner.single_precision import low_precision_inside
 from fds_dist.inner.tolerance import STEPS, TOLERANCES, Testimony, random_like, relative, total_norm
 from fds_dist.tangents.methods import TrialPoint
 from fds_dist.tangents.step import Pruning
@@ -42,12 +43,14 @@ class Witness:
 
     Args:
         steps: how many, at most the run's horizon.
+        exact: whether everything is computed in float64.
     """
 
-    def __init__(self, problem: Problem, steps: int = STEPS) -> None:
+    def __init__(self, problem: Problem, steps: int = STEPS, exact: bool = False) -> None:
         learned = tuple(replace(owner, buckets=1) for owner in problem.space.learned)
         self.problem = replace(problem, space=replace(problem.space, learned=learned))
-        self.tolerance = TOLERANCES[problem.dtype]
+        self.exact = exact
+        self.tolerance = TOLERANCES[torch.float64 if exact else torch.float32]
         self.values = trial_values(self.problem)
         self.val = next(problem.batches_of("val_batches", 0))
         self.steps = steps
@@ -202,7 +205,7 @@ class Witness:
             UserError: it is wrong.
         """
         masks_differ = self.problem.tangents.method == "jvp" and self.brief.draws_random_numbers()
-        if self.problem.dtype != torch.float64 or masks_differ:
+        if not self.exact or masks_differ:
             return None
         exact = replace(self.problem.tangents, clip_hvp=None, pruning=Pruning())
         task: Any = FixedBatches(self.problem.task, self.brief.train, self.brief.val)
@@ -245,13 +248,16 @@ def testimony(problem: Problem, estimator_name: str, estimator: Estimator, steps
     Raises:
         UserError: something differs; names the likely cause.
     """
-    witness = Witness(_in_float64(problem), min(STEPS, steps))
+    large = problem.network(0).layout.size > EXACT_UP_TO
+    coarse = "" if large else low_precision(problem)
+    compared = problem if large or coarse else replace(problem, dtype=torch.float64)
+    witness = Witness(compared, min(STEPS, steps), exact=compared.dtype == torch.float64 and not coarse)
     error = witness.compare_steps()
-    dtype = witness.problem.dtype
+    seen = Testimony(compared.dtype, error, coarse=coarse)
     if error is None or estimator_name == "greedy":
-        return Testimony(dtype, error)
+        return seen
     products = witness.compare_products() if estimator_name != "reverse" else None
-    return Testimony(dtype, error, products, witness.compare_hypergradient(estimator))
+    return replace(seen, products=products, hypergradient=witness.compare_hypergradient(estimator))
 
 
 def untouched_parameters(problem: Problem, steps: int) -> tuple[str, ...]:
@@ -261,17 +267,11 @@ def untouched_parameters(problem: Problem, steps: int) -> tuple[str, ...]:
     return run.untouched if len(run.untouched) < len(run.weights) else ()
 
 
-def _in_float64(problem: Problem) -> Problem:
-    """The problem in float64, or as it is where the network is large or the user's code insists on float32."""
-    exact = replace(problem, dtype=torch.float64)
-    if problem.network(0).layout.size > EXACT_UP_TO:
-        return problem
-    try:
-        plain = Witness(exact, 1).brief
-        loss = plain.loss(plain.module(), plain.train[0], plain.theta(), seed=0)
-    except (RuntimeError, TypeError, ValueError, UserError):
-        return problem
-    return exact if loss.dtype == torch.float64 else problem
+def low_precision(problem: Problem) -> str:
+    """What in the user's network and loss computes in float32 though all that it gets is float64; "" where nothing."""
+    plain = Witness(replace(problem, dtype=torch.float64), 1).brief
+    module = plain.module()
+    return low_precision_inside(lambda: plain.loss(module, plain.train[0], plain.theta(), seed=0))
 
 
 def trial_values(problem: Problem) -> list[float]:

@@ -344,3 +344,30 @@ def test_the_record_says_what_was_compared_or_that_it_was_not(capsys: pytest.Cap
         out = capsys.readouterr().out
         assert ("checked against plain PyTorch: 3 steps in float64" in out) == (mode == "on")
         assert ("consistency.witness is off" in out) == (mode == "off")
+
+
+class CastingNorm(nn.Module):
+    """Root-mean-square norm computed in float32 whatever comes in, as in many language models."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = x.float()
+        return (low * (low.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()).to(x.dtype)
+
+
+FLOAT32_INSIDE = {
+    "cast": (Kind(with_middle(CastingNorm)), r"computes in float32 at \S*test_witness\.py:\d+"),
+    "class_weights": (
+        Kind(with_middle(), nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5]))),
+        r"computes in float32 \(PyTorch says: expected scalar type",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FLOAT32_INSIDE)
+def test_float32_inside_the_users_code_is_found_and_allowed_for(name: str) -> None:
+    kind, words = FLOAT32_INSIDE[name]
+    settings: Any = {"task": Batches(kind.loss), "model": lambda seed: kind.build()}
+    built, verification = fds_dist.verify(config("forward", dtype="float32"), **settings)
+    assert verification.passed, verification
+    assert re.search(words, verification.left_out[0])
+    assert re.search(words, built.remarks[-1])
