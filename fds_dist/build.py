@@ -17,7 +17,6 @@ from torch import nn
 from fds_dist.common.faults import Fault, UserError, user_code
 from fds_dist.common.flat import trainable_parameters
 from fds_dist.common.precision import DTYPES
-from fds_dist.common.randomness import build_seeded, reinitialized
 from fds_dist.common.registry import nearest
 from fds_dist.config import Config, Draft, Faults, OuterConfig
 from fds_dist.config.hyperparameters import HyperparameterConfig
@@ -27,7 +26,8 @@ from fds_dist.inner.dry_run import dry_run
 from fds_dist.inner.estimators import ESTIMATORS, Estimator
 from fds_dist.inner.estimators.greedy import greedy_estimator
 from fds_dist.inner.problem import Problem, TangentOptions
-from fds_dist.models import build_model
+from fds_dist.models import build_model, network_of
+from fds_dist.models.handed_in import KEEP, REDRAW, HandedIn, checked_start
 from fds_dist.outer.loop import OuterSettings
 from fds_dist.outer.rules import AdamRule, GradientRule, OuterRule, SignRule
 from fds_dist.schedule.groups import assigned, base_of, group_of, name_in
@@ -73,8 +73,8 @@ def build(
 
     Args:
         task: used in place of the config's `task`.
-        model: used in place of the config's `model`: a module, which gets fresh weights by `reset_parameters` of its
-            parts, or a function from a seed to a module.
+        model: used in place of the config's `model`: a module, whose copies start every outer step with its weights
+            (with new ones where the config has `model.init: redraw`), or a function from a seed to a module.
 
     Raises:
         UserError: with every fault there is.
@@ -89,6 +89,7 @@ def build(
     space, space_faults = _space(config, optimizer, built_task)
     if (patterns := config.inner.groups) and builder is not None:
         faults.attempt("inner.groups", lambda: assigned(patterns, trainable_parameters(builder(0))))
+    notes = faults.attempt("model", builder.remarks) if isinstance(builder, HandedIn) else None
     faults.add(space_faults)
     shape = faults.attempt("mesh", lambda: _mesh_shape(config, environment))
     device, device_faults = choose_device(config.device, environment)
@@ -111,7 +112,7 @@ def build(
         rule=outer_rule(config.outer),
         estimator=_estimator(config),
         shape=shape,
-        remarks=tuple(text for text in (*draft.remarks, *remarks, _unused_groups(config, problem)) if text),
+        remarks=tuple(filter(None, (*draft.remarks, *(notes or ()), *remarks, _unused_groups(config, problem)))),
     )
 
 
@@ -174,9 +175,10 @@ def _model_builder(config: Config, task: Task | None, model: nn.Module | ModelBu
     """`model_builder`; None where there is no task, whose faults do not hide those of the network's options."""
     if task is not None:
         return model_builder(config, task, model)
-    if model is None and config.model is not None and ":" not in config.model.name:
+    name = None if model is not None or config.model is None else config.model.name
+    if config.model is not None and name is not None and ":" not in name:
         try:
-            build_model(config.model.name, config.model.options, **STAND_IN, seed=0)
+            build_model(name, config.model.options, **STAND_IN, seed=0)
         except UserError as error:
             raise UserError(fault for fault in error.faults if fault.key != "model.input_shape") from error
     return None
@@ -191,24 +193,27 @@ def model_builder(config: Config, task: Task, model: nn.Module | ModelBuilder | 
     Raises:
         UserError: there is no model, or it cannot be built.
     """
+    name, options = (None, {}) if config.model is None else (config.model.name, config.model.options)
+    inputs = partial(_first_inputs, task)
+    own = model if model is not None else getattr(task, "build_model", None)
     builder: ModelBuilder
-    if isinstance(model, nn.Module):
-        builder = partial(reinitialized, model)
-    elif model is not None:
-        builder = partial(build_seeded, model)
-    elif config.model is not None:
-        name, options = config.model.name, config.model.options
+    if model is None and name is not None:
         shape, classes = getattr(task, "input_shape", None), getattr(task, "classes", None)
-        builder = lambda seed: build_model(name, options, input_shape=shape, classes=classes, seed=seed)  # noqa: E731
-    elif (of_task := getattr(task, "build_model", None)) is not None:
-        builder = partial(build_seeded, of_task)
+        builder = network_of(name, options, shape, classes, inputs)
+    elif own is not None:
+        init = options.get("init", KEEP)
+        init = checked_start(init) if name is None else REDRAW if init == REDRAW else KEEP
+        make = (lambda seed: own) if isinstance(own, nn.Module) else own
+        builder = HandedIn(make, init, inputs)
     else:
         raise UserError(Fault("model", "is missing, and this task builds none", "a model, such as {name: lenet}"))
-    with user_code("model", "building the network"):
-        module = builder(0)
-    if not isinstance(module, nn.Module):
-        raise UserError(Fault("model", f"build_model returned a {type(module).__name__}", "a torch.nn.Module"))
+    builder(0)
     return builder
+
+
+def _first_inputs(task: Task) -> Any:
+    with user_code("task.train_batches", "train_batches(outer_step=0, epoch=0)"):
+        return next(iter(task.train_batches(0, 0)))[0]
 
 
 def _space(config: Config, optimizer: InnerOptimizer, task: Task | None) -> tuple[HyperparameterSpace, list[Fault]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from own_tasks import Blobs
@@ -17,6 +19,7 @@ from fds_dist.common.domain import BELOW_ONE
 from fds_dist.common.faults import UserError
 from fds_dist.config import read_draft
 from fds_dist.distributed.environment import LaunchEnvironment
+from fds_dist.models.handed_in import SAME_START
 
 BASE: dict[str, Any] = {
     "task": {"name": "own_tasks:blobs"},
@@ -89,20 +92,87 @@ def ignorant(seed: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 3))  # ignores its seed
 
 
-@pytest.mark.parametrize("make", [lambda: ignorant(0), lambda: ignorant], ids=["module", "function"])
-def test_a_model_given_as_an_object_gets_fresh_weights_that_the_seed_decides(make: Callable[[], Any]) -> None:
-    first, again = (built(model=make()).problem for _ in range(2))
+def seeded_weights(make: Callable[[], Any], **options: Any) -> None:
+    """Holds `build` to weights that the seed and the outer step decide, and nothing else."""
+    base = {**BASE, **options}
+    first, again = (built(base=base, model=make()).problem for _ in range(2))
     torch.rand(3)  # the global generator must not matter
     assert torch.equal(weights(first, 0), weights(again, 0))
     assert not torch.equal(weights(first, 0), weights(first, 1))
-    assert not torch.equal(weights(first, 0), weights(built(["seed=1"], model=make()).problem, 0))
+    assert not torch.equal(weights(first, 0), weights(built(["seed=1"], base, model=make()).problem, 0))
 
 
-def test_the_callers_model_is_left_alone() -> None:
-    model = ignorant(0)
-    before = [parameter.clone() for parameter in model.parameters()]
-    weights(built(model=model).problem, 1)
-    assert all(map(torch.equal, before, model.parameters()))
+def test_a_function_that_ignores_its_seed_gets_weights_that_the_seed_decides() -> None:
+    seeded_weights(lambda: ignorant)
+
+
+def test_random_numbers_of_python_and_numpy_are_the_seeds_too() -> None:
+    def drawn(seed: int) -> nn.Module:
+        module = ignorant(seed)
+        nn.init.constant_(module[1].bias, random.random() + numpy.random.random())  # type: ignore[index, union-attr]
+        return module
+
+    seeded_weights(lambda: drawn)
+
+
+def test_redraw_gives_a_module_weights_that_the_seed_decides() -> None:
+    seeded_weights(lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 3)), model={"init": "redraw"})
+
+
+def test_a_module_keeps_its_weights_and_the_build_says_so() -> None:
+    module = ignorant(0)
+    of_module = built(model=module)
+    assert of_module.remarks[:-1] == (SAME_START,)  # the last is the witness's
+    for outer_step in (0, 1):
+        assert torch.equal(weights(of_module.problem, outer_step), nn.utils.parameters_to_vector(module.parameters()))
+    assert built(model=lambda seed: module).remarks[:-1] == (SAME_START,)
+    assert built(model=ignorant).remarks[:-1] == ()
+
+
+class Half(nn.Module):
+    """A part that is frozen, one that draws weights, and a parameter that no part draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(36, 4).requires_grad_(False)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 3)
+        self.head.bias.requires_grad_(False).fill_(5.0)
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.backbone(x.flatten(1))[:, None] * self.scale
+        return self.head(self.attention(hidden, hidden, hidden, need_weights=False)[0][:, 0])
+
+
+def test_redraw_leaves_frozen_parts_alone_and_says_what_it_could_not_draw() -> None:
+    module = Half()
+    found = built(base={**BASE, "model": {"init": "redraw"}}, model=module)
+    assert found.remarks[:-1] == ("model.init=redraw: no reset_parameters draws scale: the values stay",)
+    network = dict(found.problem.build_model(3).named_parameters())
+    for name, parameter in module.named_parameters():
+        kept = (
+            name == "scale"
+            or not parameter.requires_grad
+            or name.endswith("proj_bias")
+            or name == "attention.out_proj.bias"
+        )
+        assert torch.equal(network[name], parameter) == kept, name
+        assert network[name].requires_grad == parameter.requires_grad
+
+
+def test_redraw_of_a_module_that_cannot_is_refused() -> None:
+    (line,) = faults(base={**BASE, "model": {"init": "redraw"}}, model=Checkpointed())
+    assert line == (
+        "model.init: no part of Checkpointed has a reset_parameters that draws weights; "
+        "expected keep, or a function of the seed that builds the network"
+    )
+
+
+def test_a_model_without_a_name_is_the_tasks_own() -> None:
+    assert isinstance(built(base={**BASE, "model": {"init": "keep"}}).problem.build_model(0)[1], nn.BatchNorm2d)  # type: ignore[index]
+    (line,) = faults("model.init=redarw")
+    assert line == "model.init: 'redarw' is not valid; expected one of keep, redraw; did you mean redraw?"
 
 
 def test_a_given_task_takes_the_place_of_the_configs_even_where_that_is_wrong() -> None:
@@ -148,7 +218,7 @@ class Checkpointed(nn.Module):
 def test_the_method_is_one_that_works_on_the_network() -> None:
     chosen = built(model=lambda seed: Checkpointed())
     assert chosen.problem.tangents.method == "double_backward"
-    assert [remark.partition(":")[0] for remark in chosen.remarks] == ["checked against plain PyTorch"]
+    assert [remark.partition(":")[0] for remark in chosen.remarks[1:]] == ["checked against plain PyTorch"]
     (line,) = faults("tangents.method=jvp", model=lambda seed: Checkpointed())
     assert line.startswith("tangents.method: jvp cannot differentiate activation checkpointing")
     assert line.endswith("expected tangents.method=double_backward, which can")

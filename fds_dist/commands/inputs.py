@@ -129,7 +129,7 @@ def one_run_per_rank(draft: Draft) -> Draft:
 
 def study_folder(config: Config, study: str) -> Path:
     """`OUTPUT_DIR/NAME`; without a name `OUTPUT_DIR/STUDY-TASK-MODEL`, so that a repeated study continues there."""
-    parts = [study, config.task.name, *([config.model.name] if config.model else [])]
+    parts = [study, config.task.name, *([config.model.name] if config.model and config.model.name else [])]
     name = config.name or "-".join(re.sub(r"[^A-Za-z0-9_.-]+", "-", part) for part in parts)
     return Path(config.output_dir) / name
 

@@ -6,7 +6,6 @@ word on the network, and a resumed run draws what the uninterrupted one would ha
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import random
@@ -38,14 +37,15 @@ def generator(*keys: int | str) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within the block torch's global generators start from ``seed``; afterwards they are as if nothing happened.
+    """Within the block the global generators of torch, numpy and Python start from ``seed``; afterwards they are as if
+    nothing happened.
 
-    For code that draws from the global generator, such as the constructors of ``torch.nn``.
+    For code that draws from global generators, such as the constructors of ``torch.nn``.
     """
     # Listed by hand, as fork_rng warns where it has to find several GPUs; those not yet in use have no state to keep.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=devices), _GlobalStreams(seed):
+        torch.manual_seed(seed)  # of the GPUs too
         yield
 
 
@@ -92,21 +92,6 @@ class _GlobalStreams:
 
 
 def build_seeded(function: Callable[[int], nn.Module], seed: int) -> nn.Module:
-    """``function(seed)`` with torch's global generators seeded too: a function that ignores its seed agrees on all
-    ranks."""
+    """``function(seed)`` with the global generators seeded too: one that ignores its seed agrees on all ranks."""
     with seeded(seed):
         return function(seed)
-
-
-def reinitialized(module: nn.Module, seed: int) -> nn.Module:
-    """A copy of ``module`` with fresh weights: ``reset_parameters()`` of each submodule that has it, under ``seed``.
-
-    Parameters of no such submodule keep their values. Torch's global generators are left as they were.
-    """
-    fresh = copy.deepcopy(module)
-    with seeded(seed):
-        for submodule in fresh.modules():
-            reset = getattr(submodule, "reset_parameters", None)
-            if callable(reset):
-                reset()
-    return fresh

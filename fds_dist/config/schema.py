@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 from fds_dist.common.kinds import (
     AutoCount,
@@ -35,13 +36,10 @@ from fds_dist.config.sections import Contradiction, Section, option_contradictio
 from fds_dist.config.tracking import TrackingConfig
 
 
-class NamedFunction(Section):
+class FunctionConfig(Section):
     """A function by its name, with its keyword arguments as further keys."""
 
     model_config = ConfigDict(extra="allow")
-
-    name: Text
-    """A built-in name, or `package.module:function`."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -49,17 +47,34 @@ class NamedFunction(Section):
         return dict(self.model_extra or {})
 
     @model_validator(mode="after")
-    def _options_are_plain(self) -> NamedFunction:
+    def _options_are_plain(self) -> FunctionConfig:
         refuse(option_contradictions((), self.options))
         return self
 
 
-class TaskConfig(NamedFunction):
+class TaskConfig(FunctionConfig):
     """The data and the loss."""
 
+    name: Text
+    """A built-in name, or `package.module:function`."""
 
-class ModelConfig(NamedFunction):
-    """The network that is trained."""
+
+class ModelConfig(FunctionConfig):
+    """The network that is trained.
+
+    `init` says which weights it starts from. A network of one's own (of the task, from Python or by
+    `package.module:function`): keep, the weights that it comes with, or redraw, new ones for every outer step.
+    """
+
+    name: Text | None = None
+    """A built-in name, or `package.module:function`; null: the task's own, or that from Python."""
+
+    @model_validator(mode="after")
+    def _options_have_a_name(self) -> ModelConfig:
+        if self.name is None and set(self.options) != {"init"}:
+            details = InitErrorDetails(type="missing", loc=("name",), input=self.options)
+            raise ValidationError.from_exception_data("model", [details])
+        return self
 
 
 class InnerConfig(Section):

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fds_dist.common.batch import Batch
 from fds_dist.common.flat import FlatLayout, trainable_parameters
+from fds_dist.common.modules import Modes, convert
 from fds_dist.inner.culprits import Call, calls_within
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.driver import parameter_groups
@@ -68,8 +69,8 @@ class PlainTraining:
 
     def module(self) -> nn.Module:
         """A new module with the initial weights of outer step 0, in training mode."""
-        module = self.problem.module(0).to(device=self.problem.device, dtype=self.problem.dtype)
-        module.train()
+        module = convert(self.problem.module(0), self.problem.dtype, self.problem.device)
+        Modes(module).train()
         return module
 
     def run(self, values: Sequence[float]) -> PlainRun:
@@ -118,10 +119,9 @@ class PlainTraining:
     @torch.no_grad()
     def val_loss(self, module: nn.Module) -> float:
         """As a user would compute it in the configured batch-norm mode."""
-        module.eval()
-        for layer in module.modules() if self.problem.val_batch_norm == "batch" else ():
-            if isinstance(layer, _BatchNorm):
-                layer.train()
+        Modes(module).evaluate(self.problem.val_batch_norm)
+        for layer in module.modules():
+            if isinstance(layer, _BatchNorm) and layer.training:
                 layer.momentum = 0.0  # uses the batch's statistics, and leaves the running ones alone
         inputs, targets = map(self.cast, self.val)
         return validation_loss(self.problem.task)(module(inputs), targets).item()

@@ -61,7 +61,8 @@ class Testimony:
 
 def relative(ours: float | Tensor, reference: float | Tensor) -> float:
     """|ours − reference| / |reference|."""
-    ours, reference = (torch.as_tensor(part, dtype=torch.float64) for part in (ours, reference))
+    ours, reference = (torch.as_tensor(part) for part in (ours, reference))
+    ours, reference = (part.to(torch.complex128 if part.is_complex() else torch.float64) for part in (ours, reference))
     difference, norm = float((ours - reference).norm()), float(reference.norm())
     return difference / norm if norm else difference
 

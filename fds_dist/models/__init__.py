@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -11,6 +12,7 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.options import kind_faults, option_faults
 from fds_dist.common.randomness import seeded
 from fds_dist.common.registry import call_faults, call_user_function, load_object, nearest, with_offers
+from fds_dist.models.handed_in import KEEP, HandedIn, checked_start
 from fds_dist.models.lenet import lenet
 from fds_dist.models.mlp import mlp
 from fds_dist.models.parts import Initialization, initialize
@@ -64,6 +66,33 @@ def _users_model(name: str, options: Mapping[str, object], offers: Mapping[str, 
         problem = f"{name} returned a {type(model).__name__}"
         raise UserError(Fault("model.name", problem, "a torch.nn.Module"))
     return model
+
+
+def network_of(
+    name: str,
+    options: Mapping[str, object],
+    input_shape: Sequence[int] | None,
+    classes: int | None,
+    inputs: Callable[[], Any],
+) -> Callable[[int], nn.Module]:
+    """seed → the network of `build_model`; of a user's own function, copies as `HandedIn` makes them.
+
+    ``init`` among the ``options`` then says which weights they start from, unless the function has a parameter of that
+    name. ``inputs`` gives those of a batch.
+
+    Raises `UserError` for a function that cannot be loaded, and for an ``init`` that nothing takes.
+    """
+
+    def build(seed: int) -> nn.Module:
+        return build_model(name, arguments, input_shape=input_shape, classes=classes, seed=seed)
+
+    arguments, init = options, options.get("init", KEEP)
+    if ":" not in name:
+        return build
+    if with_offers(load_object(name, "model.name"), {}, {"init": init}):
+        return HandedIn(build, KEEP, inputs)
+    arguments = {key: value for key, value in options.items() if key != "init"}
+    return HandedIn(build, checked_start(init), inputs)
 
 
 def _builder(name: str) -> Builder:

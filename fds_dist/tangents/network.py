@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from fds_dist.common.batch import WHOLE, Part, Share, map_tensors
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import FlatLayout, trainable_parameters
+from fds_dist.common.modules import Modes, convert
 from fds_dist.tangents.running_statistics import RunningStatistics
 from fds_dist.tangents.second_derivatives import write_out
 
@@ -48,7 +48,7 @@ class Network:
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype, device: torch.device, live: tuple[str, ...] = ()) -> None:
-        self.module = module.to(device=device, dtype=dtype)
+        self.module, self._modes = convert(module, dtype, device), Modes(module)
         self.dtype, self.device, self.live = dtype, device, live
         parameters = trainable_parameters(module)
         self.layout = FlatLayout.of(parameters)
@@ -76,18 +76,14 @@ class Network:
             owner._flat_weights = [getattr(owner, name) for name in owner._flat_weights_names]
 
     def train(self) -> None:
-        """Training mode: dropout on, batch-norm on batch statistics."""
-        self.module.train()
+        """Training mode: dropout on, batch-norm on batch statistics, but for parts handed in at rest (see `Modes`)."""
+        self._modes.train()
         self._statistics.frozen = False
 
     def evaluate(self, batch_norm: str = "running") -> None:
         """Evaluation mode; with `batch_norm="batch"` batch-norm still uses the statistics of its batch."""
-        self.module.eval()
+        self._modes.evaluate(batch_norm)
         self._statistics.frozen = True
-        if batch_norm == "batch":
-            for layer in self.module.modules():
-                if isinstance(layer, _BatchNorm):
-                    layer.training = True
 
     def __call__(self, weights: Tensor, buffers: Buffers, inputs: Tensor, share: Share = WHOLE) -> tuple[Any, Buffers]:
         """The outputs of the whole batch at `weights` [D], and the buffers after the call.

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.options import value_faults
-from fds_dist.common.randomness import build_seeded, reinitialized
+from fds_dist.common.randomness import build_seeded
 from fds_dist.tasks.base import Loss, Metrics
 from fds_dist.tasks.inspection import FINITE, non_finite
 from fds_dist.tasks.loaders import source_of
@@ -31,8 +31,8 @@ class TensorTask(SampledTask):
     no split is drawn. Whole numbers as one-dimensional targets are class labels: they become int64 and the task has
     ``classes``.
 
-    ``model`` becomes ``build_model``: a function of a seed is called with torch's global generator seeded too; of a
-    plain module a copy is drawn afresh (see `reinitialized`).
+    ``model`` becomes ``build_model``: a function of a seed is called with the global generators seeded too; a plain
+    module is returned as it is, for every seed.
 
     Raises `UserError` with every fault in the arguments.
     """
@@ -149,7 +149,7 @@ def _read_source(data: object, name: str) -> TensorSource:
 
 
 def _builder(model: Model) -> Callable[[int], nn.Module]:
-    return partial(reinitialized if isinstance(model, nn.Module) else build_seeded, model)
+    return partial(build_seeded, (lambda seed: model) if isinstance(model, nn.Module) else model)
 
 
 def _are_labels(targets: Tensor) -> bool:

@@ -312,7 +312,7 @@ REFUSED = {
         r"1 \(Through\) gives another output",
     ),
     "own_generator": (Kind(with_middle(OwnGenerator)), r"1 \(OwnGenerator\) gives another output"),
-    "aliased_weight": (Kind(with_middle(Aliased)), r"the gradient of 1\.layer\.weight is not that of plain PyTorch"),
+    "aliased_weight": (Kind(with_middle(Aliased)), r"the parameter 1\.layer\.weight is also held in 1\.alias"),
     "gradient_hook": (Kind(with_middle(hooked)), r"1\.weight.*hook|the gradient of 1\.weight is not"),
     "alternating_branches": (Kind(with_middle(Alternating)), r"takes part in some steps only|is not that of plain"),
     "hidden_buffer": (

@@ -18,6 +18,7 @@ from fds_dist.commands.retrain.optimizers import make_optimizer
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import trainable_parameters
+from fds_dist.common.modules import Modes, convert
 from fds_dist.common.precision import DTYPES, in_dtype
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.schedule import Schedule
@@ -37,7 +38,8 @@ class DDPEngine:
         self.notes = batch_norm_notes(module, ranks)
         if ranks.world_size > 1 and ranks.device.type == "cuda":
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module, ranks.group)
-        self._module = module.to(ranks.device, self._dtype).train()
+        self._module = convert(module, self._dtype, ranks.device)
+        Modes(module).train()
         self._parameters = list(trainable_parameters(module).values())
         self.optimizer = make_optimizer(schedule, module)
         self._network = self._module
@@ -126,12 +128,14 @@ def in_evaluation(module: nn.Module, ranks: Ranks) -> Iterator[None]:
     if ranks.world_size > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0, group=ranks.group)
+    modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        module.train()
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def host_copy(tensor: Tensor) -> Tensor:

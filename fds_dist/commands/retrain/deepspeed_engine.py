@@ -23,6 +23,7 @@ from fds_dist.commands.retrain.deepspeed_settings import imported_deepspeed
 from fds_dist.commands.retrain.optimizers import make_optimizer
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.modules import Modes, convert
 from fds_dist.common.precision import in_dtype
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import Ranks
@@ -47,7 +48,8 @@ class DeepSpeedEngine:
         self.notes = batch_norm_notes(module, ranks)
         if ranks.world_size > 1 and ranks.device.type == "cuda":
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        self._module = module.to(ranks.device, torch.float32).train()
+        self._module = convert(module, torch.float32, ranks.device)
+        Modes(module).train()
         bf16 = bool(settings.deepspeed.get("bf16", {}).get("enabled", False))
         self._dtype = torch.bfloat16 if bf16 else torch.float32
         self._tool = _ready(ranks.device)
