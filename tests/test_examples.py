@@ -28,11 +28,21 @@ def failures(name: str) -> str:
     return "".join(told)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_the_example_of_a_command_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    if name in OF_A_RUN:
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the example of `optimize` has run."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         assert failures("optimize") == ""
+    return folder
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_of_a_command_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_folder: Path
+) -> None:
+    monkeypatch.chdir(run_folder if name in OF_A_RUN else tmp_path)
     assert failures(name) == ""
 
 
