@@ -21,7 +21,7 @@ from fds_dist.inner.estimators import ESTIMATORS
 from fds_dist.inner.live_buffers import check_derivatives, live_buffers
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import initial_state
-from fds_dist.inner.witness import testimony, untouched_parameters
+from fds_dist.inner.witness import low_precision, testimony, untouched_parameters
 from fds_dist.schedule.buckets import Segment
 from fds_dist.tangents.methods import TrialPoint, choose_method
 from fds_dist.tasks.base import validation_loss
@@ -69,7 +69,8 @@ def dry_run(
             problem = problem.by(chosen)
             remarks += [remark] if remark else []
         if problem.live_buffers:
-            check_derivatives(point, reverse)
+            exact = problem if low_precision(problem) else replace(problem, dtype=torch.float64)
+            check_derivatives(_point(exact), reverse)
         if plain_steps:
             remarks.append(str(testimony(problem, estimator, ESTIMATORS[estimator], plain_steps)))
     return problem, tuple(remarks)

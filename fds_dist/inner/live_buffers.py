@@ -22,13 +22,14 @@ from fds_dist.tasks.base import validation_loss
 NUDGE = 0.01
 """By which share buffers are moved to see whether a loss depends on them."""
 
-STEP, TOLERANCE = 1e-3, 0.05
-"""Of central differences of the buffers: in float32 rounding (1e-7 / 1e-3) and curvature (1e-6) stay far below; what is
-hidden from derivatives is most of a buffer's change."""
+STEPS, TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}, 0.05
+"""Of central differences of the buffers: in float32 rounding (1e-7 / 1e-3) and curvature (1e-6) stay far below, in
+float64 also the ReLUs that switch in a deep network; what is hidden from derivatives is most of a buffer's change."""
 
 
 def live_buffers(problem: Problem, point: TrialPoint, val_part: Part) -> tuple[str, ...]:
-    """The names of all floating-point buffers that a training step moves, if any loss depends on them; else none.
+    """The names of all floating-point buffers that a training step moves, if any of them depends on the weights and a
+    loss depends on them; else none.
 
     All or nothing: a buffer that needs no derivative costs some memory, one that lacks it a wrong hypergradient.
 
@@ -40,12 +41,17 @@ def live_buffers(problem: Problem, point: TrialPoint, val_part: Part) -> tuple[s
     with torch.no_grad():
         network.seed(0)
         _, after = point.loss(point.weights, point.theta, point.buffers, point.part)
+        network.seed(0)
+        weights = point.weights + NUDGE * _direction(point.weights, "")
+        _, elsewhere = point.loss(weights, point.theta, point.buffers, point.part)
         moving = [
             name
             for name, buffer in point.buffers.items()
-            if buffer.is_floating_point() and not torch.equal(buffer, after[name])
+            if buffer.is_floating_point()
+            and buffer.shape == after[name].shape  # a table that the first call fills grows
+            and not torch.equal(buffer, after[name])
         ]
-        if not moving:
+        if all(torch.equal(after[name], elsewhere[name]) for name in moving):
             return ()
         nudged = {name: buffer + NUDGE * (buffer.abs() + NUDGE) for name, buffer in after.items() if name in moving}
 
@@ -79,15 +85,17 @@ def check_derivatives(point: TrialPoint, reverse: bool) -> None:
     Raises:
         UserError: names the first such buffer.
     """
-    live = point.loss.network.live
-    start = {"": point.weights, **{name: point.buffers[name] for name in live}}
+    live, step = point.loss.network.live, STEPS[point.weights.dtype]
+    # Away from the initial weights: where a layer starts as zeros, a ReLU behind it stands at its kink.
+    weights = point.weights + NUDGE * _direction(point.weights, "start")
+    start = {"": weights, **{name: point.buffers[name] for name in live}}
     along = {name: _direction(tensor, name) for name, tensor in start.items()}
     seen = (_seen_by_reverse if reverse else _seen_by_forward)(point, start, along)
     with torch.no_grad():
-        moved = [{name: start[name] + sign * STEP * along[name] for name in start} for sign in (1, -1)]
+        moved = [{name: start[name] + sign * step * along[name] for name in start} for sign in (1, -1)]
         ahead, behind = (_after(point, place) for place in moved)
     for name in live:
-        difference = (ahead[name] - behind[name]) / (2 * STEP)
+        difference = (ahead[name] - behind[name]) / (2 * step)
         if (seen[name] - difference).norm() > TOLERANCE * difference.norm() + TOLERANCE**2 * point.buffers[name].norm():
             problem = f"the buffer {name} depends on the weights, hidden from derivatives, and reaches a loss"
             if reverse:

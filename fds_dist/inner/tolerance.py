@@ -33,6 +33,13 @@ TOLERANCES = {
     torch.float32: Tolerance(3e-2, 3e-1, (1e-3, 1e-2, 1e-4)),
 }
 
+NUDGE = 0.01
+"""How far from the initial weights products are compared where they do not agree there, relative to the weights."""
+
+SMALLEST_SHARE = 1e-6
+"""Of all buffers together: smaller ones are compared with this share instead of their own size, which may be nothing
+but rounding (the mean of what batch-norm has centred)."""
+
 
 @dataclass(frozen=True)
 class Testimony:
@@ -59,20 +66,31 @@ class Testimony:
         return f"checked against plain PyTorch: {', '.join(parts)}{reason}"
 
 
-def relative(ours: float | Tensor, reference: float | Tensor) -> float:
-    """|ours − reference| / |reference|."""
+def relative(ours: float | Tensor, reference: float | Tensor, smallest: float = 0.0) -> float:
+    """|ours − reference| / max(|reference|, smallest)."""
     ours, reference = (torch.as_tensor(part) for part in (ours, reference))
     ours, reference = (part.to(torch.complex128 if part.is_complex() else torch.float64) for part in (ours, reference))
-    difference, norm = float((ours - reference).norm()), float(reference.norm())
+    difference, norm = float((ours - reference).norm()), max(float(reference.norm()), smallest)
     return difference / norm if norm else difference
 
 
-def random_like(vector: Tensor) -> Tensor:
+def random_like(vector: Tensor, *keys: str) -> Tensor:
     """A random direction, the same on all ranks."""
-    numbers = torch.randn(len(vector), generator=generator("witness"), dtype=torch.float64)
+    numbers = torch.randn(len(vector), generator=generator("witness", *keys), dtype=torch.float64)
     return numbers.to(vector)
 
 
 def total_norm(tensors: Sequence[Tensor]) -> float:
     """Euclidean, over all entries of all tensors."""
     return sum(float(tensor.double().norm()) ** 2 for tensor in tensors) ** 0.5
+
+
+def smallest_size(buffers: Sequence[Tensor]) -> float:
+    """What the norm of a buffer is taken for, at least, where errors are relative to it."""
+    return SMALLEST_SHARE * total_norm(buffers)
+
+
+def nearby(weights: Tensor) -> Tensor:
+    """Weights at a random place near `weights`."""
+    away = random_like(weights, "away")
+    return weights + NUDGE * float(weights.norm() / away.norm()) * away

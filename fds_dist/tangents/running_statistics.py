@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.overrides import TorchFunctionMode
 
 from fds_dist.common.batch import WHOLE, Share
 
@@ -53,29 +54,37 @@ class RunningStatistics:
     def _batch_norm(self, layer: _BatchNorm) -> Callable[[Tensor], Tensor]:
         """The layer's forward pass, over the whole batch where that is split."""
         own_forward, tracked = layer.forward, layer.track_running_stats
-        splits = type(layer).forward is _BatchNorm.forward
 
-        def forward(x: Tensor) -> Tensor:
+        def normalize(x: Tensor, fused: Callable[[], Tensor]) -> Tensor:
             update = tracked and layer.training and not self.frozen
-            total = self.share.total if splits and (layer.training or layer.running_mean is None) else None
+            total = self.share.total if layer.training or layer.running_mean is None else None
             if total is None:
                 if update:
                     _move(layer, _moments(self._seen(x)))
-                return own_forward(x) if layer.training or not splits else self._on_running(layer, x, own_forward)
+                return fused() if layer.training else self._on_running(layer, x, fused)
             mean, variance, count = _whole_moments(x, self.share.fraction, total)
             if update:
                 unbiased = count / (count - 1)
                 _move(layer, (self._seen(mean), self._seen(variance) * unbiased))
             return _normalized(layer, x, mean, variance)
 
-        return forward
+        def forward_around(x: Tensor) -> Tensor:
+            with _InsteadOfBatchNorm(normalize) as instead:
+                y = own_forward(x)
+            if not instead.called and tracked and layer.training and not self.frozen:
+                _move(layer, _moments(self._seen(x)))
+            return y
+
+        if type(layer).forward is not _BatchNorm.forward:  # which may do more: normalize and activate, say
+            return forward_around
+        return lambda x: normalize(x, lambda: own_forward(x))
 
     def _instance_norm(self, layer: _InstanceNorm) -> Callable[[Tensor], Tensor]:
         own_forward = layer.forward
 
         def forward(x: Tensor) -> Tensor:
             if not layer.training:
-                return self._on_running(layer, x, own_forward)
+                return self._on_running(layer, x, lambda: own_forward(x))
             batched = x if x.dim() == layer._get_no_batch_dim() + 1 else x[None]
             if not self.frozen:
                 _move(layer, _instance_moments(self._seen(batched), self.share))
@@ -84,17 +93,31 @@ class RunningStatistics:
 
         return forward
 
-    def _on_running(
-        self, layer: _BatchNorm | _InstanceNorm, x: Tensor, own_forward: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def _on_running(self, layer: _BatchNorm | _InstanceNorm, x: Tensor, fused: Callable[[], Tensor]) -> Tensor:
         """Normalized by the running statistics; PyTorch's own operator has no derivative by them."""
         mean, variance = layer.running_mean, layer.running_var
         if not self.differentiable or mean is None or variance is None:
-            return own_forward(x)
+            return fused()
         return _normalized(layer, x, mean, variance)
 
     def _seen(self, x: Tensor) -> Tensor:
         return x if self.differentiable else x.detach()
+
+
+class _InsteadOfBatchNorm(TorchFunctionMode):
+    """Within the block `F.batch_norm(x, ...)` is `normalize(x, the call itself)`; `called` tells whether it was met."""
+
+    def __init__(self, normalize: Callable[[Tensor, Callable[[], Tensor]], Tensor]) -> None:
+        super().__init__()
+        self.normalize, self.called = normalize, False
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls `func`, or `normalize` in its place."""
+        kwargs = kwargs or {}
+        if func is not F.batch_norm:
+            return func(*args, **kwargs)
+        self.called = True
+        return self.normalize(args[0] if args else kwargs["input"], lambda: func(*args, **kwargs))
 
 
 def _move(layer: _BatchNorm | _InstanceNorm, moments: Moments) -> None:

@@ -174,11 +174,55 @@ class Tied(nn.Module):
         return self.last(self.again(self.first(x).tanh()).tanh())
 
 
+class NormAndActivation(nn.BatchNorm1d):
+    """Calls the functional batch-norm itself, as layers that normalize and activate do."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        statistics: tuple[Tensor | None, Tensor | None] = (self.running_mean, self.running_var)
+        if self.training and self.track_running_stats:
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+        elif self.training:
+            statistics = None, None
+        rest = (self.weight, self.bias, self.training, self.momentum or 0.0, self.eps)
+        return F.batch_norm(input, *statistics, *rest).tanh()
+
+
+class LazyTable(nn.Module):
+    """A buffer that the first call fills, at its full size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(self.table) != x.shape[1]:
+            self.table = torch.arange(1.0, 1 + x.shape[1], dtype=x.dtype)
+        return x * self.table
+
+
+class ZeroBranch(nn.Module):
+    """A residual branch that starts as zeros: the ReLU behind it stands at its kink."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(6, 6, bias=False), nn.BatchNorm1d(6)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.relu()
+        return (x + self.norm(self.linear(x))).relu()
+
+
 RIGHT = {
     "plain": Kind(with_middle()),
     "batch_norm": Kind(with_middle(lambda: nn.BatchNorm1d(6))),
     "batch_norm_running": Kind(with_middle(lambda: nn.BatchNorm1d(6)), running=True),
     "batch_norm_cumulative": Kind(with_middle(lambda: nn.BatchNorm1d(6, momentum=None)), running=True),
+    "norm_and_activation": Kind(with_middle(lambda: NormAndActivation(6))),
+    "norm_and_activation_running": Kind(with_middle(lambda: NormAndActivation(6)), running=True),
+    "lazy_table": Kind(with_middle(LazyTable)),
+    "zero_branch_running": Kind(with_middle(ZeroBranch, lambda: nn.BatchNorm1d(6)), running=True),
     "weight_norm": Kind(with_middle(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)))),
     "unused_head": Kind(Unused),
     "tied": Kind(Tied),
