@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.distributed.fingerprint import RunsDiverged, deviating_ranks, fingerprint
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.plan import Plan
-from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerState
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tracking.records import InnerBlock
@@ -29,26 +27,6 @@ class BatchesDiffer(RuntimeError):
 MIXTURE = 0.01
 """Relative difference of the ranks' losses from which on they train on other batches: rounding, which `broadcast`
 heals, makes 1e-6 of it between two comparisons."""
-
-
-def check_batches(problem: Problem, outer_step: int, axis: DataAxis) -> None:
-    """Compares the first training batch of `outer_step` along the axis.
-
-    All weights stay the same on these ranks whatever they train on, so that no later comparison would show it.
-
-    Raises:
-        BatchesDiffer: on every rank of the axis.
-    """
-    if axis.size == 1:
-        return
-    prints = torch.stack([fingerprint(part.to(problem.device)) for part in next(problem.batches(outer_step))])
-    gathered = axis.gather(prints, axis.size * len(prints)).reshape(axis.size, -1)
-    if deviating := deviating_ranks([hash(tuple(row)) for row in gathered.tolist()]):
-        raise BatchesDiffer(
-            f"the first training batch of outer step {outer_step} is another one on places {deviating} of the data "
-            "axis. "
-            "Every rank must get the same batches (a task may depend on its arguments and the seed alone)"
-        )
 
 
 BLOCKS_PER_HORIZON = 100

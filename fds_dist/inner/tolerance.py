@@ -82,7 +82,7 @@ def random_like(vector: Tensor, *keys: str) -> Tensor:
 
 def total_norm(tensors: Sequence[Tensor]) -> float:
     """Euclidean, over all entries of all tensors."""
-    return sum(float(tensor.double().norm()) ** 2 for tensor in tensors) ** 0.5
+    return sum(float(tensor.abs().double().norm()) ** 2 for tensor in tensors) ** 0.5
 
 
 def smallest_size(buffers: Sequence[Tensor]) -> float:

@@ -17,10 +17,10 @@ from fds_dist.common.memory import own_peak_bytes
 from fds_dist.common.records import FloatOrInf, from_values
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimators import Estimate, Estimator
-from fds_dist.inner.monitor import check_batches
 from fds_dist.inner.plan import Plan, make_plan
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, OnStep, RunCheckpointer, go_on
+from fds_dist.inner.split_check import check_batches, check_split
 from fds_dist.outer.rules import OuterRule, OuterState, OuterStep
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tracking.records import OuterRecord
@@ -135,6 +135,8 @@ class OuterLoop:
             self.listener.checkpointer(number, values, horizon),
         )
         check_batches(self.problem, run.number, self.ranks.data)
+        if number == 0:
+            check_split(run)
         estimate = mean_over_replicas(self.estimator(run), self.ranks)
         step, retreated = self.next_values(progress, estimate)
         best, first_val_loss = progress.best, progress.first_val_loss
