@@ -17,18 +17,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd import Function
 
 from fds_dist.common.batch import Batch, Part, Share
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.distributed import collectives
 from fds_dist.distributed.errors import rank_errors
 
 # PyTorch 2.13 warns of the names that 2.11 has.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-
-
-_InDims = tuple[int, None, None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,9 @@ class DataAxis:
             return Part(inputs, targets)
         samples = len(inputs)
         if samples < self.size or targets.dim() == 0 or len(targets) != samples:
-            return Part(inputs, targets, Share(1 / self.size, gather=lambda output: _replicate(output, self)))
+            return Part(
+                inputs, targets, Share(1 / self.size, gather=lambda output: collectives.replicate(output, self))
+            )
         sizes = self.part_sizes(samples)
         first = sum(sizes[: self.rank])
         last = first + sizes[self.rank]
@@ -116,15 +115,15 @@ class DataAxis:
 
     def differentiable_sum(self, tensor: Tensor) -> Tensor:
         """`sum`, of which derivatives of any order can be taken, forward and reverse, where all ranks take them."""
-        return tensor if self.size == 1 else _sum(tensor, self)
+        return tensor if self.size == 1 else collectives.sum_of_parts(tensor, self)
 
     def spread(self, tensor: Tensor) -> Tensor:
         """`tensor`, the same on all ranks, for use in each rank's own part: the parts' adjoints are summed."""
-        return tensor if self.size == 1 else _spread(tensor, self)
+        return tensor if self.size == 1 else collectives.spread(tensor, self)
 
     def collect(self, tensor: Tensor) -> Tensor:
         """The sum of all ranks' parts, for use alike on all ranks: the adjoint, the same everywhere, goes to each."""
-        return tensor if self.size == 1 else _collect(tensor, self)
+        return tensor if self.size == 1 else collectives.collect(tensor, self)
 
     def gather_outputs(self, part: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
         """The rows of all ranks' `part` [b, ...], in rank order, on every rank: [Σb, ...].
@@ -145,8 +144,8 @@ class DataAxis:
             return part
         sizes = tuple(self._row_counts(part) if sizes is None else sizes)
         if not (part.is_floating_point() or part.is_complex()):
-            return self._all_rows(part, sizes)
-        return _gather_rows(part, self, sizes)
+            return self.all_rows(part, sizes)
+        return collectives.gather_rows(part, self, sizes)
 
     def _row_counts(self, part: Tensor) -> list[int]:
         counts = torch.empty(self.size, dtype=torch.int64, device=part.device)
@@ -154,7 +153,7 @@ class DataAxis:
             _all_gather(counts, counts.new_full((1,), part.shape[0]), group=self.group)
         return counts.tolist()
 
-    def _all_rows(self, part: Tensor, sizes: Sequence[int]) -> Tensor:
+    def all_rows(self, part: Tensor, sizes: Sequence[int]) -> Tensor:
         """`gather_outputs`, without a derivative."""
         padded = part.new_zeros(max(sizes), *part.shape[1:])
         padded[: len(part)] = part.detach()
@@ -169,179 +168,3 @@ def _as_numbers(tensor: Tensor) -> Tensor:
     if tensor.dtype == torch.bool:
         return tensor.view(torch.uint8)
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
-class _Sum(Function):
-    """A sum over ranks, each of which uses the result in its own way: its adjoint is the sum of the adjoints."""
-
-    @staticmethod
-    def forward(tensor: Tensor, axis: DataAxis) -> Tensor:
-        return axis.sum(tensor)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, DataAxis], output: Tensor) -> None:
-        ctx.axis = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _sum(adjoint, ctx.axis), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
-        return _sum(tangent, ctx.axis)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, None], tensor: Tensor, axis: DataAxis) -> tuple[Tensor, int | None]:  # type: ignore[override]
-        return _sum(tensor, axis), in_dims[0]
-
-
-class _GatherRows(Function):
-    """All ranks' rows, for use alike on all ranks; its adjoint, the same everywhere, is cut into the ranks' rows."""
-
-    @staticmethod
-    def forward(part: Tensor, axis: DataAxis, sizes: tuple[int, ...]) -> Tensor:
-        return axis._all_rows(part, sizes)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, DataAxis, tuple[int, ...]], output: Tensor) -> None:
-        _, ctx.axis, ctx.sizes = inputs
-
-    @staticmethod
-    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return _own_rows(adjoint, ctx.axis, ctx.sizes), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # type: ignore[override]
-        return _gather_rows(tangent, ctx.axis, ctx.sizes)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: _InDims, part: Tensor, axis: DataAxis, sizes: tuple[int, ...]) -> tuple[Tensor, int]:  # type: ignore[override]
-        return _gather_rows(part.movedim(in_dims[0], -1), axis, sizes), part.dim() - 1
-
-
-class _OwnRows(Function):
-    """This rank's rows of a tensor that is the same on all ranks: the adjoint of `_GatherRows`, and the reverse."""
-
-    @staticmethod
-    def forward(whole: Tensor, axis: DataAxis, sizes: tuple[int, ...]) -> Tensor:
-        return whole.split(sizes)[axis.rank].clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, DataAxis, tuple[int, ...]], output: Tensor) -> None:
-        _, ctx.axis, ctx.sizes = inputs
-
-    @staticmethod
-    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return _gather_rows(adjoint, ctx.axis, ctx.sizes), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:  # type: ignore[override]
-        return _own_rows(tangent, ctx.axis, ctx.sizes)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: _InDims, whole: Tensor, axis: DataAxis, sizes: tuple[int, ...]) -> tuple[Tensor, int]:  # type: ignore[override]
-        return _own_rows(whole.movedim(in_dims[0], -1), axis, sizes), whole.dim() - 1
-
-
-class _Replicate(Function):
-    """What all ranks have computed alike, for use alike on all of them: each takes its share of the adjoint."""
-
-    @staticmethod
-    def forward(tensor: Tensor, axis: DataAxis) -> Tensor:
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, DataAxis], output: Tensor) -> None:
-        ctx.axis = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _own_share(adjoint, ctx.axis), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
-        return tangent.view_as(tangent)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int, None], tensor: Tensor, axis: DataAxis) -> tuple[Tensor, int]:  # type: ignore[override]
-        return _replicate(tensor, axis), in_dims[0]
-
-
-class _OwnShare(Function):
-    """An equal share of a tensor that is the same on all ranks: the adjoint of `_Replicate`, and the reverse."""
-
-    @staticmethod
-    def forward(whole: Tensor, axis: DataAxis) -> Tensor:
-        return whole / axis.size
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, DataAxis], output: Tensor) -> None:
-        ctx.axis = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _replicate(adjoint, ctx.axis), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
-        return _own_share(tangent, ctx.axis)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int, None], whole: Tensor, axis: DataAxis) -> tuple[Tensor, int]:  # type: ignore[override]
-        return _own_share(whole, axis), in_dims[0]
-
-
-class _Spread(Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, axis: DataAxis) -> Tensor:  # type: ignore[override]
-        ctx.axis = axis
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return ctx.axis.sum(adjoint), None
-
-
-class _Collect(Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, axis: DataAxis) -> Tensor:  # type: ignore[override]
-        return axis.sum(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return adjoint, None
-
-
-def _sum(tensor: Tensor, axis: DataAxis) -> Tensor:
-    result: Any = _Sum.apply(tensor, axis)
-    return result
-
-
-def _spread(tensor: Tensor, axis: DataAxis) -> Tensor:
-    result: Any = _Spread.apply(tensor, axis)
-    return result
-
-
-def _collect(tensor: Tensor, axis: DataAxis) -> Tensor:
-    result: Any = _Collect.apply(tensor, axis)
-    return result
-
-
-def _gather_rows(part: Tensor, axis: DataAxis, sizes: tuple[int, ...]) -> Tensor:
-    result: Any = _GatherRows.apply(part, axis, sizes)
-    return result
-
-
-def _own_rows(whole: Tensor, axis: DataAxis, sizes: tuple[int, ...]) -> Tensor:
-    result: Any = _OwnRows.apply(whole, axis, sizes)
-    return result
-
-
-def _replicate(tensor: Tensor, axis: DataAxis) -> Tensor:
-    result: Any = _Replicate.apply(tensor, axis)
-    return result
-
-
-def _own_share(whole: Tensor, axis: DataAxis) -> Tensor:
-    result: Any = _OwnShare.apply(whole, axis)
-    return result

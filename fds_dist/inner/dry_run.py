@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fds_dist.common.batch import Batch, Part
 from fds_dist.common.faults import Fault, UserError, user_code
@@ -23,7 +24,7 @@ from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import initial_state
 from fds_dist.inner.witness import low_precision, testimony, untouched_parameters
 from fds_dist.schedule.buckets import Segment
-from fds_dist.tangents.methods import TrialPoint, choose_method
+from fds_dist.tangents.methods import TrialPoint, ancestors, choose_method
 from fds_dist.tasks.base import validation_loss
 from fds_dist.tasks.inspection import check_finite
 from fds_dist.tasks.metrics import Mean
@@ -175,7 +176,33 @@ def _try_loss(
     if not loss.requires_grad:
         problem = f"{name}(output, target) returned a number cut off from the weights (by detach, item or argmax?)"
         raise UserError(Fault(f"task.{name}", problem, expected))
+    _refuse_own_parameters(name, output, loss_of, targets)
     return loss, output
+
+
+def _refuse_own_parameters(name: str, output: Any, loss_of: Callable[[Any, Tensor], object], targets: Tensor) -> None:
+    """Refuses a loss that has a gradient by something else than the network's output.
+
+    A run has a copy of the network: what a loss reads of the user's own module, such as a penalty on its parameters,
+    would never move.
+    """
+    leaves = [
+        leaf.detach().requires_grad_(leaf.requires_grad) for leaf in tree_leaves(output) if _may_have_gradient(leaf)
+    ]
+    known = {id(leaf) for leaf in leaves}
+    remaining = iter(leaves)
+    loss = loss_of(tree_map(lambda leaf: next(remaining) if _may_have_gradient(leaf) else leaf, output), targets)
+    for node in ancestors(loss) if isinstance(loss, Tensor) else ():
+        parameter = getattr(node, "variable", None)
+        if isinstance(parameter, Tensor) and id(parameter) not in known:
+            problem = f"{name}(output, target) depends on a parameter {list(parameter.shape)} beside the output"
+            expected = "a loss of (output, target) alone (weight_decay is a penalty on the weights)"
+            raise UserError(Fault(f"task.{name}", problem, expected))
+
+
+def _may_have_gradient(leaf: object) -> bool:
+    """Whether it is a tensor that may have a gradient."""
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
 
 
 def _whole_inputs_hint(inputs: Tensor) -> str:

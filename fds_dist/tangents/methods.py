@@ -150,6 +150,11 @@ def graph_nodes(point: TrialPoint) -> set[Node]:
         value, _ = point.loss(*inputs, point.buffers, point.part)
         roots.append(value)
         roots += differentiate(value, inputs, create_graph=True, materialize_grads=True)
+    return ancestors(*roots)
+
+
+def ancestors(*roots: Tensor) -> set[Node]:
+    """All nodes of the autograd graphs of `roots`."""
     pending = [root.grad_fn for root in roots]
     nodes: set[Node] = set()
     while pending:

@@ -119,7 +119,7 @@ def test_each_group_learns_a_copy_with_its_own_settings() -> None:
 def test_groups_that_nothing_uses_are_checked_and_told_but_change_nothing() -> None:
     shared = [f"hyperparameters.{name}.per_group=false" for name in ("lr", "momentum")]
     found = built(*shared)
-    assert found.remarks == ("inner.groups has no effect: no hyperparameter has per_group",)
+    assert found.remarks[-1] == "inner.groups has no effect: no hyperparameter has per_group"
     assert found.problem.space.bucket_counts == {"lr": 2, "momentum": 1, "weight_decay": 1}
     assert found.problem.optimizer_info == {"name": "sgd", "nesterov": False}
     assert faults(*shared, "inner.groups={norm: ^1}")[0].startswith("inner.groups: no pattern matches 0.weight")

@@ -330,6 +330,16 @@ def hooked() -> nn.Module:
     return layer
 
 
+class Penalized:
+    """A loss with a penalty on a network that the caller holds, of which a run has a copy."""
+
+    def __init__(self) -> None:
+        self.network = nn.Linear(2, 2).double()
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target) + 0.01 * self.network.weight.square().sum()
+
+
 class Remembering:
     """A loss with a memory of its own."""
 
@@ -362,6 +372,10 @@ REFUSED = {
     "hidden_buffer": (
         Kind(with_middle(lambda: RunningMean(hidden=True))),
         r"the buffer 1\.mean depends on the weights, hidden from derivatives",
+    ),
+    "penalty_on_the_callers_network": (
+        Kind(with_middle(), Penalized()),
+        r"task\.loss: loss\(output, target\) depends on a parameter \[2, 2\] beside the output",
     ),
     "remembering_loss": (Kind(with_middle(), Remembering()), "trains to other numbers from the same weights"),
 }
