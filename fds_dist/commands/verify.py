@@ -28,7 +28,7 @@ from fds_dist.inner.estimate import validate
 from fds_dist.inner.estimators import estimate_forward, estimate_reverse
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, initial_state, run_horizon
-from fds_dist.inner.witness import low_precision
+from fds_dist.inner.witness import raised_to_float64
 from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tangents import EXACT_METHODS, Part
 from fds_dist.tangents.methods import TrialPoint, choose_method
@@ -86,6 +86,8 @@ class Verification:
     comparisons: tuple[Comparison, ...]
     left_out: tuple[str, ...]
     """The methods that could not be compared, each with the reason."""
+    coarse: str = ""
+    """What in the user's code computes below float64; raised to float64 for the comparison, where that is possible."""
 
     @property
     def passed(self) -> bool:
@@ -221,18 +223,17 @@ def verify(
         >>> fds_dist.verify(config, steps=4).verification.passed
         True
     """
-    with launched(config, overrides, prepare=_exact, task=task, model=model) as (built, ranks):
-        horizon = _verified_steps(built, steps)
-        if coarse := low_precision(built.problem):
-            verification = compare_derivatives(built.problem, horizon, ranks, FLOAT32)
-            reason = f"comparison in float64: the network or the loss computes in {coarse}"
-            return VerifyResult(built, replace(verification, left_out=(reason, *verification.left_out)))
-        built = replace(
-            built,
-            config=built.config.model_copy(update={"dtype": "float64"}),
-            problem=replace(built.problem, dtype=torch.float64),
-        )
-        return VerifyResult(built, compare_derivatives(built.problem, horizon, ranks))
+    with (
+        launched(config, overrides, prepare=_exact, task=task, model=model) as (built, ranks),
+        raised_to_float64(built.problem, up_to=math.inf) as (coarse, exact),
+    ):
+        horizon, precision = _verified_steps(built, steps), FLOAT64 if exact else FLOAT32
+        if exact:
+            config_in_float64 = built.config.model_copy(update={"dtype": "float64"})
+            problem = replace(built.problem, dtype=torch.float64)
+            built = replace(built, config=config_in_float64, problem=problem)
+        verification = compare_derivatives(built.problem, horizon, ranks, precision)
+        return VerifyResult(built, replace(verification, coarse=coarse))
 
 
 def _verified_steps(built: Build, steps: int | None) -> int:
@@ -283,4 +284,7 @@ def print_verification(problem: Problem, verification: Verification, console: Co
     console.print()
     for reason in verification.left_out:
         paragraph(console, f"left out: {escape(reason)}")
+    if verification.coarse:
+        raised = ", raised to float64 here" if problem.dtype == torch.float64 else ""
+        paragraph(console, f"the network or the loss computes in {escape(verification.coarse)}{raised}")
     console.print("[bold green]verified[/]" if verification.passed else "[bold red]not verified[/]")

@@ -22,7 +22,7 @@ from fds_dist.inner.estimators import ESTIMATORS
 from fds_dist.inner.live_buffers import check_derivatives, live_buffers
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import initial_state
-from fds_dist.inner.witness import low_precision, testimony, untouched_parameters
+from fds_dist.inner.witness import raised_to_float64, testimony, untouched_parameters
 from fds_dist.schedule.buckets import Segment
 from fds_dist.tangents.methods import TrialPoint, ancestors, choose_method
 from fds_dist.tasks.base import validation_loss
@@ -70,8 +70,9 @@ def dry_run(
             problem = problem.by(chosen)
             remarks += [remark] if remark else []
         if problem.live_buffers:
-            exact = problem if low_precision(problem) else replace(problem, dtype=torch.float64)
-            check_derivatives(_point(exact), reverse)
+            with raised_to_float64(problem) as (_, exact):
+                checked = replace(problem, dtype=torch.float64) if exact else problem
+                check_derivatives(_point(checked), reverse)
         if plain_steps:
             remarks.append(str(testimony(problem, estimator, ESTIMATORS[estimator], plain_steps)))
     return problem, tuple(remarks)

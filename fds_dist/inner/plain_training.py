@@ -196,3 +196,11 @@ def _cut(batch: Batch, samples: int) -> Batch:
 
 def _copy(gradient: Tensor | None) -> Tensor | None:
     return None if gradient is None else gradient.detach().clone()
+
+
+def trial_values(problem: Problem) -> list[float]:
+    """λ [K] to compare at: the initial values, and a first outer step's size where one is zero.
+
+    At lr = 0 all other hypergradients are exactly zero, and agreement would mean nothing.
+    """
+    return [owner.clamp(owner.init or owner.step) for owner, _ in problem.space.elements]

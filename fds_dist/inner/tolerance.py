@@ -53,7 +53,7 @@ class Testimony:
     hypergradient: float | None = None
     """Along one direction; None where it cannot be told."""
     coarse: str = ""
-    """What in the user's code computes below float64, so that no more than float32's precision can be expected."""
+    """What in the user's code computes below float64; raised to float64 for the comparison, if `dtype` is float64."""
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
@@ -62,7 +62,8 @@ class Testimony:
         parts = [f"{STEPS} steps in {kind}, losses, gradients and weights to {self.steps:.0e}"]
         parts += [] if self.products is None else [f"products to {self.products:.0e}"]
         parts += [] if self.hypergradient is None else [f"hypergradient to {self.hypergradient:.0e}"]
-        reason = f" (the network or the loss computes in {self.coarse})" if self.coarse else ""
+        raised = ", raised to float64 here" if self.dtype == torch.float64 else ""
+        reason = f" (the network or the loss computes in {self.coarse}{raised})" if self.coarse else ""
         return f"checked against plain PyTorch: {', '.join(parts)}{reason}"
 
 

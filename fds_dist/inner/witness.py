@@ -9,7 +9,8 @@ Shapes: D = weights, K = learned numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +22,10 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import FlatLayout
 from fds_dist.inner.culprits import calls_within, first_difference, wrong_second_derivative
 from fds_dist.inner.estimate import Estimator, evaluate
-from fds_dist.inner.plain_training import FixedBatches, PlainRun, PlainTraining, first_batches
+from fds_dist.inner.plain_training import FixedBatches, PlainRun, PlainTraining, first_batches, trial_values
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, Training
-from fds_dist.inner.single_precision import low_precision_inside
+from fds_dist.inner.single_precision import float64_inside
 from fds_dist.inner.tolerance import (
     STEPS,
     TOLERANCES,
@@ -266,16 +267,15 @@ def testimony(problem: Problem, estimator_name: str, estimator: Estimator, steps
     Raises:
         UserError: something differs; names the likely cause.
     """
-    large = problem.network(0).layout.size > EXACT_UP_TO
-    coarse = "" if large else low_precision(problem)
-    compared = problem if large or coarse else replace(problem, dtype=torch.float64)
-    witness = Witness(compared, min(STEPS, steps), exact=compared.dtype == torch.float64 and not coarse)
-    error = witness.compare_steps()
-    seen = Testimony(compared.dtype, error, coarse=coarse)
-    if error is None or estimator_name == "greedy":
-        return seen
-    products = witness.compare_products() if estimator_name != "reverse" else None
-    return replace(seen, products=products, hypergradient=witness.compare_hypergradient(estimator))
+    with raised_to_float64(problem) as (coarse, exact):
+        compared = replace(problem, dtype=torch.float64) if exact else problem
+        witness = Witness(compared, min(STEPS, steps), exact)
+        error = witness.compare_steps()
+        seen = Testimony(compared.dtype, error, coarse=coarse)
+        if error is None or estimator_name == "greedy":
+            return seen
+        products = witness.compare_products() if estimator_name != "reverse" else None
+        return replace(seen, products=products, hypergradient=witness.compare_hypergradient(estimator))
 
 
 def untouched_parameters(problem: Problem, steps: int) -> tuple[str, ...]:
@@ -285,16 +285,13 @@ def untouched_parameters(problem: Problem, steps: int) -> tuple[str, ...]:
     return run.untouched if len(run.untouched) < len(run.weights) else ()
 
 
-def low_precision(problem: Problem) -> str:
-    """What in the user's network and loss computes in float32 though all that it gets is float64; "" where nothing."""
+@contextmanager
+def raised_to_float64(problem: Problem, up_to: float = EXACT_UP_TO) -> Iterator[tuple[str, bool]]:
+    """See `float64_inside`, of network and loss in float64; left as they are above `up_to` weights."""
+    if problem.network(0).layout.size > up_to:
+        yield "", problem.dtype == torch.float64
+        return
     plain = Witness(replace(problem, dtype=torch.float64), 1).brief
     module = plain.module()
-    return low_precision_inside(lambda: plain.loss(module, plain.train[0], plain.theta(), seed=0))
-
-
-def trial_values(problem: Problem) -> list[float]:
-    """λ [K] to compare at: the initial values, and a first outer step's size where one is zero.
-
-    At lr = 0 all other hypergradients are exactly zero, and agreement would mean nothing.
-    """
-    return [owner.clamp(owner.init or owner.step) for owner, _ in problem.space.elements]
+    with float64_inside(lambda: plain.loss(module, plain.train[0], plain.theta(), seed=0)) as inside:
+        yield inside

@@ -422,10 +422,11 @@ FLOAT32_INSIDE = {
 
 
 @pytest.mark.parametrize("name", FLOAT32_INSIDE)
-def test_float32_inside_the_users_code_is_found_and_allowed_for(name: str) -> None:
+def test_float32_inside_the_users_code_is_found_and_raised(name: str) -> None:
     kind, words = FLOAT32_INSIDE[name]
     settings: Any = {"task": Batches(kind.loss), "model": lambda seed: kind.build()}
     built, verification = fds_dist.verify(config("forward", dtype="float32"), **settings)
     assert verification.passed, verification
-    assert re.search(words, verification.left_out[0])
+    assert built.problem.dtype == torch.float64
+    assert re.search(words, f"computes in {verification.coarse}")
     assert re.search(words, built.remarks[-1])

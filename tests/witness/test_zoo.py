@@ -11,7 +11,15 @@ import pytest
 from zoo import NETWORKS, tried
 
 pytestmark = pytest.mark.zoo
-WITH_RUNNING_STATISTICS = ["densenet121", "efficientnet", "levit_128s", "mobilenetv3", "mobileone", "repvgg"]
+WITH_RUNNING_STATISTICS = [
+    "densenet121",
+    "efficientnet",
+    "levit_128s",
+    "mobilenetv3",
+    "mobileone",
+    "regnetx_002",
+    "repvgg",
+]
 
 
 @pytest.fixture(autouse=True)
