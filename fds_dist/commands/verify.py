@@ -95,20 +95,12 @@ class Verification:
         return bool(self.comparisons) and all(comparison.agrees for comparison in self.comparisons)
 
 
-def verification_point(problem: Problem) -> list[float]:
-    """The λ [K] at which to verify: the initial values; where one is zero, the size of its first outer step.
-
-    At lr = 0 all other hypergradients would be exactly zero, and agreement would mean nothing.
-    """
-    return [owner.clamp(owner.init or owner.step) for owner, _ in problem.space.elements]
-
-
 def compare_derivatives(problem: Problem, horizon: int, ranks: Ranks, precision: Precision = FLOAT64) -> Verification:
     """Compares all derivatives over `horizon` steps, as far as `precision` lets them agree.
 
     The problem must be without `clip_hvp` and pruning.
     """
-    values = verification_point(problem)
+    values = problem.trial_values()
     run = InnerRun(problem, values, 0, horizon, ranks)
     reference = estimate_reverse(run).hypergradients
     comparisons, left_out = [], []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -19,7 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fds_dist.common.batch import Batch
 from fds_dist.common.flat import FlatLayout, trainable_parameters
-from fds_dist.common.modules import Modes, convert
+from fds_dist.common.modules import Modes, convert, independent_copy
+from fds_dist.common.timing import seconds_of
 from fds_dist.inner.culprits import Call, calls_within
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.driver import parameter_groups
@@ -66,12 +68,19 @@ class PlainTraining:
     train: Sequence[Batch]
     """One batch per step."""
     val: Batch
+    build_once: bool = False
+    """Whether modules are copies of one, where building one takes long; else each is built anew, as a run's is."""
 
     def module(self) -> nn.Module:
         """A new module with the initial weights of outer step 0, in training mode."""
-        module = convert(self.problem.module(0), self.problem.dtype, self.problem.device)
+        module = independent_copy(self._original) if self.build_once else self.problem.module(0)
+        module = convert(module, self.problem.dtype, self.problem.device)
         Modes(module).train()
         return module
+
+    @cached_property
+    def _original(self) -> nn.Module:
+        return self.problem.module(0)
 
     def run(self, values: Sequence[float]) -> PlainRun:
         """Trains for a step per batch with λ = `values` [K], then validates."""
@@ -135,6 +144,13 @@ class PlainTraining:
             module(self.cast(self.train[0][0]))
         return not torch.equal(before, torch.get_rng_state())
 
+    def seconds_on(self, whole: Batch) -> float:
+        """How long a plain step on the batch `whole` would take, from one on the first batch here."""
+        module, batch = self.module(), self.train[0]
+        share = len(whole[0]) / len(batch[0]) if batch[0].dim() and whole[0].dim() else 1.0
+        seed, theta = self.problem.step_seed(0, 0), self.theta()
+        return share * seconds_of(lambda: self.loss(module, batch, theta, seed).backward(), self.problem.device)
+
     def gradient_at(self, layout: FlatLayout, weights: Tensor, theta: Tensor) -> Tensor:
         """∇L [D] of the first batch at `weights` [D], and at the loss's own hyperparameters `theta` [P]."""
         module = self.module()
@@ -196,11 +212,3 @@ def _cut(batch: Batch, samples: int) -> Batch:
 
 def _copy(gradient: Tensor | None) -> Tensor | None:
     return None if gradient is None else gradient.detach().clone()
-
-
-def trial_values(problem: Problem) -> list[float]:
-    """λ [K] to compare at: the initial values, and a first outer step's size where one is zero.
-
-    At lr = 0 all other hypergradients are exactly zero, and agreement would mean nothing.
-    """
-    return [owner.clamp(owner.init or owner.step) for owner, _ in problem.space.elements]

@@ -127,6 +127,13 @@ class Problem:
         learned = [values[self.space.offsets[owner.name] + segment.buckets[owner.name]] for owner in self.space.learned]
         return torch.tensor([*learned, *self.space.fixed.values()], dtype=self.dtype, device=self.device)
 
+    def trial_values(self) -> list[float]:
+        """λ [K] to compare derivatives at: the initial values, and a first outer step's size where one is zero.
+
+        At lr = 0 all other hypergradients are exactly zero, and agreement would mean nothing.
+        """
+        return [owner.clamp(owner.init or owner.step) for owner, _ in self.space.elements]
+
     def step_seed(self, outer_step: int, step: int, part: int = 0) -> int:
         """The seed of the random numbers (dropout) of one inner step on one part of its batch."""
         return derive_seed(self.seed, outer_step, step, "step", *([part] if part else []))

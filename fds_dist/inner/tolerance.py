@@ -13,6 +13,15 @@ from fds_dist.common.randomness import generator
 STEPS = 3
 """Inner steps that are compared."""
 
+FEW = 8
+"""Samples of a batch on which derivatives are compared: they show the errors of a whole one, and cost less."""
+
+PATIENCE = 2.0
+"""Seconds that a plain step may take; where it takes longer, all is compared on few samples."""
+
+EXACT_UP_TO = 20_000_000
+"""Weights up to which the comparison is made in float64, in copies that take twice the memory of float32."""
+
 
 @dataclass(frozen=True)
 class Tolerance:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,11 +23,14 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import FlatLayout
 from fds_dist.inner.culprits import calls_within, first_difference, wrong_second_derivative
 from fds_dist.inner.estimate import Estimator, evaluate
-from fds_dist.inner.plain_training import FixedBatches, PlainRun, PlainTraining, first_batches, trial_values
+from fds_dist.inner.plain_training import FixedBatches, PlainRun, PlainTraining, first_batches
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, Training
 from fds_dist.inner.single_precision import float64_inside
 from fds_dist.inner.tolerance import (
+    EXACT_UP_TO,
+    FEW,
+    PATIENCE,
     STEPS,
     TOLERANCES,
     Testimony,
@@ -38,12 +42,6 @@ from fds_dist.inner.tolerance import (
 )
 from fds_dist.tangents.methods import TrialPoint
 from fds_dist.tangents.step import Pruning
-
-FEW = 8
-"""Samples of a batch on which derivatives are compared: they show the errors of a whole one, and cost less."""
-
-EXACT_UP_TO = 20_000_000
-"""Weights up to which the comparison is made in float64, in copies that take twice the memory of float32."""
 
 
 class Witness:
@@ -61,12 +59,17 @@ class Witness:
         self.problem = replace(problem, space=replace(problem.space, learned=learned))
         self.exact = exact
         self.tolerance = TOLERANCES[torch.float64 if exact else torch.float32]
-        self.values = trial_values(self.problem)
+        self.values = self.problem.trial_values()
         self.val = next(problem.batches_of("val_batches", 0))
         self.steps = steps
-        self.plain = PlainTraining(self.problem, first_batches(self.problem, steps), self.val)
-        self.brief = PlainTraining(self.problem, first_batches(self.problem, steps, FEW), self.val)
+        self.brief = PlainTraining(self.problem, first_batches(self.problem, steps, FEW), self.val, build_once=True)
         self.layout: FlatLayout = self.problem.network(0).layout
+
+    @cached_property
+    def plain(self) -> PlainTraining:
+        """The user's own training on whole batches, or on few samples where that takes long."""
+        whole = PlainTraining(self.problem, first_batches(self.problem, self.steps), self.val)
+        return self.brief if self.brief.seconds_on(whole.train[0]) > PATIENCE else whole
 
     def compare_steps(self) -> float | None:
         """The largest error of a few steps, which the engine takes without tangents, as plain PyTorch does.

@@ -11,7 +11,7 @@ from problems import ONE_RANK, TensorTask, conv_bn, image_task, make_problem, ml
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fds_dist.commands.verify import Verification, compare_derivatives, relative_error, verification_point, worst_error
+from fds_dist.commands.verify import Verification, compare_derivatives, relative_error, worst_error
 from fds_dist.inner.dry_run import dry_run
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 from fds_dist.tangents import EXACT_METHODS, METHODS, Point
@@ -135,7 +135,7 @@ def test_point_is_the_initial_values_or_one_step_away_from_zero() -> None:
     )
     problem = make_problem(image_task(mlp), BUCKETS)
     object.__setattr__(problem, "space", HyperparameterSpace(learned))
-    assert verification_point(problem) == [0.1, 0.1, 0.9, 0.1]
+    assert problem.trial_values() == [0.1, 0.1, 0.9, 0.1]
 
 
 @pytest.mark.parametrize(

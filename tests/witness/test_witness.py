@@ -297,7 +297,7 @@ class OwnGenerator(nn.Module):
         self.generator.seed()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (torch.rand(6, generator=self.generator, dtype=x.dtype) > 0.5)
+        return x * torch.rand(6, generator=self.generator, dtype=x.dtype)
 
 
 class Aliased(nn.Module):
