@@ -166,7 +166,8 @@ def _try_loss(
     """Loss and output on one batch; the loss must be one number that can be differentiated by the weights."""
     inputs, targets = part.inputs, part.targets
     with user_code("model", "the network", f" on inputs {_described(inputs)}{_whole_inputs_hint(inputs)}"):
-        output, _ = point.loss.network(point.weights.detach().requires_grad_(), point.buffers, inputs)
+        weights = point.weights.detach().requires_grad_()
+        output, _ = point.loss.network(weights, point.buffers, inputs)
     given = f" on output {_described(output)} and target {_described(targets)}"
     with user_code(f"task.{name}", f"{name}(output, target)", given + _column_hint(targets)):
         loss = loss_of(output, targets)
@@ -177,11 +178,13 @@ def _try_loss(
     if not loss.requires_grad:
         problem = f"{name}(output, target) returned a number cut off from the weights (by detach, item or argmax?)"
         raise UserError(Fault(f"task.{name}", problem, expected))
-    _refuse_own_parameters(name, output, loss_of, targets)
+    _refuse_own_parameters(name, weights, output, loss_of, targets)
     return loss, output
 
 
-def _refuse_own_parameters(name: str, output: Any, loss_of: Callable[[Any, Tensor], object], targets: Tensor) -> None:
+def _refuse_own_parameters(
+    name: str, weights: Tensor, output: Any, loss_of: Callable[[Any, Tensor], object], targets: Tensor
+) -> None:
     """Refuses a loss that has a gradient by something else than the network's output.
 
     A run has a copy of the network: what a loss reads of the user's own module, such as a penalty on its parameters,
@@ -190,7 +193,7 @@ def _refuse_own_parameters(name: str, output: Any, loss_of: Callable[[Any, Tenso
     leaves = [
         leaf.detach().requires_grad_(leaf.requires_grad) for leaf in tree_leaves(output) if _may_have_gradient(leaf)
     ]
-    known = {id(leaf) for leaf in leaves}
+    known = {id(leaf) for leaf in (weights, *leaves)}  # an object that cannot be taken apart keeps its graph
     remaining = iter(leaves)
     loss = loss_of(tree_map(lambda leaf: next(remaining) if _may_have_gradient(leaf) else leaf, output), targets)
     for node in ancestors(loss) if isinstance(loss, Tensor) else ():

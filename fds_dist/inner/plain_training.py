@@ -35,6 +35,10 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 """PyTorch's own, by the names of the inner optimizers."""
 
 
+EXPLOSION = 1e6
+"""How often the first loss; no training that succeeds passes there."""
+
+
 @dataclass
 class PlainRun:
     """What plain PyTorch saw over a few steps."""
@@ -50,9 +54,11 @@ class PlainRun:
     """Of one batch, after the last step."""
 
     @property
-    def is_finite(self) -> bool:
-        """Whether all losses are."""
-        return all(map(math.isfinite, [*self.losses, self.val_loss]))
+    def explodes(self) -> bool:
+        """Whether a loss is not finite or has grown beyond `EXPLOSION`: rounding alone then makes other numbers."""
+        losses = [*self.losses, self.val_loss]
+        most = EXPLOSION * max(1.0, abs(self.losses[0]))
+        return not all(math.isfinite(loss) and abs(loss) <= most for loss in losses)
 
     @property
     def untouched(self) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ class Testimony:
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
         if self.steps is None:
-            return "not checked against plain PyTorch, whose losses are not finite within three steps"
+            return "not checked against plain PyTorch, whose losses explode within three steps"
         parts = [f"{STEPS} steps in {kind}, losses, gradients and weights to {self.steps:.0e}"]
         parts += [] if self.products is None else [f"products to {self.products:.0e}"]
         parts += [] if self.hypergradient is None else [f"hypergradient to {self.hypergradient:.0e}"]

@@ -28,6 +28,7 @@ from fds_dist.commands.noise.measure import (
 from fds_dist.commands.noise.plot import plot_noise
 from fds_dist.commands.noise.report import NoiseReport, print_noise, write_noise
 from fds_dist.common.faults import UserError
+from fds_dist.common.randomness import derive_seed
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.estimate import validate
@@ -45,7 +46,7 @@ SCHEDULE = Schedule(HORIZON, {name: tuple(values) for name, values in BUCKETS.it
 
 @dataclass
 class VariedTask(TensorTask):
-    """Every outer step has weights and training batches of its own; those in `broken` are not a number."""
+    """Every outer step has weights and training batches of its own; the weights of those in `broken` are NaN."""
 
     broken: tuple[int, ...] = ()
     models: int = 0
@@ -53,14 +54,16 @@ class VariedTask(TensorTask):
     def train_batches(self, outer_step: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.train[0]), generator=torch.Generator().manual_seed(outer_step))
         x, y = self.train[0][order], self.train[1][order]
-        x = x * torch.nan if outer_step in self.broken else x
         return zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
 
     def build_model(self, seed: int) -> torch.nn.Module:
         self.models += 1
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed % 2**32)
-            return self.build()
+            module = self.build()
+        if seed in {derive_seed(0, outer_step, "weights") for outer_step in self.broken}:
+            torch.nn.init.constant_(next(module.parameters()), torch.nan)
+        return module
 
 
 def varied_problem(*broken: int) -> Problem:
