@@ -3,7 +3,8 @@
 #
 #   launch/test.sh [PYTEST_ARGUMENTS ...]     e.g. -m slow, -m "" (all), -k schedule, tests/test_layers.py
 #
-# Environment: PYTHON   the interpreter to make .venv with; without it, the first that fits
+# Environment: PYTHON    the interpreter to make .venv with; without it, the first that fits
+#              WORKERS   how many processes share the tests, file by file (default: 2; 0: one after another, here)
 set -euo pipefail
 
 root=$(cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
@@ -16,4 +17,4 @@ esac
 
 "$root/launch/setup.sh" dev,search,tensorboard,deepspeed
 cd "$root"
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -n "${WORKERS:-2}" --dist loadfile "$@"
