@@ -153,7 +153,7 @@ class PlainTraining:
     def seconds_on(self, whole: Batch) -> float:
         """How long a plain step on the batch `whole` would take, from one on the first batch here."""
         module, batch = self.module(), self.train[0]
-        share = len(whole[0]) / len(batch[0]) if batch[0].dim() and whole[0].dim() else 1.0
+        share = samples_in(whole) / samples_in(batch)
         seed, theta = self.problem.step_seed(0, 0), self.theta()
         return share * seconds_of(lambda: self.loss(module, batch, theta, seed).backward(), self.problem.device)
 
@@ -205,15 +205,25 @@ class FixedBatches:
         return [self._val]
 
 
-def first_batches(problem: Problem, steps: int, samples: int | None = None) -> list[Batch]:
-    """The first training batches of outer step 0, each cut to its first `samples` where it has more."""
-    return [batch if samples is None else _cut(batch, samples) for batch in islice(problem.batches(0), steps)]
+def first_steps(problem: Problem, steps: int, samples: int | None = None, build_once: bool = False) -> PlainTraining:
+    """Plain training on the first batches of outer step 0, each cut to `samples`; validation on as many samples."""
+    train = list(islice(problem.batches(0), steps))
+    samples = samples_in(train[0]) if samples is None else samples
+    val = next(problem.batches_of("val_batches", 0))
+    cut = [first_samples(batch, samples) for batch in train]
+    return PlainTraining(problem, cut, first_samples(val, samples), build_once)
 
 
-def _cut(batch: Batch, samples: int) -> Batch:
+def first_samples(batch: Batch, samples: int) -> Batch:
+    """The first `samples` of a batch, where it has samples; else all of it."""
     inputs, targets = batch
     whole = inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets)
     return batch if whole else (inputs[:samples], targets[:samples])
+
+
+def samples_in(batch: Batch) -> int:
+    """The number of samples of a batch; 1 where it has none to count."""
+    return len(batch[0]) if batch[0].dim() else 1
 
 
 def _copy(gradient: Tensor | None) -> Tensor | None:

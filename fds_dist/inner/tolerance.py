@@ -16,7 +16,7 @@ STEPS = 3
 FEW = 8
 """Samples of a batch on which derivatives are compared: they show the errors of a whole one, and cost less."""
 
-PATIENCE = 2.0
+PATIENCE = 0.1
 """Seconds that a plain step may take; where it takes longer, all is compared on few samples."""
 
 EXACT_UP_TO = 20_000_000

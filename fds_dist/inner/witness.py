@@ -23,7 +23,7 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import FlatLayout
 from fds_dist.inner.culprits import calls_within, first_difference, wrong_second_derivative
 from fds_dist.inner.estimate import Estimator, evaluate
-from fds_dist.inner.plain_training import FixedBatches, PlainRun, PlainTraining, first_batches
+from fds_dist.inner.plain_training import FixedBatches, PlainRun, PlainTraining, first_steps
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, Training
 from fds_dist.inner.single_precision import float64_inside
@@ -60,15 +60,14 @@ class Witness:
         self.exact = exact
         self.tolerance = TOLERANCES[torch.float64 if exact else torch.float32]
         self.values = self.problem.trial_values()
-        self.val = next(problem.batches_of("val_batches", 0))
         self.steps = steps
-        self.brief = PlainTraining(self.problem, first_batches(self.problem, steps, FEW), self.val, build_once=True)
+        self.brief = first_steps(self.problem, steps, FEW, build_once=True)
         self.layout: FlatLayout = self.problem.network(0).layout
 
     @cached_property
     def plain(self) -> PlainTraining:
         """The user's own training on whole batches, or on few samples where that takes long."""
-        whole = PlainTraining(self.problem, first_batches(self.problem, self.steps), self.val)
+        whole = first_steps(self.problem, self.steps)
         return self.brief if self.brief.seconds_on(whole.train[0]) > PATIENCE else whole
 
     def compare_steps(self) -> float | None:
