@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 import pytest
-import torch
-from problems import ONE_RANK, TensorTask, conv_bn, image_task, make_problem, mlp, regression_task
+from problems import ONE_RANK, HalfTanh, TensorTask, conv_bn, image_task, make_problem, mlp, regression_task
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -27,19 +26,6 @@ class Checkpointed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return checkpoint(self.inner, x, use_reentrant=False)  # type: ignore[return-value]
-
-
-class HalfTanh(torch.autograd.Function):
-    """tanh with a right first derivative that says nothing of its own dependence on x."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.slope = (1 - x.tanh() ** 2).detach()
-        return x.tanh()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0] * ctx.slope
 
 
 class SilentlyWrong(nn.Module):

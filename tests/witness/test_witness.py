@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from problems import HalfTanh
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -264,19 +265,6 @@ def test_buffers_that_reverse_mode_cannot_see_are_right_by_forward_mode_alone(na
     assert error(BY_FORWARD[name], "forward") < DIFFERENCES
     with pytest.raises(fds_dist.UserError, match=r"depends on the weights, hidden from derivatives.*estimator=forward"):
         optimized(BY_FORWARD[name], "reverse")
-
-
-class HalfTanh(torch.autograd.Function):
-    """tanh with a right first derivative that says nothing of its own dependence on x."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.slope = (1 - x.tanh() ** 2).detach()
-        return x.tanh()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0] * ctx.slope
 
 
 class Through(nn.Module):
