@@ -9,7 +9,7 @@ network needs them whole. A single rank is the axis of size 1: everything is who
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -34,9 +34,15 @@ class DataAxis:
 
     rank: int = 0
     size: int = 1
-    group: dist.ProcessGroup | None = None
+    reference: Callable[[], dist.ProcessGroup | None] = lambda: None
+    """To the group of these ranks. Weak: what holds the axis, such as a graph, must not keep a group that has ended."""
     whole_batch_norm: bool = True
     """Whether batch-norm uses the statistics of the whole batch; else those of this rank's part."""
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The group of these ranks; None for one rank, and after its end."""
+        return self.reference()
 
     def split(self, batch: Batch) -> Part:
         """This rank's part of `batch` (inputs [B, ...], targets [B, ...]).

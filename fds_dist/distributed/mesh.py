@@ -8,9 +8,12 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import math
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -119,6 +122,10 @@ class Ranks:
     def __exit__(self, *_: object) -> None:
         self._leave.close()
         self.group, self.data, self._axis_groups = None, DataAxis(), {}
+        if self.environment.distributed:
+            # The threads of a group end with its last holder, say a DDP module in a cycle. Those that outlive the
+            # interpreter may abort the process.
+            gc.collect()
 
     def _join(self, stack: ExitStack) -> None:
         with rank_errors():
@@ -130,13 +137,17 @@ class Ranks:
                 self.group = dist.group.WORLD
             self._axis_groups = {axis: self._axis_group(stack, axis) for axis in AXES}
         data = self._axis_groups["data"]
-        self.data = DataAxis(self._place("data"), self.shape.data, data, self._whole_batch_norm)
+        reference = weakref.ref(data) if data is not None else lambda: None
+        self.data = DataAxis(self._place("data"), self.shape.data, reference, self._whole_batch_norm)
 
     @property
     def _backend(self) -> str:
         return "nccl" if self.device.type == "cuda" else "gloo"
 
     def _begin_group(self) -> None:
+        # This module takes the world group of the moment as default arguments, for ever: imported within the run (by
+        # torch.func, by DDP) it would keep the group's threads until the interpreter has gone, which then aborts.
+        importlib.import_module("torch.distributed.nn.functional")
         store = shared_store(self.environment)
         name_interface(self.environment, store)
         dist.init_process_group(
