@@ -28,7 +28,7 @@ from fds_dist.inner.estimate import validate
 from fds_dist.inner.estimators import estimate_forward, estimate_reverse
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, initial_state, run_horizon
-from fds_dist.inner.witness import raised_to_float64
+from fds_dist.inner.testimony import raised_to_float64
 from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tangents import EXACT_METHODS, Part
 from fds_dist.tangents.methods import TrialPoint, choose_method

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
+from fds_dist.config.estimators import GreedyConfig, PruneConfig, TangentsConfig
 from fds_dist.config.hyperparameters import GroupOverride, HyperparameterConfig
+from fds_dist.config.inner import InnerConfig
 from fds_dist.config.load import Draft, Faults, dump_config, load_config, read_draft
-from fds_dist.config.schema import (
-    CheckpointConfig,
-    Config,
-    ConsistencyConfig,
-    GreedyConfig,
-    InnerConfig,
-    MeshConfig,
-    ModelConfig,
-    OuterConfig,
-    PruneConfig,
-    TangentsConfig,
-    TaskConfig,
-)
+from fds_dist.config.outer import OuterConfig
+from fds_dist.config.ranks import CheckpointConfig, ConsistencyConfig, MeshConfig
+from fds_dist.config.schema import Config, ModelConfig, TaskConfig
 from fds_dist.config.tracking import TrackingConfig, WandbConfig
 
 __all__ = [

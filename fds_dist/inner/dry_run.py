@@ -22,7 +22,7 @@ from fds_dist.inner.estimators import ESTIMATORS
 from fds_dist.inner.live_buffers import check_derivatives, live_buffers
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import initial_state
-from fds_dist.inner.witness import raised_to_float64, testimony, untouched_parameters
+from fds_dist.inner.testimony import raised_to_float64, testimony, untouched_parameters
 from fds_dist.schedule.buckets import Segment
 from fds_dist.tangents.methods import TrialPoint, ancestors, choose_method
 from fds_dist.tasks.base import validation_loss

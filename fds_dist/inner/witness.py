@@ -9,8 +9,7 @@ Shapes: D = weights, K = learned numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -26,14 +25,11 @@ from fds_dist.inner.estimate import Estimator, evaluate
 from fds_dist.inner.plain_training import FixedBatches, PlainRun, PlainTraining, first_steps
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, Training
-from fds_dist.inner.single_precision import float64_inside
 from fds_dist.inner.tolerance import (
-    EXACT_UP_TO,
     FEW,
     PATIENCE,
     STEPS,
     TOLERANCES,
-    Testimony,
     nearby,
     random_like,
     relative,
@@ -261,39 +257,3 @@ class Witness:
             if errors[-1] <= self.tolerance.products / 10:
                 break
         return min(errors)
-
-
-def testimony(problem: Problem, estimator_name: str, estimator: Estimator, steps: int) -> Testimony:
-    """Compares `problem` with plain PyTorch: in float64 where the user's code and the memory allow, else in its dtype.
-
-    Raises:
-        UserError: something differs; names the likely cause.
-    """
-    with raised_to_float64(problem) as (coarse, exact):
-        compared = replace(problem, dtype=torch.float64) if exact else problem
-        witness = Witness(compared, min(STEPS, steps), exact)
-        error = witness.compare_steps()
-        seen = Testimony(compared.dtype, error, coarse=coarse)
-        if error is None or estimator_name == "greedy":
-            return seen
-        products = witness.compare_products() if estimator_name != "reverse" else None
-        return replace(seen, products=products, hypergradient=witness.compare_hypergradient(estimator))
-
-
-def untouched_parameters(problem: Problem, steps: int) -> tuple[str, ...]:
-    """Names of the parameters that take no part in the first steps of plain training; none if that would be all."""
-    witness = Witness(problem, min(STEPS, steps))
-    run = witness.plain.run(witness.values)
-    return run.untouched if len(run.untouched) < len(run.weights) else ()
-
-
-@contextmanager
-def raised_to_float64(problem: Problem, up_to: float = EXACT_UP_TO) -> Iterator[tuple[str, bool]]:
-    """See `float64_inside`, of network and loss in float64; left as they are above `up_to` weights."""
-    if problem.network(0).layout.size > up_to:
-        yield "", problem.dtype == torch.float64
-        return
-    plain = Witness(replace(problem, dtype=torch.float64), 1).brief
-    module = plain.module()
-    with float64_inside(lambda: plain.loss(module, plain.train[0], plain.theta(), seed=0)) as inside:
-        yield inside

@@ -1,4 +1,4 @@
-"""From a config to objects: the only place where this happens.
+"""A run from its config.
 
 Every check that needs more than the config itself (the task, the world size, the device) is here, and all faults are
 reported together with those of the config.
@@ -6,42 +6,34 @@ reported together with those of the config.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
-from fds_dist.common.faults import Fault, UserError, user_code
+from fds_dist.build.model import ModelBuilder, builder_or_none
+from fds_dist.build.space import bucket_faults, hyperparameter_space
+from fds_dist.common.faults import UserError
 from fds_dist.common.flat import trainable_parameters
 from fds_dist.common.precision import DTYPES
-from fds_dist.common.registry import nearest
 from fds_dist.config import Config, Draft, Faults, OuterConfig
-from fds_dist.config.hyperparameters import HyperparameterConfig
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device, mesh_shape
 from fds_dist.inner.dry_run import dry_run
 from fds_dist.inner.estimators import ESTIMATORS, Estimator
 from fds_dist.inner.estimators.greedy import greedy_estimator
 from fds_dist.inner.problem import Problem, TangentOptions
-from fds_dist.models import build_model, network_of
-from fds_dist.models.handed_in import KEEP, REDRAW, HandedIn, checked_start
+from fds_dist.models.handed_in import HandedIn
 from fds_dist.outer.loop import OuterSettings
 from fds_dist.outer.rules import AdamRule, GradientRule, OuterRule, SignRule
-from fds_dist.schedule.groups import assigned, base_of, group_of, name_in
-from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
+from fds_dist.schedule.groups import assigned
+from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tangents.methods import default_method
 from fds_dist.tangents.optimizers import INNER_OPTIMIZERS, InnerOptimizer
 from fds_dist.tangents.step import Pruning
 from fds_dist.tasks import build_task
-from fds_dist.tasks.base import Task, loss_takes_hyperparameters, task_faults
+from fds_dist.tasks.base import Task, task_faults
 from fds_dist.tracking.wandb_session import effective_mode
-
-ModelBuilder = Callable[[int], nn.Module]
-STAND_IN: dict[str, Any] = {"input_shape": (3, 32, 32), "classes": 10}
-"""An image, in place of the samples of a task that cannot be built."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +76,9 @@ def build(
         raise UserError(draft.faults)
     faults = Faults(draft, "task" if task is not None else "")
     built_task = faults.attempt("task", lambda: _task(config, task))
-    builder = faults.attempt("model", lambda: _model_builder(config, built_task, model))
+    builder = faults.attempt("model", lambda: builder_or_none(config, built_task, model))
     optimizer = INNER_OPTIMIZERS[config.inner.optimizer](config.inner.nesterov)
-    space, space_faults = _space(config, optimizer, built_task)
+    space, space_faults = hyperparameter_space(config, optimizer, built_task)
     if (patterns := config.inner.groups) and builder is not None:
         faults.attempt("inner.groups", lambda: assigned(patterns, trainable_parameters(builder(0))))
     notes = faults.attempt("model", builder.remarks) if isinstance(builder, HandedIn) else None
@@ -96,7 +88,7 @@ def build(
     faults.add(device_faults)
     faults.attempt("tracking.wandb.mode", lambda: effective_mode(config.tracking.wandb.mode))
     if built_task is not None and faults.is_sound("inner.epochs"):
-        faults.add(_bucket_faults(config, space, built_task.steps_per_epoch))
+        faults.add(bucket_faults(config, space, _horizon(config, built_task)))
     if faults.all or built_task is None or builder is None or shape is None:
         raise UserError(faults.all)
     problem = _problem(config, built_task, builder, optimizer, space, device)
@@ -171,100 +163,6 @@ def _mesh_shape(config: Config, environment: LaunchEnvironment) -> MeshShape | N
     return shape
 
 
-def _model_builder(config: Config, task: Task | None, model: nn.Module | ModelBuilder | None) -> ModelBuilder | None:
-    """`model_builder`; None where there is no task, whose faults do not hide those of the network's options."""
-    if task is not None:
-        return model_builder(config, task, model)
-    name = None if model is not None or config.model is None else config.model.name
-    if config.model is not None and name is not None and ":" not in name:
-        try:
-            build_model(name, config.model.options, **STAND_IN, seed=0)
-        except UserError as error:
-            raise UserError(fault for fault in error.faults if fault.key != "model.input_shape") from error
-    return None
-
-
-def model_builder(config: Config, task: Task, model: nn.Module | ModelBuilder | None = None) -> ModelBuilder:
-    """seed → network, tried once so that faults show before any training.
-
-    Args:
-        model: used in place of the config's `model` and the task's own.
-
-    Raises:
-        UserError: there is no model, or it cannot be built.
-    """
-    name, options = (None, {}) if config.model is None else (config.model.name, config.model.options)
-    inputs = partial(_first_inputs, task)
-    own = model if model is not None else getattr(task, "build_model", None)
-    builder: ModelBuilder
-    if model is None and name is not None:
-        shape, classes = getattr(task, "input_shape", None), getattr(task, "classes", None)
-        builder = network_of(name, options, shape, classes, inputs)
-    elif own is not None:
-        init = options.get("init", KEEP)
-        init = checked_start(init) if name is None else REDRAW if init == REDRAW else KEEP
-        make = (lambda seed: own) if isinstance(own, nn.Module) else own
-        builder = HandedIn(make, init, inputs)
-    else:
-        raise UserError(Fault("model", "is missing, and this task builds none", "a model, such as {name: lenet}"))
-    builder(0)
-    return builder
-
-
-def _first_inputs(task: Task) -> Any:
-    with user_code("task.train_batches", "train_batches(outer_step=0, epoch=0)"):
-        return next(iter(task.train_batches(0, 0)))[0]
-
-
-def _space(config: Config, optimizer: InnerOptimizer, task: Task | None) -> tuple[HyperparameterSpace, list[Fault]]:
-    """The hyperparameter space, and what is wrong with it."""
-    learned: list[Hyperparameter] = []
-    fixed = {name: value for name, value in optimizer.defaults.items() if name not in config.hyperparameters}
-    faults: list[Fault] = []
-    for name, entry in config.hyperparameters.items():
-        is_loss_own = name not in optimizer.defaults
-        if is_loss_own and (task is None or not loss_takes_hyperparameters(task)):
-            faults.append(_unknown_hyperparameter(name, optimizer))
-        elif not isinstance(entry, HyperparameterConfig):
-            fixed[name] = entry
-        elif entry.per_group and is_loss_own:
-            key = f"hyperparameters.{name}.per_group"
-            expected = f"false; the optimizer's own can be: {', '.join(optimizer.defaults)}"
-            faults.append(Fault(key, f"{name} belongs to the loss, which has no groups", expected))
-        else:
-            learned += [
-                Hyperparameter(copy_name, copy.init, copy.step, copy.buckets, copy.bounds(name), copy.scale)
-                for copy_name, copy in _copies(name, entry, config.inner.groups or {}).items()
-            ]
-    if not learned and not faults:
-        expected = "at least one like lr: {init: 0.1, step: 0.1, buckets: 5}"
-        faults.append(Fault("hyperparameters", "nothing is learned, all are fixed numbers", expected))
-    return HyperparameterSpace(tuple(learned), fixed), faults
-
-
-def _unknown_hyperparameter(name: str, optimizer: InnerOptimizer) -> Fault:
-    nearest_name = nearest(name, optimizer.defaults)
-    suggestion = f"hyperparameters.{nearest_name}" if nearest_name else ""
-    expected = f"{', '.join(optimizer.defaults)} (of {optimizer.name}), or a task whose loss takes a third argument"
-    return Fault(f"hyperparameters.{name}", "unknown hyperparameter", expected, suggestion)
-
-
-def _copies(name: str, entry: HyperparameterConfig, groups: Mapping[str, str]) -> dict[str, HyperparameterConfig]:
-    """The hyperparameter itself, or its copies for the parameter groups, by their names in all files."""
-    if not (entry.per_group and groups):
-        return {name: entry}
-    return {name_in(name, group): entry.for_group(group) for group in groups}
-
-
-def _key(config: Config, name: str, setting: str) -> str:
-    """The config's key of the hyperparameter `name` (`lr`, `lr.norm_and_bias`): where its `setting` stands."""
-    key, entry = f"hyperparameters.{base_of(name)}", config.hyperparameters[base_of(name)]
-    overrides = entry.per_group if isinstance(entry, HyperparameterConfig) else {}
-    override = overrides.get(group_of(name)) if isinstance(overrides, dict) else None
-    is_overridden = override is not None and setting in override.model_fields_set
-    return f"{key}.per_group.{group_of(name)}" if is_overridden else key
-
-
 def _estimator(config: Config) -> Estimator:
     return greedy_estimator(config.greedy.discount) if config.estimator == "greedy" else ESTIMATORS[config.estimator]
 
@@ -283,18 +181,11 @@ def outer_rule(config: OuterConfig) -> OuterRule:
     return AdamRule(decay, config.tolerance, config.beta1, config.beta2)
 
 
+def _horizon(config: Config, task: Task) -> int:
+    """Inner steps of the shortest run."""
+    return max(1, round(min(_epochs(config)) * task.steps_per_epoch))
+
+
 def _epochs(config: Config) -> tuple[float, ...]:
     epochs = config.inner.epochs
     return tuple(epochs) if isinstance(epochs, list) else (epochs,) * config.outer.steps
-
-
-def _bucket_faults(config: Config, space: HyperparameterSpace, steps_per_epoch: int) -> list[Fault]:
-    """Hyperparameters with more buckets than the shortest horizon has steps."""
-    horizon = max(1, round(min(_epochs(config)) * steps_per_epoch))
-    problem = f"more buckets than inner steps: the shortest horizon has {horizon}"
-    faults = [
-        Fault(f"{_key(config, owner.name, 'buckets')}.buckets", f"{owner.buckets} is {problem}", f"at most {horizon}")
-        for owner in space.learned
-        if owner.buckets > horizon
-    ]
-    return list(dict.fromkeys(faults))

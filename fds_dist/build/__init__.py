@@ -1,0 +1,8 @@
+"""From a config to objects: the only place where this happens."""
+
+from __future__ import annotations
+
+from fds_dist.build.model import ModelBuilder, model_builder
+from fds_dist.build.run import Build, build
+
+__all__ = ["Build", "ModelBuilder", "build", "model_builder"]

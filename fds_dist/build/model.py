@@ -1,0 +1,64 @@
+"""The network that a config names, or that was handed in, as a function of a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from fds_dist.common.faults import Fault, UserError, user_code
+from fds_dist.config import Config
+from fds_dist.models import build_model, network_of
+from fds_dist.models.handed_in import KEEP, REDRAW, HandedIn, checked_start
+from fds_dist.tasks.base import Task
+
+ModelBuilder = Callable[[int], nn.Module]
+STAND_IN: dict[str, Any] = {"input_shape": (3, 32, 32), "classes": 10}
+"""An image, in place of the samples of a task that cannot be built."""
+
+
+def builder_or_none(config: Config, task: Task | None, model: nn.Module | ModelBuilder | None) -> ModelBuilder | None:
+    """`model_builder`; None where there is no task, whose faults do not hide those of the network's options."""
+    if task is not None:
+        return model_builder(config, task, model)
+    name = None if model is not None or config.model is None else config.model.name
+    if config.model is not None and name is not None and ":" not in name:
+        try:
+            build_model(name, config.model.options, **STAND_IN, seed=0)
+        except UserError as error:
+            raise UserError(fault for fault in error.faults if fault.key != "model.input_shape") from error
+    return None
+
+
+def model_builder(config: Config, task: Task, model: nn.Module | ModelBuilder | None = None) -> ModelBuilder:
+    """seed → network, tried once so that faults show before any training.
+
+    Args:
+        model: used in place of the config's `model` and the task's own.
+
+    Raises:
+        UserError: there is no model, or it cannot be built.
+    """
+    name, options = (None, {}) if config.model is None else (config.model.name, config.model.options)
+    inputs = partial(_first_inputs, task)
+    own = model if model is not None else getattr(task, "build_model", None)
+    builder: ModelBuilder
+    if model is None and name is not None:
+        shape, classes = getattr(task, "input_shape", None), getattr(task, "classes", None)
+        builder = network_of(name, options, shape, classes, inputs)
+    elif own is not None:
+        init = options.get("init", KEEP)
+        init = checked_start(init) if name is None else REDRAW if init == REDRAW else KEEP
+        make = (lambda seed: own) if isinstance(own, nn.Module) else own
+        builder = HandedIn(make, init, inputs)
+    else:
+        raise UserError(Fault("model", "is missing, and this task builds none", "a model, such as {name: lenet}"))
+    builder(0)
+    return builder
+
+
+def _first_inputs(task: Task) -> Any:
+    with user_code("task.train_batches", "train_batches(outer_step=0, epoch=0)"):
+        return next(iter(task.train_batches(0, 0)))[0]

@@ -1,0 +1,76 @@
+"""The hyperparameter space that a config describes, with everything that is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fds_dist.common.faults import Fault
+from fds_dist.common.registry import nearest
+from fds_dist.config import Config
+from fds_dist.config.hyperparameters import HyperparameterConfig
+from fds_dist.schedule.groups import base_of, group_of, name_in
+from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
+from fds_dist.tangents.optimizers import InnerOptimizer
+from fds_dist.tasks.base import Task, loss_takes_hyperparameters
+
+
+def hyperparameter_space(
+    config: Config, optimizer: InnerOptimizer, task: Task | None
+) -> tuple[HyperparameterSpace, list[Fault]]:
+    """The hyperparameter space, and what is wrong with it."""
+    learned: list[Hyperparameter] = []
+    fixed = {name: value for name, value in optimizer.defaults.items() if name not in config.hyperparameters}
+    faults: list[Fault] = []
+    for name, entry in config.hyperparameters.items():
+        is_loss_own = name not in optimizer.defaults
+        if is_loss_own and (task is None or not loss_takes_hyperparameters(task)):
+            faults.append(_unknown_hyperparameter(name, optimizer))
+        elif not isinstance(entry, HyperparameterConfig):
+            fixed[name] = entry
+        elif entry.per_group and is_loss_own:
+            key = f"hyperparameters.{name}.per_group"
+            expected = f"false; the optimizer's own can be: {', '.join(optimizer.defaults)}"
+            faults.append(Fault(key, f"{name} belongs to the loss, which has no groups", expected))
+        else:
+            learned += [
+                Hyperparameter(copy_name, copy.init, copy.step, copy.buckets, copy.bounds(name), copy.scale)
+                for copy_name, copy in _copies(name, entry, config.inner.groups or {}).items()
+            ]
+    if not learned and not faults:
+        expected = "at least one like lr: {init: 0.1, step: 0.1, buckets: 5}"
+        faults.append(Fault("hyperparameters", "nothing is learned, all are fixed numbers", expected))
+    return HyperparameterSpace(tuple(learned), fixed), faults
+
+
+def _unknown_hyperparameter(name: str, optimizer: InnerOptimizer) -> Fault:
+    nearest_name = nearest(name, optimizer.defaults)
+    suggestion = f"hyperparameters.{nearest_name}" if nearest_name else ""
+    expected = f"{', '.join(optimizer.defaults)} (of {optimizer.name}), or a task whose loss takes a third argument"
+    return Fault(f"hyperparameters.{name}", "unknown hyperparameter", expected, suggestion)
+
+
+def _copies(name: str, entry: HyperparameterConfig, groups: Mapping[str, str]) -> dict[str, HyperparameterConfig]:
+    """The hyperparameter itself, or its copies for the parameter groups, by their names in all files."""
+    if not (entry.per_group and groups):
+        return {name: entry}
+    return {name_in(name, group): entry.for_group(group) for group in groups}
+
+
+def _key(config: Config, name: str, setting: str) -> str:
+    """The config's key of the hyperparameter `name` (`lr`, `lr.norm_and_bias`): where its `setting` stands."""
+    key, entry = f"hyperparameters.{base_of(name)}", config.hyperparameters[base_of(name)]
+    overrides = entry.per_group if isinstance(entry, HyperparameterConfig) else {}
+    override = overrides.get(group_of(name)) if isinstance(overrides, dict) else None
+    is_overridden = override is not None and setting in override.model_fields_set
+    return f"{key}.per_group.{group_of(name)}" if is_overridden else key
+
+
+def bucket_faults(config: Config, space: HyperparameterSpace, horizon: int) -> list[Fault]:
+    """Hyperparameters with more buckets than the shortest horizon has steps."""
+    problem = f"more buckets than inner steps: the shortest horizon has {horizon}"
+    faults = [
+        Fault(f"{_key(config, owner.name, 'buckets')}.buckets", f"{owner.buckets} is {problem}", f"at most {horizon}")
+        for owner in space.learned
+        if owner.buckets > horizon
+    ]
+    return list(dict.fromkeys(faults))

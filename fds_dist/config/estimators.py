@@ -1,0 +1,41 @@
+"""The sections of the config that say how hypergradients are computed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fds_dist.common.kinds import AutoCount, Clip, Ratio, UnitInterval
+from fds_dist.config.sections import Section
+
+
+class PruneConfig(Section):
+    """Steps that leave a tangent unchanged, counted within the window of its bucket."""
+
+    mode: Literal["alternate", "truncate"] = "alternate"
+    """alternate computes the first step of each period; truncate skips the first part of each window."""
+
+    ratio: Ratio = 0.0
+    """The fraction of steps that is skipped."""
+
+
+class TangentsConfig(Section):
+    """How forward-mode tangents are computed."""
+
+    method: Literal["auto", "jvp", "double_backward"] = "auto"
+    """How Hessian-vector products are computed; auto chooses the cheapest method that works here."""
+
+    clip_hvp: Clip = None
+    """Elementwise bound on Hessian-vector products; null: none."""
+
+    prune: PruneConfig = PruneConfig()
+    """Tangent updates to skip."""
+
+    chunk_size: AutoCount = "auto"
+    """Tangents per batched Hessian-vector product."""
+
+
+class GreedyConfig(Section):
+    """Settings of the estimator greedy."""
+
+    discount: UnitInterval = 0.0
+    """The share of a tangent that is kept from step to step: 0 hypergradient descent, 1 RTHO, in between MARTHE."""

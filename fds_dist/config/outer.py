@@ -1,0 +1,45 @@
+"""The section `outer` of the config: how hypergradients move the hyperparameters."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fds_dist.common.kinds import Count, NonNegative, OpenFraction, Ratio, Switch
+from fds_dist.config.sections import Section
+
+
+class OuterConfig(Section):
+    """How hypergradients move the hyperparameters."""
+
+    optimizer: Literal["sign", "rprop", "sgd", "adam"] = "sign"
+    """The outer optimizer: sign (the paper's: fixed steps against the sign of each hypergradient), rprop, sgd, adam."""
+
+    steps: Count = 3
+    """Outer steps, i.e. inner runs from fresh weights."""
+
+    step_decay: OpenFraction | None = None
+    """Factor on an element's step: at each change of sign (sign, rprop), or after each outer step (sgd, adam).
+
+    null: 0.5 for sign and rprop, 0.8 for sgd and adam.
+    """
+
+    momentum: Ratio = 0.0
+    """Momentum of the outer optimizer sgd."""
+
+    beta1: Ratio = 0.0
+    """Decay of the running mean in the outer optimizer adam."""
+
+    beta2: Ratio = 0.9
+    """Decay of the running mean square in the outer optimizer adam."""
+
+    retreat: Switch = False
+    """Return to the best values, with half the steps, when an inner run ends worse than the first one."""
+
+    tolerance: NonNegative = 0.05
+    """Stop when every step is below this fraction of its value."""
+
+    nonfinite_patience: Count = 3
+    """End the run with an error after this many outer steps in a row with a non-finite hypergradient."""
+
+    val_batch_norm: Literal["batch", "running"] = "batch"
+    """Batch-norm statistics in the validation gradient: those of the batch, or the running averages."""

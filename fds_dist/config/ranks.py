@@ -1,0 +1,49 @@
+"""The sections of the config about ranks: the mesh, the checks that they agree, checkpoints."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fds_dist.common.kinds import AutoCount, Count, Positive
+from fds_dist.config.sections import Section
+
+
+class MeshConfig(Section):
+    """Ranks along each parallel axis."""
+
+    tangent: AutoCount = "auto"
+    """Ranks that share out the tangents; auto: all ranks that the other axes leave."""
+
+    data: Count = 1
+    """Ranks that share out each batch."""
+
+    replica: Count = 1
+    """Independent inner runs whose hypergradients are averaged."""
+
+    batch_norm: Literal["whole", "part"] = "whole"
+    """Batch statistics of batch-norm along the data axis: those of the whole batch, or of each rank's part."""
+
+
+class ConsistencyConfig(Section):
+    """Checks that ranks hold the same bits, and that an inner run equals plain PyTorch."""
+
+    mode: Literal["verify", "broadcast", "off"] = "verify"
+    """verify compares fingerprints of the weights, broadcast copies the weights of rank 0, off does neither."""
+
+    every: Count = 100
+    """Inner steps from one comparison or copy to the next."""
+
+    witness: Literal["on", "off"] = "on"
+    """Before training, compare a few steps with the same module, data and loss in plain PyTorch."""
+
+
+class CheckpointConfig(Section):
+    """When to save the state of a run, in addition to every outer step."""
+
+    every_seconds: Positive = 600.0
+    """Seconds between two checkpoints (weights, optimizer state, all tangents) within an outer step, for the estimator
+    `forward` without replicas. Ranks that share out tangents check the time every `consistency.every` steps. Needs a
+    file system that all ranks share."""
+
+    keep: Count = 2
+    """The number of latest checkpoints to keep."""
