@@ -36,13 +36,15 @@ class Modes:
         """Puts the module in evaluation mode.
 
         Args:
-            batch_norm: "batch": every batch-norm still uses the statistics of its batch.
+            batch_norm: "batch": every batch-norm that trains on the statistics of its batch still uses them. One at
+                rest stays so: it is frozen.
         """
+        self.train()
+        on_batch = [part for part in self._module.modules() if isinstance(part, _BatchNorm) and part.training]
         self._module.eval()
         if batch_norm == "batch":
-            for part in self._module.modules():
-                if isinstance(part, _BatchNorm):
-                    part.training = True
+            for part in on_batch:
+                part.training = True
 
 
 def convert(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:

@@ -42,4 +42,7 @@ class OuterConfig(Section):
     """End the run with an error after this many outer steps in a row with a non-finite hypergradient."""
 
     val_batch_norm: Literal["batch", "running"] = "batch"
-    """Batch-norm statistics in the validation gradient: those of the batch, or the running averages."""
+    """Batch-norm statistics in the validation gradient: those of the batch, or the running averages.
+
+    A batch-norm that rests in evaluation mode while the network trains (a frozen one) uses its running averages alone.
+    """

@@ -183,7 +183,7 @@ def plain_run(name: str, rates: list[float], val_batch_norm: str) -> tuple[float
         optimizer.zero_grad()
         F.cross_entropy(module(x), y).backward()
         optimizer.step()
-    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d) and part.training]  # none at rest
     last = copy.deepcopy(dict(module.named_buffers()))
     module.eval()
     for part in norms if val_batch_norm == "batch" else ():
