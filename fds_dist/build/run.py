@@ -87,20 +87,20 @@ def build(
     device, device_faults = choose_device(config.device, environment)
     faults.add(device_faults)
     faults.attempt("tracking.wandb.mode", lambda: effective_mode(config.tracking.wandb.mode))
-    if built_task is not None and faults.is_sound("inner.epochs"):
-        faults.add(bucket_faults(config, space, _horizon(config, built_task)))
+    if built_task is not None and faults.is_sound("inner.epochs") and faults.is_sound("inner.steps"):
+        faults.add(bucket_faults(config, space, min(horizons(config, built_task))))
     if faults.all or built_task is None or builder is None or shape is None:
         raise UserError(faults.all)
     problem = _problem(config, built_task, builder, optimizer, space, device)
-    shortest = problem.horizon(min(_epochs(config)))
-    plain_steps = shortest if config.consistency.witness == "on" else 0
+    settings = OuterSettings(horizons(config, built_task), config.outer.nonfinite_patience, config.outer.retreat)
+    plain_steps = min(settings.horizons) if config.consistency.witness == "on" else 0
     problem, remarks = dry_run(problem, config.tangents.method, config.estimator, plain_steps)
     if not plain_steps:
         remarks += ("consistency.witness is off: this run was not checked against plain PyTorch",)
     return Build(
         config=config,
         problem=problem,
-        settings=OuterSettings(_epochs(config), config.outer.nonfinite_patience, config.outer.retreat),
+        settings=settings,
         rule=outer_rule(config.outer),
         estimator=_estimator(config),
         shape=shape,
@@ -181,11 +181,9 @@ def outer_rule(config: OuterConfig) -> OuterRule:
     return AdamRule(decay, config.tolerance, config.beta1, config.beta2)
 
 
-def _horizon(config: Config, task: Task) -> int:
-    """Inner steps of the shortest run."""
-    return max(1, round(min(_epochs(config)) * task.steps_per_epoch))
-
-
-def _epochs(config: Config) -> tuple[float, ...]:
-    epochs = config.inner.epochs
-    return tuple(epochs) if isinstance(epochs, list) else (epochs,) * config.outer.steps
+def horizons(config: Config, task: Task) -> tuple[int, ...]:
+    """The inner steps of each outer step, at least 1."""
+    per_unit = 1 if config.inner.steps else task.steps_per_epoch
+    lengths = config.inner.steps or config.inner.epochs or 1.0
+    lengths = lengths if isinstance(lengths, list) else [lengths] * config.outer.steps
+    return tuple(max(1, round(length * per_unit)) for length in lengths)

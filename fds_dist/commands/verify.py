@@ -232,7 +232,7 @@ def _verified_steps(built: Build, steps: int | None) -> int:
     """The horizon to compare over: at least one step per bucket."""
     buckets = max(owner.buckets for owner in built.problem.space.learned)
     if steps is None:
-        longest = max(built.problem.horizon(epochs) for epochs in built.settings.epochs)
+        longest = max(built.settings.horizons)
         return max(min(longest, VERIFIED_STEPS), buckets)
     if steps < buckets:
         raise UserError(Fault("--steps", f"{steps} is out of range", f"at least {buckets}, the number of buckets"))

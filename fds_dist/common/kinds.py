@@ -146,6 +146,8 @@ _Text = Annotated[str, Field(strict=True, min_length=1)]
 Number = Annotated[_Finite, expects("a number")]
 Bound = Annotated[_Finite | None, expects("a number, or null for no bound")]
 Positive = Annotated[_AboveZero, expects("a number above 0")]
+PositiveOrNone = Annotated[_AboveZero | None, expects("a number above 0, or null")]
+CountOrNone = Annotated[_FromOne | None, expects("a whole number of at least 1, or null")]
 Clip = Annotated[_AboveZero | None, expects("a number above 0, or null for no clipping")]
 NonNegative = Annotated[_Finite, Field(ge=0), expects("a number of at least 0")]
 FromOne = Annotated[_Finite, Field(ge=1), expects("a number of at least 1")]
@@ -174,15 +176,23 @@ FolderName = Annotated[
     expects("a name of letters, digits and . _ - (a number needs quotes)"),
 ]
 
-_EPOCHS = TypeAdapter[float](Annotated[_AboveZero, expects("a number above 0, or a list with one per outer step")])
+_LIST = "or a list with one per outer step"
+_EPOCHS = TypeAdapter[float | None](Annotated[_AboveZero | None, expects(f"a number above 0, {_LIST}")])
 _EPOCHS_LIST = TypeAdapter[list[float]](list[Positive])
+_STEPS = TypeAdapter[int | None](Annotated[_FromOne | None, expects(f"a whole number of at least 1, {_LIST}")])
+_STEPS_LIST = TypeAdapter[list[int]](list[Count])
 
 
-def _epochs(value: Any) -> float | list[float]:
+def _epochs(value: Any) -> float | list[float] | None:
     return (_EPOCHS_LIST if isinstance(value, list) else _EPOCHS).validate_python(value)
 
 
-Epochs = Annotated[float | list[float], read_by(_epochs)]
+def _steps(value: Any) -> int | list[int] | None:
+    return (_STEPS_LIST if isinstance(value, list) else _STEPS).validate_python(value)
+
+
+Epochs = Annotated[float | list[float] | None, read_by(_epochs)]
+Steps = Annotated[int | list[int] | None, read_by(_steps)]
 
 _SIZES = TypeAdapter[list[int]](list[Count])
 

@@ -134,11 +134,7 @@ class Config(Section):
 
 def config_contradictions(config: Config) -> Iterator[Contradiction]:
     """Values of one config that are valid alone but not together."""
-    epochs, steps = config.inner.epochs, config.outer.steps
-    if isinstance(epochs, list) and len(epochs) != steps:
-        problem = f"{show(epochs)} has {len(epochs)} entries for {steps} outer steps"
-        expected = f"one number, or as many as outer.steps ({steps})"
-        yield Contradiction(("inner", "epochs"), problem, expected, ("outer.steps",))
+    yield from _horizon_contradictions(config)
     if config.inner.nesterov and config.inner.optimizer != "sgd":
         problem = f"{config.inner.optimizer} has no such switch"
         yield Contradiction(("inner", "nesterov"), problem, "false, or inner.optimizer: sgd", ("inner.optimizer",))
@@ -152,3 +148,15 @@ def config_contradictions(config: Config) -> Iterator[Contradiction]:
     for name, entry in config.hyperparameters.items():
         for contradiction in hyperparameter_contradictions(name, entry, groups):
             yield contradiction._replace(path=("hyperparameters", name, *contradiction.path))
+
+
+def _horizon_contradictions(config: Config) -> Iterator[Contradiction]:
+    lengths, outer_steps = {"epochs": config.inner.epochs, "steps": config.inner.steps}, config.outer.steps
+    for key, length in lengths.items():
+        if isinstance(length, list) and len(length) != outer_steps:
+            problem = f"{show(length)} has {len(length)} entries for {outer_steps} outer steps"
+            expected = f"one number, or as many as outer.steps ({outer_steps})"
+            yield Contradiction(("inner", key), problem, expected, ("outer.steps",))
+    if None not in lengths.values():
+        problem = f"{show(lengths['steps'])} and inner.epochs={show(lengths['epochs'])} exclude each other"
+        yield Contradiction(("inner", "steps"), problem, "one of the two, and null for the other", ("inner.epochs",))

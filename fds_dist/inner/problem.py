@@ -168,7 +168,3 @@ class Problem:
         function: Callable[..., Iterable[object]] = getattr(self.task, source)
         batches = keyed(lambda: function(*arguments), self.seed, source, *arguments)
         return (checked_batch(batch, source) for batch in batches)
-
-    def horizon(self, epochs: float) -> int:
-        """Inner steps in `epochs`, at least 1."""
-        return max(1, round(epochs * self.task.steps_per_epoch))

@@ -35,8 +35,8 @@ class HypergradientsNotFinite(RuntimeError):
 class OuterSettings:
     """When the outer loop ends."""
 
-    epochs: tuple[float, ...]
-    """Epochs of the inner run, one per outer step."""
+    horizons: tuple[int, ...]
+    """Inner steps of each outer step."""
     nonfinite_patience: int = 3
     """After this many outer steps in a row with a hypergradient that is not finite, the run ends with an error."""
     retreat: bool = False
@@ -73,7 +73,7 @@ class OuterProgress:
 def initial_progress(problem: Problem, rule: OuterRule, settings: OuterSettings) -> OuterProgress:
     """The progress before the first outer step."""
     values = problem.space.initial()
-    return OuterProgress(0, values, rule.init(problem.space), problem.horizon(settings.epochs[0]))
+    return OuterProgress(0, values, rule.init(problem.space), settings.horizons[0])
 
 
 class OuterListener:
@@ -109,7 +109,7 @@ class OuterLoop:
         Raises:
             HypergradientsNotFinite: after `nonfinite_patience` bad outer steps in a row, which `listener` has saved.
         """
-        while progress.outer_step < len(self.settings.epochs) and not progress.converged:
+        while progress.outer_step < len(self.settings.horizons) and not progress.converged:
             progress = self.outer_step(progress)
             if progress.state.failures >= self.settings.nonfinite_patience:
                 raise HypergradientsNotFinite(
@@ -123,7 +123,7 @@ class OuterLoop:
         """Runs one outer step: inner run, hypergradients, update, record."""
         began, waited = time.perf_counter(), self.ranks.waited
         number, values = progress.outer_step, progress.values
-        horizon = self.problem.horizon(self.settings.epochs[number])
+        horizon = self.settings.horizons[number]
         plan = make_plan(self.problem.space.starts(horizon), horizon, self.ranks.shape.tangent)
         run = InnerRun(
             self.problem,

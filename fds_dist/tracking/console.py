@@ -160,7 +160,7 @@ class ConsoleTracker(Tracker):
         left = max(0.0, (block.horizon - block.steps.stop) / rate - since)
         facts += [f"{rate:.3g} steps/s", f"{duration(left)} left"]
         if later := range(block.outer_step + 1, self._run.outer_steps):
-            weights = [_epochs(self._run.config, outer_step) for outer_step in (block.outer_step, *later)]
+            weights = [_length(self._run.config, outer_step) for outer_step in (block.outer_step, *later)]
             facts.append(f"run about {duration(left + sum(weights[1:]) / weights[0] * block.horizon / rate)}")
         return facts
 
@@ -258,10 +258,11 @@ def _best(end: RunEnd) -> str:
     return ", ".join(facts)
 
 
-def _epochs(config: Mapping[str, Any], outer_step: int) -> float:
-    """The epochs of an outer step in the config, as a weight for comparing horizons."""
-    epochs = config.get("inner", {}).get("epochs", 1)
-    return epochs[min(outer_step, len(epochs) - 1)] if isinstance(epochs, list) else epochs
+def _length(config: Mapping[str, Any], outer_step: int) -> float:
+    """The steps or epochs of an outer step in the config, as a weight for comparing horizons."""
+    inner = config.get("inner", {})
+    length = inner.get("steps") or inner.get("epochs") or 1
+    return length[min(outer_step, len(length) - 1)] if isinstance(length, list) else length
 
 
 def _report(end: RunEnd) -> list[str]:

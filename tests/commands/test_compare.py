@@ -57,7 +57,7 @@ def small_problem(**options: Any) -> Problem:
 def run(folder: Path, problem: Problem | None = None, steps: int = 2, **options: Any) -> Comparison:
     """A comparison with few seeds on a small problem; `options` are those of the config's section, but for a few."""
     passed = {name: options.pop(name) for name in ("say", "retrain", "estimator") if name in options}
-    settings = OuterSettings((2.0,) * steps)
+    settings = OuterSettings((HORIZON,) * steps)
     chosen = CompareConfig.model_validate({"seeds": 1, "judge_seeds": 1, **options})
     estimator = passed.pop("estimator", "forward")
     return compare(problem or small_problem(), SignRule(), settings, estimator, chosen, ONE_RANK, folder, **passed)
@@ -272,7 +272,7 @@ def test_runs_that_diverge_are_infinitely_bad_and_nothing_breaks(tmp_path: Path)
     options = CompareConfig.model_validate(
         {"methods": ["fds", "tpe", "bohb"], "seeds": 1, "budget": 100, "ranges": {"lr": [1e200, 1e250]}}
     )
-    settings = OuterSettings((2.0,) * 4, nonfinite_patience=2)
+    settings = OuterSettings((HORIZON,) * 4, nonfinite_patience=2)
     result = compare(problem, SignRule(), settings, "forward", options, ONE_RANK, tmp_path)
     fds, tpe, bohb = result.runs
     assert fds.trials == 2 and "not finite" in fds.note

@@ -30,7 +30,7 @@ def compare_here(folder: Path) -> Comparison:
     )
     problem = make_problem(image_task(mlp), {"lr": [0.01, 0.01], "momentum": [0.1]})
     with Ranks(environment, MeshShape(1, environment.world_size, 1), CPU) as ranks:
-        return compare(problem, SignRule(), OuterSettings((2.0, 2.0)), "forward", options, ranks, folder)
+        return compare(problem, SignRule(), OuterSettings((10, 10)), "forward", options, ranks, folder)
 
 
 def test_two_ranks_share_trials_and_agree_and_one_rank_reads_what_they_did(tmp_path: Path) -> None:

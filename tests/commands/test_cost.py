@@ -21,10 +21,10 @@ FLOAT64 = 8  # bytes
 BUCKETS = {"lr": [0.1] * 4, "momentum": [0.5], "weight_decay": [0.01]}
 
 
-def report(ranks: int, epochs: tuple[float, ...] = (4.0,), optimizer: InnerOptimizer | None = None) -> CostReport:
+def report(ranks: int, horizons: tuple[int, ...] = (20,), optimizer: InnerOptimizer | None = None) -> CostReport:
     buckets = BUCKETS if optimizer is None else {"lr": [0.1], "beta1": [0.9]}
     problem = make_problem(image_task(mlp), buckets, optimizer=optimizer or SGD())  # 5 steps per epoch
-    return cost_report(problem, OuterSettings(epochs), MeshShape(1, ranks, 1))
+    return cost_report(problem, OuterSettings(horizons), MeshShape(1, ranks, 1))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
@@ -55,7 +55,7 @@ def test_balance_of_two_ranks_is_the_best_there_is() -> None:
 
 
 def test_outer_steps_of_different_length_are_planned_for_the_longest_and_timed_for_all() -> None:
-    found = report(2, epochs=(1.0, 4.0, 2.0))
+    found = report(2, horizons=(5, 20, 10))
     assert found.horizons == (5, 20, 10)
     assert found.plan.horizon == 20
     assert found.total_seconds == pytest.approx(found.costliest.seconds * 35 / 20)
@@ -70,7 +70,7 @@ def test_memory_counts_every_tensor_of_the_optimizers_state() -> None:
 
 def test_data_ranks_share_the_state_and_the_cost_and_send_what_they_share() -> None:
     problem = make_problem(image_task(mlp), {"lr": [0.1], "beta1": [0.9]}, optimizer=Adam())
-    found = cost_report(problem, OuterSettings((4.0,)), MeshShape(2, 2, 4))
+    found = cost_report(problem, OuterSettings((20,)), MeshShape(2, 2, 4))
     share = -(-WEIGHTS // 4)
     assert [rank.ranks for rank in found.ranks] == [(0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15)]
     for rank in found.ranks:
@@ -114,7 +114,9 @@ def test_reverse_mode_keeps_the_states_that_are_predicted() -> None:
         peak_bytes(lambda steps=steps: estimate_reverse(InnerRun(problem, [0.01, 0.5], 0, steps)), CPU)
         for steps in (20, 200)
     ]
-    costs = [cost_report(problem, OuterSettings((epochs,)), MeshShape(1, 1, 1), "reverse").chosen for epochs in (2, 20)]
+    costs = [
+        cost_report(problem, OuterSettings((horizon,)), MeshShape(1, 1, 1), "reverse").chosen for horizon in (20, 200)
+    ]
     assert [cost.plain_steps for cost in costs] == [4 * 20, 4 * 200]
     states = [cost.memory.tangents for cost in costs]
     # A tenth: the ends of the stretches, where a state or two more are there.

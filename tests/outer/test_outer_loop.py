@@ -52,7 +52,7 @@ class Loop(OuterListener):
     def __init__(self, task: TensorTask, buckets: Buckets, epochs: tuple[float, ...], **options: Any) -> None:
         rule = options.pop("rule", SignRule())
         estimator = options.pop("estimator", estimate_forward)
-        settings = OuterSettings(epochs, **options)
+        settings = OuterSettings(tuple(round(length * task.steps_per_epoch) for length in epochs), **options)
         self.told, self.saved = Recorder(), list[OuterProgress]()
         problem = make_problem(task, buckets)
         self.trackers = Trackers([self.told])

@@ -100,8 +100,7 @@ class CostReport:
 
 def cost_report(problem: Problem, settings: OuterSettings, shape: MeshShape, estimator: str = "forward") -> CostReport:
     """Plans the longest outer step for `shape`, and measures one inner step on this device, without training."""
-    horizons = tuple(problem.horizon(epochs) for epochs in settings.epochs)
-    horizon = max(horizons)
+    horizon = max(settings.horizons)
     plan = make_plan(problem.space.starts(horizon), horizon, shape.tangent)
     chunk = min(problem.chunk_size, max(1, *map(len, plan.owned)))
     measured = measure_step(problem, shape.data, chunk)
@@ -130,7 +129,7 @@ def cost_report(problem: Problem, settings: OuterSettings, shape: MeshShape, est
     return CostReport(
         weights=network.layout.size,
         shape=shape,
-        horizons=horizons,
+        horizons=settings.horizons,
         plan=plan,
         ranks=tuple(map(cost_of, range(shape.tangent))),
         measured=measured,

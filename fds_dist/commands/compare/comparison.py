@@ -91,8 +91,7 @@ def compare(
     ranges = search_ranges(problem.space, options)
     if any(name in BLACK_BOXES for name in options.methods):
         need_optuna()
-    horizons = [problem.horizon(epochs) for epochs in settings.epochs]
-    cost = sum(estimator_cost(estimator, problem, horizon, greedy_discount) for horizon in horizons)
+    cost = sum(estimator_cost(estimator, problem, horizon, greedy_discount) for horizon in settings.horizons)
     job = Job(
         problem=problem,
         rule=rule,
@@ -100,7 +99,7 @@ def compare(
         estimator=estimator,
         greedy_discount=greedy_discount,
         ranges=ranges,
-        horizon=max(horizons),
+        horizon=max(settings.horizons),
         budget=options.budget or cost,
         ranks=ranks,
         consistency=consistency or Consistency(),

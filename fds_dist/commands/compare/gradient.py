@@ -49,33 +49,33 @@ class _Reporting(OuterListener):
 
 def fds(job: Job, before: Sequence[Trial], report: Report) -> str:
     """The search of `optimize`: the outer steps of the config, as far as the budget reaches."""
-    return _outer_loop(job, job.estimator, job.settings.epochs, before, report)
+    return _outer_loop(job, job.estimator, job.settings.horizons, before, report)
 
 
 def greedy(job: Job, before: Sequence[Trial], report: Report) -> str:
     """The same outer loop on greedy hypergradients; it repeats the last horizon until the budget is spent."""
-    epochs = job.settings.epochs
-    more = int(job.budget // _cost(job, "greedy", job.problem.horizon(epochs[-1])))
-    return _outer_loop(job, "greedy", epochs + epochs[-1:] * more, before, report)
+    horizons = job.settings.horizons
+    more = int(job.budget // _cost(job, "greedy", horizons[-1]))
+    return _outer_loop(job, "greedy", horizons + horizons[-1:] * more, before, report)
 
 
-def affordable(job: Job, estimator: str, epochs: Sequence[float]) -> tuple[float, ...]:
-    """The epochs of the first outer steps, as many as the budget pays for."""
+def affordable(job: Job, estimator: str, horizons: Sequence[int]) -> tuple[int, ...]:
+    """The horizons of the first outer steps, as many as the budget pays for."""
     spent = 0.0
-    for done, horizon in enumerate(map(job.problem.horizon, epochs)):
+    for done, horizon in enumerate(horizons):
         spent += _cost(job, estimator, horizon)
         if spent > job.budget:
-            return tuple(epochs[:done])
-    return tuple(epochs)
+            return tuple(horizons[:done])
+    return tuple(horizons)
 
 
 def _cost(job: Job, estimator: str, horizon: int) -> float:
     return estimator_cost(estimator, job.problem, horizon, job.greedy_discount)
 
 
-def _outer_loop(job: Job, estimator: str, epochs: Sequence[float], before: Sequence[Trial], report: Report) -> str:
-    settings = replace(job.settings, epochs=affordable(job, estimator, epochs))
-    if not settings.epochs:
+def _outer_loop(job: Job, estimator: str, horizons: Sequence[int], before: Sequence[Trial], report: Report) -> str:
+    settings = replace(job.settings, horizons=affordable(job, estimator, horizons))
+    if not settings.horizons:
         return "one outer step costs more than the budget"
     progress = initial_progress(job.problem, job.rule, settings)
     if before:

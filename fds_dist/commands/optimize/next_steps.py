@@ -34,14 +34,15 @@ def next_steps(run_dir: Path, built: Build, status: str, converged: bool, from_p
         steps["train on all data"] = f"{program()} retrain {folder}"
         steps["export it"] = f"{program()} export {folder} > schedule.py"
         steps["check its gradients"] = f"{program()} verify {config}"
-        if not converged and not epochs_differ(built):
-            steps["search further"] = f"{resume} outer.steps={2 * len(built.settings.epochs)}"
+        if not converged and not listed_length(built):
+            steps["search further"] = f"{resume} outer.steps={2 * len(built.settings.horizons)}"
     return steps
 
 
-def epochs_differ(built: Build) -> bool:
-    """Whether the config lists the epochs of each outer step."""
-    return isinstance(built.config.inner.epochs, list)
+def listed_length(built: Build) -> str:
+    """The key under which the config lists the length of each outer step's inner run; "" where all are as long."""
+    inner = built.config.inner
+    return next((f"inner.{key}" for key in ("epochs", "steps") if isinstance(getattr(inner, key), list)), "")
 
 
 def program() -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fds_dist.build import Build
 from fds_dist.commands.inputs import wandb_session
-from fds_dist.commands.optimize.next_steps import epochs_differ, next_steps
+from fds_dist.commands.optimize.next_steps import listed_length, next_steps
 from fds_dist.commands.report.contents import read_run
 from fds_dist.commands.report.page import write_report
 from fds_dist.common.faults import Fault, UserError
@@ -155,12 +155,12 @@ class Search(OuterListener):
 
     def _nothing_left(self) -> str:
         """The reason why no outer step is left to do, or ""."""
-        done, wanted = self.progress.outer_step, len(self.built.settings.epochs)
+        done, wanted = self.progress.outer_step, len(self.built.settings.horizons)
         if self.progress.converged:
             tolerance = self.built.config.outer.tolerance
             return f"nothing left to do: after outer step {done - 1} every step was below outer.tolerance={tolerance:g}"
         if done >= wanted:
-            also = ", and as many inner.epochs" if epochs_differ(self.built) else ""
+            also = f", and as many {key}" if (key := listed_length(self.built)) else ""
             return f"nothing left to do: all {done} outer steps are done (for more: outer.steps={2 * done}{also})"
         return ""
 
@@ -168,7 +168,7 @@ class Search(OuterListener):
         return RunStart(
             run_dir=self.folder.path,
             config=self.built.config.resolved(),
-            outer_steps=len(self.built.settings.epochs),
+            outer_steps=len(self.built.settings.horizons),
             first_outer_step=self.progress.outer_step,
             tangents=self.built.problem.space.size,
             world_size=self.ranks.world_size,
@@ -249,7 +249,7 @@ class Search(OuterListener):
     def _plain_steps(self) -> float:
         """The cost of the outer steps so far over all replicas, in plain training steps."""
         built = self.built
-        horizons = [built.problem.horizon(epochs) for epochs in built.settings.epochs[: self.progress.outer_step]]
+        horizons = built.settings.horizons[: self.progress.outer_step]
         discount = built.config.greedy.discount
         costs = [estimator_cost(built.config.estimator, built.problem, horizon, discount) for horizon in horizons]
         return built.shape.replica * sum(costs)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.batch import Batch, checked_batch
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.randomness import keyed
@@ -52,9 +53,9 @@ class RetrainData:
             notes.append(f"the task has no test data: tested on val_batches(0).{seen}")
         return notes
 
-    def horizon(self, epochs: float) -> int:
-        """Optimizer steps in `epochs`, at least 1."""
-        return max(1, round(epochs * self.steps_per_epoch))
+    def horizon(self, settings: RetrainSettings) -> int:
+        """Optimizer steps in all, at least 1."""
+        return settings.steps or max(1, round((settings.epochs or 1.0) * self.steps_per_epoch))
 
     def training(self, epoch: int, steps: int) -> Iterator[Batch]:
         """The first `steps` batches of an epoch.

@@ -15,10 +15,11 @@ from fds_dist.commands.retrain.deepspeed_settings import (
     without_auto,
 )
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.kinds import Clip, Count, Positive, Seed, Switch
+from fds_dist.common.kinds import Clip, Count, CountOrNone, PositiveOrNone, Seed, Switch
 from fds_dist.common.registry import nearest
 from fds_dist.config import Config
 from fds_dist.config.explain import findings
+from fds_dist.config.inner import one_epoch_unless_told
 from fds_dist.config.sections import Contradiction, Section, refuse
 from fds_dist.config.yaml_text import parse_yaml
 
@@ -36,8 +37,11 @@ class RetrainSettings(Section):
     schedule: Literal["last", "best"] = "last"
     """The learned values: last (after the last outer step), or best (those with the lowest validation loss)."""
 
-    epochs: Positive = 1.0
+    epochs: PositiveOrNone = None
     """Passes over the training data; the schedule is stretched to them. Default: those of the longest inner run."""
+
+    steps: CountOrNone = None
+    """Optimizer steps, in place of epochs. Default: those of the longest inner run, where the run has inner.steps."""
 
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of weights, data and optimizer state."""
@@ -65,12 +69,17 @@ class RetrainSettings(Section):
         """The seed of each retraining."""
         return range(self.seed, self.seed + self.seeds)
 
+    _one_epoch = model_validator(mode="before")(one_epoch_unless_told)
+
     @model_validator(mode="after")
     def _no_contradictions(self) -> RetrainSettings:
         refuse(self._contradictions())
         return self
 
     def _contradictions(self) -> Iterator[Contradiction]:
+        if self.steps is not None and self.epochs is not None:
+            problem = f"{self.steps} and epochs={self.epochs:g} exclude each other"
+            yield Contradiction(("steps",), problem, "one of the two")
         if self.clip_gradient is not None and self.clip_norm is not None:
             problem = f"{self.clip_norm:g} and clip_gradient={self.clip_gradient:g} exclude each other"
             yield Contradiction(("clip_norm",), problem, "one of the two, and null for the other")
@@ -128,9 +137,11 @@ def _defaults(config: Config | None, values: dict[str, Any]) -> dict[str, Any]:
     """The defaults from the run's config."""
     if config is None:
         return {}
-    epochs = config.inner.epochs
+    lengths = {"epochs": config.inner.epochs, "steps": config.inner.steps}
+    longest = {key: max(length) if isinstance(length, list) else length for key, length in lengths.items()}
+    is_told = any(values.get(key) is not None for key in longest)
     return {
-        "epochs": max(epochs) if isinstance(epochs, list) else epochs,
+        **({} if is_told else longest),
         "dtype": config.dtype,
         "clip_gradient": None if values.get("clip_norm") is not None else config.inner.clip_gradient,
         "seed": config.seed,

@@ -48,7 +48,8 @@ def retrain(
     folder: Path,
     reporters: Sequence[Reporter] = (),
 ) -> list[RetrainResult]:
-    """Trains a network from scratch for each of `settings.all_seeds`, by `schedule` stretched to `settings.epochs`.
+    """Trains a network from scratch for each of `settings.all_seeds`, by `schedule` stretched to `settings.epochs`
+    or `settings.steps`.
 
     Under a launcher it is called alike on every rank; each computes its part of every batch. It writes `folder`/SEED/
     with ``history.jsonl``, ``last.safetensors``, ``best.safetensors`` and the state from which a later call with the
@@ -98,7 +99,7 @@ class _SeedRun:
         self.files, self.reporters = files, reporters
         self.dtype = DTYPES[settings.dtype]
         self.data = RetrainData(task, ranks.device, seed)
-        self.schedule = prepared(schedule, self.data.horizon(settings.epochs))
+        self.schedule = prepared(schedule, self.data.horizon(settings))
         defaults = inner_optimizer(schedule).defaults
         self.loss_names = [name for name in self.schedule.at(0) if base_of(name) not in defaults]
         module = build_model(derive_seed(seed, KEY, "weights"))
@@ -243,10 +244,9 @@ class _SeedRun:
     def _accept(self, progress: dict[str, Any]) -> None:
         """Raises `UserError` if the state comes from a call with other settings."""
         before, now = progress["identity"], self.identity
-        if before != now:
-            differing = [name for name in now if before.get(name) != now[name]]
+        if differing := [name for name in now if before.get(name) != now[name]]:  # earlier versions knew fewer names
             had = ", ".join(
-                f"another {name}" if name in ("schedule", "deepspeed") else f"{name}={before[name]}"
+                f"another {name}" if name in ("schedule", "deepspeed") else f"{name}={before.get(name)}"
                 for name in differing
             )
             problem = f"{self.files.path} holds a retraining with {had}"
