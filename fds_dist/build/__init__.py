@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fds_dist.build.model import ModelBuilder, model_builder
+from fds_dist.build.model import ModelBuilder, model_builder, weights_file
 from fds_dist.build.run import Build, build
 
-__all__ = ["Build", "ModelBuilder", "build", "model_builder"]
+__all__ = ["Build", "ModelBuilder", "build", "model_builder", "weights_file"]

@@ -9,8 +9,10 @@ from typing import Any
 from torch import nn
 
 from fds_dist.common.faults import Fault, UserError, user_code
+from fds_dist.common.registry import load_object, parameters_of
 from fds_dist.config import Config
 from fds_dist.models import build_model, network_of
+from fds_dist.models.fine_tuning import FineTuned, WeightsFile, fine_tuned
 from fds_dist.models.handed_in import KEEP, REDRAW, HandedIn, checked_start
 from fds_dist.tasks.base import Task
 
@@ -41,12 +43,17 @@ def model_builder(config: Config, task: Task, model: nn.Module | ModelBuilder | 
     Raises:
         UserError: there is no model, or it cannot be built.
     """
-    name, options = (None, {}) if config.model is None else (config.model.name, config.model.options)
+    name, options, tuning = (
+        (None, {}, {}) if config.model is None else (config.model.name, config.model.options, config.model.fine_tuning)
+    )
     inputs = partial(_first_inputs, task)
     own = model if model is not None else getattr(task, "build_model", None)
     builder: ModelBuilder
     if model is None and name is not None:
         shape, classes = getattr(task, "input_shape", None), getattr(task, "classes", None)
+        taken = parameters_of(load_object(name, "model.name")) if ":" in name else ()
+        options = {**options, **{key: value for key, value in tuning.items() if key in taken}}
+        tuning = {key: value for key, value in tuning.items() if key not in taken}
         builder = network_of(name, options, shape, classes, inputs)
     elif own is not None:
         init = options.get("init", KEEP)
@@ -55,8 +62,14 @@ def model_builder(config: Config, task: Task, model: nn.Module | ModelBuilder | 
         builder = HandedIn(make, init, inputs)
     else:
         raise UserError(Fault("model", "is missing, and this task builds none", "a model, such as {name: lenet}"))
+    builder = fine_tuned(builder, tuning, options.get("init"))
     builder(0)
     return builder
+
+
+def weights_file(builder: ModelBuilder) -> WeightsFile | None:
+    """The file that the networks of `model_builder` start from, if there is one."""
+    return builder.weights if isinstance(builder, FineTuned) else None
 
 
 def _first_inputs(task: Task) -> Any:

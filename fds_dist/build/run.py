@@ -23,6 +23,7 @@ from fds_dist.inner.dry_run import dry_run
 from fds_dist.inner.estimators import ESTIMATORS, Estimator
 from fds_dist.inner.estimators.greedy import greedy_estimator
 from fds_dist.inner.problem import Problem, TangentOptions
+from fds_dist.models.fine_tuning import FineTuned
 from fds_dist.models.handed_in import HandedIn
 from fds_dist.outer.loop import OuterSettings
 from fds_dist.outer.rules import AdamRule, GradientRule, OuterRule, SignRule
@@ -81,7 +82,7 @@ def build(
     space, space_faults = hyperparameter_space(config, optimizer, built_task)
     if (patterns := config.inner.groups) and builder is not None:
         faults.attempt("inner.groups", lambda: assigned(patterns, trainable_parameters(builder(0))))
-    notes = faults.attempt("model", builder.remarks) if isinstance(builder, HandedIn) else None
+    notes = faults.attempt("model", builder.remarks) if isinstance(builder, (HandedIn, FineTuned)) else None
     faults.add(space_faults)
     shape = faults.attempt("mesh", lambda: _mesh_shape(config, environment))
     device, device_faults = choose_device(config.device, environment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from fds_dist.build import Build, ModelBuilder, build
+from fds_dist.build import Build, ModelBuilder, build, weights_file
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.config import Config, Draft, HyperparameterConfig, read_draft
 from fds_dist.distributed.agreement import on_all_ranks
@@ -105,6 +106,22 @@ def _fixed_part(hyperparameter: HyperparameterConfig | float | None, groups: Map
         copies = map(hyperparameter.for_group, groups or ()) if per_group else [hyperparameter]
         return per_group, [(copy.init, copy.buckets, copy.scale) for copy in copies]
     return hyperparameter
+
+
+def check_weights(folder: RunFolder, build_model: ModelBuilder) -> None:
+    """That the networks of `build_model` start from the file `model.weights` that the run began with.
+
+    Raises:
+        UserError: it has changed, or is another one.
+    """
+    try:
+        began = json.loads(folder.environment.read_text(encoding="utf-8")).get("weights_file")
+    except (OSError, ValueError):
+        return  # a folder without that record
+    file = weights_file(build_model)
+    if began and file and began["sha256"] != file.digest:
+        problem = f"{file.path} is not what the run of {folder.path} began with (SHA-256 {file.digest[:12]}…)"
+        raise UserError(Fault("model.weights", problem, f"{began['path']} as it was, with {began['sha256'][:12]}…"))
 
 
 def task_maker(config: Config, task: Task | None = None) -> Callable[[int], Task]:

@@ -63,6 +63,12 @@ def is_positive_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def parameters_of(function: Callable[..., object]) -> frozenset[str]:
+    """The names of the function's parameters; none for the few built-in functions that do not tell."""
+    signature = _signature(function)
+    return frozenset(() if signature is None else signature.parameters)
+
+
 def with_offers(
     function: Callable[..., object], options: Mapping[str, object], offers: Mapping[str, object]
 ) -> dict[str, object]:

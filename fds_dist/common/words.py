@@ -67,6 +67,11 @@ def bytes_text(count: float | None) -> str:
     return f"{count:.0f} B" if symbol == "B" else f"{count / size:.1f} {symbol}"
 
 
+def few(names: Sequence[str], limit: int = 3) -> str:
+    """`a, b, c and 5 more`."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
 def ranges_text(numbers: Sequence[int]) -> str:
     """Ascending numbers with neighbors drawn together: `0-2, 5`."""
     runs = [list(run) for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])]

@@ -40,7 +40,7 @@ class FunctionConfig(Section):
 
     @model_validator(mode="after")
     def _options_are_plain(self) -> FunctionConfig:
-        refuse(option_contradictions((), self.options))
+        refuse(option_contradictions((), {**self.options, **self.resolved()}))
         return self
 
 
@@ -56,14 +56,35 @@ class ModelConfig(FunctionConfig):
 
     `init` says which weights it starts from. A network of one's own (of the task, from Python or by
     `package.module:function`): keep, the weights that it comes with, or redraw, new ones for every outer step.
+
+    The keys below are for any network; a function that has a parameter of such a name gets the key's value instead.
     """
+
+    MEANINGFUL_ABSENCE = frozenset({"weights", "weights_except", "freeze"})
 
     name: Text | None = None
     """A built-in name, or `package.module:function`; null: the task's own, or that from Python."""
 
+    weights: Any = None
+    """A safetensors file with a `state_dict`, from which every outer step starts.
+
+    `~` and `$VARIABLES` are filled in.
+    """
+
+    weights_except: Any = None
+    """A regular expression, searched in the names: what it matches (a new head) is not taken from that file."""
+
+    freeze: Any = None
+    """A regular expression, searched in the names: parameters and running statistics that it matches are frozen."""
+
+    @property
+    def fine_tuning(self) -> dict[str, Any]:
+        """The keys for any network that are there."""
+        return {key: getattr(self, key) for key in sorted(self.MEANINGFUL_ABSENCE & self.model_fields_set)}
+
     @model_validator(mode="after")
     def _options_have_a_name(self) -> ModelConfig:
-        if self.name is None and set(self.options) != {"init"}:
+        if self.name is None and not (set(self.options) <= {"init"} and (self.options or self.fine_tuning)):
             details = InitErrorDetails(type="missing", loc=("name",), input=self.options)
             raise ValidationError.from_exception_data("model", [details])
         return self

@@ -21,6 +21,7 @@ from fds_dist.common.kinds import one_of
 from fds_dist.common.modules import independent_copy
 from fds_dist.common.options import kind_faults
 from fds_dist.common.randomness import seeded
+from fds_dist.common.words import few
 from fds_dist.models.refusals import module_faults, unregistered, unwrapped
 
 KEEP, REDRAW = "keep", "redraw"
@@ -79,9 +80,9 @@ class HandedIn:
             raise UserError(Fault("model", problem, expected))
         remarks = [SAME_START] if self.init == KEEP and not _difference(first, other) else []
         if kept:
-            remarks.append(f"model.init=redraw: no reset_parameters draws {_few(kept)}: the values stay")
+            remarks.append(f"model.init=redraw: no reset_parameters draws {few(kept)}: the values stay")
         if hidden := unregistered(first):
-            remarks.append(f"parameters in plain Python containers are not trained: {_few(hidden)}")
+            remarks.append(f"parameters in plain Python containers are not trained: {few(hidden)}")
         return remarks
 
     def _drawn(self, seed: int) -> tuple[nn.Module, list[str]]:
@@ -129,7 +130,7 @@ class HandedIn:
         for part, mode in modes.items():
             part.training = mode
         if lazy := [name for name, parameter in module.named_parameters() if is_lazy(parameter)]:
-            problem = f"{_few(lazy)} still have no shape after a first batch"
+            problem = f"{few(lazy)} still have no shape after a first batch"
             raise UserError(Fault("model", problem, "a network that has been called once"))
 
 
@@ -183,7 +184,3 @@ def _same(left: Tensor, right: Tensor) -> bool:
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
-
-
-def _few(names: list[str], limit: int = 3) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

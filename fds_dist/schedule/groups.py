@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Mapping
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.words import few
 
 SHOWN = 5
 """The largest number of parameters that a message lists; it counts the others."""
@@ -48,8 +49,7 @@ def assigned(patterns: Mapping[str, str], parameters: Collection[str], key: str 
     group_by_parameter = {parameter: groups[0] for parameter, groups in matches.items() if groups}
     faults = []
     if unmatched := [parameter for parameter, groups in matches.items() if not groups]:
-        more = f" and {len(unmatched) - SHOWN} more" if len(unmatched) > SHOWN else ""
-        problem = f"no pattern matches {', '.join(unmatched[:SHOWN])}{more}"
+        problem = f"no pattern matches {few(unmatched, SHOWN)}"
         faults.append(Fault(key, problem, "a group for every parameter, such as a last one with '.*'"))
     for group in patterns.keys() - set(group_by_parameter.values()):
         if any(group in groups for groups in matches.values()):

@@ -9,8 +9,8 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 
-from fds_dist.build import Build
-from fds_dist.commands.inputs import wandb_session
+from fds_dist.build import Build, weights_file
+from fds_dist.commands.inputs import check_weights, wandb_session
 from fds_dist.commands.optimize.next_steps import listed_length, next_steps
 from fds_dist.commands.report.contents import read_run
 from fds_dist.commands.report.page import write_report
@@ -107,6 +107,8 @@ class Search(OuterListener):
             write_text_atomic(self.folder.config, dump_config(self.built.config))
             info = environment_info(self.ranks.world_size, str(self.built.problem.device))
             info["weights"] = self.built.problem.network(0).layout.size
+            if (file := weights_file(self.built.problem.build_model)) is not None:
+                info["weights_file"] = {"path": str(file.path), "sha256": file.digest}
             info["launch"] = self.launch
             write_text_atomic(self.folder.environment, json.dumps(info, indent=2) + "\n")
         try:
@@ -142,6 +144,7 @@ class Search(OuterListener):
     def _resumed(self) -> OuterProgress:
         """The progress in the newest undamaged checkpoint; without one, the progress before the first outer step."""
         earlier = load_config(self.folder.config)
+        check_weights(self.folder, self.built.problem.build_model)
         state = self.ranks.on_first(lambda: load_checkpoint(self.folder.checkpoints, self.notes.append))
         if state is None:
             return self._fresh()

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from fds_dist.build import ModelBuilder, model_builder
-from fds_dist.commands.inputs import task_maker, wandb_session
+from fds_dist.commands.inputs import check_weights, task_maker, wandb_session
 from fds_dist.commands.retrain.records import RetrainResult
 from fds_dist.commands.retrain.reporting import ConsoleReporter, Reporter, WandbReporter
 from fds_dist.commands.retrain.settings import RetrainSettings, read_settings
@@ -74,6 +74,7 @@ def retrain(
         raise UserError(faults)
     make_task = task_maker(config, task)
     build_model = on_all_ranks(environment, lambda: model_builder(config, make_task(settings.seed), model))
+    on_all_ranks(environment, lambda: check_weights(folder, build_model))
     target = folder.path / ("retrain-best" if settings.schedule == "best" else "retrain")
     session = on_all_ranks(environment, lambda: wandb_session(config, "retrain"))
     reporters: list[Reporter] = [ConsoleReporter()] if progress else []
