@@ -268,9 +268,17 @@ TOLD: dict[str, str | list[str]] = {
     "train_batches raises": f"{SHORT} {PLANTED}",
     "train_batches gives nothing": f"{SHORT} raised TypeError: 'NoneType' object is not iterable",
     "train_batches is short": f"{SHORT} has 1 batches; expected at least steps_per_epoch = 4",
-    "train_batches gives mappings": "task.train_batches: gave a dict; expected pairs (x, y) of tensors",
-    "train_batches gives triples": (
-        "task.train_batches: gave a tuple of Tensor, Tensor, int; expected pairs (x, y) of tensors"
+    "train_batches gives mappings": (  # passed as keywords
+        "model: the network raised TypeError: Sequential.forward() got an unexpected keyword argument 'x' on inputs "
+        "{x: [8, 1, 6, 6] float32, y: [8] int64}"
+    ),
+    "train_batches gives triples": (  # passed as positions
+        "model: the network raised TypeError: Sequential.forward() takes 2 positional arguments but 4 were given on "
+        "inputs ([8, 1, 6, 6] float32, [8] int64, int)"
+    ),
+    "train_batches gives arrays": (
+        "task.train_batches: gave a tuple of ndarray, Tensor: inputs is of the type ndarray; expected pairs (x, y) of "
+        "tensors, or mappings, sequences or other pytrees of tensors"
     ),
     "val_batches is empty": "task.val_batches: val_batches(outer_step=0) gave no batch; expected at least one",
     "val_batches raises": f"task.val_batches: val_batches(outer_step=0) {PLANTED}",

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from fds_dist.common.batch import checked_batch, inputs_of
 from fds_dist.common.faults import Fault, UserError, user_code
 from fds_dist.common.registry import load_object, parameters_of
 from fds_dist.config import Config
@@ -74,4 +75,4 @@ def weights_file(builder: ModelBuilder) -> WeightsFile | None:
 
 def _first_inputs(task: Task) -> Any:
     with user_code("task.train_batches", "train_batches(outer_step=0, epoch=0)"):
-        return next(iter(task.train_batches(0, 0)))[0]
+        return inputs_of(checked_batch(next(iter(task.train_batches(0, 0))), "train_batches"))

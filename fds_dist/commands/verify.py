@@ -160,7 +160,7 @@ def worst_error(space: HyperparameterSpace, values: Sequence[float], reference: 
 
 def _unusable(problem: Problem, method: str) -> str:
     network = problem.network(0)
-    state, part = initial_state(problem, network), network.cast(Part(*next(problem.batches(0))))
+    state, part = initial_state(problem, network), network.cast(Part(next(problem.batches(0))))
     theta = state.weights.new_zeros(len(problem.loss_hyperparameters))
     loss = problem.training_loss(network)
     try:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fds_dist.common.batch import Batch, Part, Share
+from fds_dist.common.batch import Batch, Part, Share, common_rows
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.distributed import collectives
 from fds_dist.distributed.errors import rank_errors
@@ -26,6 +26,12 @@ from fds_dist.distributed.errors import rank_errors
 # PyTorch 2.13 warns of the names that 2.11 has.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+ROWS = (
+    "outputs with rows for each sample, from which the task's loss is computed (of a Hugging Face model output.logits, "
+    "without labels in the inputs), or mesh.data=1"
+)
 
 
 @dataclass(frozen=True)
@@ -45,18 +51,16 @@ class DataAxis:
         return self.reference()
 
     def split(self, batch: Batch) -> Part:
-        """This rank's part of `batch` (inputs [B, ...], targets [B, ...]).
+        """This rank's part of `batch`, whose tensors are [B, ...].
 
-        A batch with fewer samples than ranks is taken whole by all of them, each for an equal share.
+        Tensors with one row or no dimension stay whole. A batch with fewer samples than ranks, or with tensors of
+        several lengths (see `common_rows`), is taken whole by all of them, each for an equal share.
         """
-        inputs, targets = batch
         if self.size == 1:
-            return Part(inputs, targets)
-        samples = len(inputs)
-        if samples < self.size or targets.dim() == 0 or len(targets) != samples:
-            return Part(
-                inputs, targets, Share(1 / self.size, gather=lambda output: collectives.replicate(output, self))
-            )
+            return Part(batch)
+        samples = common_rows(batch)
+        if samples is None or samples < self.size:
+            return Part(batch, Share(1 / self.size, gather=lambda output: collectives.replicate(output, self)))
         sizes = self.part_sizes(samples)
         first = sum(sizes[: self.rank])
         last = first + sizes[self.rank]
@@ -65,11 +69,12 @@ class DataAxis:
         def gather(output: Tensor) -> Tensor:
             rows, remainder = divmod(len(output) if output.dim() else 0, last - first)
             if not rows or remainder:
-                problem = f"the network gives outputs {list(output.shape)} for {last - first} samples"
-                raise UserError(Fault("mesh.data", problem, "outputs with rows for each sample, or mesh.data=1"))
+                of_its_own = "" if output.dim() else ", such as a loss of its own, which is that of a part of the batch"
+                problem = f"the network gives outputs {list(output.shape)} for {last - first} samples{of_its_own}"
+                raise UserError(Fault("mesh.data", problem, ROWS))
             return self.gather_outputs(output, [rows * size for size in sizes])
 
-        return Part(inputs[first:last], targets, Share((last - first) / samples, total, gather))
+        return Part(batch, Share((last - first) / samples, slice(first, last), total, gather))
 
     def part_sizes(self, samples: int) -> list[int]:
         """How many of a batch's `samples` each rank takes, in rank order; they differ by at most one."""

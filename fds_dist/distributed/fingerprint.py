@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from fds_dist.common.batch import Batch, named_leaves, tensors_in
 from fds_dist.common.words import plural
 
 _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -21,9 +23,18 @@ def fingerprint(tensor: Tensor) -> Tensor:
     1 - 2^-64.
     """
     flat = tensor.detach().reshape(-1)
+    flat = torch.view_as_real(flat.resolve_conj()).reshape(-1) if flat.is_complex() else flat
     bits = flat.view(_INTEGER_OF_SIZE[flat.element_size()]).to(torch.int64)
     positions = torch.arange(1, len(flat) + 1, device=flat.device)
     return _mix(bits + positions * -0x61C8864680B583EB).sum()
+
+
+def batch_fingerprint(batch: Batch, device: torch.device) -> Tensor:
+    """[2] int64 on `device`: a hash of a batch's structure and plain leaves, and one of its tensors' bits in order."""
+    leaves = [(name, leaf) for name, leaf in named_leaves(batch)]
+    shown = [(name, leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else (name, leaf) for name, leaf in leaves]
+    prints = torch.stack([fingerprint(tensor.to(device)) for tensor in tensors_in(batch)])
+    return torch.stack([prints.new_tensor(zlib.crc32(repr(shown).encode())), fingerprint(prints)])
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_map, tree_map_only
+
+from fds_dist.common.batch import tensors_in
 
 MOST_CALLS = 300
 """Calls of modules that are looked at; larger networks are named by their first ones alone."""
@@ -25,8 +27,14 @@ class Call:
 
     name: str
     module: nn.Module
-    inputs: list[Tensor]
+    arguments: tuple[Any, Any]
+    """Its positional and its keyword arguments."""
     output: list[Tensor]
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The tensors among its arguments."""
+        return tensors_in(self.arguments)
 
     def __str__(self) -> str:
         return f"{self.name or 'the network'} ({type(self.module).__name__})"
@@ -37,13 +45,13 @@ def calls_within(module: nn.Module, run: Callable[[], object]) -> list[Call]:
     calls: list[Call] = []
 
     def note(name: str) -> Callable[..., None]:
-        def hook(part: nn.Module, inputs: Any, output: Any) -> None:
+        def hook(part: nn.Module, positions: Any, keywords: Any, output: Any) -> None:
             if len(calls) < MOST_CALLS:
-                calls.append(Call(name, part, _copies(inputs), _copies(output)))
+                calls.append(Call(name, part, _copy((positions, keywords)), tensors_in(_copy(output))))
 
         return hook
 
-    handles = [part.register_forward_hook(note(name)) for name, part in module.named_modules()]
+    handles = [part.register_forward_hook(note(name), with_kwargs=True) for name, part in module.named_modules()]
     try:
         run()
     finally:
@@ -70,10 +78,10 @@ def wrong_second_derivative(calls: list[Call]) -> str:
     for call in calls:
         inputs = [tensor for tensor in call.inputs if tensor.is_floating_point()]
         parameters = [parameter for parameter in call.module.parameters() if parameter.requires_grad]
-        if not inputs or len(inputs) != len(call.inputs):
+        if not inputs:
             continue
         try:
-            error = _second_derivative_error(call.module, inputs, parameters)
+            error = _second_derivative_error(call, inputs, parameters)
         except (RuntimeError, TypeError, ValueError):  # it does not run by itself
             continue
         if error > DIFFERS:
@@ -81,7 +89,7 @@ def wrong_second_derivative(calls: list[Call]) -> str:
     return ""
 
 
-def _second_derivative_error(module: nn.Module, inputs: list[Tensor], parameters: list[nn.Parameter]) -> float:
+def _second_derivative_error(call: Call, inputs: list[Tensor], parameters: list[nn.Parameter]) -> float:
     start = [tensor.detach().clone() for tensor in (*inputs, *parameters)]
     random = torch.Generator().manual_seed(0)
     along = [torch.randn(part.shape, generator=random, dtype=torch.float64).to(part) for part in start]
@@ -97,7 +105,9 @@ def _second_derivative_error(module: nn.Module, inputs: list[Tensor], parameters
             for parameter, point in zip(parameters, points[len(inputs) :], strict=True):
                 parameter.copy_(point)
         torch.manual_seed(0)
-        outputs = [out for out in tree_leaves(module(*leaves)) if isinstance(out, Tensor) and out.requires_grad]
+        moved_inputs = dict(zip(map(id, inputs), leaves, strict=True))
+        positions, keywords = tree_map(lambda leaf: moved_inputs.get(id(leaf), leaf), call.arguments)
+        outputs = [out for out in tensors_in(call.module(*positions, **keywords)) if out.requires_grad]
         weight = torch.Generator().manual_seed(1)
         value = sum(
             (out * torch.rand(out.shape, generator=weight, dtype=torch.float64).to(out)).sum() for out in outputs
@@ -123,8 +133,8 @@ def _second_derivative_error(module: nn.Module, inputs: list[Tensor], parameters
     return off / size if size > 1e-6 * scale else 0.0
 
 
-def _copies(tree: Any) -> list[Tensor]:
-    return [leaf.detach().clone() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+def _copy(tree: Any) -> Any:
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), tree)
 
 
 def _same(ours: list[Tensor], reference: list[Tensor], tolerance: float) -> bool:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable
 from itertools import islice
 
-from fds_dist.common.batch import Batch
+from fds_dist.common.batch import Batch, samples_in
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.inner.problem import Problem
-from fds_dist.tasks.inspection import check_finite, same_tensor
+from fds_dist.tasks.inspection import check_finite, same_batch
 from fds_dist.tasks.sampled import SampledTask
 
 FIRST_ASKED = {"train_batches": (0, 0), "val_batches": (0,)}
@@ -32,7 +32,7 @@ def check_repeatable(problem: Problem) -> None:
         first, again = (next(iter(problem.batches_of(source, *arguments)), None) for _ in range(2))
         if first is None:
             continue
-        if again is None or not all(map(same_tensor, first, again)):
+        if again is None or not same_batch(first, again):
             text = f"{call_text(source, *arguments)} gives another batch when it is asked again"
             expected = "a function of its arguments and the seed alone"
             raise UserError(Fault(f"task.{source}", text, expected))
@@ -63,13 +63,9 @@ def _smallest(problem: Problem, source: str, batches: Iterable[Batch]) -> tuple[
     for position, batch in enumerate(batches):
         where = f"batch {position} of {call_text(source, *FIRST_ASKED[source])}"
         check_finite(batch, f"task.{source}", where, problem.dtype)
-        if _samples(batch) < fewest:
-            fewest, smallest = _samples(batch), (where, batch) if position else None
+        if (samples := samples_in(batch)) < fewest:
+            fewest, smallest = samples, (where, batch) if position else None
     return smallest
-
-
-def _samples(batch: Batch) -> int:
-    return len(batch[1]) if batch[1].dim() else 1
 
 
 def check_run_data(problem: Problem, number: int, steps: int) -> None:
@@ -81,7 +77,7 @@ def check_run_data(problem: Problem, number: int, steps: int) -> None:
         number: of the outer step whose batches the run has.
 
     Raises:
-        UserError: a batch is not finite; names it, the sample and the feature.
+        UserError: a batch is not finite; names it, the tensor, the sample and the feature.
     """
     per_epoch = problem.task.steps_per_epoch
     for step, batch in enumerate(islice(problem.batches(number), steps)):

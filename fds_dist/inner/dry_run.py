@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fds_dist.common.batch import Batch, Part
+from fds_dist.common.batch import (
+    Batch,
+    Part,
+    common_rows,
+    described,
+    first_samples,
+    samples_in,
+    targets_of,
+    tensors_in,
+)
 from fds_dist.common.faults import Fault, UserError, user_code
 from fds_dist.common.randomness import seeded
 from fds_dist.common.words import counted
@@ -27,6 +36,7 @@ from fds_dist.schedule.buckets import Segment
 from fds_dist.tangents.methods import TrialPoint, ancestors, choose_method
 from fds_dist.tasks.base import validation_loss
 from fds_dist.tasks.inspection import check_finite
+from fds_dist.tasks.losses import OnBatch
 from fds_dist.tasks.metrics import Mean
 
 FEW = 4
@@ -48,7 +58,7 @@ def dry_run(
         The problem, and remarks for a person.
 
     Raises:
-        UserError: a batch is no pair of tensors or there is none, the network or a loss fails on the first batch, a
+        UserError: what the task gives is no batch or there is none, the network or a loss fails on the first batch, a
             loss is not one differentiable number, the method cannot differentiate them, or plain PyTorch gives other
             numbers.
     """
@@ -88,7 +98,7 @@ def _point(problem: Problem) -> TrialPoint:
         _count_batches(problem)
         batch = next(problem.batches(0))
     check_finite(batch, "task.train_batches", "batch 0 of train_batches(outer_step=0, epoch=0)", problem.dtype)
-    part = network.cast(Part(*batch))
+    part = network.cast(Part(batch))
     loss, vectorize = problem.training_loss(network), problem.chunk_size > 1
     return TrialPoint(loss, state.weights, theta, state.buffers, part, vectorize)
 
@@ -98,12 +108,13 @@ def _tried_losses(problem: Problem) -> tuple[TrialPoint, Part]:
     point = _point(problem)
     network, theta = point.loss.network, point.theta
     extra = (dict(zip(problem.loss_hyperparameters, theta.unbind(), strict=True)),) if len(theta) else ()
-    _try_loss("loss", point, point.part, lambda output, target: problem.task.loss(output, target, *extra))
-    val_part = network.cast(Part(*_first_val_batch(problem)))
+    loss_of = OnBatch(problem.task.loss)
+    _try_loss("loss", point, point.part, lambda output, batch: loss_of(output, batch, *extra))
+    val_part = network.cast(Part(_first_val_batch(problem)))
     network.evaluate(problem.val_batch_norm)
     name = "val_loss" if getattr(problem.task, "val_loss", None) else "loss"
-    loss, output = _try_loss(name, point, val_part, validation_loss(problem.task))
-    Mean(problem.task).add(loss, output, val_part.targets)
+    loss, output = _try_loss(name, point, val_part, OnBatch(validation_loss(problem.task)))
+    Mean(problem.task).add(loss, output, val_part.batch)
     _try_smallest(point, "val_batches", smallest_val_batch(problem))
     network.train()
     _try_smallest(point, "train_batches", smallest_train_batch(problem))
@@ -127,12 +138,12 @@ def _try_smallest(point: TrialPoint, source: str, found: tuple[str, Batch] | Non
     if found is None:
         return
     network, (where, batch) = point.loss.network, found
-    part = network.cast(Part(*batch))
+    part = network.cast(Part(batch))
     try:
         network(point.weights.detach(), point.buffers, part.inputs)
     except Exception as error:  # whatever the user's network raises
         message = next(iter(str(error).strip().splitlines()), "")
-        samples = counted(len(part.inputs) if part.inputs.dim() else 1, "sample")
+        samples = counted(samples_in(batch), "sample")
         problem = f"the network raised {type(error).__name__} on {where}, of {samples}: {message}"
         expected = "batches that the network takes, such as no last batch of one sample"
         raise UserError(Fault(f"task.{source}", problem, expected)) from error
@@ -140,10 +151,9 @@ def _try_smallest(point: TrialPoint, source: str, found: tuple[str, Batch] | Non
 
 def _few_samples(point: TrialPoint) -> TrialPoint:
     """The point on the first samples of its batch, where network and loss take fewer; else as it is."""
-    inputs, targets = point.part.inputs, point.part.targets
-    if inputs.dim() == 0 or targets.dim() == 0 or not FEW < len(inputs) == len(targets):
+    if (common_rows(point.part.batch) or 0) <= FEW:
         return point
-    few = replace(point, part=Part(inputs[:FEW], targets[:FEW]))
+    few = replace(point, part=Part(first_samples(point.part.batch, FEW)))
     try:
         with torch.no_grad():
             few.loss(few.weights, few.theta, few.buffers, few.part)
@@ -161,29 +171,29 @@ def _count_batches(problem: Problem) -> None:
 
 
 def _try_loss(
-    name: str, point: TrialPoint, part: Part, loss_of: Callable[[Any, Tensor], object]
+    name: str, point: TrialPoint, part: Part, loss_of: Callable[[Any, Batch], object]
 ) -> tuple[Tensor, object]:
     """Loss and output on one batch; the loss must be one number that can be differentiated by the weights."""
-    inputs, targets = part.inputs, part.targets
-    with user_code("model", "the network", f" on inputs {_described(inputs)}{_whole_inputs_hint(inputs)}"):
+    inputs, targets = part.inputs, targets_of(part.batch)
+    with user_code("model", "the network", f" on inputs {described(inputs)}{_whole_inputs_hint(inputs)}"):
         weights = point.weights.detach().requires_grad_()
         output, _ = point.loss.network(weights, point.buffers, inputs)
-    given = f" on output {_described(output)} and target {_described(targets)}"
+    given = f" on output {described(output)} and target {described(targets)}"
     with user_code(f"task.{name}", f"{name}(output, target)", given + _column_hint(targets)):
-        loss = loss_of(output, targets)
+        loss = loss_of(output, part.batch)
     expected = "a differentiable scalar tensor, the mean over the batch"
     if not isinstance(loss, Tensor) or loss.shape != ():
-        problem = f"{name}(output, target) returned {_described(loss)}{given}"
+        problem = f"{name}(output, target) returned {described(loss)}{given}"
         raise UserError(Fault(f"task.{name}", problem, expected))
     if not loss.requires_grad:
         problem = f"{name}(output, target) returned a number cut off from the weights (by detach, item or argmax?)"
         raise UserError(Fault(f"task.{name}", problem, expected))
-    _refuse_own_parameters(name, weights, output, loss_of, targets)
+    _refuse_own_parameters(name, weights, output, loss_of, part.batch)
     return loss, output
 
 
 def _refuse_own_parameters(
-    name: str, weights: Tensor, output: Any, loss_of: Callable[[Any, Tensor], object], targets: Tensor
+    name: str, weights: Tensor, output: Any, loss_of: Callable[[Any, Batch], object], batch: Batch
 ) -> None:
     """Refuses a loss that has a gradient by something else than the network's output.
 
@@ -195,7 +205,7 @@ def _refuse_own_parameters(
     ]
     known = {id(leaf) for leaf in (weights, *leaves)}  # an object that cannot be taken apart keeps its graph
     remaining = iter(leaves)
-    loss = loss_of(tree_map(lambda leaf: next(remaining) if _may_have_gradient(leaf) else leaf, output), targets)
+    loss = loss_of(tree_map(lambda leaf: next(remaining) if _may_have_gradient(leaf) else leaf, output), batch)
     for node in ancestors(loss) if isinstance(loss, Tensor) else ():
         parameter = getattr(node, "variable", None)
         if isinstance(parameter, Tensor) and id(parameter) not in known:
@@ -209,19 +219,14 @@ def _may_have_gradient(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
 
 
-def _whole_inputs_hint(inputs: Tensor) -> str:
-    """For a network that fails on whole numbers."""
-    return "" if inputs.is_floating_point() else "; images are expected as floats, such as images / 255"
+def _whole_inputs_hint(inputs: Any) -> str:
+    """For a network that fails on one tensor of whole numbers."""
+    whole = [not tensor.is_floating_point() for tensor in tensors_in(inputs)]
+    return "; images are expected as floats, such as images / 255" if whole == [True] else ""
 
 
-def _column_hint(targets: Tensor) -> str:
+def _column_hint(targets: Any) -> str:
     """For a loss that fails on class indices which form a column."""
-    is_column = targets.dim() == 2 and targets.shape[1] == 1
-    return f"; class indices are expected as [{len(targets)}], such as target.squeeze(1)" if is_column else ""
-
-
-def _described(value: object) -> str:
-    """`[64, 10] float32` for a tensor, else the type's name."""
-    if isinstance(value, Tensor):
-        return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-    return f"a {type(value).__name__}"
+    shapes = [list(tensor.shape) for tensor in tensors_in(targets)]
+    is_column = len(shapes) == 1 and len(shapes[0]) == 2 and shapes[0][1] == 1
+    return f"; class indices are expected as [{shapes[0][0]}], such as target.squeeze(1)" if is_column else ""

@@ -20,6 +20,7 @@ from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.tangents import Buffers, Network, differentiate
 from fds_dist.tasks.base import validation_loss
+from fds_dist.tasks.losses import OnBatch
 from fds_dist.tasks.metrics import Mean
 
 
@@ -57,7 +58,7 @@ def evaluate(
     axis = axis or DataAxis()
     network.evaluate(batch_norm)
     buffers = network.averaged(state.buffers, axis.sum, axis.size)
-    loss_of, mean = validation_loss(problem.task), Mean(problem.task)
+    loss_of, mean = OnBatch(validation_loss(problem.task)), Mean(problem.task)
     leaves = {name: buffers[name].detach().requires_grad_(with_gradient) for name in network.live}
     weights = state.weights.detach().requires_grad_(with_gradient)
     totals = [torch.zeros_like(leaf) for leaf in (weights, *leaves.values())] if with_gradient else []
@@ -65,8 +66,8 @@ def evaluate(
         part = network.cast(axis.split(batch))
         with torch.set_grad_enabled(with_gradient):
             output, _ = network(weights, {**buffers, **leaves}, part.inputs, part.share)
-            loss = loss_of(output, part.targets)
-        count = mean.add(loss, output, part.targets)
+            loss = loss_of(output, part.batch)
+        count = mean.add(loss, output, part.batch)
         if with_gradient:
             gradients = differentiate(loss, (weights, *leaves.values()), materialize_grads=True)
             for total, gradient in zip(totals, gradients, strict=True):

@@ -18,6 +18,7 @@ from fds_dist.inner.problem import Problem
 from fds_dist.tangents import Buffers, Part, differentiate
 from fds_dist.tangents.methods import TrialPoint
 from fds_dist.tasks.base import validation_loss
+from fds_dist.tasks.losses import OnBatch
 
 NUDGE = 0.01
 """By which share buffers are moved to see whether a loss depends on them."""
@@ -61,7 +62,7 @@ def live_buffers(problem: Problem, point: TrialPoint, val_part: Part) -> tuple[s
 
         def validation(buffers: Buffers) -> Tensor:
             output, _ = network(point.weights, buffers, val_part.inputs)
-            return validation_loss(problem.task)(output, val_part.targets)
+            return OnBatch(validation_loss(problem.task))(output, val_part.batch)
 
         reaches = _differs(training, after, nudged)
         network.evaluate(problem.val_batch_norm)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fds_dist.common.batch import Batch
+from fds_dist.common.batch import Batch, call, first_samples, inputs_of, map_tensors, samples_in
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.common.modules import Modes, convert, independent_copy
 from fds_dist.common.timing import seconds_of
@@ -26,6 +26,7 @@ from fds_dist.inner.culprits import Call, calls_within
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.driver import parameter_groups
 from fds_dist.tasks.base import Task, validation_loss
+from fds_dist.tasks.losses import OnBatch
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -127,9 +128,10 @@ class PlainTraining:
         """The training loss of `batch`; `extra` are the hyperparameters of the loss."""
         problem = self.problem
         torch.manual_seed(seed)
-        inputs, targets = map(self.cast, batch)
+        batch = self.cast(batch)
         values = {name: torch.tensor(value, dtype=problem.dtype) for name, value in extra.items()}
-        return problem.task.loss(module(inputs), targets, *([values] if extra else []))
+        loss_of = OnBatch(problem.task.loss)
+        return loss_of(call(module, inputs_of(batch)), batch, *([values] if extra else []))
 
     @torch.no_grad()
     def val_loss(self, module: nn.Module) -> float:
@@ -138,8 +140,8 @@ class PlainTraining:
         for layer in module.modules():
             if isinstance(layer, _BatchNorm) and layer.training:
                 layer.momentum = 0.0  # uses the batch's statistics, and leaves the running ones alone
-        inputs, targets = map(self.cast, self.val)
-        return validation_loss(self.problem.task)(module(inputs), targets).item()
+        batch = self.cast(self.val)
+        return OnBatch(validation_loss(self.problem.task))(call(module, inputs_of(batch)), batch).item()
 
     def draws_random_numbers(self) -> bool:
         """Whether the forward pass draws from PyTorch's generator."""
@@ -147,7 +149,7 @@ class PlainTraining:
         with torch.no_grad():
             torch.manual_seed(0)
             before = torch.get_rng_state()
-            module(self.cast(self.train[0][0]))
+            call(module, inputs_of(self.cast(self.train[0])))
         return not torch.equal(before, torch.get_rng_state())
 
     def seconds_on(self, whole: Batch) -> float:
@@ -172,18 +174,22 @@ class PlainTraining:
 
     def calls(self) -> list[Call]:
         """The calls of modules in one forward pass on the first batch."""
-        module, inputs = self.module(), self.cast(self.train[0][0])
+        module, inputs = self.module(), inputs_of(self.cast(self.train[0]))
 
         def run() -> None:
             torch.manual_seed(0)
-            module(inputs)
+            call(module, inputs)
 
         return calls_within(module, run)
 
-    def cast(self, tensor: Tensor) -> Tensor:
-        """The tensor on the problem's device, in its dtype where it is floating-point."""
-        dtype = self.problem.dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(device=self.problem.device, dtype=dtype)
+    def cast(self, batch: Batch) -> Batch:
+        """The batch on the problem's device, in its dtype where it is floating-point."""
+
+        def cast(tensor: Tensor) -> Tensor:
+            dtype = self.problem.dtype if tensor.is_floating_point() else tensor.dtype
+            return tensor.to(device=self.problem.device, dtype=dtype)
+
+        return map_tensors(cast, batch)
 
 
 class FixedBatches:
@@ -212,18 +218,6 @@ def first_steps(problem: Problem, steps: int, samples: int | None = None, build_
     val = next(problem.batches_of("val_batches", 0))
     cut = [first_samples(batch, samples) for batch in train]
     return PlainTraining(problem, cut, first_samples(val, samples), build_once)
-
-
-def first_samples(batch: Batch, samples: int) -> Batch:
-    """The first `samples` of a batch, where it has samples; else all of it."""
-    inputs, targets = batch
-    whole = inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets)
-    return batch if whole else (inputs[:samples], targets[:samples])
-
-
-def samples_in(batch: Batch) -> int:
-    """The number of samples of a batch; 1 where it has none to count."""
-    return len(batch[0]) if batch[0].dim() else 1
 
 
 def _copy(gradient: Tensor | None) -> Tensor | None:

@@ -142,7 +142,7 @@ class Problem:
         """Training batches from inner step `first_step` on without end, epoch after epoch, as the task gives them.
 
         Raises:
-            UserError: an epoch has fewer batches than `steps_per_epoch`, or a batch is no pair of tensors.
+            UserError: an epoch has fewer batches than `steps_per_epoch`, or gives what is no batch.
         """
         per_epoch = self.task.steps_per_epoch
         first_epoch, skip = divmod(first_step, per_epoch)
@@ -163,7 +163,7 @@ class Problem:
         What a task of a user's own draws from global generators depends on the seed and the arguments alone.
 
         Raises:
-            UserError: a batch is no pair of tensors.
+            UserError: it gives what is no batch (see `checked_batch`).
         """
         function: Callable[..., Iterable[object]] = getattr(self.task, source)
         batches = keyed(lambda: function(*arguments), self.seed, source, *arguments)

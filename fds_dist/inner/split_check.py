@@ -9,7 +9,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.distributed.data_axis import DataAxis
-from fds_dist.distributed.fingerprint import deviating_ranks, fingerprint
+from fds_dist.distributed.fingerprint import batch_fingerprint, deviating_ranks
 from fds_dist.inner.monitor import BatchesDiffer
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import ALONE, InnerRun, Training
@@ -26,7 +26,7 @@ def check_batches(problem: Problem, outer_step: int, axis: DataAxis) -> None:
     """
     if axis.size == 1:
         return
-    prints = torch.stack([fingerprint(part.to(problem.device)) for part in next(problem.batches(outer_step))])
+    prints = batch_fingerprint(next(problem.batches(outer_step)), problem.device)
     gathered = axis.gather(prints, axis.size * len(prints)).reshape(axis.size, -1)
     if deviating := deviating_ranks([hash(tuple(row)) for row in gathered.tolist()]):
         raise BatchesDiffer(

@@ -175,7 +175,7 @@ class Witness:
         """The training loss of `batch` at the initial weights."""
         training = Training(InnerRun(self.problem, self.values, 0, self.steps))
         theta = self.problem.theta(training.run.hyperparameters(next(training.run.segments())))
-        part, state = training.network.cast(Part(*batch)), training.state
+        part, state = training.network.cast(Part(batch)), training.state
         loss = self.problem.training_loss(training.network)
         return TrialPoint(loss, state.weights, theta, state.buffers, part)
 

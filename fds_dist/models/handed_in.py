@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_map_only
 
+from fds_dist.common.batch import call, map_tensors
 from fds_dist.common.faults import Fault, UserError, user_code
 from fds_dist.common.flat import trainable_parameters
 from fds_dist.common.kinds import one_of
@@ -123,10 +123,10 @@ class HandedIn:
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(device, torch.get_default_dtype() if tensor.is_floating_point() else tensor.dtype)
 
-        inputs = tree_map_only(Tensor, moved, self.inputs())
+        inputs = map_tensors(moved, self.inputs())
         module.eval()
         with user_code("model", "the first call of a lazy network"), torch.no_grad():
-            module(inputs)
+            call(module, inputs)
         for part, mode in modes.items():
             part.training = mode
         if lazy := [name for name, parameter in module.named_parameters() if is_lazy(parameter)]:

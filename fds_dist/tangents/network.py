@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from fds_dist.common.batch import WHOLE, Part, Share, map_tensors
+from fds_dist.common.batch import WHOLE, Batch, Part, Share, call, map_tensors
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.common.modules import Modes, convert
 from fds_dist.tangents.running_statistics import RunningStatistics
 from fds_dist.tangents.second_derivatives import write_out
+from fds_dist.tasks.losses import OnBatch
 
 Buffers = dict[str, Tensor]
 """A module's buffers, by qualified name."""
@@ -85,19 +87,19 @@ class Network:
         self._modes.evaluate(batch_norm)
         self._statistics.frozen = True
 
-    def __call__(self, weights: Tensor, buffers: Buffers, inputs: Tensor, share: Share = WHOLE) -> tuple[Any, Buffers]:
+    def __call__(self, weights: Tensor, buffers: Buffers, inputs: Any, share: Share = WHOLE) -> tuple[Any, Buffers]:
         """The outputs of the whole batch at `weights` [D], and the buffers after the call.
 
         Attention runs on the math kernel: the fused ones have no second derivative.
 
         Args:
-            inputs: of this process's part of the batch [b, ...].
+            inputs: of this process's part of the batch, [b, ...] each; see `call` for how the module gets them.
             share: how that part belongs to the whole.
         """
         self._install(weights, buffers)
         self._statistics.share = share
         with sdpa_kernel(SDPBackend.MATH), _WithoutOut() if self.live else nullcontext():
-            output = self.module(inputs)
+            output = call(self.module, inputs)
         after = {name: owner._buffers[local_name] for owner, local_name, name in self._buffer_slots}
         if share.gather is not None:
             output = map_tensors(share.gather, output)
@@ -113,8 +115,8 @@ class Network:
             torch.cuda.manual_seed(seed)
 
     def cast(self, part: Part) -> Part:
-        """The part on this network's device, floating-point tensors in its dtype."""
-        return Part(self._cast(part.inputs), self._cast(part.targets), part.share)
+        """The part with its batch on this network's device, floating-point tensors in its dtype."""
+        return replace(part, batch=map_tensors(self._cast, part.batch))
 
     def _cast(self, tensor: Tensor) -> Tensor:
         dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
@@ -158,19 +160,33 @@ class TrainingLoss:
 
     network: Network
     loss: Callable[..., Tensor]
+    """See `Task`."""
     names: tuple[str, ...] = ()
 
-    def __call__(self, weights: Tensor, theta: Tensor, buffers: Buffers, part: Part) -> tuple[Tensor, Buffers]:
+    @cached_property
+    def _on_batch(self) -> OnBatch:
+        return OnBatch(self.loss)
+
+    def reads(self, batch: Batch) -> Any:
+        """What the loss gets of a batch beside the network's output."""
+        return self._on_batch.reads(batch)
+
+    def __call__(
+        self, weights: Tensor, theta: Tensor, buffers: Buffers, part: Part, batch: Batch | None = None
+    ) -> tuple[Tensor, Buffers]:
         """The scalar loss of the whole batch that `part` belongs to, and the buffers after the forward pass.
 
         Where batches are split every process has the same loss; derivatives of the parts add up to that of the whole.
+
+        Args:
+            batch: what the loss gets in place of the part's batch; the network sees the part.
 
         Raises:
             UserError: the task's loss did not return one number.
         """
         output, after = self.network(weights, buffers, part.inputs, part.share)
         extra = (dict(zip(self.names, theta.unbind(), strict=True)),) if self.names else ()
-        loss = self.loss(output, part.targets, *extra)
+        loss = self._on_batch(output, part.batch if batch is None else batch, *extra)
         if not isinstance(loss, Tensor) or loss.shape != ():
             kind = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             problem = f"loss(output, target) returned {kind}"

@@ -22,7 +22,6 @@ every rank. Never `grad(jvp(loss))`: it is silently wrong for networks with batc
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -30,7 +29,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.utils._pytree import tree_map
 
-from fds_dist.common.batch import Part
+from fds_dist.common.batch import Part, map_tensors, tensors_in
 from fds_dist.tangents.network import Buffers, TrainingLoss, differentiate
 
 
@@ -86,8 +85,9 @@ class JvpPoint:
     ) -> None:
         self._network, self._seed, self._vectorize = loss.network, seed, vectorize
         live = {name: buffers[name] for name in loss.network.live}
-        # Floating-point targets get an explicit zero tangent: PyTorch's implicit zeros defeat e.g. `mse_loss`.
-        constants = (part.targets,) if part.targets.is_floating_point() else ()
+        # What the loss reads of the batch gets explicit zero tangents: PyTorch's implicit zeros defeat e.g. `mse_loss`.
+        constants = [tensor for tensor in tensors_in(loss.reads(part.batch)) if tensor.is_floating_point()]
+        places = [id(constant) for constant in constants]
         self._primals = (weights, theta, live, *constants)
         self._zeros = tuple(map(torch.zeros_like, constants))
         self._primal: tuple[Tensor, Tensor, Buffers] | None = None
@@ -95,8 +95,9 @@ class JvpPoint:
         def loss_with_aux(
             w: Tensor, t: Tensor, b: Buffers, *constants: Tensor
         ) -> tuple[Tensor, tuple[Tensor, Buffers]]:
-            targets = constants[0] if constants else part.targets
-            value, after = loss(w, t, {**buffers, **b}, replace(part, targets=targets))
+            pushed = dict(zip(places, constants, strict=True))
+            batch = map_tensors(lambda tensor: pushed.get(id(tensor), tensor), part.batch) if pushed else None
+            value, after = loss(w, t, {**buffers, **b}, part, batch)
             return value, (value.detach(), after)
 
         gradient_of = grad(loss_with_aux, has_aux=True)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import inspect
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fds_dist.common.batch import Batch
 from fds_dist.common.faults import Fault
 from fds_dist.common.registry import is_positive_int
+from fds_dist.tasks.losses import OnBatch, binds, signature_of
 
 Loss = Callable[..., Tensor]
-Metrics = Callable[[Any, Tensor], Mapping[str, "float | Tensor"]]
+OUTPUT_TARGET = ("output", "target")
+"""The arguments of losses and metrics, one of which may be `batch`: see `OnBatch`."""
+Metrics = Callable[..., Mapping[str, "float | Tensor"]]
 
 
 class Task(Protocol):
     """Data and loss of the inner problem. Batches are functions of the arguments and the task's seed alone, whatever
-    the rank and however often they are asked for. The losses get the network's output, whatever it is: a tensor, a
-    tuple, a mapping or any object.
+    the rank and however often they are asked for. See `Batch` for what a batch may be: inputs that are a mapping are
+    passed to the network as keywords, a tuple or list as positions, all else as one argument.
+
+    The losses and metrics get the network's output, whatever it is (a tensor, a tuple, a mapping or any object), and
+    the targets; one with a parameter ``batch`` gets the whole batch: ``loss(output, batch)`` instead of the targets,
+    ``loss(output, target, batch)`` beside them.
 
     Optional attributes, which an object may have or not:
 
@@ -58,13 +64,13 @@ class Task(Protocol):
 
 
 def validation_loss(task: Task) -> Loss:
-    """``task.val_loss`` where there is one, else ``task.loss``: a function of ``(output, target)``."""
+    """``task.val_loss`` where there is one, else ``task.loss``; see `OnBatch`."""
     return getattr(task, "val_loss", None) or task.loss
 
 
 def loss_takes_hyperparameters(task: Task) -> bool:
-    """Whether ``task.loss`` has a third positional parameter without a default."""
-    return len(_required_parameters(task.loss)) == 3
+    """Whether ``task.loss`` has a positional parameter without a default beside those for output, target and batch."""
+    return OnBatch(task.loss).required == 3
 
 
 def task_faults(task: object) -> list[Fault]:
@@ -76,7 +82,7 @@ def task_faults(task: object) -> list[Fault]:
         _value_fault(task, "steps_per_epoch", is_positive_int, "a whole number of at least 1"),
         _loss_fault(task),
         _val_loss_fault(task),
-        _function_fault(task, "metrics", ("output", "target"), optional=True),
+        _function_fault(task, "metrics", OUTPUT_TARGET, optional=True),
         _function_fault(task, "build_model", ("seed",), optional=True),
         _function_fault(task, "retrain_batches", ("epoch",), optional=True),
         _retrain_steps_fault(task),
@@ -103,28 +109,29 @@ def _function_fault(task: object, name: str, arguments: tuple[str, ...], optiona
         return None if optional else Fault(name, "missing", expected)
     if not callable(value):
         return Fault(name, f"{reprlib.repr(value)} cannot be called", expected)
-    if not _accepts(value, len(arguments)):
+    accepted = OnBatch(value).accepts() if arguments == OUTPUT_TARGET else _accepts(value, len(arguments))
+    if not accepted:
         return Fault(name, f"cannot be called with {len(arguments)} arguments", expected)
     return None
 
 
 def _loss_fault(task: object) -> Fault | None:
     loss = getattr(task, "loss", None)
-    if callable(loss) and _accepts(loss, 3):
+    if callable(loss) and OnBatch(loss).accepts(more=1):
         return None  # two parameters and an optional third, or three
-    return _function_fault(task, "loss", ("output", "target"))
+    return _function_fault(task, "loss", OUTPUT_TARGET)
 
 
 def _val_loss_fault(task: object) -> Fault | None:
     loss = getattr(task, "loss", None)
-    needed = callable(loss) and len(_required_parameters(loss)) == 3
+    needed = callable(loss) and OnBatch(loss).required == 3
     if needed and getattr(task, "val_loss", None) is None:
         return Fault(
             "val_loss",
             "missing, and loss takes a third parameter",
             "a function val_loss(output, target) for validation and test",
         )
-    return _function_fault(task, "val_loss", ("output", "target"), optional=True)
+    return _function_fault(task, "val_loss", OUTPUT_TARGET, optional=True)
 
 
 def _retrain_steps_fault(task: object) -> Fault | None:
@@ -137,33 +144,7 @@ def _is_shape(value: object) -> bool:
     return isinstance(value, tuple) and all(is_positive_int(side) for side in value)
 
 
-def _signature(function: Callable[..., object]) -> inspect.Signature | None:
-    """None for the few built-in functions that do not tell."""
-    # A module's __call__ hides the parameters of its forward behind *args.
-    visible = function.forward if isinstance(function, nn.Module) else function
-    try:
-        return inspect.signature(visible)
-    except (TypeError, ValueError):
-        return None
-
-
-def _required_parameters(function: Callable[..., object]) -> list[str]:
-    signature = _signature(function)
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [
-        name
-        for name, parameter in ({} if signature is None else signature.parameters).items()
-        if parameter.kind in positional and parameter.default is inspect.Parameter.empty
-    ]
-
-
 def _accepts(function: Callable[..., object], arguments: int) -> bool:
     """Whether ``function`` can be called with that many positional arguments."""
-    signature = _signature(function)
-    if signature is None:
-        return True
-    try:
-        signature.bind(*range(arguments))
-    except TypeError:
-        return False
-    return True
+    signature = signature_of(function)
+    return signature is None or binds(signature, *range(arguments))

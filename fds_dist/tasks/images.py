@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from pydantic import WrapValidator
 from torch import Tensor
 
-from fds_dist.common.batch import Batch
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.kinds import Count, CountOrAll, FolderOrNone, OpenFraction, Pixels, Seed, Switch, one_of
 from fds_dist.common.options import checked
@@ -24,6 +23,9 @@ from fds_dist.tasks.augmentation import Augmentation
 from fds_dist.tasks.datasets import TensorTask
 from fds_dist.tasks.download import download_once
 from fds_dist.tasks.sampled import EVALUATION_BATCH
+
+Samples = tuple[Tensor, Tensor]
+"""Images and labels."""
 
 DATA_VARIABLE = "FDS_DIST_DATA"
 """The environment variable that names the folder of the data sets; without it that is ``data``."""
@@ -46,7 +48,7 @@ class ImageSet:
     crop: int = 0
     flip: bool = False
 
-    def read(self, root: Path) -> tuple[Batch, Batch] | None:
+    def read(self, root: Path) -> tuple[Samples, Samples] | None:
         """The training and the test part: images uint8 [N, C, H, W] and labels int64 [N]; None where files are missing.
 
         Raises `UserError` for files that cannot be read.
@@ -70,7 +72,7 @@ class ImageSet:
         part = {"split": "train" if train else "test"} if self.dataset == "SVHN" else {"train": train}
         return getattr(import_torchvision().datasets, self.dataset)(str(root), **part, download=download)
 
-    def _part(self, root: Path, train: bool) -> Batch:
+    def _part(self, root: Path, train: bool) -> Samples:
         dataset = self._dataset(root, train)
         images = torch.as_tensor(dataset.data)
         if images.dim() == 3:
@@ -196,7 +198,7 @@ def _divisor_of(side: int) -> WrapValidator:
     return one_of([factor for factor in range(1, side + 1) if side % factor == 0])
 
 
-def _parts(images: ImageSet, root: str | None, download: bool) -> tuple[Batch, Batch]:
+def _parts(images: ImageSet, root: str | None, download: bool) -> tuple[Samples, Samples]:
     """The training and the test part, downloaded where they are missing and ``download`` is asked for."""
     folder = expand_path(root or os.environ.get(DATA_VARIABLE) or "data", "task.root")
     parts = images.read(folder)
@@ -213,7 +215,7 @@ def _parts(images: ImageSet, root: str | None, download: bool) -> tuple[Batch, B
     return parts
 
 
-def _averaged(images: Tensor, labels: Tensor, factor: int) -> Batch:
+def _averaged(images: Tensor, labels: Tensor, factor: int) -> Samples:
     """Images [N, C, H, W] as they are, or the means of squares of ``factor`` pixels, float32 [N, C, H/f, W/f]."""
     if factor == 1:
         return images, labels

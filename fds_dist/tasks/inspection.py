@@ -6,8 +6,9 @@ import math
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
-from fds_dist.common.batch import Batch
+from fds_dist.common.batch import Batch, named_leaves, tensors_in
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.words import plural
 
@@ -23,10 +24,12 @@ def check_finite(batch: Batch, key: str, where: str, dtype: torch.dtype | None =
         dtype: in which the floating-point numbers are used; None: as they are.
 
     Raises:
-        UserError: naming the sample and the feature.
+        UserError: naming the tensor by its path, the sample and the feature.
     """
-    for name, tensor in zip(("inputs", "targets"), batch, strict=True):
-        if problem := non_finite(tensor, dtype):
+    if not any(non_finite(tensor, dtype) for tensor in tensors_in(batch)):
+        return
+    for name, leaf in named_leaves(batch):
+        if isinstance(leaf, Tensor) and (problem := non_finite(leaf, dtype)):
             raise UserError(Fault(key, f"{where}: {problem} of the {name}", FINITE))
 
 
@@ -54,6 +57,18 @@ def _place(index: list[int]) -> str:
     if not feature:
         return f"sample {sample}"
     return f"sample {sample}, column {feature[0]}" if len(feature) == 1 else f"sample {sample}, index {feature}"
+
+
+def same_batch(one: Batch, other: Batch) -> bool:
+    """Whether two batches have the same structure and equal leaves, NaN being the same as NaN."""
+    (leaves, structure), (others, structure_of_other) = tree_flatten(one), tree_flatten(other)
+    return structure == structure_of_other and all(map(_same_leaf, leaves, others))
+
+
+def _same_leaf(one: object, other: object) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return same_tensor(one, other)
+    return type(one) is type(other) and bool(one == other or one != one)
 
 
 def same_tensor(one: Tensor, other: Tensor) -> bool:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from fds_dist.common.batch import Batch, samples_in, targets_of
 from fds_dist.common.faults import Fault, UserError, user_code
 from fds_dist.tasks.base import Task
+from fds_dist.tasks.losses import OnBatch
 
 IGNORED = -100
 """The target that asks for no answer: the default `ignore_index` of torch's losses."""
@@ -43,7 +45,7 @@ class Mean:
         self._sums: Tensor | None = None  # [6 + metrics], as `_terms` has them
         self.samples = 0
 
-    def add(self, loss: Tensor, output: object, targets: Tensor, samples: int | None = None) -> int:
+    def add(self, loss: Tensor, output: object, batch: Batch, samples: int | None = None) -> int:
         """Takes a batch and returns the number of its samples.
 
         Args:
@@ -53,8 +55,8 @@ class Mean:
         Raises:
             UserError: the task's metrics are not numbers by name, or other ones than of the batch before.
         """
-        count = (len(targets) if targets.dim() else 1) if samples is None else samples
-        metrics = task_metrics(self._task, output, targets)
+        count = samples_in(batch) if samples is None else samples
+        metrics = task_metrics(self._task, output, batch)
         if self._names is None:
             self._names = tuple(metrics)
         if set(self._names) != set(metrics):
@@ -62,7 +64,7 @@ class Mean:
             problem = f"metrics(output, target) returned {first} for one batch and {other} for another"
             raise UserError(Fault("task.metrics", problem, "the same names for all"))
         self.samples += count
-        terms = _terms(loss, output, targets, [metrics[name] for name in self._names], count)
+        terms = _terms(loss, output, targets_of(batch), [metrics[name] for name in self._names], count)
         if count or self._sums is None:
             # What does not count may be NaN, which is no less when it is multiplied by 0.
             terms = terms if count else torch.zeros_like(terms)
@@ -82,7 +84,7 @@ class Mean:
         return Score(loss / samples, means.pop(ACCURACY, builtin), means)
 
 
-def _terms(loss: Tensor, output: object, targets: Tensor, metrics: list[Tensor], count: int) -> Tensor:
+def _terms(loss: Tensor, output: object, targets: object, metrics: list[Tensor], count: int) -> Tensor:
     """What a batch adds: loss, samples; right answers, answers asked for, targets that are no classes, batches without
     scores of classes; metrics."""
     zero = torch.zeros((), dtype=torch.float64, device=loss.device)
@@ -92,15 +94,17 @@ def _terms(loss: Tensor, output: object, targets: Tensor, metrics: list[Tensor],
     return torch.stack([loss.detach().to(zero) * count, zero + count, *counted, *weighed])
 
 
-def class_answers(output: object, targets: Tensor) -> Tensor | None:
+def class_answers(output: object, targets: object) -> Tensor | None:
     """Counts [3] of a batch: right answers, answers asked for, and targets that are no class.
 
     None unless `output` [B, C ≥ 2] is in floating point and `targets` [B] are whole numbers: anything else may be
     scores of classes in another layout, or none at all.
     """
     scores = isinstance(output, Tensor) and output.is_floating_point() and output.dim() == 2 and output.shape[1] > 1
+    if not (isinstance(output, Tensor) and scores and isinstance(targets, Tensor)):
+        return None
     whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
-    if not (isinstance(output, Tensor) and scores and whole and targets.shape == output.shape[:1]):
+    if not whole or targets.shape != output.shape[:1]:
         return None
     targets = targets.long()
     asked = targets != IGNORED
@@ -109,18 +113,18 @@ def class_answers(output: object, targets: Tensor) -> Tensor | None:
     return torch.stack([right.sum(), asked.sum(), stray.sum()])
 
 
-def task_metrics(task: Task, output: object, targets: Tensor) -> dict[str, Tensor]:
+def task_metrics(task: Task, output: object, batch: Batch) -> dict[str, Tensor]:
     """The task's own metrics [] of a batch by name; none where the task has no `metrics`.
 
     Raises:
         UserError: they fail, or are not numbers by name; names `task.metrics`.
     """
-    metrics: Callable[[object, Tensor], object] | None = getattr(task, "metrics", None)
+    metrics: Callable[..., object] | None = getattr(task, "metrics", None)
     if metrics is None:
         return {}
     what, detached = "metrics(output, target)", tree_map_only(Tensor, Tensor.detach, output)
     with user_code("task.metrics", what), torch.no_grad():
-        values = metrics(detached, targets)
+        values = OnBatch(metrics)(detached, batch)
     expected = "{name: number} of floats or 0-d tensors, each the mean over the batch"
     if not isinstance(values, Mapping):
         raise UserError(Fault("task.metrics", f"{what} returned a {type(values).__name__}", expected))

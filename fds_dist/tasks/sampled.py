@@ -92,7 +92,7 @@ class StreamSource:
         )
         try:
             for batch in keyed(lambda: loader, seed):
-                inputs, targets = checked_batch(batch, self._name)
+                inputs, targets = _checked_pair(batch, self._name)
                 yield inputs.to(self._device), targets.to(self._device)
         except UnreadableSample as error:
             # From a worker comes the whole traceback as text; its last line has the message.
@@ -216,6 +216,13 @@ class SampledTask:
             chunks[-2:] = [torch.cat(chunks[-2:])]  # batch-norm on batch statistics takes no single sample
         for inputs, targets in source.batches(chunks, derive_seed(self._seed, "evaluation samples")):
             yield self._prepare(inputs), targets
+
+
+def _checked_pair(batch: object, source: str) -> tuple[Tensor, Tensor]:
+    checked = checked_batch(batch, source)
+    if isinstance(checked, tuple) and len(checked) == 2 and all(isinstance(part, Tensor) for part in checked):
+        return checked[0], checked[1]
+    raise UserError(Fault(f"task.{source}", f"gave a {type(batch).__name__}", "pairs (x, y) of tensors"))
 
 
 def _unchanged(inputs: Tensor) -> Tensor:

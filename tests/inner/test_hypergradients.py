@@ -252,7 +252,7 @@ def test_a_good_share_of_the_gradient_is_clipped_in_the_clipped_run() -> None:
 
     def note_share(state: InnerState, _: Tensor) -> bool:
         leaf = state.weights.clone().requires_grad_()
-        part = Part(*next(problem.batches(0, state.step)))
+        part = Part(next(problem.batches(0, state.step)))
         (gradient,) = torch.autograd.grad(loss(leaf, leaf.new_zeros(0), state.buffers, part)[0], leaf)
         shares.append((gradient.abs() > CLIP).double().mean().item())
         return True

@@ -77,7 +77,7 @@ def test_checkpointing_changes_no_hypergradient_and_saves_memory(name: str, side
 
     def gradient(of: Problem) -> int:
         network = of.network(0)
-        part = network.cast(Part(*next(of.batches(0))))
+        part = network.cast(Part(next(of.batches(0))))
 
         def run() -> None:
             leaf = network.initial_weights.detach().requires_grad_()
@@ -92,7 +92,7 @@ def test_checkpointing_changes_no_hypergradient_and_saves_memory(name: str, side
 def test_a_checkpointed_network_is_differentiated_by_the_method_that_can() -> None:
     of = problem("wrn-16-1", 8, checkpointing=True)
     network = of.network(0)
-    part = network.cast(Part(*next(of.batches(0))))
+    part = network.cast(Part(next(of.batches(0))))
     weights = network.initial_weights
     point = TrialPoint(of.training_loss(network), weights, weights.new_zeros(0), network.initial_buffers, part)
     method, _ = choose_method("auto", point)

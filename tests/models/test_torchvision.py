@@ -154,7 +154,7 @@ def test_both_methods_differentiate_twice(name, options, side):
     w, none = network.initial_weights, torch.zeros(0, dtype=torch.float64)
     loss = TrainingLoss(network, F.cross_entropy)
     with seeded(0):
-        part = Part(torch.randn(4, 3, side, side, dtype=torch.float64), torch.arange(4))
+        part = Part((torch.randn(4, 3, side, side, dtype=torch.float64), torch.arange(4)))
         tangents = torch.randn(1, len(w), dtype=torch.float64)
         vectorized, plain, reverse = (
             METHODS[method](loss, w, none, network.initial_buffers, part, 0, vectorize)

@@ -24,7 +24,7 @@ SEED = 3
 VARIANTS = {"jvp": ("jvp", False), "jvp_vectorized": ("jvp", True), "double_backward": ("double_backward", False)}
 """By name: (method, whether tangents are batched)."""
 
-NO_BATCH = Part(torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64))
+NO_BATCH = Part((torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)))
 
 Layout = Callable[[Tensor], Tensor]
 Build = Callable[[], "Operator"]

@@ -152,6 +152,9 @@ WRONG: dict[str, dict[str, Callable[[Blobs], Any]]] = {
     },
     "train_batches gives mappings": {"train_batches": lambda task: lambda o, e: [_named(task.batch(0))] * 4},
     "train_batches gives triples": {"train_batches": lambda task: lambda o, e: [(*task.batch(0), 1)] * 4},
+    "train_batches gives arrays": {
+        "train_batches": lambda task: lambda o, e: [(x.numpy(), y) for x, y in [task.batch(0)]] * 4
+    },
     "val_batches is empty": {"val_batches": lambda task: lambda outer_step: []},
     "val_batches raises": {"val_batches": lambda task: raises},
     "loss is a vector": {"loss": lambda task: lambda output, target: F.cross_entropy(output, target, reduction="none")},

@@ -123,7 +123,7 @@ def point_of(case: Case) -> TrialPoint:
     network = Network(case.module(), torch.float64, CPU)
     network.train()
     weights = network.initial_weights
-    part = Part(torch.randn(8, 6, dtype=torch.float64), torch.randint(CLASSES, (8,)))
+    part = Part((torch.randn(8, 6, dtype=torch.float64), torch.randint(CLASSES, (8,))))
     loss = TrainingLoss(network, case.loss)
     return TrialPoint(loss, weights, weights.new_zeros(0), network.initial_buffers, part, case.vectorize)
 

@@ -84,7 +84,7 @@ def test_products_leave_running_statistics_alone(method: str, checkpointed: bool
     before = {name: buffer.clone() for name, buffer in given.items()}
     weights = network.initial_weights
     loss = TrainingLoss(network, F.cross_entropy)
-    point = METHODS[method](loss, weights, weights.new_zeros(0), given, Part(*images(8)), 0, False)
+    point = METHODS[method](loss, weights, weights.new_zeros(0), given, Part(images(8)), 0, False)
     after = {name: buffer.clone() for name, buffer in point.buffers.items()}
     point.products(torch.ones(3, len(weights), dtype=torch.float64), weights.new_zeros(3, 0), {})
     assert all(torch.equal(given[name], before[name]) for name in before)
@@ -139,10 +139,10 @@ def test_a_loss_that_is_no_scalar_tensor_is_the_users_error(loss: object, expect
     network = Network(mlp(), torch.float64, CPU)
     weights = network.initial_weights
     with pytest.raises(UserError, match=expected):
-        TrainingLoss(network, loss)(weights, weights.new_zeros(0), {}, Part(*images(8)))  # type: ignore[arg-type]
+        TrainingLoss(network, loss)(weights, weights.new_zeros(0), {}, Part(images(8)))  # type: ignore[arg-type]
 
 
 def test_batches_are_cast_in_their_floating_point_parts_alone() -> None:
     network = Network(mlp(), torch.float32, CPU)
-    part = network.cast(Part(*images(8)))
+    part = network.cast(Part(images(8)))
     assert (part.inputs.dtype, part.targets.dtype) == (torch.float32, torch.int64)

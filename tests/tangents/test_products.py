@@ -164,7 +164,7 @@ class Case:
         weights = self.weights if weights is None else weights
         theta = self.theta if theta is None else theta
         return METHODS[method](
-            self.loss, weights, theta, self.loss.network.initial_buffers, Part(*self.batch), seed, vectorize
+            self.loss, weights, theta, self.loss.network.initial_buffers, Part(self.batch), seed, vectorize
         )
 
     def native_gradient(self, weights: Tensor, theta: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fds_dist.common.batch import common_rows, first_samples
 from fds_dist.common.memory import peak_bytes
 from fds_dist.common.timing import median_seconds
 from fds_dist.inner.problem import Problem
@@ -63,8 +64,8 @@ class _Probe:
         self._state = initial_state(problem, self._network)
         self._update = problem.update(self._network)
         self._batch = next(problem.batches(0))
-        self.samples = -(-len(self._batch[0]) // parts)
-        """Samples that one rank sees."""
+        self.samples = -(-(common_rows(self._batch) or 1) // parts)
+        """Samples that one rank sees; 1 where they cannot be told apart, and every rank sees the whole batch."""
         no_buckets = Segment(0, 1, dict.fromkeys(problem.space.bucket_counts, 0))
         self._h = problem.values_in(no_buckets, problem.space.initial())
         self._theta = problem.theta(self._h)
@@ -101,7 +102,6 @@ class _Probe:
 
     def _point_maker(self, problem: Problem, samples: int) -> Callable[[], Point]:
         """A function that prepares products at the training loss of the first `samples`."""
-        inputs, targets = self._batch
-        part = self._network.cast(Part(inputs[:samples], targets[:samples]))
+        part = self._network.cast(Part(first_samples(self._batch, samples)))
         state, vectorize = self._state, problem.chunk_size > 1
         return lambda: problem.make_point(self._loss, state.weights, self._theta, state.buffers, part, 0, vectorize)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fds_dist.commands.retrain.settings import RetrainSettings
-from fds_dist.common.batch import Batch, checked_batch
+from fds_dist.common.batch import Batch, checked_batch, common_rows, inputs_of, map_tensors, samples_in, take_rows
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.randomness import keyed
 from fds_dist.distributed.mesh import Ranks
@@ -61,7 +61,7 @@ class RetrainData:
         """The first `steps` batches of an epoch.
 
         Raises:
-            UserError: there are fewer, or one is no pair of tensors.
+            UserError: there are fewer, or one is no batch.
         """
         source = "retrain_batches" if self.on_all_data else "train_batches"
         arguments = (epoch,) if self.on_all_data else (0, epoch)
@@ -87,24 +87,34 @@ class RetrainData:
 class Part:
     """One rank's part of a batch."""
 
-    inputs: Tensor
-    targets: Tensor
+    batch: Batch
+    """Its samples alone."""
     samples: int
     """n ≤ B/W rounded up. A rank that gets none (B < W) computes on one sample, which must not count."""
     weight: float
     """W·n/B: what to multiply the part's mean loss by, so that the mean over ranks is the mean over the batch."""
 
+    @property
+    def inputs(self) -> Any:
+        """What the network gets."""
+        return inputs_of(self.batch)
+
 
 def part_of(batch: Batch, ranks: Ranks, dtype: torch.dtype) -> Part:
     """This rank's part of `batch`, in rank order, on its device; floating-point tensors in `dtype`.
 
-    Parts differ by at most one sample, the first ranks' being the larger ones.
+    Parts differ by at most one sample, the first ranks' being the larger ones. A batch whose samples cannot be told
+    apart is taken whole by every rank.
     """
-    parts = [tensor.tensor_split(ranks.world_size)[ranks.rank] for tensor in batch]
-    samples = len(parts[1])
-    if not samples:
-        parts = [tensor[:1] for tensor in batch]
-    inputs, targets = (
-        part.to(ranks.device, dtype if part.is_floating_point() else part.dtype, non_blocking=True) for part in parts
-    )
-    return Part(inputs, targets, samples, ranks.world_size * samples / len(batch[1]))
+
+    def cast(tensor: Tensor) -> Tensor:
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(ranks.device, kind, non_blocking=True)
+
+    if (total := common_rows(batch)) is None:
+        return Part(map_tensors(cast, batch), samples_in(batch), 1.0)
+    share, larger = divmod(total, ranks.world_size)
+    first = ranks.rank * share + min(ranks.rank, larger)
+    samples = share + (ranks.rank < larger)
+    rows = slice(first, first + samples) if samples else slice(1)
+    return Part(map_tensors(cast, take_rows(batch, rows)), samples, ranks.world_size * samples / total)

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fds_dist.commands.retrain.checkpoints import read_state, write_state
 from fds_dist.commands.retrain.optimizers import make_optimizer
 from fds_dist.commands.retrain.settings import RetrainSettings
+from fds_dist.common.batch import call
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import trainable_parameters
 from fds_dist.common.modules import Modes, convert
@@ -47,7 +48,7 @@ class DDPEngine:
             devices = [ranks.device] if ranks.device.type == "cuda" else None
             self._network = DistributedDataParallel(module, devices, process_group=ranks.group)
 
-    def step(self, inputs: Tensor, loss_of: Callable[[Any], Tensor], weight: float) -> Tensor:
+    def step(self, inputs: Any, loss_of: Callable[[Any], Tensor], weight: float) -> Tensor:
         """See `Engine`."""
         self.optimizer.zero_grad()
         loss = loss_of(self._output(self._network, inputs))
@@ -63,15 +64,15 @@ class DDPEngine:
         """See `Engine`."""
         return in_evaluation(self._module, self._ranks)
 
-    def predict(self, inputs: Tensor) -> Any:
+    def predict(self, inputs: Any) -> Any:
         """See `Engine`."""
         return self._output(self._module, inputs)
 
-    def _output(self, network: nn.Module, inputs: Tensor) -> Any:
+    def _output(self, network: nn.Module, inputs: Any) -> Any:
         """The output in the precision of the weights, so that the loss has it too."""
         mixed = self._settings.mixed_precision == "bf16"
         with torch.autocast(self._ranks.device.type, torch.bfloat16, enabled=mixed):
-            output = network(inputs)
+            output = call(network, inputs)
         return in_dtype(output, self._dtype)
 
     def weights(self) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from fds_dist.commands.retrain.ddp import batch_norm_notes, host_copy, in_evalua
 from fds_dist.commands.retrain.deepspeed_settings import imported_deepspeed
 from fds_dist.commands.retrain.optimizers import make_optimizer
 from fds_dist.commands.retrain.settings import RetrainSettings
+from fds_dist.common.batch import call
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.modules import Modes, convert
 from fds_dist.common.precision import in_dtype
@@ -68,7 +69,7 @@ class DeepSpeedEngine:
         if bf16 and any(isinstance(layer, _BatchNorm) for layer in self._module.modules()):
             self.notes += ["batch-norm's running statistics are bfloat16, as its weights are"]
 
-    def step(self, inputs: Tensor, loss_of: Callable[[Any], Tensor], weight: float) -> Tensor:
+    def step(self, inputs: Any, loss_of: Callable[[Any], Tensor], weight: float) -> Tensor:
         """See `Engine`."""
         loss = loss_of(self.predict(inputs))
         self._engine.backward(loss * weight)
@@ -79,10 +80,9 @@ class DeepSpeedEngine:
         """See `Engine`."""
         return in_evaluation(self._engine, self._ranks)
 
-    def predict(self, inputs: Tensor) -> Any:
+    def predict(self, inputs: Any) -> Any:
         """See `Engine`; the output is float32, so that the loss is."""
-        output = self._engine(inputs.to(self._dtype) if inputs.is_floating_point() else inputs)
-        return in_dtype(output, torch.float32)
+        return in_dtype(call(self._engine, in_dtype(inputs, self._dtype)), torch.float32)
 
     def weights(self) -> dict[str, Tensor]:
         """See `Engine`: float32, also with bf16. Only one parameter at a time is whole on a rank."""

@@ -30,8 +30,8 @@ class Engine(Protocol):
         """Notes for the user."""
         ...
 
-    def step(self, inputs: Tensor, loss_of: Callable[[Any], Tensor], weight: float) -> Tensor:
-        """One optimizer step with the gradient of mean_ranks(weight · loss_of(network(inputs))), clipped as the
+    def step(self, inputs: Any, loss_of: Callable[[Any], Tensor], weight: float) -> Tensor:
+        """One optimizer step with the gradient of mean_ranks(weight · loss_of(call(network, inputs))), clipped as the
         settings say; returns this rank's `loss_of`."""
         ...
 
@@ -39,7 +39,7 @@ class Engine(Protocol):
         """Inside, the network is in evaluation mode with rank 0's buffers, and records no graph."""
         ...
 
-    def predict(self, inputs: Tensor) -> Any:
+    def predict(self, inputs: Any) -> Any:
         """The network's output. Every rank calls this equally often."""
         ...
 

@@ -21,6 +21,7 @@ from fds_dist.commands.retrain.optimizers import inner_optimizer, prepared
 from fds_dist.commands.retrain.records import Block, EpochRecord, RetrainResult, SeedStart, Summary, best_of
 from fds_dist.commands.retrain.reporting import Reporter, Reporters
 from fds_dist.commands.retrain.settings import RetrainSettings
+from fds_dist.common.batch import Batch
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import write_text_atomic
 from fds_dist.common.precision import DTYPES
@@ -31,6 +32,7 @@ from fds_dist.schedule.driver import ScheduleDriver
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tasks.base import Task, validation_loss
+from fds_dist.tasks.losses import OnBatch
 from fds_dist.tasks.metrics import Mean, Score
 
 BLOCKS_PER_HORIZON = 100
@@ -96,6 +98,7 @@ class _SeedRun:
         reporters: Reporters,
     ) -> None:
         self.seed, self.task, self.settings, self.ranks = seed, task, settings, ranks
+        self.loss_of = OnBatch(task.loss)
         self.files, self.reporters = files, reporters
         self.dtype = DTYPES[settings.dtype]
         self.data = RetrainData(task, ranks.device, seed)
@@ -170,7 +173,7 @@ class _SeedRun:
         for batch in self.data.training(epoch, steps):
             part = part_of(batch, self.ranks, self.dtype)
             self._seed_step()
-            loss = self.engine.step(part.inputs, self._training_loss(part.targets), part.weight)
+            loss = self.engine.step(part.inputs, self._training_loss(part.batch), part.weight)
             self.driver.step()
             self._report(loss)
             if part.samples:
@@ -179,23 +182,23 @@ class _SeedRun:
         total_loss, total = self._sum_over_ranks(torch.stack([loss_sum, torch.full_like(loss_sum, samples)])).tolist()
         return total_loss / total
 
-    def _training_loss(self, targets: Tensor) -> Callable[[Any], Tensor]:
+    def _training_loss(self, batch: Batch) -> Callable[[Any], Tensor]:
         """The task's loss as a function of the output, with the hyperparameters that are the loss's own."""
         values = self.driver.values
         extra = {
             name: torch.tensor(values[name], dtype=self.dtype, device=self.ranks.device) for name in self.loss_names
         }
         arguments = (extra,) if extra else ()
-        return lambda output: self.task.loss(output, targets, *arguments)
+        return lambda output: self.loss_of(output, batch, *arguments)
 
     def _test(self) -> Score:
         """Means over the test samples."""
-        loss_of, mean = validation_loss(self.task), Mean(self.task)
+        loss_of, mean = OnBatch(validation_loss(self.task)), Mean(self.task)
         with self.engine.evaluating():
             for batch in self.data.testing():
                 part = part_of(batch, self.ranks, self.dtype)
                 output = self.engine.predict(part.inputs)
-                mean.add(loss_of(output, part.targets), output, part.targets, part.samples)
+                mean.add(loss_of(output, part.batch), output, part.batch, part.samples)
         return mean.score(self._sum_over_ranks)
 
     def _sum_over_ranks(self, sums: Tensor) -> Tensor:
