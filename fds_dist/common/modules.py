@@ -26,6 +26,16 @@ class Modes:
         self._module = module
         self._resting = [part for part in module.modules() if not part.training] if module.training else []
 
+    def at_rest(self) -> list[str]:
+        """Names of the parts in evaluation mode while the module trains; of nested ones the outermost."""
+        resting = {id(part) for part in self._resting}
+        parts = dict(self._module.named_modules())
+        return [
+            path
+            for path, part in parts.items()
+            if id(part) in resting and id(parts[path.rpartition(".")[0]]) not in resting
+        ]
+
     def train(self) -> None:
         """Puts the module in training mode."""
         self._module.train()

@@ -18,7 +18,7 @@ from fds_dist.common.batch import call, map_tensors
 from fds_dist.common.faults import Fault, UserError, user_code
 from fds_dist.common.flat import trainable_parameters
 from fds_dist.common.kinds import one_of
-from fds_dist.common.modules import independent_copy
+from fds_dist.common.modules import Modes, independent_copy
 from fds_dist.common.options import kind_faults
 from fds_dist.common.randomness import seeded
 from fds_dist.common.words import few
@@ -81,6 +81,8 @@ class HandedIn:
         remarks = [SAME_START] if self.init == KEEP and not _difference(first, other) else []
         if kept:
             remarks.append(f"model.init=redraw: no reset_parameters draws {few(kept)}: the values stay")
+        if resting := Modes(first).at_rest():
+            remarks.append(f"stays in evaluation mode, as it was handed in (module.train() ends that): {few(resting)}")
         if hidden := unregistered(first):
             remarks.append(f"parameters in plain Python containers are not trained: {few(hidden)}")
         return remarks

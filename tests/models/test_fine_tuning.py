@@ -20,6 +20,8 @@ from fds_dist.build import Build, build, model_builder
 from fds_dist.common.faults import UserError
 from fds_dist.config import Config, dump_config, read_draft
 from fds_dist.distributed.environment import LaunchEnvironment
+from fds_dist.inner.estimators import estimate_forward
+from fds_dist.inner.estimators.reverse import estimate_reverse
 from fds_dist.inner.run import InnerRun, run_horizon
 from fds_dist.models.fine_tuning import FineTuned
 from fds_dist.tasks import build_task
@@ -254,6 +256,27 @@ def test_a_linear_probe_has_tangents_of_the_head_alone() -> None:
         assert network.layout.names == ("head.weight", "head.bias")
         assert [part.training for part in network.module.modules() if isinstance(part, nn.BatchNorm2d)] == [False] * 2
         assert network.module.training
+
+
+def test_a_whole_recipe_has_one_derivative_by_two_estimators() -> None:
+    """Pretrained weights, a new head, frozen first layers, a warm-up bucket and a learning rate per group.
+
+    The check against plain PyTorch passes before.
+    """
+    saved(Layers(classes=7))
+    rate = {"init": 0.01, "buckets": 3, "step": 0.5, "scale": "log", "per_group": {"head": {"init": 0.1}}}
+    config = {
+        **BASE,
+        "dtype": "float64",
+        "inner": {"optimizer": "adamw", "epochs": 1.5, "groups": {"head": "^head", "body": ".*"}},
+        "hyperparameters": {"lr": rate, "weight_decay": {"init": 0.01, "step": 0.5, "scale": "log"}},
+    }
+    result = built({"weights": FILE, "weights_except": "^head", "freeze": "^first"}, Layers(), config)
+    assert any("checked against plain PyTorch" in remark for remark in result.remarks)
+    run = InnerRun(result.problem, result.problem.trial_values(), 0, 6)
+    forward, reverse = estimate_forward(run), estimate_reverse(run)
+    assert len(forward.hypergradients) == 7 and all(forward.hypergradients)
+    assert forward.hypergradients == pytest.approx(reverse.hypergradients, rel=ROUNDING)
 
 
 @pytest.mark.parametrize(

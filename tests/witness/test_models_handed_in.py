@@ -20,6 +20,7 @@ from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.inner.estimators import estimate_forward
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, run_horizon
+from fds_dist.models.handed_in import KEEP, SAME_START, HandedIn
 
 ROUNDING = 1e-11
 """Float64: the same sums in another order, over ten steps that amplify them."""
@@ -256,3 +257,11 @@ def test_a_copy_has_the_values_and_shares_no_memory() -> None:
     for ours, theirs in zip(copied.parameters(), module.parameters(), strict=True):
         assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
     assert torch.equal(copied(image_task().val[0].float()), module(image_task().val[0].float()))
+
+
+def test_parts_at_rest_are_named_the_outermost_alone() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(36, 5), nn.Sequential(nn.Dropout())), nn.Linear(5, 4))
+    assert HandedIn(lambda seed: module, KEEP, lambda: None).remarks() == [SAME_START]
+    module[1].eval()  # type: ignore[operator]
+    *_, line = HandedIn(lambda seed: module, KEEP, lambda: None).remarks()
+    assert line == "stays in evaluation mode, as it was handed in (module.train() ends that): 1"
