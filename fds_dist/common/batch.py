@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -101,6 +102,20 @@ def take_rows(tree: Any, rows: slice) -> Any:
 def first_samples(batch: Batch, samples: int) -> Batch:
     """The first `samples` of a batch; the whole of it where its samples cannot be told apart."""
     return batch if common_rows(batch) is None else take_rows(batch, slice(samples))
+
+
+def micro_batches(batch: Batch, count: int) -> list[tuple[Batch, float]]:
+    """`batch` in `count` parts along its samples, each with its fraction of them.
+
+    Sizes differ by at most one, the larger ones first. A batch with fewer samples has a part for each; one whose
+    samples cannot be told apart (see `common_rows`) stays whole.
+    """
+    rows = common_rows(batch)
+    if count == 1 or rows is None:
+        return [(batch, 1.0)]
+    count = min(count, rows)
+    ends = [-(-rows * place // count) for place in range(count + 1)]
+    return [(take_rows(batch, slice(*pair)), (pair[1] - pair[0]) / rows) for pair in pairwise(ends)]
 
 
 @dataclass(frozen=True)

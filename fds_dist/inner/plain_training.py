@@ -100,11 +100,14 @@ class PlainTraining:
         for step, batch in enumerate(self.train):
             optimizer.zero_grad()
             extra = {name: driver.values[name] for name in problem.loss_hyperparameters}
-            loss = self.loss(module, batch, extra, problem.step_seed(0, step))
-            loss.backward()
+            losses = []
+            for index, (part, fraction) in enumerate(_parts(batch, problem.accumulate)):
+                loss = self.loss(module, part, extra, problem.step_seed(0, step, micro_batch=index)) * fraction
+                loss.backward()
+                losses.append(loss.item())
             parameters = trainable_parameters(module)
             seen.gradients.append({name: _copy(parameter.grad) for name, parameter in parameters.items()})
-            seen.losses.append(loss.item())
+            seen.losses.append(sum(losses))
             if problem.clip_gradient is not None:
                 nn.utils.clip_grad_value_(module.parameters(), problem.clip_gradient)
             optimizer.step()
@@ -218,6 +221,15 @@ def first_steps(problem: Problem, steps: int, samples: int | None = None, build_
     val = next(problem.batches_of("val_batches", 0))
     cut = [first_samples(batch, samples) for batch in train]
     return PlainTraining(problem, cut, first_samples(val, samples), build_once)
+
+
+def _parts(batch: Batch, count: int) -> list[tuple[Batch, float]]:
+    """`batch` cut for gradient accumulation, each part with its share of the samples."""
+    rows = common_rows(batch)
+    if count == 1 or rows is None:
+        return [(batch, 1.0)]
+    places = torch.arange(rows).tensor_split(min(count, rows))
+    return [(take_rows(batch, slice(int(own[0]), int(own[-1]) + 1)), len(own) / rows) for own in places]
 
 
 def _copy(gradient: Tensor | None) -> Tensor | None:

@@ -52,6 +52,8 @@ class Problem:
     device: torch.device
     dtype: torch.dtype = torch.float32
     clip_gradient: float | None = None
+    accumulate: int = 1
+    """Micro-batches that each training batch is cut into; only one of them has a graph at a time."""
     val_batch_norm: str = "batch"
     live_buffers: tuple[str, ...] = ()
     """Names of the network's buffers that depend on the weights and reach a loss; they have tangents too."""
@@ -127,6 +129,11 @@ class Problem:
         learned = [values[self.space.offsets[owner.name] + segment.buckets[owner.name]] for owner in self.space.learned]
         return torch.tensor([*learned, *self.space.fixed.values()], dtype=self.dtype, device=self.device)
 
+    @property
+    def rows_at_once(self) -> int | None:
+        """Tangents whose products are asked for at once; None means all: their sums over micro-batches are kept."""
+        return self.chunk_size if self.accumulate == 1 else None
+
     def trial_values(self) -> list[float]:
         """λ [K] to compare derivatives at: the initial values, and a first outer step's size where one is zero.
 
@@ -134,9 +141,10 @@ class Problem:
         """
         return [owner.clamp(owner.init or owner.step) for owner, _ in self.space.elements]
 
-    def step_seed(self, outer_step: int, step: int, part: int = 0) -> int:
-        """The seed of the random numbers (dropout) of one inner step on one part of its batch."""
-        return derive_seed(self.seed, outer_step, step, "step", *([part] if part else []))
+    def step_seed(self, outer_step: int, step: int, part: int = 0, micro_batch: int = 0) -> int:
+        """The seed of the random numbers (dropout) of one inner step on one part of one micro-batch."""
+        place = ([part] if part else []) + (["micro-batch", micro_batch] if micro_batch else [])
+        return derive_seed(self.seed, outer_step, step, "step", *place)
 
     def batches(self, outer_step: int, first_step: int = 0) -> Iterator[Batch]:
         """Training batches from inner step `first_step` on without end, epoch after epoch, as the task gives them.

@@ -9,20 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fds_dist.distributed.data_axis import DataAxis
+from fds_dist.common.batch import micro_batches
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.buckets import Segment, bucket_of, bucket_window, segments
 from fds_dist.schedule.space import Hyperparameter
-from fds_dist.tangents import Batch, Buffers, Network, Point, Update, tangent_step
+from fds_dist.tangents import (
+    AccumulatedPoint,
+    Batch,
+    Buffers,
+    MicroBatch,
+    Network,
+    Point,
+    SplitPoint,
+    Update,
+    tangent_step,
+)
 from fds_dist.tangents.step import Pruning
 
 
@@ -96,34 +106,6 @@ class InnerRun:
         return self.problem.values_in(segment, self.values)
 
 
-class SplitPoint:
-    """The training loss at one point, its batch split over the `data` axis: this rank's columns of every vector."""
-
-    def __init__(self, point: Point, axis: DataAxis, width: int) -> None:
-        self._point, self._axis, self._width = point, axis, width
-
-    def products(self, tangents: Tensor, theta_tangents: Tensor, buffer_tangents: Buffers) -> tuple[Tensor, Buffers]:
-        """dg [C, S] and db' for dw [C, S], dθ [C, P] and db of the live buffers."""
-        whole = self._axis.gather(tangents, self._width)
-        products, buffers = self._point.products(whole, theta_tangents, buffer_tangents)
-        return self._axis.reduce(products), buffers
-
-    @cached_property
-    def gradient(self) -> Tensor:
-        """g [S]; asked for after the first products, which give it along the way by some methods."""
-        return self._axis.reduce(self._point.gradient)
-
-    @property
-    def loss(self) -> Tensor:
-        """This rank's part of L; the parts of the `data` axis add up to it."""
-        return self._point.loss if self._axis.size == 1 else self._point.loss / self._axis.size
-
-    @property
-    def buffers(self) -> Buffers:
-        """See `Point`."""
-        return self._point.buffers
-
-
 class Training:
     """The primal of an inner run: where it stands, and its next step. Tangents only watch."""
 
@@ -143,17 +125,30 @@ class Training:
         state = self.state
         return InnerState(state.step, state.weights[self.columns], state.optimizer, state.buffers)
 
-    def point(self, theta: Tensor) -> SplitPoint:
-        """The training loss of the next batch at the present state."""
+    def point(self, theta: Tensor) -> Point:
+        """The training loss of the next batch at the present state: this rank's columns and its part of the loss.
+
+        Micro-batches are cut from the whole batch and then split over the `data` axis, so that they are the same
+        samples on any number of ranks.
+        """
         if self._batches is None:
             self._batches = self.problem.batches(self.run.number, self.state.step)
-        part = self.network.cast(self.axis.split(next(self._batches)))
-        seed = self.problem.step_seed(self.run.number, self.state.step, self.axis.rank)
-        state, vectorize = self.state, self.problem.chunk_size > 1
-        point = self.problem.make_point(self._loss, state.weights, theta, state.buffers, part, seed, vectorize)
+        parts = [
+            MicroBatch(partial(self._split_point, batch, index, theta), fraction)
+            for index, (batch, fraction) in enumerate(micro_batches(next(self._batches), self.problem.accumulate))
+        ]
+        if len(parts) == 1:
+            return parts[0].at(self.state.buffers)
+        return AccumulatedPoint(parts, self.state.buffers, self.problem.chunk_size)
+
+    def _split_point(self, batch: Batch, micro_batch: int, theta: Tensor, buffers: Buffers) -> Point:
+        part = self.network.cast(self.axis.split(batch))
+        seed = self.problem.step_seed(self.run.number, self.state.step, self.axis.rank, micro_batch)
+        weights, vectorize = self.state.weights, self.problem.chunk_size > 1
+        point = self.problem.make_point(self._loss, weights, theta, buffers, part, seed, vectorize)
         return SplitPoint(point, self.axis, self.width)
 
-    def step(self, point: SplitPoint, h: Tensor) -> None:
+    def step(self, point: Point, h: Tensor) -> None:
         """Moves to the state after one inner step with the gradient at `point` and h [H]."""
         here = self.local_state
         weights, optimizer = self.update(here.weights, here.optimizer, point.gradient, h)
@@ -238,22 +233,36 @@ def updated_rows(pruning: Pruning, owners: Sequence[Hyperparameter], step: int, 
 
 
 def advance_tangents(
-    training: Training, point: SplitPoint, h: Tensor, tangents: Tangents, directions: Tensor, rows: Sequence[int]
+    training: Training, point: Point, h: Tensor, tangents: Tangents, directions: Tensor, rows: Sequence[int]
 ) -> None:
-    """One tangent step of `rows`, in place and chunk by chunk, so that only one chunk's temporaries exist at a time."""
+    """One tangent step of `rows`, in place and chunk by chunk, so that only one chunk's temporaries exist at a time.
+
+    Where micro-batches are summed, the products of all rows exist at once, and the updates follow chunk by chunk.
+    """
     problem, here = training.problem, training.local_state
     clip = problem.tangents.clip_hvp
     vectorize = problem.chunk_size > 1
-    for chunk in chunks(rows, problem.chunk_size):
-        dw, dh = tangents.weights[chunk], directions[chunk]
-        ds, db = tree_map(lambda tensor, chunk=chunk: tensor[chunk], (tangents.optimizer, tangents.buffers))
-        dg, new_db = point.products(dw, problem.theta(dh), db)
+    for group in chunks(rows, problem.rows_at_once or max(1, len(rows))):
+        before = {name: tensor[group] for name, tensor in tangents.buffers.items()}
+        products, after = point.products(tangents.weights[group], problem.theta(directions[group]), before)
         if clip is not None:
-            dg = dg.clamp(-clip, clip)
+            products = products.clamp(-clip, clip)
+        tree_map(lambda tensor, part, group=group: tensor.__setitem__(group, part), tangents.buffers, after)
         primals = (here.weights, here.optimizer, point.gradient, h)
-        new_dw, new_ds = tangent_step(training.update, primals, (dw, ds, dg, dh), vectorize)
-        old, new = (tangents.weights, tangents.optimizer, tangents.buffers), (new_dw, new_ds, new_db)
-        tree_map(lambda tensor, part, chunk=chunk: tensor.__setitem__(chunk, part), old, new)
+        for first in range(0, len(products), problem.chunk_size):
+            part = slice(first, first + problem.chunk_size)
+            dg, chunk = products[part], within(group, part)
+            dw, ds = tree_map(lambda tensor, chunk=chunk: tensor[chunk], (tangents.weights, tangents.optimizer))
+            new = tangent_step(training.update, primals, (dw, ds, dg, directions[chunk]), vectorize)
+            old = (tangents.weights, tangents.optimizer)
+            tree_map(lambda tensor, rows, chunk=chunk: tensor.__setitem__(chunk, rows), old, new)
+
+
+def within(group: slice | list[int], part: slice) -> slice | list[int]:
+    """The `part` of a `group` of rows."""
+    if isinstance(group, list):
+        return group[part]
+    return slice(group.start + part.start, min(group.start + part.stop, group.stop))
 
 
 def chunks(rows: Sequence[int], size: int) -> Iterator[slice | list[int]]:

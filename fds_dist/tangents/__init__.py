@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from fds_dist.common.batch import Batch, Part
 from fds_dist.tangents.network import Buffers, Network, TrainingLoss, differentiate
+from fds_dist.tangents.parts import AccumulatedPoint, MicroBatch, SplitPoint
 from fds_dist.tangents.products import EXACT_METHODS, METHODS, Point, PointMaker
 from fds_dist.tangents.step import Primals, Update, WeightGroups, inner_update, tangent_step
 
 __all__ = [
     "EXACT_METHODS",
     "METHODS",
+    "AccumulatedPoint",
     "Batch",
     "Buffers",
+    "MicroBatch",
     "Network",
     "Part",
     "Point",
     "PointMaker",
     "Primals",
+    "SplitPoint",
     "TrainingLoss",
     "Update",
     "WeightGroups",

@@ -24,8 +24,8 @@ from torch.utils._pytree import tree_map
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.inner.estimate import Estimate, Estimator, evaluate, finished_run, lost_run, validate
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun, SplitPoint, Tangents, Training, zero_tangents
-from fds_dist.tangents import Batch, tangent_step
+from fds_dist.inner.run import InnerRun, Tangents, Training, zero_tangents
+from fds_dist.tangents import Batch, Point, tangent_step
 
 
 def greedy_estimator(discount: float) -> Estimator:
@@ -96,7 +96,7 @@ def _restart(tangents: Tangents, elements: Sequence[int]) -> None:
     tangents.elements = tuple(elements)
 
 
-def _advance(training: Training, point: SplitPoint, h: Tensor, tangents: Tangents, dh: Tensor, discount: float) -> None:
+def _advance(training: Training, point: Point, h: Tensor, tangents: Tangents, dh: Tensor, discount: float) -> None:
     """One forgetful tangent step of all rows; without memory no Hessian-vector product is needed."""
     if not len(dh):
         return

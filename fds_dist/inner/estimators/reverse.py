@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from fds_dist.common.batch import micro_batches
 from fds_dist.inner.estimate import Estimate, finished_run, lost_run, validate
 from fds_dist.inner.run import InnerRun, InnerState, initial_state
 from fds_dist.schedule.buckets import Segment, bucket_of
@@ -56,15 +57,19 @@ class ReverseSweep:
         self, state: InnerState, h: Tensor, batch: Batch, create_graph: bool
     ) -> tuple[InnerState, Tensor]:
         """One inner step, differentiable by state and `h` where `create_graph`; and its loss, detached."""
-        self.network.seed(self.problem.step_seed(self.run.number, state.step, self.axis.rank))
-        part = self.network.cast(self.axis.split(batch))
         weights = state.weights if state.weights.requires_grad else state.weights.detach().requires_grad_()
-        read = self.axis.spread(weights)
-        loss, buffers = self.loss(read, self.problem.theta(h), state.buffers, part)
-        (gradient,) = differentiate(loss, read, create_graph=create_graph)
-        new_weights, optimizer = self.update(weights, state.optimizer, self.axis.collect(gradient), h)
+        read, theta, buffers = self.axis.spread(weights), self.problem.theta(h), state.buffers
+        gradients, losses = [], []
+        for index, (part, fraction) in enumerate(micro_batches(batch, self.problem.accumulate)):
+            self.network.seed(self.problem.step_seed(self.run.number, state.step, self.axis.rank, index))
+            loss, buffers = self.loss(read, theta, buffers, self.network.cast(self.axis.split(part)))
+            (gradient,) = differentiate(loss, read, create_graph=create_graph)
+            gradients.append(gradient * fraction)
+            losses.append(loss.detach() * fraction)
+        gradient = self.axis.collect(sum(gradients[1:], gradients[0]))
+        new_weights, optimizer = self.update(weights, state.optimizer, gradient, h)
         after = InnerState(state.step + 1, new_weights, optimizer, buffers)
-        return (after if create_graph else _detached(after)), loss.detach()
+        return (after if create_graph else _detached(after)), sum(losses[1:], losses[0])
 
     def replay(self, start: InnerState, stop: int) -> Iterator[tuple[InnerState, Batch, Tensor, InnerState]]:
         """Steps from `start` to `stop`: (state before, batch, loss, state after)."""
