@@ -141,6 +141,7 @@ def _problem(
         device=device,
         dtype=DTYPES[config.dtype],
         clip_gradient=config.inner.clip_gradient,
+        accumulate=config.inner.accumulate,
         val_batch_norm=config.outer.val_batch_norm,
         seed=config.seed,
         groups=(config.inner.groups or {}) if uses_groups else {},

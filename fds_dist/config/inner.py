@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fds_dist.common.kinds import Clip, Epochs, Name, Pattern, Steps, Switch
+from fds_dist.common.kinds import Clip, Count, Epochs, Name, Pattern, Steps, Switch
 from fds_dist.config.sections import Section
 
 
@@ -34,6 +34,10 @@ class InnerConfig(Section):
 
     clip_gradient: Clip = None
     """Elementwise bound on the gradient; null: none."""
+
+    accumulate: Count = 1
+    """Micro-batches that each batch is cut into (gradient accumulation): memory falls, the gradient stays that of the
+    mean over the whole batch. The loss is applied to each micro-batch, batch-norm and dropout work on each alone."""
 
     groups: Annotated[dict[Name, Pattern], Field(min_length=1)] | None = None
     """Parameter groups: name → regular expression, searched in the parameters' names; the first match wins."""

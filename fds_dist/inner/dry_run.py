@@ -19,6 +19,7 @@ from fds_dist.common.batch import (
     common_rows,
     described,
     first_samples,
+    micro_batches,
     samples_in,
     targets_of,
     tensors_in,
@@ -29,6 +30,7 @@ from fds_dist.common.words import counted
 from fds_dist.inner.data_checks import check_repeatable, smallest_train_batch, smallest_val_batch
 from fds_dist.inner.estimators import ESTIMATORS
 from fds_dist.inner.live_buffers import check_derivatives, live_buffers
+from fds_dist.inner.micro_batches import check_micro_batches, separability, smallest_micro_batch
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import initial_state
 from fds_dist.inner.testimony import raised_to_float64, testimony, untouched_parameters
@@ -70,6 +72,7 @@ def dry_run(
             names = ", ".join(untouched[:3]) + (" ..." if len(untouched) > 3 else "")
             remarks.append(f"{names}: no part of training, and left as they are")
             point, val_part = _tried_losses(problem)
+        remarks += [remark] if (remark := separability(problem, point)) else []
         if estimator != "greedy":  # whose hypergradients are derivatives by one step's weights, by definition
             problem = replace(problem, live_buffers=live_buffers(problem, point, val_part))
         reverse = estimator == "reverse"
@@ -89,7 +92,7 @@ def dry_run(
 
 
 def _point(problem: Problem) -> TrialPoint:
-    """The training loss on the first batch at the initial state."""
+    """The training loss on the first batch, or the first micro-batch of it, at the initial state."""
     network = problem.network(0)
     state = initial_state(problem, network)
     first = Segment(0, 1, dict.fromkeys(problem.space.bucket_counts, 0))
@@ -98,7 +101,8 @@ def _point(problem: Problem) -> TrialPoint:
         _count_batches(problem)
         batch = next(problem.batches(0))
     check_finite(batch, "task.train_batches", "batch 0 of train_batches(outer_step=0, epoch=0)", problem.dtype)
-    part = network.cast(Part(batch))
+    check_micro_batches(problem, batch)
+    part = network.cast(Part(micro_batches(batch, problem.accumulate)[0][0]))  # the largest
     loss, vectorize = problem.training_loss(network), problem.chunk_size > 1
     return TrialPoint(loss, state.weights, theta, state.buffers, part, vectorize)
 
@@ -117,7 +121,7 @@ def _tried_losses(problem: Problem) -> tuple[TrialPoint, Part]:
     Mean(problem.task).add(loss, output, val_part.batch)
     _try_smallest(point, "val_batches", smallest_val_batch(problem))
     network.train()
-    _try_smallest(point, "train_batches", smallest_train_batch(problem))
+    _try_smallest(point, "train_batches", smallest_micro_batch(problem, smallest_train_batch(problem)))
     return point, val_part
 
 
@@ -146,6 +150,7 @@ def _try_smallest(point: TrialPoint, source: str, found: tuple[str, Batch] | Non
         samples = counted(samples_in(batch), "sample")
         problem = f"the network raised {type(error).__name__} on {where}, of {samples}: {message}"
         expected = "batches that the network takes, such as no last batch of one sample"
+        expected += " (a smaller inner.accumulate leaves more samples to each micro-batch)" if "micro-" in where else ""
         raise UserError(Fault(f"task.{source}", problem, expected)) from error
 
 

@@ -18,7 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fds_dist.common.batch import Batch, call, first_samples, inputs_of, map_tensors, samples_in
+from fds_dist.common.batch import (
+    Batch,
+    call,
+    common_rows,
+    first_samples,
+    inputs_of,
+    map_tensors,
+    samples_in,
+    take_rows,
+)
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.common.modules import Modes, convert, independent_copy
 from fds_dist.common.timing import seconds_of

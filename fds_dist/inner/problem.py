@@ -85,8 +85,16 @@ class Problem:
     def optimizer_info(self) -> dict[str, object]:
         """What a schedule is learned for, as plain values; see `Schedule.optimizer`."""
         groups = {"groups": dict(self.groups)} if self.groups else {}
-        clip = {} if self.clip_gradient is None else {"clip_gradient": self.clip_gradient}
-        return {"name": self.optimizer.name, **self.optimizer.switches, **groups, **clip}
+        return {"name": self.optimizer.name, **self.optimizer.switches, **groups, **self.step_settings}
+
+    @property
+    def step_settings(self) -> dict[str, object]:
+        """What a step does beside the optimizer's arithmetic, by the keys of `inner`; empty by default."""
+        settings: dict[str, tuple[object, object]] = {
+            "clip_gradient": (self.clip_gradient, None),
+            "accumulate": (self.accumulate, 1),
+        }
+        return {name: value for name, (value, default) in settings.items() if value != default}
 
     def training_loss(self, network: Network) -> TrainingLoss:
         """The task's loss as a function of the network's flat weights."""

@@ -76,6 +76,6 @@ class _Gradient:
         self.gradient: Tensor = point.gradient
         self.loss: Tensor = point.loss
         after = torch.get_rng_state()
-        training.network.seed(run.problem.step_seed(run.number, 0, run.ranks.data.rank))
+        training.network.seed(training.network.last_seed)
         self.draws = not torch.equal(after, torch.get_rng_state())
         """Whether the forward pass drew from PyTorch's generator all the same."""

@@ -57,7 +57,7 @@ class Witness:
         self.tolerance = TOLERANCES[torch.float64 if exact else torch.float32]
         self.values = self.problem.trial_values()
         self.steps = steps
-        self.brief = first_steps(self.problem, steps, FEW, build_once=True)
+        self.brief = first_steps(self.problem, steps, FEW * problem.accumulate, build_once=True)
         self.layout: FlatLayout = self.problem.network(0).layout
 
     @cached_property

@@ -48,7 +48,8 @@ class Schedule:
     optimizer: dict[str, Any] = field(default_factory=dict)
     """The optimizer of the search, e.g. `{"name": "sgd", "nesterov": False}`. If the search used them, it also has the
     patterns of parameter groups under "groups" (see `fds_dist.schedule.groups`) and the elementwise bound on the
-    gradient under "clip_gradient"."""
+    gradient under "clip_gradient". "accumulate" is the number of micro-batches per batch, which a training loop must
+    make itself: `attach` sets hyperparameters alone."""
 
     def __post_init__(self) -> None:
         if self.horizon < 1:

@@ -52,6 +52,7 @@ class Network:
     def __init__(self, module: nn.Module, dtype: torch.dtype, device: torch.device, live: tuple[str, ...] = ()) -> None:
         self.module, self._modes = convert(module, dtype, device), Modes(module)
         self.dtype, self.device, self.live = dtype, device, live
+        self.last_seed = 0
         parameters = trainable_parameters(module)
         self.layout = FlatLayout.of(parameters)
         self.initial_weights = self.layout.flatten(parameters, dtype, device)
@@ -110,6 +111,7 @@ class Network:
 
         `torch.manual_seed` would also visit the devices that are not in use, at 0.3 ms a call.
         """
+        self.last_seed = seed
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)

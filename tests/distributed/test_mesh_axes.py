@@ -90,6 +90,9 @@ def cases() -> dict[str, Case]:
         "running": Case(make_problem(task(mlp_with_batch_norm), SGD_BUCKETS, val_batch_norm="running")),
         "reverse": Case(sgd(), estimate_reverse),
         "greedy": Case(sgd(), greedy_estimator(0.5)),
+        "accumulated": Case(sgd(accumulate=3)),  # 4, 3 and 3 samples: four ranks take three samples whole
+        "accumulated jvp": Case(sgd(accumulate=2, method="jvp", chunk_size=2)),
+        "accumulated reverse": Case(sgd(accumulate=3), estimate_reverse),
         "grouped": Case(grouped),
         "grouped reverse": Case(grouped, estimate_reverse),
     }

@@ -160,6 +160,7 @@ def make_problem(
     val_batch_norm: str = "batch",
     dtype: torch.dtype = torch.float64,
     groups: Mapping[str, str] | None = None,
+    accumulate: int = 1,
 ) -> Problem:
     """A float64 problem on the CPU that learns `buckets`; their first values are the initial ones.
 
@@ -183,6 +184,7 @@ def make_problem(
         clip_gradient=clip_gradient,
         val_batch_norm=val_batch_norm,
         groups=groups or {},
+        accumulate=accumulate,
     )
 
 

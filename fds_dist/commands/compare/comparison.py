@@ -222,9 +222,10 @@ def _described(ranges: Sequence[SearchRange]) -> dict[str, dict[str, Any]]:
 def _identity(job: Job) -> dict[str, str]:
     """The settings that recorded trials depend on, by the config's key."""
     problem, space = job.problem, job.problem.space
+    further = [pair for pair in problem.step_settings.items() if pair[0] != "clip_gradient"]
     return {
         "hyperparameters": repr((space.learned, sorted(space.fixed.items()))),
-        "inner": repr((problem.optimizer.name, problem.clip_gradient, job.horizon)),
+        "inner": repr((problem.optimizer.name, problem.clip_gradient, job.horizon, *further)),
         "outer": repr((job.rule, job.settings.retreat)),
         "estimator": job.estimator,
         "greedy": str(job.greedy_discount),
