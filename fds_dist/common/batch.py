@@ -114,7 +114,8 @@ def micro_batches(batch: Batch, count: int) -> list[tuple[Batch, float]]:
     if count == 1 or rows is None:
         return [(batch, 1.0)]
     count = min(count, rows)
-    ends = [-(-rows * place // count) for place in range(count + 1)]
+    size, larger = divmod(rows, count)
+    ends = [size * place + min(place, larger) for place in range(count + 1)]
     return [(take_rows(batch, slice(*pair)), (pair[1] - pair[0]) / rows) for pair in pairwise(ends)]
 
 
