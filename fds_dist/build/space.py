@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from fds_dist.common.faults import Fault
 from fds_dist.common.registry import nearest
+from fds_dist.common.values import Value
 from fds_dist.config import Config
 from fds_dist.config.hyperparameters import HyperparameterConfig
 from fds_dist.schedule.groups import base_of, group_of, name_in
@@ -31,15 +32,24 @@ def hyperparameter_space(
             key = f"hyperparameters.{name}.per_group"
             expected = f"false; the optimizer's own can be: {', '.join(optimizer.defaults)}"
             faults.append(Fault(key, f"{name} belongs to the loss, which has no groups", expected))
+        elif entry.size > 1 and not is_loss_own:
+            problem = f"{entry.size} is not possible: {name} belongs to the optimizer, which takes one number"
+            faults.append(Fault(f"hyperparameters.{name}.size", problem, "1; or per_group, a number for each group"))
         else:
             learned += [
-                Hyperparameter(copy_name, copy.init, copy.step, copy.buckets, copy.bounds(name), copy.scale)
+                Hyperparameter(
+                    copy_name, _start(copy), copy.step, copy.buckets, copy.bounds(name), copy.scale, copy.size
+                )
                 for copy_name, copy in _copies(name, entry, config.inner.groups or {}).items()
             ]
     if not learned and not faults:
         expected = "at least one like lr: {init: 0.1, step: 0.1, buckets: 5}"
         faults.append(Fault("hyperparameters", "nothing is learned, all are fixed numbers", expected))
     return HyperparameterSpace(tuple(learned), fixed), faults
+
+
+def _start(entry: HyperparameterConfig) -> Value:
+    return tuple(entry.init) if isinstance(entry.init, list) else entry.init
 
 
 def _unknown_hyperparameter(name: str, optimizer: InnerOptimizer) -> Fault:

@@ -13,6 +13,7 @@ from pathlib import Path
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.paths import expand_path
 from fds_dist.common.registry import nearest
+from fds_dist.common.values import named_numbers
 from fds_dist.schedule.groups import base_of, group_of
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.storage.run_folder import RunFolder
@@ -65,8 +66,8 @@ def table(schedule: Schedule, source: str = "") -> str:
     """Comma-separated values: a line of names, then one line per step."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["step", *schedule.at(0)])
-    writer.writerows([step, *schedule.at(step).values()] for step in range(schedule.horizon))
+    writer.writerow(["step", *named_numbers(schedule.at(0))])
+    writer.writerows([step, *named_numbers(schedule.at(step)).values()] for step in range(schedule.horizon))
     return text.getvalue()
 
 

@@ -154,14 +154,14 @@ def relative_error(values: Sequence[float], reference: Sequence[float], floor: f
 def worst_error(space: HyperparameterSpace, values: Sequence[float], reference: Sequence[float]) -> float:
     """The largest relative error of a hyperparameter: no large derivative hides the error of a small one."""
     floor = SMALLEST_SHARE * math.hypot(*reference)
-    rows = zip(space.unpack(values).values(), space.unpack(reference).values(), strict=True)
+    rows = zip(space.rows(values).values(), space.rows(reference).values(), strict=True)
     return max(relative_error(*pair, floor) for pair in rows)
 
 
 def _unusable(problem: Problem, method: str) -> str:
     network = problem.network(0)
     state, part = initial_state(problem, network), network.cast(Part(next(problem.batches(0))))
-    theta = state.weights.new_zeros(len(problem.loss_hyperparameters))
+    theta = state.weights.new_zeros(problem.theta_size)
     loss = problem.training_loss(network)
     try:
         choose_method(method, TrialPoint(loss, state.weights, theta, state.buffers, part, problem.chunk_size > 1))
@@ -169,6 +169,9 @@ def _unusable(problem: Problem, method: str) -> str:
         return error.faults[0].problem
     return ""
 
+
+MOST_ROWS = 200
+"""The most learned numbers that the table shows; all are compared."""
 
 VERIFIED_STEPS = 50
 """Inner steps to compare if the config's horizon is longer."""
@@ -262,10 +265,12 @@ def print_verification(problem: Problem, verification: Verification, console: Co
     headings = [re.sub(r",? |(?<=_)", "\n", comparison.name) for comparison in comparisons]
     table = plain_table("hyperparameter", "value", "reverse", *headings)
     table.columns[0].justify = "left"
-    for index, (owner, bucket) in enumerate(problem.space.elements):
+    for index, slot in enumerate(problem.space.elements[:MOST_ROWS]):
         cells = [f"{comparison.hypergradients[index]:.5g}" for comparison in comparisons]
         reference = f"{verification.reference[index]:.5g}"
-        table.add_row(f"{owner.name}[{bucket}]", f"{verification.values[index]:.4g}", reference, *cells)
+        table.add_row(escape(str(slot)), f"{verification.values[index]:.4g}", reference, *cells)
+    if (more := problem.space.size - MOST_ROWS) > 0:
+        table.add_row(f"and {more:,} more")
     table.add_section()
     table.add_row()
     table.add_row("relative error", "", "", *(f"{comparison.error:.1e}" for comparison in comparisons))

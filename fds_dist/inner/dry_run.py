@@ -34,7 +34,6 @@ from fds_dist.inner.micro_batches import check_micro_batches, separability, smal
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import initial_state
 from fds_dist.inner.testimony import raised_to_float64, testimony, untouched_parameters
-from fds_dist.schedule.buckets import Segment
 from fds_dist.tangents.methods import TrialPoint, ancestors, choose_method
 from fds_dist.tasks.base import validation_loss
 from fds_dist.tasks.inspection import check_finite
@@ -95,8 +94,7 @@ def _point(problem: Problem) -> TrialPoint:
     """The training loss on the first batch, or the first micro-batch of it, at the initial state."""
     network = problem.network(0)
     state = initial_state(problem, network)
-    first = Segment(0, 1, dict.fromkeys(problem.space.bucket_counts, 0))
-    theta = problem.theta(problem.values_in(first, problem.space.initial()))
+    theta = problem.theta(problem.values_in(problem.space.first_step, problem.space.initial()))
     with user_code("task.train_batches", "train_batches(outer_step=0, epoch=0)"):
         _count_batches(problem)
         batch = next(problem.batches(0))
@@ -111,9 +109,12 @@ def _tried_losses(problem: Problem) -> tuple[TrialPoint, Part]:
     """The first point of the training loss and the first validation batch, after each loss has been computed once."""
     point = _point(problem)
     network, theta = point.loss.network, point.theta
-    extra = (dict(zip(problem.loss_hyperparameters, theta.unbind(), strict=True)),) if len(theta) else ()
+    extra = (problem.named(theta),) if len(theta) else ()
     loss_of = OnBatch(problem.task.loss)
-    _try_loss("loss", point, point.part, lambda output, batch: loss_of(output, batch, *extra))
+    _, output = _try_loss("loss", point, point.part, lambda output, batch: loss_of(output, batch, *extra))
+    if extra:  # some arguments of PyTorch's losses, such as the weights of its cross-entropy, take no derivative
+        with user_code("task.loss", "loss(output, target, hyperparameters), differentiated by the hyperparameters,"):
+            loss_of(output, point.part.batch, problem.named(theta.detach().requires_grad_()))
     val_part = network.cast(Part(_first_val_batch(problem)))
     network.evaluate(problem.val_batch_norm)
     name = "val_loss" if getattr(problem.task, "val_loss", None) else "loss"

@@ -31,6 +31,7 @@ from fds_dist.common.batch import (
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.common.modules import Modes, convert, independent_copy
 from fds_dist.common.timing import seconds_of
+from fds_dist.common.values import Value
 from fds_dist.inner.culprits import Call, calls_within
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.driver import parameter_groups
@@ -126,22 +127,21 @@ class PlainTraining:
         seen.val_loss = self.val_loss(module)
         return seen
 
-    def theta(self) -> dict[str, float]:
+    def theta(self) -> dict[str, Value]:
         """The initial values of the loss's own hyperparameters."""
-        space = self.problem.space
-        values = {**space.fixed, **{owner.name: owner.init for owner in space.learned}}
-        return {name: values[name] for name in self.problem.loss_hyperparameters}
+        schedule = self.problem.space.schedule(self.problem.space.initial(), 1)
+        return {name: schedule.at(0)[name] for name in self.problem.loss_hyperparameters}
 
     def _switches(self) -> dict[str, object]:
         switches = dict(self.problem.optimizer.switches)
         return {**switches, "momentum": 0.9} if switches.get("nesterov") else switches  # the driver sets the right one
 
-    def loss(self, module: nn.Module, batch: Batch, extra: Mapping[str, float], seed: int) -> Tensor:
+    def loss(self, module: nn.Module, batch: Batch, extra: Mapping[str, Value | Tensor], seed: int) -> Tensor:
         """The training loss of `batch`; `extra` are the hyperparameters of the loss."""
         problem = self.problem
         torch.manual_seed(seed)
         batch = self.cast(batch)
-        values = {name: torch.tensor(value, dtype=problem.dtype) for name, value in extra.items()}
+        values = {name: torch.as_tensor(value, dtype=problem.dtype) for name, value in extra.items()}
         loss_of = OnBatch(problem.task.loss)
         return loss_of(call(module, inputs_of(batch)), batch, *([values] if extra else []))
 
@@ -178,8 +178,7 @@ class PlainTraining:
         with torch.no_grad():
             for name, view in layout.views(weights).items():
                 parameters[name].copy_(view)
-        extra = dict(zip(self.problem.loss_hyperparameters, theta.tolist(), strict=True))
-        loss = self.loss(module, self.train[0], extra, seed=0)
+        loss = self.loss(module, self.train[0], self.problem.named(theta), seed=0)
         trained = [parameters[name] for name in layout.names]
         parts = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
         return torch.cat([part.detach().flatten() for part in parts])

@@ -17,6 +17,7 @@ from fds_dist.schedule.buckets import Segment
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tangents import METHODS, Batch, Network, PointMaker, TrainingLoss, Update, WeightGroups, inner_update
+from fds_dist.tangents.network import named_values
 from fds_dist.tangents.optimizers import InnerOptimizer
 from fds_dist.tangents.step import Pruning
 from fds_dist.tasks.base import Task
@@ -98,21 +99,31 @@ class Problem:
 
     def training_loss(self, network: Network) -> TrainingLoss:
         """The task's loss as a function of the network's flat weights."""
-        return TrainingLoss(network, self.task.loss, self.loss_hyperparameters)
+        return TrainingLoss(network, self.task.loss, self.loss_hyperparameters, self.space.sizes)
 
     def theta(self, h: Tensor) -> Tensor:
-        """The part of the H values `h` [H] (or of rows [..., H]) that belongs to the loss [..., P]."""
-        columns = self._theta_columns
-        return h[..., columns] if columns else h[..., :0]  # a list as index would be copied to the device
+        """The part of the H numbers `h` [H] (or of rows [..., H]) that belongs to the loss [..., P]."""
+        parts = [h[..., self.space.columns[name]] for name in self.loss_hyperparameters]
+        return torch.cat(parts, -1) if parts else h[..., :0]
 
-    @cached_property
-    def _theta_columns(self) -> list[int]:
-        return [self.space.names.index(name) for name in self.loss_hyperparameters]
+    @property
+    def theta_size(self) -> int:
+        """P."""
+        return sum(self.space.sizes[name] for name in self.loss_hyperparameters)
+
+    def named(self, theta: Tensor) -> dict[str, Tensor]:
+        """The values in `theta` [P] by name, as the loss gets them: [] each, or [size]."""
+        return named_values(theta, self.loss_hyperparameters, self.space.sizes)
 
     def update(self, network: Network, columns: slice = ALL) -> Update:
         """The inner step of the weights in `columns` of `network`'s flat vector, as a pure function of tensors."""
         groups = WeightGroups.of(self.groups, network.layout, columns, self.device) if self.groups else None
-        return inner_update(self.optimizer, self.space.names, self.clip_gradient, groups)
+        places = {
+            name: self.space.columns[name].start
+            for name in self.space.names
+            if base_of(name) in self.optimizer.defaults
+        }
+        return inner_update(self.optimizer, places, self.clip_gradient, groups)
 
     @property
     def make_point(self) -> PointMaker:
@@ -134,8 +145,7 @@ class Problem:
 
     def values_in(self, segment: Segment, values: Sequence[float]) -> Tensor:
         """h [H]: what each hyperparameter is on `segment`, given λ = `values` [K]."""
-        learned = [values[self.space.offsets[owner.name] + segment.buckets[owner.name]] for owner in self.space.learned]
-        return torch.tensor([*learned, *self.space.fixed.values()], dtype=self.dtype, device=self.device)
+        return torch.tensor(self.space.read(segment, values), dtype=self.dtype, device=self.device)
 
     @property
     def rows_at_once(self) -> int | None:
@@ -147,7 +157,8 @@ class Problem:
 
         At lr = 0 all other hypergradients are exactly zero, and agreement would mean nothing.
         """
-        return [owner.clamp(owner.init or owner.step) for owner, _ in self.space.elements]
+        initial = zip(self.space.elements, self.space.initial(), strict=True)
+        return [slot.owner.clamp(value or slot.owner.step) for slot, value in initial]
 
     def step_seed(self, outer_step: int, step: int, part: int = 0, micro_batch: int = 0) -> int:
         """The seed of the random numbers (dropout) of one inner step on one part of one micro-batch."""

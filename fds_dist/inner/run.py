@@ -1,7 +1,7 @@
 """One inner run: what defines it, its plain training step, and the tangents that this rank pushes along.
 
 Shapes: D = weights, S = those whose state this rank of the `data` axis keeps (all, if it is alone), K = learned
-numbers, H = hyperparameters in use, R = tangents that this rank of the `tangent` axis owns, in order of their first
+numbers, H = numbers in use at a step, R = tangents that this rank of the `tangent` axis owns, in order of their first
 steps, so that the live ones are a prefix.
 """
 
@@ -20,7 +20,7 @@ from fds_dist.common.batch import micro_batches
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.problem import Problem
-from fds_dist.schedule.buckets import Segment, bucket_of, bucket_window, segments
+from fds_dist.schedule.buckets import Segment, bucket_of, bucket_window
 from fds_dist.schedule.space import Hyperparameter
 from fds_dist.tangents import (
     AccumulatedPoint,
@@ -99,7 +99,7 @@ class InnerRun:
 
     def segments(self) -> Iterator[Segment]:
         """The stretches of the horizon on which all hyperparameters are constant."""
-        return segments(self.problem.space.bucket_counts, self.horizon)
+        return self.problem.space.segments(self.horizon)
 
     def hyperparameters(self, segment: Segment) -> Tensor:
         """h [H] on `segment`."""
@@ -187,12 +187,12 @@ def run_horizon(run: InnerRun, elements: Sequence[int] = ()) -> tuple[Training, 
     if run.checkpointer is not None:
         training.state, tangents = run.checkpointer.restore(training.state, tangents)
     starts = problem.space.starts(run.horizon)
-    owners = [problem.space.elements[element][0] for element in elements]
+    owners = [problem.space.elements[element].owner for element in elements]
     for segment in run.segments():
         h = run.hyperparameters(segment)
         theta = problem.theta(h)
         live = sum(starts[element] <= segment.start for element in elements)
-        directions = one_hot_directions(problem, segment, elements[:live])
+        directions = element_directions(problem, segment, elements[:live])
         for step in range(max(segment.start, training.state.step), segment.stop):
             point = training.point(theta)
             rows = updated_rows(problem.tangents.pruning, owners[:live], step, run.horizon)
@@ -207,14 +207,14 @@ def run_horizon(run: InnerRun, elements: Sequence[int] = ()) -> tuple[Training, 
     return training, tangents
 
 
-def one_hot_directions(problem: Problem, segment: Segment, elements: Sequence[int]) -> Tensor:
-    """dh [R, H] on `segment`: 1 where an element of λ is the bucket in use of its hyperparameter."""
-    names = problem.space.names
-    directions = torch.zeros(len(elements), len(names), dtype=problem.dtype)
+def element_directions(problem: Problem, segment: Segment, elements: Sequence[int]) -> Tensor:
+    """dh [R, H] on `segment`: the weight with which the hyperparameter reads the element of λ, 0 where it does not."""
+    space = problem.space
+    directions = torch.zeros(len(elements), sum(space.sizes.values()), dtype=problem.dtype)
+    weights = {name: dict(readings) for name, readings in segment.readings.items()}
     for row, element in enumerate(elements):
-        owner, bucket = problem.space.elements[element]
-        if segment.buckets[owner.name] == bucket:
-            directions[row, names.index(owner.name)] = 1.0
+        owner, bucket, entry = space.elements[element]
+        directions[row, space.columns[owner.name].start + entry] = weights[owner.name].get(bucket, 0.0)
     return directions.to(problem.device)
 
 

@@ -229,7 +229,7 @@ class Witness:
         run = InnerRun(replace(self.problem, tangents=exact, task=task), self.values, 0, self.steps)
         gradient = torch.tensor(estimator(run).hypergradients, dtype=torch.float64)
         start = torch.tensor(self.values, dtype=torch.float64)
-        sizes = torch.tensor([owner.step or 1.0 for owner, _ in self.problem.space.elements], dtype=torch.float64)
+        sizes = torch.tensor([slot.owner.step or 1.0 for slot in self.problem.space.elements], dtype=torch.float64)
         direction = random_like(start) * start.abs().where(start != 0, sizes)
 
         def loss_at(values: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 
 from fds_dist.common.memory import own_peak_bytes
 from fds_dist.common.records import FloatOrInf, from_values
+from fds_dist.common.values import few
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimators import Estimate, Estimator
 from fds_dist.inner.plan import Plan, make_plan
@@ -177,10 +178,7 @@ class OuterLoop:
         events = ["the inner run diverged: back to the best values, with half the steps"] if retreated else []
         if step.non_finite:
             elements = self.problem.space.elements
-            unchanged = ", ".join(
-                f"{elements[index][0].name}[{elements[index][1]}] stays {values[index]:.4g}"
-                for index in step.non_finite
-            )
+            unchanged = few(f"{elements[index]} stays {values[index]:.4g}" for index in step.non_finite)
             events.append(f"hypergradients that are not finite: {unchanged}; their steps are halved")
         if step.converged:
             events.append("every step is below the tolerance: the search ends here")

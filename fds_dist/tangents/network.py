@@ -1,13 +1,13 @@
 """A network as a function of its flat weights and its buffers, and its training loss, to be differentiated twice.
 
-Shapes: D = number of weights, P = hyperparameters inside the loss, B = batch size.
+Shapes: D = number of weights, P = numbers of the hyperparameters inside the loss, B = batch size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -156,6 +156,13 @@ def _slots(module: nn.Module, kind: str, tensors: dict[str, Any]) -> list[tuple[
     ]
 
 
+def named_values(theta: Tensor, names: Sequence[str], sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    """The values in θ [P] by name: [size] where `sizes` has more than one for it, else []."""
+    counts = [sizes.get(name, 1) for name in names]
+    parts = dict(zip(names, theta.split(counts), strict=True))
+    return {name: part if count > 1 else part[0] for (name, part), count in zip(parts.items(), counts, strict=True)}
+
+
 @dataclass(frozen=True)
 class TrainingLoss:
     """L(w, θ; buffers, batch), with θ [P] the hyperparameters that live inside the loss, named by `names`."""
@@ -164,6 +171,8 @@ class TrainingLoss:
     loss: Callable[..., Tensor]
     """See `Task`."""
     names: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Of the hyperparameters that are vectors: how many numbers of θ each takes; any other takes one."""
 
     @cached_property
     def _on_batch(self) -> OnBatch:
@@ -187,7 +196,7 @@ class TrainingLoss:
             UserError: the task's loss did not return one number.
         """
         output, after = self.network(weights, buffers, part.inputs, part.share)
-        extra = (dict(zip(self.names, theta.unbind(), strict=True)),) if self.names else ()
+        extra = (named_values(theta, self.names, self.sizes),) if self.names else ()
         loss = self._on_batch(output, part.batch if batch is None else batch, *extra)
         if not isinstance(loss, Tensor) or loss.shape != ():
             kind = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__

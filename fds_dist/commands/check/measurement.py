@@ -10,7 +10,6 @@ from fds_dist.common.memory import peak_bytes
 from fds_dist.common.timing import median_seconds
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import initial_state, zero_tangents
-from fds_dist.schedule.buckets import Segment
 from fds_dist.tangents import Part, Point
 
 REPEATS = 5
@@ -66,8 +65,7 @@ class _Probe:
         self._batch = next(problem.batches(0))
         self.samples = -(-(common_rows(self._batch) or 1) // parts)
         """Samples that one rank sees; 1 where they cannot be told apart, and every rank sees the whole batch."""
-        no_buckets = Segment(0, 1, dict.fromkeys(problem.space.bucket_counts, 0))
-        self._h = problem.values_in(no_buckets, problem.space.initial())
+        self._h = problem.values_in(problem.space.first_step, problem.space.initial())
         self._theta = problem.theta(self._h)
 
     def measured(self, samples: int, repeats: int) -> StepMeasurement:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.registry import nearest
+from fds_dist.common.values import flat
 from fds_dist.schedule.driver import parameter_groups
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
@@ -43,7 +44,7 @@ def prepared(schedule: Schedule, horizon: int) -> Schedule:
     faults = [
         Fault(f"schedule: {name}", f"{value} is not finite", "a finite number (did the run diverge?)")
         for name, row in rows.items()
-        for value in row
+        for value in flat(row)
         if not math.isfinite(value)
     ]
     if not any(any(row) for name, row in rows.items() if base_of(name) == "lr"):
