@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.optimizers import BUILT_IN, torch_arguments
 from fds_dist.common.paths import expand_path
 from fds_dist.common.registry import nearest
 from fds_dist.common.values import named_numbers
@@ -24,7 +25,7 @@ FILES = {
 }
 """Best schedule (True) or last one (False) → its file in a run's folder, and the content of the file."""
 
-TORCH_OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
+TORCH_CLASSES = {name: facts.torch_class for name, facts in BUILT_IN.items() if facts.torch_class}
 """Name in a config → name of the class in `torch.optim`."""
 
 _quoted = partial(json.dumps, ensure_ascii=False)
@@ -97,8 +98,12 @@ FORMS: dict[str, Callable[[Schedule, str], str]] = {
 
 def _snippet_faults(schedule: Schedule) -> Iterator[Fault]:
     name, patterns = schedule.optimizer.get("name"), schedule.optimizer.get("groups")
-    if str(name) not in TORCH_OPTIMIZERS:
-        yield Fault("schedule: optimizer.name", f"{name!r} is unknown", f"one of {', '.join(TORCH_OPTIMIZERS)}")
+    if name in BUILT_IN or ":" in str(name):
+        if name not in TORCH_CLASSES:
+            problem = f"{name} is not in torch.optim, and a snippet needs only torch"
+            yield Fault("schedule: optimizer.name", problem, "--format csv or json, or fds-dist retrain")
+    else:
+        yield Fault("schedule: optimizer.name", f"{name!r} is unknown", f"one of {', '.join(TORCH_CLASSES)}")
     if schedule.groups and not (isinstance(patterns, dict) and {*schedule.groups} == {*patterns}):
         expected = f"a pattern for each of {', '.join(schedule.groups)}"
         yield Fault("schedule: optimizer.groups", f"{patterns!r} is not valid", expected)
@@ -180,10 +185,12 @@ def parameter_groups(model):
 
 
 def _make_optimizer(schedule: Schedule) -> str:
-    class_name = TORCH_OPTIMIZERS[schedule.optimizer["name"]]
+    class_name, arguments = TORCH_CLASSES[schedule.optimizer["name"]], torch_arguments(schedule.optimizer)
     parameters = "parameter_groups(model)" if schedule.groups else "model.parameters()"
-    nesterov = schedule.optimizer.get("nesterov") and any(base_of(name) == "momentum" for name in schedule.at(0))
-    options = ", momentum=0.9, nesterov=True" if nesterov else ""  # torch.optim.SGD refuses one without the other
+    if not any(base_of(name) == "momentum" for name in schedule.at(0)):
+        arguments.pop("nesterov", None)  # without momentum it changes nothing
+        arguments.pop("momentum", None)
+    options = "".join(f", {name}={value!r}" for name, value in arguments.items())
     return f'''\
 def make_optimizer(model):
     """The optimizer that the values were learned for. `set_hyperparameters` sets all of them."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from fds_dist.common.kinds import Clip, Count, Epochs, Name, Pattern, Steps, Switch
+from fds_dist.config.optimizer import Optimizer, OptimizerConfig
 from fds_dist.config.sections import Section
 
 
@@ -19,11 +20,12 @@ def one_epoch_unless_told(section: Any) -> Any:
 class InnerConfig(Section):
     """The training run whose hyperparameters are learned."""
 
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    """The inner optimizer: sgd, adam or adamw."""
+    optimizer: Optimizer = "sgd"
+    """The inner optimizer: a built-in name, `package.module:Name`, or a mapping with the name and further keys, which
+    are the switches of a built-in one or the arguments of one's own."""
 
     nesterov: Switch = False
-    """Nesterov momentum; sgd only."""
+    """Nesterov momentum; short for `optimizer: {name: sgd, nesterov: true}`."""
 
     epochs: Epochs = None
     """The horizon in passes over the training data: a number, or a list with one per outer step; 1 where `steps` is
@@ -43,3 +45,14 @@ class InnerConfig(Section):
     """Parameter groups: name → regular expression, searched in the parameters' names; the first match wins."""
 
     _one_epoch = model_validator(mode="before")(one_epoch_unless_told)
+
+    @property
+    def optimizer_name(self) -> str:
+        """The name of the inner optimizer."""
+        return self.optimizer.name if isinstance(self.optimizer, OptimizerConfig) else self.optimizer
+
+    @property
+    def optimizer_options(self) -> dict[str, Any]:
+        """Its switches or arguments, as far as they are given."""
+        options = self.optimizer.options if isinstance(self.optimizer, OptimizerConfig) else {}
+        return {"nesterov": True, **options} if self.nesterov else options

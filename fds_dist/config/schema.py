@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
 from fds_dist.common.kinds import (
@@ -22,26 +22,11 @@ from fds_dist.config.compare import CompareConfig
 from fds_dist.config.estimators import GreedyConfig, TangentsConfig
 from fds_dist.config.hyperparameters import Hyperparameters, hyperparameter_contradictions
 from fds_dist.config.inner import InnerConfig
+from fds_dist.config.optimizer import takes_nesterov
 from fds_dist.config.outer import OuterConfig
 from fds_dist.config.ranks import CheckpointConfig, ConsistencyConfig, MeshConfig
-from fds_dist.config.sections import Contradiction, Section, option_contradictions, refuse
+from fds_dist.config.sections import Contradiction, FunctionConfig, Section, refuse
 from fds_dist.config.tracking import TrackingConfig
-
-
-class FunctionConfig(Section):
-    """A function by its name, with its keyword arguments as further keys."""
-
-    model_config = ConfigDict(extra="allow")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The other keys: the function's keyword arguments."""
-        return dict(self.model_extra or {})
-
-    @model_validator(mode="after")
-    def _options_are_plain(self) -> FunctionConfig:
-        refuse(option_contradictions((), {**self.options, **self.resolved()}))
-        return self
 
 
 class TaskConfig(FunctionConfig):
@@ -156,8 +141,8 @@ class Config(Section):
 def config_contradictions(config: Config) -> Iterator[Contradiction]:
     """Values of one config that are valid alone but not together."""
     yield from _horizon_contradictions(config)
-    if config.inner.nesterov and config.inner.optimizer != "sgd":
-        problem = f"{config.inner.optimizer} has no such switch"
+    if config.inner.nesterov and not takes_nesterov(config.inner.optimizer):
+        problem = f"{config.inner.optimizer_name} has no such switch, or it is off there"
         yield Contradiction(("inner", "nesterov"), problem, "false, or inner.optimizer: sgd", ("inner.optimizer",))
     if config.estimator == "reverse":
         prune = config.tangents.prune

@@ -8,7 +8,7 @@ Shapes: D = trained weights, K = learned numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -30,21 +30,15 @@ from fds_dist.common.batch import (
 )
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.common.modules import Modes, convert, independent_copy
+from fds_dist.common.precision import default_dtype
 from fds_dist.common.timing import seconds_of
 from fds_dist.common.values import Value
 from fds_dist.inner.culprits import Call, calls_within
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.driver import parameter_groups
+from fds_dist.tangents.optimizers.plain import torch_optimizer
 from fds_dist.tasks.base import Task, validation_loss
 from fds_dist.tasks.losses import OnBatch
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
-"""PyTorch's own, by the names of the inner optimizers."""
-
 
 EXPLOSION = 1e6
 """How often the first loss; no training that succeeds passes there."""
@@ -104,8 +98,7 @@ class PlainTraining:
         problem, horizon, seen = self.problem, len(self.train), PlainRun()
         module = self.module()
         schedule = problem.space.schedule(values, horizon, problem.optimizer_info)
-        groups = parameter_groups(module, schedule)
-        optimizer = OPTIMIZERS[problem.optimizer.name](groups, lr=0.0, **self._switches())
+        optimizer = torch_optimizer(problem.optimizer, module, parameter_groups(module, schedule))
         driver = schedule.attach(optimizer, horizon=horizon, fixed=True)
         for step, batch in enumerate(self.train):
             optimizer.zero_grad()
@@ -120,7 +113,8 @@ class PlainTraining:
             seen.losses.append(sum(losses))
             if problem.clip_gradient is not None:
                 nn.utils.clip_grad_value_(module.parameters(), problem.clip_gradient)
-            optimizer.step()
+            with default_dtype(problem.dtype):  # in which torch.optim keeps single numbers, such as NAdam's product
+                optimizer.step()
             driver.step()
         seen.weights = {name: parameter.detach() for name, parameter in trainable_parameters(module).items()}
         seen.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
@@ -131,10 +125,6 @@ class PlainTraining:
         """The initial values of the loss's own hyperparameters."""
         schedule = self.problem.space.schedule(self.problem.space.initial(), 1)
         return {name: schedule.at(0)[name] for name in self.problem.loss_hyperparameters}
-
-    def _switches(self) -> dict[str, object]:
-        switches = dict(self.problem.optimizer.switches)
-        return {**switches, "momentum": 0.9} if switches.get("nesterov") else switches  # the driver sets the right one
 
     def loss(self, module: nn.Module, batch: Batch, extra: Mapping[str, Value | Tensor], seed: int) -> Tensor:
         """The training loss of `batch`; `extra` are the hyperparameters of the loss."""

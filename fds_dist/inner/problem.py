@@ -18,7 +18,7 @@ from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tangents import METHODS, Batch, Network, PointMaker, TrainingLoss, Update, WeightGroups, inner_update
 from fds_dist.tangents.network import named_values
-from fds_dist.tangents.optimizers import InnerOptimizer
+from fds_dist.tangents.optimizers import InnerOptimizer, bound
 from fds_dist.tangents.step import Pruning
 from fds_dist.tasks.base import Task
 
@@ -123,7 +123,7 @@ class Problem:
             for name in self.space.names
             if base_of(name) in self.optimizer.defaults
         }
-        return inner_update(self.optimizer, places, self.clip_gradient, groups)
+        return inner_update(bound(self.optimizer, network.layout), places, self.clip_gradient, groups)
 
     @property
     def make_point(self) -> PointMaker:

@@ -33,6 +33,7 @@ from fds_dist.tangents import (
     Update,
     tangent_step,
 )
+from fds_dist.tangents.optimizers import bound
 from fds_dist.tangents.step import Pruning
 
 
@@ -42,7 +43,7 @@ class InnerState:
 
     step: int
     weights: Tensor  # [D]
-    optimizer: Any  # NamedTuple of tensors [S] or []
+    optimizer: Any  # pytree of tensors [S] or []
     buffers: Buffers = field(default_factory=dict)
 
 
@@ -158,7 +159,8 @@ class Training:
 def initial_state(problem: Problem, network: Network, columns: slice = slice(None)) -> InnerState:
     """The state before the first step, with the optimizer's state of the weights in `columns`."""
     weights = network.initial_weights
-    return InnerState(0, weights, problem.optimizer.init(weights[columns]), network.initial_buffers)
+    optimizer = bound(problem.optimizer, network.layout)
+    return InnerState(0, weights, optimizer.init(weights[columns]), network.initial_buffers)
 
 
 def zero_tangents(local: InnerState, elements: Sequence[int], live: Sequence[str]) -> Tangents:

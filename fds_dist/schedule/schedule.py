@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.optimizers import BUILT_IN, HYPERPARAMETERS
 from fds_dist.common.paths import expand_path
 from fds_dist.common.values import Value, mapped
 from fds_dist.schedule.buckets import bucket_of
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
 
 FORMAT = "fds-dist schedule"
 VERSION = 1
-
-_ADAM = ("lr", "beta1", "beta2", "eps", "weight_decay")
-OPTIMIZER_HYPERPARAMETERS = {"sgd": ("lr", "momentum", "weight_decay"), "adam": _ADAM, "adamw": _ADAM}
-"""The hyperparameters of each optimizer. Any other hyperparameter belongs to the loss."""
 
 ALMOST_ZERO = 1e-300
 """Stands for momentum 0 in a schedule that also has other momenta. At exactly 0, `torch.optim.SGD` keeps no velocity,
@@ -50,7 +47,9 @@ class Schedule:
     """The optimizer of the search, e.g. `{"name": "sgd", "nesterov": False}`. If the search used them, it also has the
     patterns of parameter groups under "groups" (see `fds_dist.schedule.groups`) and the elementwise bound on the
     gradient under "clip_gradient". "accumulate" is the number of micro-batches per batch, which a training loop must
-    make itself: `attach` sets hyperparameters alone."""
+    make itself: `attach` sets hyperparameters alone. One of a user's own,
+    `{"name": "package.module:Name"}`, has its arguments under "options" and the names of its hyperparameters under
+    "hyperparameters"."""
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -75,8 +74,8 @@ class Schedule:
 
         If the schedule does not name a known optimizer, those that no known optimizer has.
         """
-        of_any = tuple(name for names in OPTIMIZER_HYPERPARAMETERS.values() for name in names)
-        of_optimizer = OPTIMIZER_HYPERPARAMETERS.get(str(self.optimizer.get("name")), of_any)
+        facts = BUILT_IN.get(str(self.optimizer.get("name")))
+        of_optimizer = self.optimizer.get("hyperparameters", HYPERPARAMETERS) if facts is None else facts.defaults
         return tuple(name for name in (*self.values, *self.fixed) if base_of(name) not in of_optimizer)
 
     def at(self, step: int) -> dict[str, Any]:

@@ -218,7 +218,8 @@ def test_a_schedule_of_which_no_snippet_can_be_made(folder: Path, capfd: pytest.
     Schedule(4, {"lr.a": (0.1,)}, {}, {"name": "lion"}).save(folder / "stopped" / "schedule.json")
     assert main(["export", "stopped"]) == WRONG_INPUT
     assert capfd.readouterr().err.splitlines() == [
-        "fds-dist: schedule: optimizer.name: 'lion' is unknown; expected one of sgd, adam, adamw",
+        "fds-dist: schedule: optimizer.name: lion is not in torch.optim, and a snippet needs only torch; "
+        "expected --format csv or json, or fds-dist retrain",
         "fds-dist: schedule: optimizer.groups: None is not valid; expected a pattern for each of a",
     ]
     assert main(["export", "stopped", "--format", "csv"]) == DONE

@@ -19,6 +19,9 @@ CUSTOMARY: dict[str, tuple[float, float]] = {
     "beta1": (0.0, 0.99),
     "beta2": (0.9, 0.9999),
     "eps": (1e-10, 1e-4),
+    "adamw_lr": (1e-4, 1.0),
+    "lr_decay": (0.0, 0.1),
+    "momentum_decay": (0.0, 0.1),
 }
 """Ranges of hyperparameters whose bounds are only those of their natural domain."""
 

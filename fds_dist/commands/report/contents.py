@@ -13,6 +13,7 @@ import yaml
 
 from fds_dist.common.domain import UNIT_INTERVAL
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.optimizers import BUILT_IN
 from fds_dist.common.values import Row, numbers_of, size_of
 from fds_dist.inner.plan import Plan, make_plan
 from fds_dist.schedule.buckets import bucket_start
@@ -20,9 +21,6 @@ from fds_dist.schedule.groups import base_of, group_of
 from fds_dist.storage.run_folder import RunFolder
 from fds_dist.tracking.history import read_history
 from fds_dist.tracking.records import OuterRecord
-
-STATE_TENSORS = {"sgd": 1, "adam": 2, "adamw": 2}
-"""How many vectors over the weights each inner optimizer keeps."""
 
 MOST_DRAWN = 100
 """The most elements of one hyperparameter in a figure: of more, some are taken at even distances."""
@@ -155,11 +153,15 @@ class RunContents:
         return make_plan(starts, horizon, max(1, self.records[-1].world_size // others))
 
     def tangent_bytes(self, plan: Plan) -> list[int] | None:
-        """Bytes of tangents at each place of the `tangent` axis; None where the number of weights was not recorded."""
-        weights = self.environment.get("weights")
-        if not isinstance(weights, int):
+        """Bytes of tangents at each place of the `tangent` axis.
+
+        None where the number of weights was not recorded, or the optimizer is not a built-in one.
+        """
+        weights, optimizer = self.environment.get("weights"), self.section("inner").get("optimizer", "sgd")
+        facts = BUILT_IN.get(str(optimizer.get("name") if isinstance(optimizer, dict) else optimizer))
+        if not isinstance(weights, int) or facts is None:
             return None
-        tensors = 1 + STATE_TENSORS.get(str(self.section("inner").get("optimizer", "sgd")), 1)
+        tensors = 1 + facts.vectors
         parts = int(self.section("mesh").get("data", 1))
         item = ITEM_BYTES.get(str(self.config.get("dtype", "float32")), 4)
         return [len(owned) * tensors * -(-weights // parts) * item for owned in plan.owned]

@@ -1,20 +1,19 @@
-"""The `torch.optim` optimizer that a schedule was learned for, and the schedule prepared to drive it."""
+"""The optimizer that a schedule was learned for, and the schedule prepared to drive it."""
 
 from __future__ import annotations
 
 import math
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.registry import nearest
 from fds_dist.common.values import flat
 from fds_dist.schedule.driver import parameter_groups
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
-from fds_dist.tangents.optimizers import INNER_OPTIMIZERS, InnerOptimizer
+from fds_dist.tangents.optimizers import InnerOptimizer, optimizer_of
+from fds_dist.tangents.optimizers.plain import torch_optimizer
 
 
 def inner_optimizer(schedule: Schedule) -> InnerOptimizer:
@@ -23,12 +22,7 @@ def inner_optimizer(schedule: Schedule) -> InnerOptimizer:
     Raises:
         UserError: the schedule names no optimizer, or an unknown one.
     """
-    name = str(schedule.optimizer.get("name", ""))
-    if name not in INNER_OPTIMIZERS:
-        problem = f"{name!r} is unknown" if name else "is missing"
-        similar = nearest(name, INNER_OPTIMIZERS)
-        raise UserError(Fault("schedule: optimizer.name", problem, f"one of {', '.join(INNER_OPTIMIZERS)}", similar))
-    return INNER_OPTIMIZERS[name](bool(schedule.optimizer.get("nesterov", False)))
+    return optimizer_of(schedule.optimizer)
 
 
 def prepared(schedule: Schedule, horizon: int) -> Schedule:
@@ -56,14 +50,9 @@ def prepared(schedule: Schedule, horizon: int) -> Schedule:
 
 
 def make_optimizer(schedule: Schedule, module: nn.Module) -> Optimizer:
-    """The `torch.optim` optimizer for a `prepared` schedule, whose driver sets every value before the first step.
+    """The optimizer for a `prepared` schedule, whose driver sets every value before the first step.
 
     Raises:
         UserError: the schedule's parameter groups do not fit the parameters of `module`.
     """
-    parameters = parameter_groups(module, schedule)
-    optimizer = inner_optimizer(schedule)
-    if optimizer.name == "sgd":
-        # The driver sets the momentum; torch.optim.SGD only accepts nesterov with a momentum above 0 here.
-        return torch.optim.SGD(parameters, lr=0.0, momentum=0.9, nesterov=bool(optimizer.switches["nesterov"]))
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer.name](parameters)
+    return torch_optimizer(inner_optimizer(schedule), module, parameter_groups(module, schedule))
