@@ -96,7 +96,7 @@ def build(
     if faults.all or built_task is None or builder is None or optimizer is None or shape is None:
         raise UserError(faults.all)
     problem = _problem(config, built_task, builder, optimizer, space, device)
-    settings = OuterSettings(horizons(config, built_task), config.outer.nonfinite_patience, config.outer.retreat)
+    settings = _outer_settings(config, built_task)
     plain_steps = min(settings.horizons) if config.consistency.witness == "on" else 0
     problem, remarks = dry_run(problem, config.tangents.method, config.estimator, plain_steps)
     if not plain_steps:
@@ -111,6 +111,11 @@ def build(
         shape=shape,
         remarks=tuple(filter(None, (*draft.remarks, *(notes or ()), *remarks))),
     )
+
+
+def _outer_settings(config: Config, task: Task) -> OuterSettings:
+    outer = config.outer
+    return OuterSettings(horizons(config, task), outer.nonfinite_patience, outer.retreat, outer.timeout, outer.target)
 
 
 def _unused_groups(config: Config, problem: Problem) -> str:

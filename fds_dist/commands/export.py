@@ -8,11 +8,10 @@ import json
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 
+from fds_dist.commands.run import RunSource, run_path
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.optimizers import BUILT_IN, torch_arguments
-from fds_dist.common.paths import expand_path
 from fds_dist.common.registry import nearest
 from fds_dist.common.values import named_numbers
 from fds_dist.schedule.groups import base_of, group_of
@@ -32,11 +31,11 @@ _quoted = partial(json.dumps, ensure_ascii=False)
 """Text as a Python literal, in double quotes."""
 
 
-def export(run_dir: str | Path, form: str = "snippet", *, horizon: int | None = None, best: bool = False) -> str:
+def export(run_dir: RunSource, form: str = "snippet", *, horizon: int | None = None, best: bool = False) -> str:
     """The learned schedule of a run as text, to use without fds_dist.
 
     Args:
-        run_dir: the run's folder.
+        run_dir: the run's folder, or what `optimize` returned.
         form: "snippet" (Python that needs only torch), "csv" (a row per step) or "json".
         horizon: the number of optimizer steps to stretch the schedule to; None: as learned.
         best: export the schedule with the lowest validation loss instead of the last one.
@@ -50,7 +49,7 @@ def export(run_dir: str | Path, form: str = "snippet", *, horizon: int | None = 
         ('step,lr,weight_decay,momentum', 5)
     """
     name, holds = FILES[best]
-    folder = RunFolder(expand_path(run_dir, "RUN_DIR"))
+    folder = RunFolder(run_path(run_dir))
     faults = folder.faults(file=name, expected="the folder of a run with a finished outer step")
     if form not in FORMS:
         faults.append(Fault("--format", f"{form!r} is unknown", f"one of {', '.join(FORMS)}", nearest(form, FORMS)))

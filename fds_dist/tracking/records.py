@@ -119,6 +119,24 @@ def inner_metrics(block: InnerBlock) -> dict[str, float]:
     return finite(metrics)
 
 
+Cell = float | str | None
+"""What a flat row of the history holds; whole numbers are integers."""
+
+
+def flat_row(record: OuterRecord) -> dict[str, Cell]:
+    """An outer step as one row of a table; see `outer_metrics` for the names of its numbers."""
+    row: dict[str, Cell] = {
+        "outer_step": record.outer_step,
+        "horizon": record.horizon,
+        "val_loss": record.val_loss,
+        "val_accuracy": record.val_accuracy,
+        "seconds": record.seconds,
+        "world_size": record.world_size,
+        "events": "; ".join(record.events),
+    }
+    return row | _by_name(record) | _by_bucket("step_size", record.step_sizes)
+
+
 def outer_metrics(record: OuterRecord) -> dict[str, float]:
     """The finite numbers of an outer step under flat names, e.g. ``hypergradient/lr/0`` for the first bucket and, where
     a bucket has several numbers, what `figures` makes of them: ``hypergradient/weights/0/2``."""
@@ -128,17 +146,26 @@ def outer_metrics(record: OuterRecord) -> dict[str, float]:
         "outer/seconds": record.seconds,
         "outer/horizon": float(record.horizon),
     }
-    metrics |= {f"metric/{name}": value for name, value in (record.metrics or {}).items()}
-    kinds = {
-        "hyperparameter": record.hyperparameters,
-        "hypergradient": record.hypergradients,
-        "hypergradient_spread": record.hypergradient_spread or {},
+    return finite(metrics | _by_name(record))
+
+
+def _by_name(record: OuterRecord) -> dict[str, float]:
+    """The task's metrics, and the numbers of each bucket."""
+    return {
+        **{f"metric/{name}": value for name, value in (record.metrics or {}).items()},
+        **_by_bucket("hyperparameter", record.hyperparameters),
+        **_by_bucket("hypergradient", record.hypergradients),
+        **_by_bucket("hypergradient_spread", record.hypergradient_spread or {}),
     }
-    for kind, values in kinds.items():
-        for name, buckets in values.items():
-            for bucket, value in enumerate(buckets):
-                metrics |= figures(f"{kind}/{name}/{bucket}", value)
-    return finite(metrics)
+
+
+def _by_bucket(kind: str, values: Mapping[str, Row]) -> dict[str, float]:
+    return {
+        key: number
+        for name, row in values.items()
+        for bucket, value in enumerate(row)
+        for key, number in figures(f"{kind}/{name}/{bucket}", value)
+    }
 
 
 def finite(metrics: Mapping[str, float | None]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from fds_dist.inner.estimators import Estimate, Estimator, estimate_forward, est
 from fds_dist.inner.estimators.greedy import greedy_estimator
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, InnerState, run_horizon
-from fds_dist.outer.loop import mean_over_replicas, run_number
+from fds_dist.outer.replicas import mean_over_replicas, run_number
 from fds_dist.tangents.optimizers import SGD, Adam
 
 HORIZON = 8
