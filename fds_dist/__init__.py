@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fds_dist.common.faults import Fault, UserError
     from fds_dist.schedule.driver import ScheduleDriver, parameter_groups
     from fds_dist.schedule.schedule import Schedule, load_schedule
+    from fds_dist.tangents.optimizers.plain import make_optimizer
     from fds_dist.tasks.base import Task
     from fds_dist.tasks.datasets import task_from_datasets
     from fds_dist.tracking.callbacks import Callback, Stop
@@ -58,6 +59,7 @@ _HOMES = {
     "export": "fds_dist.commands.export",
     "load_run": "fds_dist.commands.run",
     "load_schedule": "fds_dist.schedule.schedule",
+    "make_optimizer": "fds_dist.tangents.optimizers.plain",
     "noise": "fds_dist.commands.noise.command",
     "optimize": "fds_dist.commands.optimize.command",
     "parameter_groups": "fds_dist.schedule.driver",
@@ -95,6 +97,7 @@ __all__ = [
     "export",
     "load_run",
     "load_schedule",
+    "make_optimizer",
     "noise",
     "optimize",
     "parameter_groups",

@@ -100,7 +100,11 @@ def _snippet_faults(schedule: Schedule) -> Iterator[Fault]:
     if name in BUILT_IN or ":" in str(name):
         if name not in TORCH_CLASSES:
             problem = f"{name} is not in torch.optim, and a snippet needs only torch"
-            yield Fault("schedule: optimizer.name", problem, "--format csv or json, or fds-dist retrain")
+            yield Fault(
+                "schedule: optimizer.name",
+                problem,
+                "fds_dist.make_optimizer, or --format csv or json",
+            )
     else:
         yield Fault("schedule: optimizer.name", f"{name!r} is unknown", f"one of {', '.join(TORCH_CLASSES)}")
     if schedule.groups and not (isinstance(patterns, dict) and {*schedule.groups} == {*patterns}):

@@ -100,7 +100,7 @@ def switch_faults(name: str, options: Mapping[str, object], key: str) -> Iterato
     for option, value in options.items():
         if option not in switches:
             similar = nearest(option, switches)
-            expected = f"{name} has {', '.join(switches)}" if switches else f"{name} has no switches"
+            expected = ", ".join(switches) or f"nothing beside the name: {name} has no switches"
             yield Fault(f"{key}.{option}", "unknown switch", expected, f"{key}.{similar}" if similar else "")
         elif isinstance(switches[option], bool):
             if not isinstance(value, bool):

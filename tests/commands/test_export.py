@@ -219,7 +219,7 @@ def test_a_schedule_of_which_no_snippet_can_be_made(folder: Path, capfd: pytest.
     assert main(["export", "stopped"]) == WRONG_INPUT
     assert capfd.readouterr().err.splitlines() == [
         "fds-dist: schedule: optimizer.name: lion is not in torch.optim, and a snippet needs only torch; "
-        "expected --format csv or json, or fds-dist retrain",
+        "expected fds_dist.make_optimizer, or --format csv or json",
         "fds-dist: schedule: optimizer.groups: None is not valid; expected a pattern for each of a",
     ]
     assert main(["export", "stopped", "--format", "csv"]) == DONE

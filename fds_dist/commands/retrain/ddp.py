@@ -14,7 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from fds_dist.commands.retrain.checkpoints import read_state, write_state
-from fds_dist.commands.retrain.optimizers import make_optimizer
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.batch import call
 from fds_dist.common.faults import Fault, UserError
@@ -23,6 +22,7 @@ from fds_dist.common.modules import Modes, convert
 from fds_dist.common.precision import DTYPES, in_dtype
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.schedule import Schedule
+from fds_dist.tangents.optimizers.plain import make_optimizer
 
 
 class DDPEngine:

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
-from torch.optim import Optimizer
-
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.values import flat
-from fds_dist.schedule.driver import parameter_groups
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tangents.optimizers import InnerOptimizer, optimizer_of
-from fds_dist.tangents.optimizers.plain import torch_optimizer
 
 
 def inner_optimizer(schedule: Schedule) -> InnerOptimizer:
@@ -47,12 +42,3 @@ def prepared(schedule: Schedule, horizon: int) -> Schedule:
     if faults:
         raise UserError(faults)
     return Schedule(horizon, schedule.values, fixed, schedule.optimizer)
-
-
-def make_optimizer(schedule: Schedule, module: nn.Module) -> Optimizer:
-    """The optimizer for a `prepared` schedule, whose driver sets every value before the first step.
-
-    Raises:
-        UserError: the schedule's parameter groups do not fit the parameters of `module`.
-    """
-    return torch_optimizer(inner_optimizer(schedule), module, parameter_groups(module, schedule))

@@ -146,7 +146,7 @@ class _Trial:
         for computed, plus, minus in zip(derivative, ahead, behind, strict=True):
             difference = (plus - minus) / (2 * NUDGE)
             if float((computed - difference).norm()) > CLOSE * float(1 + difference.norm()):
-                expected = "differentiable operations alone, no detach(), .data or torch.no_grad()"
+                expected = "differentiable operations alone, no item(), detach() or torch.no_grad()"
                 raise self.fault("the derivative of update is not that of its values", expected)
 
     def refuse_coupled_weights(self) -> None:

@@ -12,8 +12,30 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.common.optimizers import BUILT_IN, torch_arguments
+from fds_dist.schedule.driver import parameter_groups
+from fds_dist.schedule.schedule import Schedule
 from fds_dist.tangents.optimizers.protocol import InnerOptimizer, bound
+from fds_dist.tangents.optimizers.registry import optimizer_of
 from fds_dist.tangents.step import WeightGroups
+
+
+def make_optimizer(schedule: Schedule, module: nn.Module) -> Optimizer:
+    """The optimizer that `schedule` was learned for, on the trained parameters of `module`.
+
+    ```python
+    schedule = fds_dist.load_schedule("runs/digits")
+    optimizer = fds_dist.make_optimizer(schedule, model)
+    driver = schedule.attach(optimizer, horizon=epochs * len(loader), fixed=True)
+    ```
+
+    It is the class of `torch.optim`, where that has the formula. For lion, lamb, muon and an optimizer of a user's own
+    it is a `PureOptimizer`, which steps by the formula of the search.
+
+    Raises:
+        UserError: the schedule names no optimizer, or one that cannot be made, or its parameter groups do not fit the
+            parameters of `module`.
+    """
+    return torch_optimizer(optimizer_of(schedule.optimizer), module, parameter_groups(module, schedule))
 
 
 def torch_optimizer(optimizer: InnerOptimizer, module: nn.Module, groups: list[dict[str, Any]]) -> Optimizer:
@@ -65,9 +87,10 @@ class PureOptimizer(Optimizer):
             leaves, self._structure = tree_flatten(self._rule.init(weights))
             for index, leaf in enumerate(leaves):
                 stored.setdefault(str(index), leaf)
-        state = tree_unflatten([*stored.values()], self._structure)
+        keys = list(map(str, range(self._structure.num_leaves)))
+        state = tree_unflatten([stored[key] for key in keys], self._structure)
         weights, state = self._rule.update(weights, state, gradient, self._values(weights), self._groups.per_weight)
-        stored.update(zip(stored, tree_flatten(state)[0], strict=True))
+        stored.update(zip(keys, tree_flatten(state)[0], strict=True))
         for parameter, view in zip(self._parameters, self._layout.views(weights).values(), strict=True):
             parameter.copy_(view)
         return loss
