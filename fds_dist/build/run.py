@@ -150,6 +150,8 @@ def _problem(
         device=device,
         dtype=DTYPES[config.dtype],
         clip_gradient=config.inner.clip_gradient,
+        clip_norm=config.inner.clip_norm,
+        ema=config.inner.ema,
         accumulate=config.inner.accumulate,
         val_batch_norm=config.outer.val_batch_norm,
         seed=config.seed,

@@ -27,6 +27,9 @@ FILES = {
 TORCH_CLASSES = {name: facts.torch_class for name, facts in BUILT_IN.items() if facts.torch_class}
 """Name in a config → name of the class in `torch.optim`."""
 
+CLIPPING = {"clip_gradient": "clip_grad_value_", "clip_norm": "clip_grad_norm_"}
+"""Name in a config → name of the function in `torch.nn.utils`, in the order of the calls."""
+
 _quoted = partial(json.dumps, ensure_ascii=False)
 """Text as a Python literal, in double quotes."""
 
@@ -118,6 +121,9 @@ def _head(schedule: Schedule, source: str) -> Iterator[str]:
     yield "It needs only torch. In a training loop:"
     yield ""
     yield "    optimizer = make_optimizer(model)"
+    ema, utils = schedule.optimizer.get("ema"), "torch.optim.swa_utils"
+    if ema is not None:
+        yield f"    average = {utils}.AveragedModel(model, multi_avg_fn={utils}.get_ema_multi_avg_fn({ema!r}))"
     yield "    for step, (x, y) in enumerate(batches):"
     yield "        set_hyperparameters(optimizer, step)"
     yield "        optimizer.zero_grad()"
@@ -125,9 +131,12 @@ def _head(schedule: Schedule, source: str) -> Iterator[str]:
         pairs = ", ".join(f"{_quoted(name)}: value_at({_quoted(name)}, step)" for name in names)
         yield f"        extra = {{{pairs}}}  # hyperparameters of the loss: pass them to yours"
     yield f"        loss_function(model(x), y{', extra' if names else ''}).backward()"
-    if (bound := schedule.optimizer.get("clip_gradient")) is not None:
-        yield f"        torch.nn.utils.clip_grad_value_(model.parameters(), {bound!r})  # as when it was learned"
+    for name, function in CLIPPING.items():
+        if (bound := schedule.optimizer.get(name)) is not None:
+            yield f"        torch.nn.utils.{function}(model.parameters(), {bound!r})  # as when it was learned"
     yield "        optimizer.step()"
+    if ema is not None:
+        yield "        average.update_parameters(model)  # use average.module: the values were learned for it"
 
 
 def _values(schedule: Schedule) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from fds_dist.common.kinds import Clip, Count, Epochs, Name, Pattern, Steps, Switch
+from fds_dist.common.kinds import Clip, Count, Decay, Epochs, Name, Pattern, Steps, Switch
 from fds_dist.config.optimizer import Optimizer, OptimizerConfig
 from fds_dist.config.sections import Section
 
@@ -36,6 +36,13 @@ class InnerConfig(Section):
 
     clip_gradient: Clip = None
     """Elementwise bound on the gradient; null: none."""
+
+    clip_norm: Clip = None
+    """Bound on the Euclidean norm of the whole gradient, as `torch.nn.utils.clip_grad_norm_`, after `clip_gradient`;
+    null: none."""
+
+    ema: Decay = None
+    """Decay of an exponential moving average of the weights, which then is what is validated and tested; null: none."""
 
     accumulate: Count = 1
     """Micro-batches that each batch is cut into (gradient accumulation): memory falls, the gradient stays that of the

@@ -29,7 +29,7 @@ from fds_dist.common.batch import (
     take_rows,
 )
 from fds_dist.common.flat import FlatLayout, trainable_parameters
-from fds_dist.common.modules import Modes, convert, independent_copy
+from fds_dist.common.modules import Modes, averaged_model, convert, independent_copy
 from fds_dist.common.precision import default_dtype
 from fds_dist.common.timing import seconds_of
 from fds_dist.common.values import Value
@@ -99,6 +99,7 @@ class PlainTraining:
         module = self.module()
         schedule = problem.space.schedule(values, horizon, problem.optimizer_info)
         optimizer = torch_optimizer(problem.optimizer, module, parameter_groups(module, schedule))
+        averaged = None if problem.ema is None else averaged_model(module, problem.ema)
         driver = schedule.attach(optimizer, horizon=horizon, fixed=True)
         for step, batch in enumerate(self.train):
             optimizer.zero_grad()
@@ -113,12 +114,16 @@ class PlainTraining:
             seen.losses.append(sum(losses))
             if problem.clip_gradient is not None:
                 nn.utils.clip_grad_value_(module.parameters(), problem.clip_gradient)
+            if problem.clip_norm is not None:
+                nn.utils.clip_grad_norm_(module.parameters(), problem.clip_norm)
             with default_dtype(problem.dtype):  # in which torch.optim keeps single numbers, such as NAdam's product
                 optimizer.step()
+            if averaged is not None:
+                averaged.update_parameters(module)
             driver.step()
         seen.weights = {name: parameter.detach() for name, parameter in trainable_parameters(module).items()}
         seen.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        seen.val_loss = self.val_loss(module)
+        seen.val_loss = self.val_loss(module if averaged is None else averaged.module)
         return seen
 
     def theta(self) -> dict[str, Value]:

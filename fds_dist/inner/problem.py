@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from fds_dist.common.batch import checked_batch
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.flat import FlatLayout
 from fds_dist.common.randomness import derive_seed, keyed
 from fds_dist.schedule.buckets import Segment
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tangents import METHODS, Batch, Network, PointMaker, TrainingLoss, Update, WeightGroups, inner_update
+from fds_dist.tangents.averaging import Averaged
+from fds_dist.tangents.clipping import clipping, unchanged
 from fds_dist.tangents.network import named_values
 from fds_dist.tangents.optimizers import InnerOptimizer, bound
 from fds_dist.tangents.step import Pruning
@@ -53,6 +56,11 @@ class Problem:
     device: torch.device
     dtype: torch.dtype = torch.float32
     clip_gradient: float | None = None
+    """Bound on each element of the gradient."""
+    clip_norm: float | None = None
+    """Bound on the Euclidean norm of the whole gradient, after `clip_gradient`."""
+    ema: float | None = None
+    """The decay of the weights' moving average, which is then what is validated; None: there is no average."""
     accumulate: int = 1
     """Micro-batches that each training batch is cut into; only one of them has a graph at a time."""
     val_batch_norm: str = "batch"
@@ -93,9 +101,16 @@ class Problem:
         """What a step does beside the optimizer's arithmetic, by the keys of `inner`; empty by default."""
         settings: dict[str, tuple[object, object]] = {
             "clip_gradient": (self.clip_gradient, None),
+            "clip_norm": (self.clip_norm, None),
+            "ema": (self.ema, None),
             "accumulate": (self.accumulate, 1),
         }
         return {name: value for name, (value, default) in settings.items() if value != default}
+
+    def rule(self, layout: FlatLayout) -> InnerOptimizer:
+        """The optimizer for weights that lie as `layout` says, and with their average where there is one."""
+        optimizer = bound(self.optimizer, layout)
+        return optimizer if self.ema is None else Averaged(optimizer, self.ema)
 
     def training_loss(self, network: Network) -> TrainingLoss:
         """The task's loss as a function of the network's flat weights."""
@@ -115,15 +130,20 @@ class Problem:
         """The values in `theta` [P] by name, as the loss gets them: [] each, or [size]."""
         return named_values(theta, self.loss_hyperparameters, self.space.sizes)
 
-    def update(self, network: Network, columns: slice = ALL) -> Update:
-        """The inner step of the weights in `columns` of `network`'s flat vector, as a pure function of tensors."""
+    def update(self, network: Network, columns: slice = ALL, total: Callable[[Tensor], Tensor] = unchanged) -> Update:
+        """The inner step of the weights in `columns` of `network`'s flat vector, as a pure function of tensors.
+
+        Args:
+            total: a differentiable sum over the ranks that have the other columns.
+        """
+        clip = clipping(self.clip_gradient, self.clip_norm, total)
         groups = WeightGroups.of(self.groups, network.layout, columns, self.device) if self.groups else None
         places = {
             name: self.space.columns[name].start
             for name in self.space.names
             if base_of(name) in self.optimizer.defaults
         }
-        return inner_update(bound(self.optimizer, network.layout), places, self.clip_gradient, groups)
+        return inner_update(self.rule(network.layout), places, clip, groups)
 
     @property
     def make_point(self) -> PointMaker:

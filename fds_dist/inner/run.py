@@ -8,7 +8,7 @@ steps, so that the live ones are a prefix.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -33,7 +33,7 @@ from fds_dist.tangents import (
     Update,
     tangent_step,
 )
-from fds_dist.tangents.optimizers import bound
+from fds_dist.tangents.averaging import AveragedState
 from fds_dist.tangents.step import Pruning
 
 
@@ -115,7 +115,7 @@ class Training:
         self.network: Network = self.problem.network(run.number)
         self.width = len(self.network.initial_weights)
         self.columns = self.axis.columns(self.width)
-        self.update: Update = self.problem.update(self.network, self.columns)
+        self.update: Update = self.problem.update(self.network, self.columns, self.axis.differentiable_sum)
         self.state = initial_state(self.problem, self.network, self.columns)
         self._loss = self.problem.training_loss(self.network)
         self._batches: Iterator[Batch] | None = None
@@ -125,6 +125,15 @@ class Training:
         """The state with this rank's columns of the weights [S] alone."""
         state = self.state
         return InnerState(state.step, state.weights[self.columns], state.optimizer, state.buffers)
+
+    @property
+    def whole_state(self) -> InnerState:
+        """The state, to be validated: the average of the weights, where there is one, is whole [D]."""
+        optimizer = self.state.optimizer
+        if not isinstance(optimizer, AveragedState):
+            return self.state
+        average = self.axis.gather(optimizer.average, self.width)
+        return replace(self.state, optimizer=optimizer._replace(average=average))
 
     def point(self, theta: Tensor) -> Point:
         """The training loss of the next batch at the present state: this rank's columns and its part of the loss.
@@ -159,8 +168,8 @@ class Training:
 def initial_state(problem: Problem, network: Network, columns: slice = slice(None)) -> InnerState:
     """The state before the first step, with the optimizer's state of the weights in `columns`."""
     weights = network.initial_weights
-    optimizer = bound(problem.optimizer, network.layout)
-    return InnerState(0, weights, optimizer.init(weights[columns]), network.initial_buffers)
+    state = problem.rule(network.layout).init(weights[columns])
+    return InnerState(0, weights, state, network.initial_buffers)
 
 
 def zero_tangents(local: InnerState, elements: Sequence[int], live: Sequence[str]) -> Tangents:

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_map
 
 from fds_dist.common.flat import FlatLayout
 from fds_dist.schedule.groups import assigned, base_of, group_of, name_in
+from fds_dist.tangents.clipping import Clipping, unchanged
 from fds_dist.tangents.optimizers import InnerOptimizer
 
 Update = Callable[[Tensor, Any, Tensor, Tensor], tuple[Tensor, Any]]
@@ -35,19 +36,18 @@ Primals = tuple[Tensor, Any, Tensor, Tensor]
 def inner_update(
     optimizer: InnerOptimizer,
     columns: Mapping[str, int],
-    clip_gradient: float | None,
+    clip: Clipping = unchanged,
     groups: WeightGroups | None = None,
 ) -> Update:
     """U as a function of tensors alone: `columns` are the places of the optimizer's hyperparameters in `h`.
 
-    With `clip_gradient` = c, U clips g elementwise to ±c; its JVP then is mask ∘ dg, as it should be. With `groups` the
-    copies of a hyperparameter in them (`lr.norm_and_bias`, `lr.rest`) become one tensor [G], spread over the weights.
+    U clips g by `clip` first. With `groups` the copies of a hyperparameter in them (`lr.norm_and_bias`, `lr.rest`)
+    become one tensor [G], spread over the weights.
     """
     per_group = {base_of(name) for name in columns if group_of(name)}
 
     def update(weights: Tensor, state: Any, gradient: Tensor, h: Tensor) -> tuple[Tensor, Any]:
-        if clip_gradient is not None:
-            gradient = gradient.clamp(-clip_gradient, clip_gradient)
+        gradient = clip(gradient)
         values = {name: h[column] for name, column in columns.items()}
         if groups is None:
             return optimizer.update(weights, state, gradient, values)

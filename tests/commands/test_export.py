@@ -125,6 +125,11 @@ def test_a_snippet_tells_what_its_training_loop_has_to_do() -> None:
     clipped = Schedule(HORIZON, SGD.values, SGD.fixed, {**SGD.optimizer, "clip_gradient": 3.0})
     line = "torch.nn.utils.clip_grad_value_(model.parameters(), 3.0)"
     assert line in snippet(clipped)
+    by_norm = Schedule(HORIZON, SGD.values, SGD.fixed, {**clipped.optimizer, "clip_norm": 0.5})
+    assert [text for text in snippet(by_norm).splitlines() if "clip_grad" in text] == [
+        f"#         {line}  # as when it was learned",
+        "#         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)  # as when it was learned",
+    ]
     assert "clip_grad" not in snippet(SGD)
     assert snippet(SGD, "digits/schedule.json").startswith(
         "# A hyperparameter schedule learned by fds-dist: digits/schedule.json.\n"

@@ -161,7 +161,7 @@ class RunContents:
         facts = BUILT_IN.get(str(optimizer.get("name") if isinstance(optimizer, dict) else optimizer))
         if not isinstance(weights, int) or facts is None:
             return None
-        tensors = 1 + facts.vectors
+        tensors = 1 + facts.vectors + (self.section("inner").get("ema") is not None)
         parts = int(self.section("mesh").get("data", 1))
         item = ITEM_BYTES.get(str(self.config.get("dtype", "float32")), 4)
         return [len(owned) * tensors * -(-weights // parts) * item for owned in plan.owned]

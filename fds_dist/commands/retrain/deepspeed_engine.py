@@ -87,7 +87,7 @@ class DeepSpeedEngine:
         """See `Engine`; the output is float32, so that the loss is."""
         return in_dtype(call(self._engine, in_dtype(inputs, self._dtype)), torch.float32)
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self, trained: bool = False) -> dict[str, Tensor]:
         """See `Engine`: float32, also with bf16. Only one parameter at a time is whole on a rank."""
         copies: dict[str, Tensor] = {}
         names: dict[int, str] = {}

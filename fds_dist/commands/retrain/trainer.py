@@ -54,8 +54,9 @@ def retrain(
     or `settings.steps`.
 
     Under a launcher it is called alike on every rank; each computes its part of every batch. It writes `folder`/SEED/
-    with ``history.jsonl``, ``last.safetensors``, ``best.safetensors`` and the state from which a later call with the
-    same settings continues, and ``summary.json`` with mean and spread over the seeds. All seeds share one test set.
+    with ``history.jsonl``, ``last.safetensors``, ``best.safetensors`` (with ``ema`` these are averages, and those in
+    training are in ``last_trained.safetensors``) and the state from which a later call with the same settings
+    continues, and ``summary.json`` with mean and spread over the seeds. All seeds share one test set.
 
     Args:
         make_task: seed → task, so that the order of the data also differs between seeds.
@@ -228,6 +229,8 @@ class _SeedRun:
             if is_best:
                 write_weights(self.files.best, weights)
             write_weights(self.files.last, weights)
+            if self.settings.ema is not None:
+                write_weights(self.files.last_trained, self.engine.weights(trained=True))
             write_text_atomic(self.files.history, "".join(to_line(record) + "\n" for record in self.records))
         self.engine.save(self.files.state, {"identity": self.identity, "records": to_values(self.records)})
 

@@ -9,6 +9,8 @@ forget:
 et al., 2020). Tangents start anew with each bucket. The published methods move the hyperparameters during the run; here
 the outer optimizer moves them between runs, so that only the hypergradients differ from the other estimators'.
 
+Where the weights are averaged, L_val is that of the average, and Z in the product its tangent.
+
 Cost per step: a plain step, a validation gradient and, for γ > 0, two plain steps per number of a hyperparameter (not
 per bucket).
 """
@@ -29,6 +31,7 @@ from fds_dist.inner.run import InnerRun, InnerState, Tangents, Training, element
 from fds_dist.schedule.buckets import Segment
 from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tangents import Batch, Point, tangent_step
+from fds_dist.tangents.averaging import judged
 
 
 def greedy_estimator(discount: float) -> Estimator:
@@ -54,13 +57,13 @@ def estimate_greedy(run: InnerRun, discount: float = 0.0) -> Estimate:
             _advance(training, point, h, tangents, directions, discount)
             training.step(point, h)
             gradient = _validation_gradient(training, next(val_batches)).double()
-            for element, row in zip(tangents.elements, tangents.weights, strict=True):
+            for element, row in zip(tangents.elements, judged(tangents.weights, tangents.optimizer), strict=True):
                 total[element] += (row.double() * gradient).sum()
             if not (healthy := run.on_step(training.state, point.loss)):
                 break
         if not healthy:
             break
-    validation = validate(problem, training.network, training.state, run.number, ranks.data, with_gradient=False)
+    validation = validate(problem, training.network, training.whole_state, run.number, ranks.data, with_gradient=False)
     if training.state.step < run.horizon:
         return lost_run(run, validation, training.state.step)
     return finished_run(run, validation, ranks.gather_elements(total[owned[place]].tolist(), owned))
@@ -128,7 +131,9 @@ def _endless_validation(problem: Problem, number: int) -> Iterator[Batch]:
 def _validation_gradient(training: Training, batch: Batch) -> Tensor:
     """This rank's columns [S] of ∇L_val of one batch; leaves the network in training mode."""
     problem, network, axis = training.problem, training.network, training.axis
-    evaluation = evaluate(problem, network, training.state, [batch], problem.val_batch_norm, axis, with_gradient=True)
+    evaluation = evaluate(
+        problem, network, training.whole_state, [batch], problem.val_batch_norm, axis, with_gradient=True
+    )
     network.train()
     assert evaluation is not None and evaluation.gradient is not None
     return axis.reduce(evaluation.gradient)

@@ -25,6 +25,7 @@ from fds_dist.inner.estimate import Estimate, finished_run, lost_run, validate
 from fds_dist.inner.run import InnerRun, InnerState, initial_state
 from fds_dist.schedule.buckets import Segment
 from fds_dist.tangents import Batch, Network, TrainingLoss, differentiate
+from fds_dist.tangents.averaging import judged
 
 
 class ReverseSweep:
@@ -133,11 +134,10 @@ def estimate_reverse(run: InnerRun) -> Estimate:
     assert validation.gradient is not None
     sweep.network.train()
     total = torch.zeros(run.problem.space.size, dtype=torch.float64, device=run.problem.device)
-    by_optimizer = [torch.zeros_like(tensor) for tensor in tree_flatten(state.optimizer)[0]]
     by_buffers = [
         validation.buffer_gradients[name] for name in sweep.network.live
     ]  # parts, which add up in the network
-    adjoints = [axis.sum(validation.gradient), *by_optimizer, *by_buffers]
+    adjoints = [*_final_adjoints(state, axis.sum(validation.gradient)), *by_buffers]
     stop = horizon
     for start in reversed(checkpoints):
         steps = [(before, batch) for before, batch, _, _ in sweep.replay(start, stop)]
@@ -147,6 +147,13 @@ def estimate_reverse(run: InnerRun) -> Estimate:
             sweep.add(total, before.step, by_h)
         stop = start.step
     return finished_run(run, validation, total.tolist())
+
+
+def _final_adjoints(state: InnerState, gradient: Tensor) -> tuple[Tensor, ...]:
+    """∇L_val by the weights and the optimizer's tensors, from that by what is judged of them [D]."""
+    parts, spec = tree_flatten((state.weights, state.optimizer))
+    leaves = [part.detach().requires_grad_() for part in parts]
+    return differentiate(judged(*tree_unflatten(leaves, spec)), leaves, gradient, materialize_grads=True)
 
 
 def _detached(state: InnerState) -> InnerState:
