@@ -14,7 +14,7 @@ from fds_dist.config.hyperparameters import HyperparameterConfig
 from fds_dist.schedule.groups import base_of, group_of, name_in
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 from fds_dist.tangents.optimizers import InnerOptimizer
-from fds_dist.tasks.base import Task, loss_takes_hyperparameters
+from fds_dist.tasks.base import Task, takes_hyperparameters
 
 
 def hyperparameter_space(
@@ -27,7 +27,7 @@ def hyperparameter_space(
     domains = getattr(optimizer, "domains", {})
     for name, entry in config.hyperparameters.items():
         is_loss_own = name not in optimizer.defaults
-        if is_loss_own and (task is None or not loss_takes_hyperparameters(task)):
+        if is_loss_own and (task is None or not takes_hyperparameters(task)):
             faults.append(_unknown_hyperparameter(name, optimizer))
         elif not isinstance(entry, HyperparameterConfig):
             fixed[name] = entry
@@ -71,7 +71,8 @@ def _domain_faults(key: str, value: float, bounds: tuple[float, float]) -> list[
 def _unknown_hyperparameter(name: str, optimizer: InnerOptimizer) -> Fault:
     nearest_name = nearest(name, optimizer.defaults)
     suggestion = f"hyperparameters.{nearest_name}" if nearest_name else ""
-    expected = f"{', '.join(optimizer.defaults)} (of {optimizer.name}), or a task whose loss takes a third argument"
+    own = "or a task whose loss takes a third argument or that has an augment"
+    expected = f"{', '.join(optimizer.defaults)} (of {optimizer.name}), {own}"
     return Fault(f"hyperparameters.{name}", "unknown hyperparameter", expected, suggestion)
 
 

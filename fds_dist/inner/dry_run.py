@@ -27,6 +27,7 @@ from fds_dist.common.batch import (
 from fds_dist.common.faults import Fault, UserError, user_code
 from fds_dist.common.randomness import seeded
 from fds_dist.common.words import counted
+from fds_dist.inner.augment_check import check_augment
 from fds_dist.inner.data_checks import check_repeatable, smallest_train_batch, smallest_val_batch
 from fds_dist.inner.estimators import ESTIMATORS
 from fds_dist.inner.live_buffers import check_derivatives, live_buffers
@@ -109,7 +110,8 @@ def _tried_losses(problem: Problem) -> tuple[TrialPoint, Part]:
     """The first point of the training loss and the first validation batch, after each loss has been computed once."""
     point = _point(problem)
     network, theta = point.loss.network, point.theta
-    extra = (problem.named(theta),) if len(theta) else ()
+    check_augment(problem, point)
+    extra = problem.loss_arguments(problem.named(theta))
     loss_of = OnBatch(problem.task.loss)
     _, output = _try_loss("loss", point, point.part, lambda output, batch: loss_of(output, batch, *extra))
     if extra:  # some arguments of PyTorch's losses, such as the weights of its cross-entropy, take no derivative

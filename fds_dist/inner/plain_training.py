@@ -37,6 +37,7 @@ from fds_dist.inner.culprits import Call, calls_within
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.driver import parameter_groups
 from fds_dist.tangents.optimizers.plain import torch_optimizer
+from fds_dist.tasks.augment import augmentation, augmented
 from fds_dist.tasks.base import Task, validation_loss
 from fds_dist.tasks.losses import OnBatch
 
@@ -137,8 +138,10 @@ class PlainTraining:
         torch.manual_seed(seed)
         batch = self.cast(batch)
         values = {name: torch.as_tensor(value, dtype=problem.dtype) for name, value in extra.items()}
-        loss_of = OnBatch(problem.task.loss)
-        return loss_of(call(module, inputs_of(batch)), batch, *([values] if extra else []))
+        loss_of, augment, inputs = OnBatch(problem.task.loss), augmentation(problem.task), inputs_of(batch)
+        if augment is not None:
+            inputs = augmented(augment, inputs, seed, values)
+        return loss_of(call(module, inputs), batch, *problem.loss_arguments(values))
 
     @torch.no_grad()
     def val_loss(self, module: nn.Module) -> float:

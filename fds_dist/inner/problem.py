@@ -23,7 +23,8 @@ from fds_dist.tangents.clipping import clipping, unchanged
 from fds_dist.tangents.network import named_values
 from fds_dist.tangents.optimizers import InnerOptimizer, bound
 from fds_dist.tangents.step import Pruning
-from fds_dist.tasks.base import Task
+from fds_dist.tasks.augment import augmentation
+from fds_dist.tasks.base import Task, loss_takes_hyperparameters
 
 GPU_CHUNK = 16
 """Tangents that a GPU takes at once where `chunk_size` is auto."""
@@ -87,7 +88,7 @@ class Problem:
 
     @cached_property
     def loss_hyperparameters(self) -> tuple[str, ...]:
-        """Names of the hyperparameters that are the loss's own."""
+        """Names of the hyperparameters that are the task's own: of its loss or its `augment`."""
         return tuple(name for name in self.space.names if base_of(name) not in self.optimizer.defaults)
 
     @property
@@ -114,7 +115,12 @@ class Problem:
 
     def training_loss(self, network: Network) -> TrainingLoss:
         """The task's loss as a function of the network's flat weights."""
-        return TrainingLoss(network, self.task.loss, self.loss_hyperparameters, self.space.sizes)
+        names, sizes, takes = self.loss_hyperparameters, self.space.sizes, loss_takes_hyperparameters(self.task)
+        return TrainingLoss(network, self.task.loss, names, sizes, augmentation(self.task), takes)
+
+    def loss_arguments(self, values: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], ...]:
+        """What the loss gets beside output and batch: the `values` of its hyperparameters, or nothing."""
+        return (values,) if values and loss_takes_hyperparameters(self.task) else ()
 
     def theta(self, h: Tensor) -> Tensor:
         """The part of the H numbers `h` [H] (or of rows [..., H]) that belongs to the loss [..., P]."""

@@ -152,8 +152,10 @@ class Training:
         return AccumulatedPoint(parts, self.state.buffers, self.problem.chunk_size)
 
     def _split_point(self, batch: Batch, micro_batch: int, theta: Tensor, buffers: Buffers) -> Point:
-        part = self.network.cast(self.axis.split(batch))
-        seed = self.problem.step_seed(self.run.number, self.state.step, self.axis.rank, micro_batch)
+        seeds = [
+            self.problem.step_seed(self.run.number, self.state.step, at, micro_batch) for at in (0, self.axis.rank)
+        ]
+        part, seed = replace(self.network.cast(self.axis.split(batch)), seed=seeds[0]), seeds[1]
         weights, vectorize = self.state.weights, self.problem.chunk_size > 1
         point = self.problem.make_point(self._loss, weights, theta, buffers, part, seed, vectorize)
         return SplitPoint(point, self.axis, self.width)

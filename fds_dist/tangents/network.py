@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from fds_dist.common.batch import WHOLE, Batch, Part, Share, call, map_tensors
+from fds_dist.common.batch import WHOLE, Batch, Part, Share, call, inputs_of, map_tensors
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.common.modules import Modes, convert
 from fds_dist.tangents.running_statistics import RunningStatistics
 from fds_dist.tangents.second_derivatives import write_out
+from fds_dist.tasks.augment import Augment, augmented
 from fds_dist.tasks.losses import OnBatch
 
 Buffers = dict[str, Tensor]
@@ -159,6 +160,8 @@ def _slots(module: nn.Module, kind: str, tensors: dict[str, Any]) -> list[tuple[
 def named_values(theta: Tensor, names: Sequence[str], sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """The values in θ [P] by name: [size] where `sizes` has more than one for it, else []."""
     counts = [sizes.get(name, 1) for name in names]
+    if not counts:
+        return {}
     parts = dict(zip(names, theta.split(counts), strict=True))
     return {name: part if count > 1 else part[0] for (name, part), count in zip(parts.items(), counts, strict=True)}
 
@@ -173,6 +176,10 @@ class TrainingLoss:
     names: tuple[str, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Of the hyperparameters that are vectors: how many numbers of θ each takes; any other takes one."""
+    augment: Augment | None = None
+    """See `Task`: training inputs as a function of θ too."""
+    takes_values: bool = True
+    """Whether the loss itself gets the hyperparameters."""
 
     @cached_property
     def _on_batch(self) -> OnBatch:
@@ -182,8 +189,21 @@ class TrainingLoss:
         """What the loss gets of a batch beside the network's output."""
         return self._on_batch.reads(batch)
 
+    def _inputs(self, part: Part, theta: Tensor) -> Any:
+        """Those of the part, which `augment` has changed as it changes the whole batch's."""
+        if self.augment is None:
+            return part.inputs
+        values = named_values(theta, self.names, self.sizes)
+        return part.own(augmented(self.augment, inputs_of(part.batch), part.seed, values))
+
     def __call__(
-        self, weights: Tensor, theta: Tensor, buffers: Buffers, part: Part, batch: Batch | None = None
+        self,
+        weights: Tensor,
+        theta: Tensor,
+        buffers: Buffers,
+        part: Part,
+        batch: Batch | None = None,
+        own_theta: Tensor | None = None,
     ) -> tuple[Tensor, Buffers]:
         """The scalar loss of the whole batch that `part` belongs to, and the buffers after the forward pass.
 
@@ -191,12 +211,15 @@ class TrainingLoss:
 
         Args:
             batch: what the loss gets in place of the part's batch; the network sees the part.
+            own_theta: θ for what is done to this part alone (`augment`), where its adjoint is another than that of θ in
+                the loss, which is of the whole batch; None: θ.
 
         Raises:
             UserError: the task's loss did not return one number.
         """
-        output, after = self.network(weights, buffers, part.inputs, part.share)
-        extra = (named_values(theta, self.names, self.sizes),) if self.names else ()
+        inputs = self._inputs(part, theta if own_theta is None else own_theta)
+        output, after = self.network(weights, buffers, inputs, part.share)
+        extra = (named_values(theta, self.names, self.sizes),) if self.names and self.takes_values else ()
         loss = self._on_batch(output, part.batch if batch is None else batch, *extra)
         if not isinstance(loss, Tensor) or loss.shape != ():
             kind = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__

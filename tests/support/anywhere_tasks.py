@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from problems import Buckets, TensorTask, images, mlp
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from fds_dist.common.randomness import generator
+from fds_dist.common.randomness import derive_seed, generator
 
 SAMPLES, BATCH = 24, 8
 Named = Mapping[str, Tensor]
@@ -69,6 +70,23 @@ def tasks() -> dict[str, tuple[TensorTask, Buckets]]:
     }
 
 
+@dataclass
+class AugmentedTask(TensorTask):
+    """Images made brighter and noisier, by `brightness` [] and `noise` [2] (of the left and of the right half)."""
+
+    def augment(self, inputs: Tensor, generator: torch.Generator, h: Named) -> Tensor:
+        options = {"generator": generator, "dtype": inputs.dtype, "device": inputs.device}
+        bright = 1 + h["brightness"] * torch.rand(len(inputs), 1, 1, 1, **options)  # type: ignore[arg-type]
+        noise = h["noise"].repeat_interleave(inputs.shape[-1] // 2) * torch.randn(inputs.shape, **options)  # type: ignore[arg-type]
+        return inputs * bright + noise
+
+
+def augmented_task() -> tuple[AugmentedTask, Buckets]:
+    """A task without hyperparameters of the loss, and the values that it is differentiated at."""
+    task = AugmentedTask(mlp, images(SAMPLES, "train"), images(16, "val"), batch_size=BATCH)
+    return task, {"lr": [0.3, 0.2], "momentum": [0.5], "brightness": [0.4], "noise": [[0.3, 0.1], [0.2, 0.4]]}
+
+
 def as_tensors(buckets: Buckets) -> dict[str, Tensor]:
     """By name [buckets] or [buckets, size]."""
     return {name: torch.tensor(row, dtype=torch.float64, requires_grad=True) for name, row in buckets.items()}
@@ -84,7 +102,11 @@ def unrolled_loss(task: TensorTask, values: Named, horizon: int) -> Tensor:
         h = {name: row[len(row) * step // horizon] for name, row in values.items()}
         inputs, targets = batches[step % len(batches)]
         inside = {name: value for name, value in h.items() if name not in ("lr", "momentum")}
-        loss = task.loss(functional_call(module, weights, (inputs,)), targets, inside)
+        extra: tuple[Named, ...] = (inside,)
+        if isinstance(task, AugmentedTask):
+            seed = derive_seed(derive_seed(0, 0, step, "step"), "augment")
+            inputs, extra = task.augment(inputs, torch.Generator().manual_seed(seed), inside), ()
+        loss = task.loss(functional_call(module, weights, (inputs,)), targets, *extra)
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
         for (name, w), g in zip(weights.items(), gradients, strict=True):
             velocity[name] = h["momentum"] * velocity[name] + g

@@ -69,10 +69,13 @@ class ReverseSweep:
         """One inner step, differentiable by state and `h` where `create_graph`; and its loss, detached."""
         weights = state.weights if state.weights.requires_grad else state.weights.detach().requires_grad_()
         read, theta, buffers = self.axis.spread(weights), self.problem.theta(h), state.buffers
+        own_theta = self.axis.spread(theta)
         gradients, losses = [], []
         for index, (part, fraction) in enumerate(micro_batches(batch, self.problem.accumulate)):
-            self.network.seed(self.problem.step_seed(self.run.number, state.step, self.axis.rank, index))
-            loss, buffers = self.loss(read, theta, buffers, self.network.cast(self.axis.split(part)))
+            seeds = [self.problem.step_seed(self.run.number, state.step, at, index) for at in (0, self.axis.rank)]
+            self.network.seed(seeds[1])
+            split = replace(self.network.cast(self.axis.split(part)), seed=seeds[0])
+            loss, buffers = self.loss(read, theta, buffers, split, own_theta=own_theta)
             (gradient,) = differentiate(loss, read, create_graph=create_graph)
             gradients.append(gradient * fraction)
             losses.append(loss.detach() * fraction)
