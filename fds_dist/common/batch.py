@@ -32,6 +32,11 @@ def targets_of(batch: Batch) -> Any:
     return batch[1] if _is_pair(batch) else batch
 
 
+def with_inputs(batch: Batch, inputs: Any) -> Batch:
+    """The batch with other inputs."""
+    return (inputs, batch[1]) if _is_pair(batch) else inputs
+
+
 def _is_pair(batch: Batch) -> bool:
     return isinstance(batch, (tuple, list)) and len(batch) == 2
 
