@@ -16,7 +16,7 @@ from fds_dist.build.optimizer import check_fit, inner_optimizer, remark_on
 from fds_dist.build.space import bucket_faults, hyperparameter_space
 from fds_dist.common.faults import UserError
 from fds_dist.common.flat import trainable_parameters
-from fds_dist.common.precision import DTYPES
+from fds_dist.common.precision import AUTOCAST, DTYPES
 from fds_dist.config import Config, Draft, Faults, OuterConfig
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device, mesh_shape
@@ -152,6 +152,7 @@ def _problem(
         clip_gradient=config.inner.clip_gradient,
         clip_norm=config.inner.clip_norm,
         ema=config.inner.ema,
+        low=AUTOCAST[config.inner.precision],
         accumulate=config.inner.accumulate,
         val_batch_norm=config.outer.val_batch_norm,
         seed=config.seed,

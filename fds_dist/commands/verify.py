@@ -225,7 +225,7 @@ def verify(
         horizon, precision = _verified_steps(built, steps), FLOAT64 if exact else FLOAT32
         if exact:
             config_in_float64 = built.config.model_copy(update={"dtype": "float64"})
-            problem = replace(built.problem, dtype=torch.float64)
+            problem = built.problem.in_float64()
             built = replace(built, config=config_in_float64, problem=problem)
         verification = compare_derivatives(built.problem, horizon, ranks, precision)
         return VerifyResult(built, replace(verification, coarse=coarse))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -47,6 +47,10 @@ class InnerConfig(Section):
     accumulate: Count = 1
     """Micro-batches that each batch is cut into (gradient accumulation): memory falls, the gradient stays that of the
     mean over the whole batch. The loss is applied to each micro-batch, batch-norm and dropout work on each alone."""
+
+    precision: Literal["fp32", "bf16"] | None = None
+    """bf16: forward passes and losses, training's and validation's, run under `torch.autocast`, and losses get float32
+    outputs; weights, optimizer state and tangents stay float32. fp32 or null: all is computed in `dtype`."""
 
     groups: Annotated[dict[Name, Pattern], Field(min_length=1)] | None = None
     """Parameter groups: name → regular expression, searched in the parameters' names; the first match wins."""

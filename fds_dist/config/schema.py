@@ -144,6 +144,9 @@ def config_contradictions(config: Config) -> Iterator[Contradiction]:
     if config.inner.nesterov and not takes_nesterov(config.inner.optimizer):
         problem = f"{config.inner.optimizer_name} has no such switch, or it is off there"
         yield Contradiction(("inner", "nesterov"), problem, "false, or inner.optimizer: sgd", ("inner.optimizer",))
+    if config.inner.precision and config.dtype != "float32":
+        problem = f"{config.inner.precision} has no effect on {config.dtype}"
+        yield Contradiction(("inner", "precision"), problem, "null, or dtype: float32", ("dtype",))
     if config.estimator == "reverse":
         prune = config.tangents.prune
         for path, value in ((("clip_hvp",), config.tangents.clip_hvp), (("prune", "ratio"), prune.ratio)):

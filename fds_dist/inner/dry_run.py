@@ -84,7 +84,7 @@ def dry_run(
             remarks += [remark] if remark else []
         if problem.live_buffers:
             with raised_to_float64(problem) as (_, exact):
-                checked = replace(problem, dtype=torch.float64) if exact else problem
+                checked = problem.in_float64() if exact else problem
                 check_derivatives(_point(checked), reverse)
         if plain_steps:
             remarks.append(str(testimony(problem, estimator, ESTIMATORS[estimator], plain_steps)))

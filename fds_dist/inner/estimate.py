@@ -67,7 +67,8 @@ def evaluate(
         part = network.cast(axis.split(batch))
         with torch.set_grad_enabled(with_gradient):
             output, _ = network(weights, {**buffers, **leaves}, part.inputs, part.share)
-            loss = loss_of(output, part.batch)
+            with network.autocast():
+                loss = loss_of(output, part.batch)
         count = mean.add(loss, output, part.batch)
         if with_gradient:
             gradients = differentiate(loss, (weights, *leaves.values()), materialize_grads=True)

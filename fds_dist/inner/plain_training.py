@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -30,7 +31,7 @@ from fds_dist.common.batch import (
 )
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.common.modules import Modes, averaged_model, convert, independent_copy
-from fds_dist.common.precision import default_dtype
+from fds_dist.common.precision import default_dtype, in_dtype
 from fds_dist.common.timing import seconds_of
 from fds_dist.common.values import Value
 from fds_dist.inner.culprits import Call, calls_within
@@ -141,7 +142,18 @@ class PlainTraining:
         loss_of, augment, inputs = OnBatch(problem.task.loss), augmentation(problem.task), inputs_of(batch)
         if augment is not None:
             inputs = augmented(augment, inputs, seed, values)
-        return loss_of(call(module, inputs), batch, *problem.loss_arguments(values))
+        with self.autocast():
+            return loss_of(self.output(module, inputs), batch, *problem.loss_arguments(values))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """PyTorch's own, where the problem has a precision for it."""
+        low = self.problem.low
+        return nullcontext() if low is None else torch.autocast(self.problem.device.type, low)
+
+    def output(self, module: nn.Module, inputs: Any) -> Any:
+        """The network's output, which losses get in the dtype of the weights."""
+        output = call(module, inputs)
+        return output if self.problem.low is None else in_dtype(output, self.problem.dtype)
 
     @torch.no_grad()
     def val_loss(self, module: nn.Module) -> float:
@@ -151,7 +163,8 @@ class PlainTraining:
             if isinstance(layer, _BatchNorm) and layer.training:
                 layer.momentum = 0.0  # uses the batch's statistics, and leaves the running ones alone
         batch = self.cast(self.val)
-        return OnBatch(validation_loss(self.problem.task))(call(module, inputs_of(batch)), batch).item()
+        with self.autocast():
+            return OnBatch(validation_loss(self.problem.task))(self.output(module, inputs_of(batch)), batch).item()
 
     def draws_random_numbers(self) -> bool:
         """Whether the forward pass draws from PyTorch's generator."""
@@ -187,7 +200,8 @@ class PlainTraining:
 
         def run() -> None:
             torch.manual_seed(0)
-            call(module, inputs)
+            with self.autocast():
+                call(module, inputs)
 
         return calls_within(module, run)
 

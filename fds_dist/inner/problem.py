@@ -62,6 +62,8 @@ class Problem:
     """Bound on the Euclidean norm of the whole gradient, after `clip_gradient`."""
     ema: float | None = None
     """The decay of the weights' moving average, which is then what is validated; None: there is no average."""
+    low: torch.dtype | None = None
+    """The dtype that forward passes are autocast to (`inner.precision: bf16`); None: they compute in `dtype`."""
     accumulate: int = 1
     """Micro-batches that each training batch is cut into; only one of them has a graph at a time."""
     val_batch_norm: str = "batch"
@@ -82,7 +84,7 @@ class Problem:
 
     def network(self, outer_step: int) -> Network:
         """A network with fresh weights for `outer_step`, in training mode."""
-        network = Network(self.module(outer_step), self.dtype, self.device, self.live_buffers)
+        network = Network(self.module(outer_step), self.dtype, self.device, self.live_buffers, self.low)
         network.train()
         return network
 
@@ -105,6 +107,7 @@ class Problem:
             "clip_norm": (self.clip_norm, None),
             "ema": (self.ema, None),
             "accumulate": (self.accumulate, 1),
+            "precision": ("bf16" if self.low else None, None),
         }
         return {name: value for name, (value, default) in settings.items() if value != default}
 
@@ -159,6 +162,10 @@ class Problem:
     def by(self, method: str) -> Problem:
         """The same problem with `method` of `METHODS`."""
         return replace(self, tangents=replace(self.tangents, method=method))
+
+    def in_float64(self) -> Problem:
+        """The same problem in float64 throughout."""
+        return replace(self, dtype=torch.float64, low=None)
 
     @property
     def chunk_size(self) -> int:

@@ -6,7 +6,7 @@ Shapes: D = number of weights, P = numbers of the hyperparameters inside the los
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,8 @@ from fds_dist.common.batch import WHOLE, Batch, Part, Share, call, inputs_of, ma
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.common.modules import Modes, convert
+from fds_dist.common.precision import in_dtype
+from fds_dist.tangents.autocast import autocast
 from fds_dist.tangents.running_statistics import RunningStatistics
 from fds_dist.tangents.second_derivatives import write_out
 from fds_dist.tasks.augment import Augment, augmented
@@ -48,12 +50,20 @@ class Network:
 
     Args:
         live: names of the buffers through which derivatives pass; the others are constants of a step.
+        low: the dtype that forward passes are autocast to; None: they are not. Weights and outputs have `dtype`.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype, device: torch.device, live: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        dtype: torch.dtype,
+        device: torch.device,
+        live: tuple[str, ...] = (),
+        low: torch.dtype | None = None,
+    ) -> None:
         self.module, self._modes = convert(module, dtype, device), Modes(module)
         self.dtype, self.device, self.live = dtype, device, live
-        self.last_seed = 0
+        self.low, self.last_seed = low, 0
         parameters = trainable_parameters(module)
         self.layout = FlatLayout.of(parameters)
         self.initial_weights = self.layout.flatten(parameters, dtype, device)
@@ -100,12 +110,18 @@ class Network:
         """
         self._install(weights, buffers)
         self._statistics.share = share
-        with sdpa_kernel(SDPBackend.MATH), _WithoutOut() if self.live else nullcontext():
+        with sdpa_kernel(SDPBackend.MATH), self.autocast(), _WithoutOut() if self.live else nullcontext():
             output = call(self.module, inputs)
+        if self.low is not None:
+            output = in_dtype(output, self.dtype)
         after = {name: owner._buffers[local_name] for owner, local_name, name in self._buffer_slots}
         if share.gather is not None:
             output = map_tensors(share.gather, output)
         return output, after  # type: ignore[return-value]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The autocast of forward passes. A loss is computed within, too, from outputs in the weights' dtype."""
+        return autocast(self.device, self.low)
 
     def seed(self, seed: int) -> None:
         """Seeds the generators that the forward pass draws from (dropout).
@@ -220,7 +236,8 @@ class TrainingLoss:
         inputs = self._inputs(part, theta if own_theta is None else own_theta)
         output, after = self.network(weights, buffers, inputs, part.share)
         extra = (named_values(theta, self.names, self.sizes),) if self.names and self.takes_values else ()
-        loss = self._on_batch(output, part.batch if batch is None else batch, *extra)
+        with self.network.autocast():
+            loss = self._on_batch(output, part.batch if batch is None else batch, *extra)
         if not isinstance(loss, Tensor) or loss.shape != ():
             kind = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             problem = f"loss(output, target) returned {kind}"
