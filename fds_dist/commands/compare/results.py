@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from fds_dist.commands.compare.judge import Judgement
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.records import FloatOrInf, from_values, to_values
-from fds_dist.common.values import RowOrNan
 from fds_dist.common.words import Spread, spread
 
 REFERENCE = "fds"
@@ -28,7 +27,7 @@ class Incumbent:
 
     number: int
     """Its trial or outer step."""
-    hyperparameters: dict[str, RowOrNan]
+    hyperparameters: dict[str, list[float]]
     cost: float
     """Plain training steps that the method had spent until then."""
     seconds: float
