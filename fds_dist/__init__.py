@@ -16,36 +16,50 @@ if TYPE_CHECKING:
     from fds_dist.commands.export import export
     from fds_dist.commands.noise.command import NoiseResult, noise
     from fds_dist.commands.optimize.command import optimize
-    from fds_dist.commands.optimize.search import RunResult
     from fds_dist.commands.report.command import report
     from fds_dist.commands.retrain.command import Retraining, retrain
+    from fds_dist.commands.run import Run, RunResult, load_run
     from fds_dist.commands.verify import VerifyResult, verify
     from fds_dist.common.faults import Fault, UserError
     from fds_dist.schedule.driver import ScheduleDriver, parameter_groups
     from fds_dist.schedule.schedule import Schedule, load_schedule
+    from fds_dist.tangents.optimizers.plain import make_optimizer
     from fds_dist.tasks.base import Task
     from fds_dist.tasks.datasets import task_from_datasets
+    from fds_dist.tracking.callbacks import Callback, Stop
+    from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
+    from fds_dist.tracking.trackers import Tracker
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "BenchReport": "fds_dist.commands.bench",
+    "Callback": "fds_dist.tracking.callbacks",
     "CheckResult": "fds_dist.commands.check.command",
     "CompareResult": "fds_dist.commands.compare.command",
     "Fault": "fds_dist.common.faults",
+    "InnerBlock": "fds_dist.tracking.records",
     "NoiseResult": "fds_dist.commands.noise.command",
+    "OuterRecord": "fds_dist.tracking.records",
     "Retraining": "fds_dist.commands.retrain.command",
-    "RunResult": "fds_dist.commands.optimize.search",
+    "Run": "fds_dist.commands.run",
+    "RunEnd": "fds_dist.tracking.records",
+    "RunResult": "fds_dist.commands.run",
+    "RunStart": "fds_dist.tracking.records",
     "Schedule": "fds_dist.schedule.schedule",
     "ScheduleDriver": "fds_dist.schedule.driver",
+    "Stop": "fds_dist.tracking.callbacks",
     "Task": "fds_dist.tasks.base",
+    "Tracker": "fds_dist.tracking.trackers",
     "UserError": "fds_dist.common.faults",
     "VerifyResult": "fds_dist.commands.verify",
     "bench": "fds_dist.commands.bench",
     "check": "fds_dist.commands.check.command",
     "compare": "fds_dist.commands.compare.command",
     "export": "fds_dist.commands.export",
+    "load_run": "fds_dist.commands.run",
     "load_schedule": "fds_dist.schedule.schedule",
+    "make_optimizer": "fds_dist.tangents.optimizers.plain",
     "noise": "fds_dist.commands.noise.command",
     "optimize": "fds_dist.commands.optimize.command",
     "parameter_groups": "fds_dist.schedule.driver",
@@ -58,22 +72,32 @@ _HOMES = {
 
 __all__ = [
     "BenchReport",
+    "Callback",
     "CheckResult",
     "CompareResult",
     "Fault",
+    "InnerBlock",
     "NoiseResult",
+    "OuterRecord",
     "Retraining",
+    "Run",
+    "RunEnd",
     "RunResult",
+    "RunStart",
     "Schedule",
     "ScheduleDriver",
+    "Stop",
     "Task",
+    "Tracker",
     "UserError",
     "VerifyResult",
     "bench",
     "check",
     "compare",
     "export",
+    "load_run",
     "load_schedule",
+    "make_optimizer",
     "noise",
     "optimize",
     "parameter_groups",

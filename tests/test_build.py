@@ -77,7 +77,7 @@ def test_a_name_that_is_not_the_optimizers_belongs_to_the_loss() -> None:
     (line,) = faults("hyperparameters.penalty={init: 0, step: 0.1}")
     assert line == (
         "hyperparameters.penalty: unknown hyperparameter; expected lr, momentum, weight_decay (of sgd), "
-        "or a task whose loss takes a third argument"
+        "or a task whose loss takes a third argument or that has an augment"
     )
 
 

@@ -9,8 +9,8 @@ import pytest
 
 import fds_dist
 
-COMMANDS = ("optimize", "check", "verify", "retrain", "report", "export", "noise", "compare", "bench")
-OF_A_RUN = ("retrain", "report", "export")
+COMMANDS = ("optimize", "check", "verify", "retrain", "report", "export", "noise", "compare", "bench", "load_run")
+OF_A_RUN = ("retrain", "report", "export", "load_run")
 """Commands whose examples name the folder that the example of `optimize` makes."""
 
 

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from fds_dist.build.model import ModelBuilder, builder_or_none
+from fds_dist.build.optimizer import check_fit, inner_optimizer, remark_on
 from fds_dist.build.space import bucket_faults, hyperparameter_space
 from fds_dist.common.faults import UserError
 from fds_dist.common.flat import trainable_parameters
-from fds_dist.common.precision import DTYPES
+from fds_dist.common.precision import AUTOCAST, DTYPES
 from fds_dist.config import Config, Draft, Faults, OuterConfig
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device, mesh_shape
@@ -30,7 +31,7 @@ from fds_dist.outer.rules import AdamRule, GradientRule, OuterRule, SignRule
 from fds_dist.schedule.groups import assigned
 from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tangents.methods import default_method
-from fds_dist.tangents.optimizers import INNER_OPTIMIZERS, InnerOptimizer
+from fds_dist.tangents.optimizers import SGD, InnerOptimizer
 from fds_dist.tangents.step import Pruning
 from fds_dist.tasks import build_task
 from fds_dist.tasks.base import Task, task_faults
@@ -78,26 +79,29 @@ def build(
     faults = Faults(draft, "task" if task is not None else "")
     built_task = faults.attempt("task", lambda: _task(config, task))
     builder = faults.attempt("model", lambda: builder_or_none(config, built_task, model))
-    optimizer = INNER_OPTIMIZERS[config.inner.optimizer](config.inner.nesterov)
-    space, space_faults = hyperparameter_space(config, optimizer, built_task)
+    optimizer = faults.attempt("inner.optimizer", lambda: inner_optimizer(config))
+    space, space_faults = hyperparameter_space(config, optimizer or SGD(), built_task)
     if (patterns := config.inner.groups) and builder is not None:
         faults.attempt("inner.groups", lambda: assigned(patterns, trainable_parameters(builder(0))))
     notes = faults.attempt("model", builder.remarks) if isinstance(builder, (HandedIn, FineTuned)) else None
-    faults.add(space_faults)
+    faults.add(space_faults if optimizer is not None else ())
     shape = faults.attempt("mesh", lambda: _mesh_shape(config, environment))
+    if optimizer is not None and builder is not None and shape is not None:
+        faults.attempt("inner.optimizer", lambda: check_fit(optimizer, builder, space, shape))
     device, device_faults = choose_device(config.device, environment)
     faults.add(device_faults)
     faults.attempt("tracking.wandb.mode", lambda: effective_mode(config.tracking.wandb.mode))
     if built_task is not None and faults.is_sound("inner.epochs") and faults.is_sound("inner.steps"):
         faults.add(bucket_faults(config, space, min(horizons(config, built_task))))
-    if faults.all or built_task is None or builder is None or shape is None:
+    if faults.all or built_task is None or builder is None or optimizer is None or shape is None:
         raise UserError(faults.all)
     problem = _problem(config, built_task, builder, optimizer, space, device)
-    settings = OuterSettings(horizons(config, built_task), config.outer.nonfinite_patience, config.outer.retreat)
+    settings = _outer_settings(config, built_task)
     plain_steps = min(settings.horizons) if config.consistency.witness == "on" else 0
     problem, remarks = dry_run(problem, config.tangents.method, config.estimator, plain_steps)
     if not plain_steps:
         remarks += ("consistency.witness is off: this run was not checked against plain PyTorch",)
+    remarks += (remark_on(optimizer), _unused_groups(config, problem))
     return Build(
         config=config,
         problem=problem,
@@ -105,8 +109,13 @@ def build(
         rule=outer_rule(config.outer),
         estimator=_estimator(config),
         shape=shape,
-        remarks=tuple(filter(None, (*draft.remarks, *(notes or ()), *remarks, _unused_groups(config, problem)))),
+        remarks=tuple(filter(None, (*draft.remarks, *(notes or ()), *remarks))),
     )
+
+
+def _outer_settings(config: Config, task: Task) -> OuterSettings:
+    outer = config.outer
+    return OuterSettings(horizons(config, task), outer.nonfinite_patience, outer.retreat, outer.timeout, outer.target)
 
 
 def _unused_groups(config: Config, problem: Problem) -> str:
@@ -141,6 +150,9 @@ def _problem(
         device=device,
         dtype=DTYPES[config.dtype],
         clip_gradient=config.inner.clip_gradient,
+        clip_norm=config.inner.clip_norm,
+        ema=config.inner.ema,
+        low=AUTOCAST[config.inner.precision],
         accumulate=config.inner.accumulate,
         val_batch_norm=config.outer.val_batch_norm,
         seed=config.seed,

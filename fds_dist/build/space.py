@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
+from fds_dist.common.domain import UNBOUNDED, interval
 from fds_dist.common.faults import Fault
 from fds_dist.common.registry import nearest
+from fds_dist.common.values import Value
 from fds_dist.config import Config
 from fds_dist.config.hyperparameters import HyperparameterConfig
 from fds_dist.schedule.groups import base_of, group_of, name_in
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 from fds_dist.tangents.optimizers import InnerOptimizer
-from fds_dist.tasks.base import Task, loss_takes_hyperparameters
+from fds_dist.tasks.base import Task, takes_hyperparameters
 
 
 def hyperparameter_space(
@@ -21,31 +24,55 @@ def hyperparameter_space(
     learned: list[Hyperparameter] = []
     fixed = {name: value for name, value in optimizer.defaults.items() if name not in config.hyperparameters}
     faults: list[Fault] = []
+    domains = getattr(optimizer, "domains", {})
     for name, entry in config.hyperparameters.items():
         is_loss_own = name not in optimizer.defaults
-        if is_loss_own and (task is None or not loss_takes_hyperparameters(task)):
+        if is_loss_own and (task is None or not takes_hyperparameters(task)):
             faults.append(_unknown_hyperparameter(name, optimizer))
         elif not isinstance(entry, HyperparameterConfig):
             fixed[name] = entry
+            faults += _domain_faults(f"hyperparameters.{name}", entry, domains.get(name, UNBOUNDED))
         elif entry.per_group and is_loss_own:
             key = f"hyperparameters.{name}.per_group"
             expected = f"false; the optimizer's own can be: {', '.join(optimizer.defaults)}"
             faults.append(Fault(key, f"{name} belongs to the loss, which has no groups", expected))
+        elif entry.size > 1 and not is_loss_own:
+            problem = f"{entry.size} is not possible: {name} belongs to the optimizer, which takes one number"
+            faults.append(Fault(f"hyperparameters.{name}.size", problem, "1; or per_group, a number for each group"))
         else:
-            learned += [
-                Hyperparameter(copy_name, copy.init, copy.step, copy.buckets, copy.bounds(name), copy.scale)
-                for copy_name, copy in _copies(name, entry, config.inner.groups or {}).items()
-            ]
+            for copy_name, copy in _copies(name, entry, config.inner.groups or {}).items():
+                start, bounds = _start(copy), _bounds(name, copy, domains)
+                learned.append(Hyperparameter(copy_name, start, copy.step, copy.buckets, bounds, copy.scale, copy.size))
+                if name in domains and not isinstance(start, tuple):
+                    faults += _domain_faults(f"{_key(config, copy_name, 'init')}.init", start, bounds)
     if not learned and not faults:
         expected = "at least one like lr: {init: 0.1, step: 0.1, buckets: 5}"
         faults.append(Fault("hyperparameters", "nothing is learned, all are fixed numbers", expected))
     return HyperparameterSpace(tuple(learned), fixed), faults
 
 
+def _start(entry: HyperparameterConfig) -> Value:
+    return tuple(entry.init) if isinstance(entry.init, list) else entry.init
+
+
+def _bounds(name: str, entry: HyperparameterConfig, domains: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
+    """(min, max): those of the config, which knows common names, or where it has none the optimizer's own."""
+    sides = zip(("min", "max"), entry.bounds(name), domains.get(name, UNBOUNDED), strict=True)
+    low, high = (
+        domain if math.isinf(bound) and side not in entry.model_fields_set else bound for side, bound, domain in sides
+    )
+    return low, high
+
+
+def _domain_faults(key: str, value: float, bounds: tuple[float, float]) -> list[Fault]:
+    return [] if bounds[0] <= value <= bounds[1] else [Fault(key, f"{value:g} is out of range", interval(*bounds))]
+
+
 def _unknown_hyperparameter(name: str, optimizer: InnerOptimizer) -> Fault:
     nearest_name = nearest(name, optimizer.defaults)
     suggestion = f"hyperparameters.{nearest_name}" if nearest_name else ""
-    expected = f"{', '.join(optimizer.defaults)} (of {optimizer.name}), or a task whose loss takes a third argument"
+    own = "or a task whose loss takes a third argument or that has an augment"
+    expected = f"{', '.join(optimizer.defaults)} (of {optimizer.name}), {own}"
     return Fault(f"hyperparameters.{name}", "unknown hyperparameter", expected, suggestion)
 
 

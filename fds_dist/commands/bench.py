@@ -129,7 +129,7 @@ def _vs_sequential(problem: Problem) -> float:
     network = problem.network(0)
     loss, weights = problem.training_loss(network), network.initial_weights
     part = network.cast(Part(next(problem.batches(0))))
-    theta = weights.new_zeros(len(problem.loss_hyperparameters))
+    theta = weights.new_zeros(problem.theta_size)
     directions = torch.randn(problem.space.size, len(weights), dtype=weights.dtype).to(weights)
     theta_directions = directions.new_zeros(len(directions), len(theta))
 

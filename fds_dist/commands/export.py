@@ -8,11 +8,12 @@ import json
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 
+from fds_dist.commands.run import RunSource, run_path
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.paths import expand_path
+from fds_dist.common.optimizers import BUILT_IN, torch_arguments
 from fds_dist.common.registry import nearest
+from fds_dist.common.values import named_numbers
 from fds_dist.schedule.groups import base_of, group_of
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.storage.run_folder import RunFolder
@@ -23,18 +24,21 @@ FILES = {
 }
 """Best schedule (True) or last one (False) → its file in a run's folder, and the content of the file."""
 
-TORCH_OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
+TORCH_CLASSES = {name: facts.torch_class for name, facts in BUILT_IN.items() if facts.torch_class}
 """Name in a config → name of the class in `torch.optim`."""
+
+CLIPPING = {"clip_gradient": "clip_grad_value_", "clip_norm": "clip_grad_norm_"}
+"""Name in a config → name of the function in `torch.nn.utils`, in the order of the calls."""
 
 _quoted = partial(json.dumps, ensure_ascii=False)
 """Text as a Python literal, in double quotes."""
 
 
-def export(run_dir: str | Path, form: str = "snippet", *, horizon: int | None = None, best: bool = False) -> str:
+def export(run_dir: RunSource, form: str = "snippet", *, horizon: int | None = None, best: bool = False) -> str:
     """The learned schedule of a run as text, to use without fds_dist.
 
     Args:
-        run_dir: the run's folder.
+        run_dir: the run's folder, or what `optimize` returned.
         form: "snippet" (Python that needs only torch), "csv" (a row per step) or "json".
         horizon: the number of optimizer steps to stretch the schedule to; None: as learned.
         best: export the schedule with the lowest validation loss instead of the last one.
@@ -48,7 +52,7 @@ def export(run_dir: str | Path, form: str = "snippet", *, horizon: int | None = 
         ('step,lr,weight_decay,momentum', 5)
     """
     name, holds = FILES[best]
-    folder = RunFolder(expand_path(run_dir, "RUN_DIR"))
+    folder = RunFolder(run_path(run_dir))
     faults = folder.faults(file=name, expected="the folder of a run with a finished outer step")
     if form not in FORMS:
         faults.append(Fault("--format", f"{form!r} is unknown", f"one of {', '.join(FORMS)}", nearest(form, FORMS)))
@@ -65,8 +69,8 @@ def table(schedule: Schedule, source: str = "") -> str:
     """Comma-separated values: a line of names, then one line per step."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["step", *schedule.at(0)])
-    writer.writerows([step, *schedule.at(step).values()] for step in range(schedule.horizon))
+    writer.writerow(["step", *named_numbers(schedule.at(0))])
+    writer.writerows([step, *named_numbers(schedule.at(step)).values()] for step in range(schedule.horizon))
     return text.getvalue()
 
 
@@ -96,8 +100,16 @@ FORMS: dict[str, Callable[[Schedule, str], str]] = {
 
 def _snippet_faults(schedule: Schedule) -> Iterator[Fault]:
     name, patterns = schedule.optimizer.get("name"), schedule.optimizer.get("groups")
-    if str(name) not in TORCH_OPTIMIZERS:
-        yield Fault("schedule: optimizer.name", f"{name!r} is unknown", f"one of {', '.join(TORCH_OPTIMIZERS)}")
+    if name in BUILT_IN or ":" in str(name):
+        if name not in TORCH_CLASSES:
+            problem = f"{name} is not in torch.optim, and a snippet needs only torch"
+            yield Fault(
+                "schedule: optimizer.name",
+                problem,
+                "fds_dist.make_optimizer, or --format csv or json",
+            )
+    else:
+        yield Fault("schedule: optimizer.name", f"{name!r} is unknown", f"one of {', '.join(TORCH_CLASSES)}")
     if schedule.groups and not (isinstance(patterns, dict) and {*schedule.groups} == {*patterns}):
         expected = f"a pattern for each of {', '.join(schedule.groups)}"
         yield Fault("schedule: optimizer.groups", f"{patterns!r} is not valid", expected)
@@ -109,6 +121,9 @@ def _head(schedule: Schedule, source: str) -> Iterator[str]:
     yield "It needs only torch. In a training loop:"
     yield ""
     yield "    optimizer = make_optimizer(model)"
+    ema, utils = schedule.optimizer.get("ema"), "torch.optim.swa_utils"
+    if ema is not None:
+        yield f"    average = {utils}.AveragedModel(model, multi_avg_fn={utils}.get_ema_multi_avg_fn({ema!r}))"
     yield "    for step, (x, y) in enumerate(batches):"
     yield "        set_hyperparameters(optimizer, step)"
     yield "        optimizer.zero_grad()"
@@ -116,9 +131,12 @@ def _head(schedule: Schedule, source: str) -> Iterator[str]:
         pairs = ", ".join(f"{_quoted(name)}: value_at({_quoted(name)}, step)" for name in names)
         yield f"        extra = {{{pairs}}}  # hyperparameters of the loss: pass them to yours"
     yield f"        loss_function(model(x), y{', extra' if names else ''}).backward()"
-    if (bound := schedule.optimizer.get("clip_gradient")) is not None:
-        yield f"        torch.nn.utils.clip_grad_value_(model.parameters(), {bound!r})  # as when it was learned"
+    for name, function in CLIPPING.items():
+        if (bound := schedule.optimizer.get(name)) is not None:
+            yield f"        torch.nn.utils.{function}(model.parameters(), {bound!r})  # as when it was learned"
     yield "        optimizer.step()"
+    if ema is not None:
+        yield "        average.update_parameters(model)  # use average.module: the values were learned for it"
 
 
 def _values(schedule: Schedule) -> str:
@@ -179,10 +197,12 @@ def parameter_groups(model):
 
 
 def _make_optimizer(schedule: Schedule) -> str:
-    class_name = TORCH_OPTIMIZERS[schedule.optimizer["name"]]
+    class_name, arguments = TORCH_CLASSES[schedule.optimizer["name"]], torch_arguments(schedule.optimizer)
     parameters = "parameter_groups(model)" if schedule.groups else "model.parameters()"
-    nesterov = schedule.optimizer.get("nesterov") and any(base_of(name) == "momentum" for name in schedule.at(0))
-    options = ", momentum=0.9, nesterov=True" if nesterov else ""  # torch.optim.SGD refuses one without the other
+    if not any(base_of(name) == "momentum" for name in schedule.at(0)):
+        arguments.pop("nesterov", None)  # without momentum it changes nothing
+        arguments.pop("momentum", None)
+    options = "".join(f", {name}={value!r}" for name, value in arguments.items())
     return f'''\
 def make_optimizer(model):
     """The optimizer that the values were learned for. `set_hyperparameters` sets all of them."""

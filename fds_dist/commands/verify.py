@@ -1,7 +1,7 @@
 """Compares the hypergradients of a user's task with independent derivatives, on a short horizon in float64.
 
-The derivatives are forward mode by both exact methods and by differences of gradients, reverse mode through the whole
-unrolled run, and central finite differences of the validation loss, alone where there are no second derivatives.
+The derivatives are forward mode by both methods, reverse mode through the whole unrolled run, and central finite
+differences of the validation loss.
 """
 
 from __future__ import annotations
@@ -39,22 +39,21 @@ from fds_dist.tasks.base import Task
 class Precision:
     """What can be expected of a comparison."""
 
-    exact: float  # between exact methods
-    products: float  # between an exact method and one by differences of gradients
-    difference: float  # between a method and finite differences
+    exact: float
+    """Allowed between exact methods."""
+    difference: float
+    """Allowed between an exact method and finite differences."""
     steps: tuple[float, ...]
     """Relative steps h of the differences, tried until one agrees: kinks spoil large ones and rounding small ones."""
 
 
-FLOAT64 = Precision(1e-10, 1e-7, 1e-5, (1e-6, 1e-5, 1e-7, 1e-4))
+FLOAT64 = Precision(1e-10, 1e-5, (1e-6, 1e-5, 1e-7, 1e-4))
 """Rounding of 1e-16 through some 10² steps, each amplifying it a little. The differences' own error is about 1e-8 on
 smooth networks, more where a ReLU switches within ±h. The last step is for derivatives of 1e-5 and less: the loss
-rounds to 1e-16, its difference over h = 1e-5 · 0.01 to 1e-9. Differences of gradients are right to (1e-16)^⅔ = 2e-11
-in each step, relative to the tangent, and may be amplified like rounding."""
+rounds to 1e-16, its difference over h = 1e-5 · 0.01 to 1e-9."""
 
-FLOAT32 = Precision(1e-2, 3e-2, 1e-1, (1e-2, 1e-3, 3e-2))
-"""Where the user's code computes in float32: rounding of 1e-7 through as many steps, and 1e-7/h in the differences;
-(1e-7)^⅔ = 2e-5 in each product by differences of gradients, amplified like it."""
+FLOAT32 = Precision(1e-2, 1e-1, (1e-2, 1e-3, 3e-2))
+"""Where the user's code computes in float32: rounding of 1e-7 through as many steps, and 1e-7/h in the differences."""
 
 SMALLEST_SHARE = 1e-4
 """A share of the norm of all hypergradients. If those of one hyperparameter are smaller, they are compared with this
@@ -83,14 +82,12 @@ class Verification:
 
     horizon: int
     values: list[float]  # [K]
-    reference: list[float]  # [K] reverse mode, or forward mode by differences of gradients (see `by_difference`)
+    reference: list[float]  # [K] reverse mode
     comparisons: tuple[Comparison, ...]
     left_out: tuple[str, ...]
     """The methods that could not be compared, each with the reason."""
     coarse: str = ""
     """What in the user's code computes below float64; raised to float64 for the comparison, where that is possible."""
-    by_difference: bool = False
-    """Whether the network has no second derivatives."""
 
     @property
     def passed(self) -> bool:
@@ -105,30 +102,19 @@ def compare_derivatives(problem: Problem, horizon: int, ranks: Ranks, precision:
     """
     values = problem.trial_values()
     run = InnerRun(problem, values, 0, horizon, ranks)
-
-    def forward_by(method: str) -> list[float]:
-        return estimate_forward(replace(run, problem=problem.by(method))).hypergradients
-
-    used = problem.tangents.method == "difference"
-    reasons = {method: _unusable(problem, method) for method in EXACT_METHODS}
-    left_out = [f"forward mode by {method}: {reason}" for method, reason in reasons.items() if reason]
-    by_difference = used and all(reasons.values())
-    comparisons = []
-    if by_difference:
-        left_out.append("reverse mode: it needs second derivatives")
-        reference = forward_by("difference")
-    else:
-        reference = estimate_reverse(replace(run, problem=problem.by("double_backward"))).hypergradients
-        methods = [method for method, reason in reasons.items() if not reason]
-        for method in (*methods, *(["difference"] if used else [])):
-            tolerance = precision.exact if method in EXACT_METHODS else precision.products
-            forward = forward_by(method)
-            error = worst_error(problem.space, forward, reference)
-            comparisons.append(Comparison(f"forward, {method}", forward, error, tolerance))
+    reference = estimate_reverse(run).hypergradients
+    comparisons, left_out = [], []
+    for method in EXACT_METHODS:
+        if reason := _unusable(problem, method):
+            left_out.append(f"forward mode by {method}: {reason}")
+            continue
+        forward = estimate_forward(replace(run, problem=problem.by(method))).hypergradients
+        error = worst_error(problem.space, forward, reference)
+        comparisons.append(Comparison(f"forward, {method}", forward, error, precision.exact))
     differences = finite_differences(problem, values, horizon, reference, precision)
     error = worst_error(problem.space, differences, reference)
     comparisons.append(Comparison("finite differences", differences, error, precision.difference))
-    return Verification(horizon, values, reference, tuple(comparisons), tuple(left_out), by_difference=by_difference)
+    return Verification(horizon, values, reference, tuple(comparisons), tuple(left_out))
 
 
 def finite_differences(
@@ -168,14 +154,14 @@ def relative_error(values: Sequence[float], reference: Sequence[float], floor: f
 def worst_error(space: HyperparameterSpace, values: Sequence[float], reference: Sequence[float]) -> float:
     """The largest relative error of a hyperparameter: no large derivative hides the error of a small one."""
     floor = SMALLEST_SHARE * math.hypot(*reference)
-    rows = zip(space.unpack(values).values(), space.unpack(reference).values(), strict=True)
+    rows = zip(space.rows(values).values(), space.rows(reference).values(), strict=True)
     return max(relative_error(*pair, floor) for pair in rows)
 
 
 def _unusable(problem: Problem, method: str) -> str:
-    network = problem.by(method).network(0)
+    network = problem.network(0)
     state, part = initial_state(problem, network), network.cast(Part(next(problem.batches(0))))
-    theta = state.weights.new_zeros(len(problem.loss_hyperparameters))
+    theta = state.weights.new_zeros(problem.theta_size)
     loss = problem.training_loss(network)
     try:
         choose_method(method, TrialPoint(loss, state.weights, theta, state.buffers, part, problem.chunk_size > 1))
@@ -183,6 +169,9 @@ def _unusable(problem: Problem, method: str) -> str:
         return error.faults[0].problem
     return ""
 
+
+MOST_ROWS = 200
+"""The most learned numbers that the table shows; all are compared."""
 
 VERIFIED_STEPS = 50
 """Inner steps to compare if the config's horizon is longer."""
@@ -236,7 +225,7 @@ def verify(
         horizon, precision = _verified_steps(built, steps), FLOAT64 if exact else FLOAT32
         if exact:
             config_in_float64 = built.config.model_copy(update={"dtype": "float64"})
-            problem = replace(built.problem, dtype=torch.float64)
+            problem = built.problem.in_float64()
             built = replace(built, config=config_in_float64, problem=problem)
         verification = compare_derivatives(built.problem, horizon, ranks, precision)
         return VerifyResult(built, replace(verification, coarse=coarse))
@@ -265,24 +254,23 @@ def _exact(draft: Draft) -> Draft:
 def print_verification(problem: Problem, verification: Verification, console: Console | None = None) -> None:
     """Prints every hypergradient by every method, and the verdict."""
     console = console or default_console()
-    name, reference = "reverse", "reverse mode through the whole unrolled run"
-    if verification.by_difference:
-        name, reference = "forward,\ndifference", "forward mode with differences of gradients"
     comparisons, kind = verification.comparisons, str(problem.dtype).removeprefix("torch.")
     paragraph(
         console,
-        f"Hypergradients over {counted(verification.horizon, 'inner step')} in {kind}, by {reference}, and by "
-        "independent methods:",
+        f"Hypergradients over {counted(verification.horizon, 'inner step')} in {kind}, by reverse mode through the "
+        "whole unrolled run, and by independent methods:",
     )
     console.print()
     # Numbers are narrow, so each word of a heading has a line.
     headings = [re.sub(r",? |(?<=_)", "\n", comparison.name) for comparison in comparisons]
-    table = plain_table("hyperparameter", "value", name, *headings)
+    table = plain_table("hyperparameter", "value", "reverse", *headings)
     table.columns[0].justify = "left"
-    for index, (owner, bucket) in enumerate(problem.space.elements):
+    for index, slot in enumerate(problem.space.elements[:MOST_ROWS]):
         cells = [f"{comparison.hypergradients[index]:.5g}" for comparison in comparisons]
         reference = f"{verification.reference[index]:.5g}"
-        table.add_row(f"{owner.name}[{bucket}]", f"{verification.values[index]:.4g}", reference, *cells)
+        table.add_row(escape(str(slot)), f"{verification.values[index]:.4g}", reference, *cells)
+    if (more := problem.space.size - MOST_ROWS) > 0:
+        table.add_row(f"and {more:,} more")
     table.add_section()
     table.add_row()
     table.add_row("relative error", "", "", *(f"{comparison.error:.1e}" for comparison in comparisons))

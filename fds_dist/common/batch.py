@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +30,11 @@ def inputs_of(batch: Batch) -> Any:
 def targets_of(batch: Batch) -> Any:
     """What the loss gets."""
     return batch[1] if _is_pair(batch) else batch
+
+
+def with_inputs(batch: Batch, inputs: Any) -> Batch:
+    """The batch with other inputs."""
+    return (inputs, batch[1]) if _is_pair(batch) else inputs
 
 
 def _is_pair(batch: Batch) -> bool:
@@ -144,12 +148,17 @@ class Part:
 
     batch: Batch
     share: Share = WHOLE
+    seed: int = 0
+    """Of the random numbers that the task's `augment` draws for the whole batch, the same for all parts."""
 
-    @cached_property
+    @property
     def inputs(self) -> Any:
-        """The inputs of this part's samples."""
-        inputs, rows = inputs_of(self.batch), self.share.rows
-        return inputs if rows is None else take_rows(inputs, rows)
+        """The inputs of this part's samples. Not kept: a view taken within a derivative belongs to it alone."""
+        return self.own(inputs_of(self.batch))
+
+    def own(self, inputs: Any) -> Any:
+        """This part's samples of the whole batch's `inputs`."""
+        return inputs if self.share.rows is None else take_rows(inputs, self.share.rows)
 
     @property
     def targets(self) -> Any:

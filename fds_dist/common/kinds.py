@@ -145,10 +145,15 @@ _Text = Annotated[str, Field(strict=True, min_length=1)]
 
 Number = Annotated[_Finite, expects("a number")]
 Bound = Annotated[_Finite | None, expects("a number, or null for no bound")]
+NumberOrNull = Annotated[_Finite | None, expects("a number, or null")]
 Positive = Annotated[_AboveZero, expects("a number above 0")]
 PositiveOrNone = Annotated[_AboveZero | None, expects("a number above 0, or null")]
 CountOrNone = Annotated[_FromOne | None, expects("a whole number of at least 1, or null")]
+Decay = Annotated[
+    Annotated[_Finite, Field(ge=0, lt=1)] | None, expects("a number of at least 0 and below 1, or null for no average")
+]
 Clip = Annotated[_AboveZero | None, expects("a number above 0, or null for no clipping")]
+SecondsOrNull = Annotated[_AboveZero | None, expects("a number of seconds above 0, or null for no limit")]
 NonNegative = Annotated[_Finite, Field(ge=0), expects("a number of at least 0")]
 FromOne = Annotated[_Finite, Field(ge=1), expects("a number of at least 1")]
 OpenFraction = Annotated[_AboveZero, Field(lt=1), expects("a number above 0 and below 1")]

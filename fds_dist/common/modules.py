@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer, is_lazy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_leaves
+
+from fds_dist.common.faults import Fault, UserError
 
 
 class Modes:
@@ -85,3 +88,17 @@ def independent_copy(module: nn.Module) -> nn.Module:
             elif isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     return copy.deepcopy(module, memo)
+
+
+def averaged_model(module: nn.Module, decay: float) -> AveragedModel:
+    """torch's exponential moving average of the module's parameters, with its last buffers.
+
+    Raises:
+        UserError: the module cannot be copied by `copy.deepcopy`.
+    """
+    try:
+        return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    except Exception as error:  # whatever the user's module raises
+        message = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        problem = f"{decay:g} needs a copy of the network, which copy.deepcopy cannot make: {message}"
+        raise UserError(Fault("inner.ema", problem, "null, or a network that can be copied")) from error

@@ -10,7 +10,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -65,6 +65,12 @@ def keyed(items: Callable[[], Iterable[Item]], *keys: int | str) -> Iterator[Ite
             except StopIteration:
                 return
         yield item
+
+
+def drawing(seed: int) -> AbstractContextManager[None]:
+    """Within the block the global generators of torch (CPU), numpy and ``random`` start from ``seed``; afterwards they
+    are as if nothing was drawn."""
+    return _GlobalStreams(seed)
 
 
 class _GlobalStreams:

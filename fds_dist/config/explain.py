@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from fds_dist.common.faults import Fault
 from fds_dist.common.kinds import FAULT, fault_of, show
+from fds_dist.common.optimizers import HYPERPARAMETERS
 from fds_dist.common.registry import nearest
 from fds_dist.config.schema import Config
 from fds_dist.config.sections import Section
@@ -20,7 +21,7 @@ ANY_NAME = "NAME"
 """Stands for a name that the user chooses in a valid key."""
 
 KNOWN_ELSEWHERE = {
-    **{name: f"hyperparameters.{name}" for name in ("lr", "momentum", "weight_decay", "beta1", "beta2", "eps")},
+    **{name: f"hyperparameters.{name}" for name in HYPERPARAMETERS},
     "learning_rate": "hyperparameters.lr",
     "batch_size": "task.batch_size",
 }

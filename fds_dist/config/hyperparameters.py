@@ -21,7 +21,7 @@ class GroupOverride(Section):
 
     MEANINGFUL_ABSENCE = frozenset({"init", "buckets", "step", "min", "max", "scale"})
 
-    init: Number = LEFT_OUT
+    init: Start = LEFT_OUT
     """The value of every bucket before the first outer step."""
 
     buckets: Count = LEFT_OUT
@@ -41,6 +41,15 @@ class GroupOverride(Section):
 
 
 _NUMBER = TypeAdapter[float](Number)
+_NUMBERS = TypeAdapter[list[float]](list[Number])
+
+
+def _start(value: Any) -> float | list[float]:
+    return (_NUMBERS if isinstance(value, list) else _NUMBER).validate_python(value)
+
+
+Start = Annotated[float | list[float], read_by(_start)]
+
 _OVERRIDES = TypeAdapter(dict[Name, GroupOverride])
 
 
@@ -57,11 +66,15 @@ class HyperparameterConfig(Section):
 
     MEANINGFUL_ABSENCE = frozenset({"min", "max"})
 
-    init: Number
-    """The value of every bucket before the first outer step."""
+    init: Start
+    """The value of every bucket before the first outer step: a number, or a list of `size` numbers."""
 
     buckets: Count = 1
     """The number of values over the horizon."""
+
+    size: Count = 1
+    """The numbers of each value: above 1 the loss or `augment` of the task gets a tensor [size], such as a weight per
+    class, per data source or per sample. All `buckets` · `size` numbers are learned."""
 
     step: Positive
     """Size of the first outer step, in units of the value (of its logarithm where `scale` is log)."""
@@ -136,19 +149,29 @@ def _start_contradictions(name: str, entry: HyperparameterConfig) -> Iterator[Co
     low, high = entry.bounds(name)
     at_least = f"a number of at least {show(low)} (min)" if entry.min is not None else interval(low, high)
     at_most = f"a number of at most {show(high)} (max)" if entry.max is not None else interval(low, high)
-    init = _written(entry.init)
+    numbers = entry.init if isinstance(entry.init, list) else [entry.init]
     if low > high and None not in (entry.min, entry.max):
         yield Contradiction(("min",), f"{show(low)} is above max", at_most)
     elif low > high:
         key, bound = ("min", low) if entry.min is not None else ("max", high)
         yield Contradiction((key,), f"{_written(bound)} is out of range", interval(*natural_domain(name)))
-    elif not low <= entry.init <= high:
-        yield Contradiction(("init",), f"{init} is out of range", at_least if entry.init < low else at_most)
-    elif entry.scale == "log" and not has_logarithm(name, entry.init):
+    elif isinstance(entry.init, list) and len(numbers) != entry.size:
+        expected = "a number" if entry.size == 1 else f"a number, or a list of {entry.size} (size)"
+        yield Contradiction(
+            ("init",), f"a list of {len(numbers)} is not possible", expected, (f"hyperparameters.{name}.size",)
+        )
+    elif wrong := [number for number in numbers if not low <= number <= high]:
+        expected = at_least if wrong[0] < low else at_most
+        yield Contradiction(("init",), f"{_written(wrong[0])} is out of range", expected)
+    elif entry.scale == "log" and (wrong := [number for number in numbers if not has_logarithm(name, number)]):
         if name in UNIT_INTERVAL:
-            yield Contradiction(("init",), f"{init} has no log(1 - x)", "a number below 1, or scale: linear")
+            yield Contradiction(
+                ("init",), f"{_written(wrong[0])} has no log(1 - x)", "a number below 1, or scale: linear"
+            )
         else:
-            yield Contradiction(("init",), f"{init} has no logarithm", "a number above 0, or scale: linear")
+            yield Contradiction(
+                ("init",), f"{_written(wrong[0])} has no logarithm", "a number above 0, or scale: linear"
+            )
 
 
 def _written(value: float) -> str:

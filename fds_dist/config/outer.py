@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fds_dist.common.kinds import Count, NonNegative, OpenFraction, Ratio, Switch
+from fds_dist.common.kinds import Count, NonNegative, NumberOrNull, OpenFraction, Ratio, SecondsOrNull, Switch
 from fds_dist.config.sections import Section
 
 
@@ -37,6 +37,15 @@ class OuterConfig(Section):
 
     tolerance: NonNegative = 0.05
     """Stop when every step is below this fraction of its value."""
+
+    timeout: SecondsOrNull = None
+    """Begin no further outer step once the outer steps have taken this many seconds, earlier starts included.
+
+    A search that the timeout has ended goes on with --resume, for as long again. null: no limit.
+    """
+
+    target: NumberOrNull = None
+    """Stop after the first outer step whose validation loss is at or below this number; null: there is none."""
 
     nonfinite_patience: Count = 3
     """End the run with an error after this many outer steps in a row with a non-finite hypergradient."""

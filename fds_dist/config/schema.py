@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
 from fds_dist.common.kinds import (
@@ -22,26 +22,11 @@ from fds_dist.config.compare import CompareConfig
 from fds_dist.config.estimators import GreedyConfig, TangentsConfig
 from fds_dist.config.hyperparameters import Hyperparameters, hyperparameter_contradictions
 from fds_dist.config.inner import InnerConfig
+from fds_dist.config.optimizer import takes_nesterov
 from fds_dist.config.outer import OuterConfig
 from fds_dist.config.ranks import CheckpointConfig, ConsistencyConfig, MeshConfig
-from fds_dist.config.sections import Contradiction, Section, option_contradictions, refuse
+from fds_dist.config.sections import Contradiction, FunctionConfig, Section, refuse
 from fds_dist.config.tracking import TrackingConfig
-
-
-class FunctionConfig(Section):
-    """A function by its name, with its keyword arguments as further keys."""
-
-    model_config = ConfigDict(extra="allow")
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The other keys: the function's keyword arguments."""
-        return dict(self.model_extra or {})
-
-    @model_validator(mode="after")
-    def _options_are_plain(self) -> FunctionConfig:
-        refuse(option_contradictions((), {**self.options, **self.resolved()}))
-        return self
 
 
 class TaskConfig(FunctionConfig):
@@ -156,14 +141,14 @@ class Config(Section):
 def config_contradictions(config: Config) -> Iterator[Contradiction]:
     """Values of one config that are valid alone but not together."""
     yield from _horizon_contradictions(config)
-    if config.inner.nesterov and config.inner.optimizer != "sgd":
-        problem = f"{config.inner.optimizer} has no such switch"
+    if config.inner.nesterov and not takes_nesterov(config.inner.optimizer):
+        problem = f"{config.inner.optimizer_name} has no such switch, or it is off there"
         yield Contradiction(("inner", "nesterov"), problem, "false, or inner.optimizer: sgd", ("inner.optimizer",))
+    if config.inner.precision and config.dtype != "float32":
+        problem = f"{config.inner.precision} has no effect on {config.dtype}"
+        yield Contradiction(("inner", "precision"), problem, "null, or dtype: float32", ("dtype",))
     if config.estimator == "reverse":
         prune = config.tangents.prune
-        if config.tangents.method == "difference":
-            problem = "difference has no effect with estimator reverse, which needs second derivatives"
-            yield Contradiction(("tangents", "method"), problem, "auto, or estimator: forward", ("estimator",))
         for path, value in ((("clip_hvp",), config.tangents.clip_hvp), (("prune", "ratio"), prune.ratio)):
             if value:
                 problem = f"{value:g} has no effect with estimator reverse, which has no tangents"

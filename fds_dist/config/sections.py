@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
 from fds_dist.common.kinds import fault, show, wrong_kind
@@ -72,3 +72,19 @@ def refuse(contradictions: Iterable[Contradiction]) -> None:
     ]
     if details:
         raise ValidationError.from_exception_data("config", details)
+
+
+class FunctionConfig(Section):
+    """A function by its name, with its keyword arguments as further keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The other keys: the function's keyword arguments."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _options_are_plain(self) -> FunctionConfig:
+        refuse(option_contradictions((), {**self.options, **self.resolved()}))
+        return self

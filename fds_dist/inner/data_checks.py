@@ -10,7 +10,7 @@ from fds_dist.common.batch import Batch, samples_in
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.inner.problem import Problem
 from fds_dist.tasks.inspection import check_finite, same_batch
-from fds_dist.tasks.sampled import SampledTask
+from fds_dist.tasks.sampled import DrawnTask
 
 FIRST_ASKED = {"train_batches": (0, 0), "val_batches": (0,)}
 """The arguments with which the checks ask for batches: outer step and epoch."""
@@ -51,7 +51,7 @@ def smallest_val_batch(problem: Problem) -> tuple[str, Batch] | None:
 
     None for tasks whose batches are drawn by this package: these have no smaller batch that matters.
     """
-    if isinstance(problem.task, SampledTask):
+    if isinstance(problem.task, DrawnTask):
         return None
     return _smallest(problem, "val_batches", problem.batches_of("val_batches", 0))
 

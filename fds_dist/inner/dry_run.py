@@ -27,6 +27,7 @@ from fds_dist.common.batch import (
 from fds_dist.common.faults import Fault, UserError, user_code
 from fds_dist.common.randomness import seeded
 from fds_dist.common.words import counted
+from fds_dist.inner.augment_check import check_augment
 from fds_dist.inner.data_checks import check_repeatable, smallest_train_batch, smallest_val_batch
 from fds_dist.inner.estimators import ESTIMATORS
 from fds_dist.inner.live_buffers import check_derivatives, live_buffers
@@ -34,8 +35,7 @@ from fds_dist.inner.micro_batches import check_micro_batches, separability, smal
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import initial_state
 from fds_dist.inner.testimony import raised_to_float64, testimony, untouched_parameters
-from fds_dist.schedule.buckets import Segment
-from fds_dist.tangents.methods import TrialPoint, ancestors, choose_method, difference_error
+from fds_dist.tangents.methods import TrialPoint, ancestors, choose_method
 from fds_dist.tasks.base import validation_loss
 from fds_dist.tasks.inspection import check_finite
 from fds_dist.tasks.losses import OnBatch
@@ -76,43 +76,26 @@ def dry_run(
         if estimator != "greedy":  # whose hypergradients are derivatives by one step's weights, by definition
             problem = replace(problem, live_buffers=live_buffers(problem, point, val_part))
         reverse = estimator == "reverse"
-        if method == "difference":
-            problem = problem.by(method)
-        if problem.live_buffers or method == "difference":
+        if problem.live_buffers:
             point = _point(problem)
         if not (reverse and problem.live_buffers):
             chosen, remark = choose_method(method, _few_samples(point))
             problem = problem.by(chosen)
             remarks += [remark] if remark else []
-            remarks += _difference_remarks(problem, reverse, remark) if chosen == "difference" else []
-        if problem.live_buffers and problem.tangents.method != "difference":  # which sees hidden dependence too
+        if problem.live_buffers:
             with raised_to_float64(problem) as (_, exact):
-                checked = replace(problem, dtype=torch.float64) if exact else problem
+                checked = problem.in_float64() if exact else problem
                 check_derivatives(_point(checked), reverse)
         if plain_steps:
             remarks.append(str(testimony(problem, estimator, ESTIMATORS[estimator], plain_steps)))
     return problem, tuple(remarks)
 
 
-def _difference_remarks(problem: Problem, reverse: bool, reason: str) -> list[str]:
-    """How far differences of gradients are from exact products.
-
-    Raises:
-        UserError: they cannot serve this estimator or this network.
-    """
-    if reverse:
-        why = f" ({reason})" if reason else ""
-        raise UserError(Fault("estimator", f"reverse needs second derivatives{why}", "estimator=forward"))
-    error, kind = difference_error(_few_samples(_point(problem))), str(problem.dtype).removeprefix("torch.")
-    return [f"products by difference of gradients are right to about {error:.0e} in {kind}, on the first batch"]
-
-
 def _point(problem: Problem) -> TrialPoint:
     """The training loss on the first batch, or the first micro-batch of it, at the initial state."""
     network = problem.network(0)
     state = initial_state(problem, network)
-    first = Segment(0, 1, dict.fromkeys(problem.space.bucket_counts, 0))
-    theta = problem.theta(problem.values_in(first, problem.space.initial()))
+    theta = problem.theta(problem.values_in(problem.space.first_step, problem.space.initial()))
     with user_code("task.train_batches", "train_batches(outer_step=0, epoch=0)"):
         _count_batches(problem)
         batch = next(problem.batches(0))
@@ -127,9 +110,13 @@ def _tried_losses(problem: Problem) -> tuple[TrialPoint, Part]:
     """The first point of the training loss and the first validation batch, after each loss has been computed once."""
     point = _point(problem)
     network, theta = point.loss.network, point.theta
-    extra = (dict(zip(problem.loss_hyperparameters, theta.unbind(), strict=True)),) if len(theta) else ()
+    check_augment(problem, point)
+    extra = problem.loss_arguments(problem.named(theta))
     loss_of = OnBatch(problem.task.loss)
-    _try_loss("loss", point, point.part, lambda output, batch: loss_of(output, batch, *extra))
+    _, output = _try_loss("loss", point, point.part, lambda output, batch: loss_of(output, batch, *extra))
+    if extra:  # some arguments of PyTorch's losses, such as the weights of its cross-entropy, take no derivative
+        with user_code("task.loss", "loss(output, target, hyperparameters), differentiated by the hyperparameters,"):
+            loss_of(output, point.part.batch, problem.named(theta.detach().requires_grad_()))
     val_part = network.cast(Part(_first_val_batch(problem)))
     network.evaluate(problem.val_batch_norm)
     name = "val_loss" if getattr(problem.task, "val_loss", None) else "loss"

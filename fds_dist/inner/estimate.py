@@ -18,7 +18,8 @@ from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.inner.data_checks import check_run_data
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, InnerState
-from fds_dist.tangents import Buffers, Network
+from fds_dist.tangents import Buffers, Network, differentiate
+from fds_dist.tangents.averaging import judged
 from fds_dist.tasks.base import validation_loss
 from fds_dist.tasks.losses import OnBatch
 from fds_dist.tasks.metrics import Mean
@@ -49,7 +50,7 @@ def evaluate(
 ) -> Evaluation | None:
     """The validation loss at `state` over `batches`, each split along `axis`; None where there is no batch.
 
-    Leaves the network in evaluation mode.
+    It and its gradient are those of the weights' average, where `state` has one. Leaves the network in evaluation mode.
 
     Args:
         batch_norm: `batch` or `running`: whose statistics batch-norm uses.
@@ -60,16 +61,17 @@ def evaluate(
     buffers = network.averaged(state.buffers, axis.sum, axis.size)
     loss_of, mean = OnBatch(validation_loss(problem.task)), Mean(problem.task)
     leaves = {name: buffers[name].detach().requires_grad_(with_gradient) for name in network.live}
-    weights = state.weights.detach().requires_grad_(with_gradient)
+    weights = judged(state.weights, state.optimizer).detach().requires_grad_(with_gradient)
     totals = [torch.zeros_like(leaf) for leaf in (weights, *leaves.values())] if with_gradient else []
     for batch in batches:
         part = network.cast(axis.split(batch))
         with torch.set_grad_enabled(with_gradient):
             output, _ = network(weights, {**buffers, **leaves}, part.inputs, part.share)
-            loss = loss_of(output, part.batch)
+            with network.autocast():
+                loss = loss_of(output, part.batch)
         count = mean.add(loss, output, part.batch)
         if with_gradient:
-            gradients = network.differentiate(loss, (weights, *leaves.values()), materialize_grads=True)
+            gradients = differentiate(loss, (weights, *leaves.values()), materialize_grads=True)
             for total, gradient in zip(totals, gradients, strict=True):
                 total += gradient * count
     if not mean.samples:

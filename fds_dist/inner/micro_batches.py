@@ -54,7 +54,7 @@ def separability(problem: Problem, point: TrialPoint) -> str:
     if problem.accumulate == 1:
         return ""
     network, batch, loss_of = point.loss.network, next(problem.batches(0)), OnBatch(problem.task.loss)
-    extra = (dict(zip(point.loss.names, point.theta.unbind(), strict=True)),) if point.loss.names else ()
+    extra = problem.loss_arguments(problem.named(point.theta))
     outputs, summed = [], 0.0
     with torch.no_grad():
         for micro_batch, fraction in micro_batches(batch, problem.accumulate):

@@ -5,6 +5,7 @@ of a lost run.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,6 @@ from fds_dist.inner.plan import Plan
 from fds_dist.inner.run import InnerState
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tracking.records import InnerBlock
-from fds_dist.tracking.trackers import Trackers
 
 
 class BatchesDiffer(RuntimeError):
@@ -43,7 +43,8 @@ class Consistency:
 class StepMonitor:
     """The `OnStep` of one horizon.
 
-    Losses stay on the device and are read in blocks: one synchronisation per hundredth of the horizon.
+    Losses stay on the device and are read in blocks: one synchronisation per hundredth of the horizon. `on_block` is
+    called alike on every rank of the inner run.
     """
 
     def __init__(
@@ -52,11 +53,11 @@ class StepMonitor:
         schedule: Schedule,
         plan: Plan,
         ranks: Ranks,
-        trackers: Trackers,
+        on_block: Callable[[InnerBlock], None],
         consistency: Consistency,
     ) -> None:
         self._outer_step, self._schedule, self._plan = outer_step, schedule, plan
-        self._ranks, self._trackers, self._consistency = ranks, trackers, consistency
+        self._ranks, self._on_block, self._consistency = ranks, on_block, consistency
         self._block_size = -(-schedule.horizon // BLOCKS_PER_HORIZON)
         self._losses: list[Tensor] = []
         self._since_comparison: list[Tensor] = []
@@ -78,7 +79,7 @@ class StepMonitor:
         healthy = math.isfinite(mean) or bool(torch.isfinite(state.weights).all())
         first, last = state.step - len(self._losses), state.step - 1
         self._losses = []
-        self._trackers.inner(
+        self._on_block(
             InnerBlock(
                 outer_step=self._outer_step,
                 steps=range(first, state.step),

@@ -8,7 +8,8 @@ Shapes: D = trained weights, K = learned numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -29,21 +30,17 @@ from fds_dist.common.batch import (
     take_rows,
 )
 from fds_dist.common.flat import FlatLayout, trainable_parameters
-from fds_dist.common.modules import Modes, convert, independent_copy
+from fds_dist.common.modules import Modes, averaged_model, convert, independent_copy
+from fds_dist.common.precision import default_dtype, in_dtype
 from fds_dist.common.timing import seconds_of
+from fds_dist.common.values import Value
 from fds_dist.inner.culprits import Call, calls_within
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.driver import parameter_groups
+from fds_dist.tangents.optimizers.plain import torch_optimizer
+from fds_dist.tasks.augment import augmentation, augmented
 from fds_dist.tasks.base import Task, validation_loss
 from fds_dist.tasks.losses import OnBatch
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-}
-"""PyTorch's own, by the names of the inner optimizers."""
-
 
 EXPLOSION = 1e6
 """How often the first loss; no training that succeeds passes there."""
@@ -103,8 +100,8 @@ class PlainTraining:
         problem, horizon, seen = self.problem, len(self.train), PlainRun()
         module = self.module()
         schedule = problem.space.schedule(values, horizon, problem.optimizer_info)
-        groups = parameter_groups(module, schedule)
-        optimizer = OPTIMIZERS[problem.optimizer.name](groups, lr=0.0, **self._switches())
+        optimizer = torch_optimizer(problem.optimizer, module, parameter_groups(module, schedule))
+        averaged = None if problem.ema is None else averaged_model(module, problem.ema)
         driver = schedule.attach(optimizer, horizon=horizon, fixed=True)
         for step, batch in enumerate(self.train):
             optimizer.zero_grad()
@@ -119,31 +116,44 @@ class PlainTraining:
             seen.losses.append(sum(losses))
             if problem.clip_gradient is not None:
                 nn.utils.clip_grad_value_(module.parameters(), problem.clip_gradient)
-            optimizer.step()
+            if problem.clip_norm is not None:
+                nn.utils.clip_grad_norm_(module.parameters(), problem.clip_norm)
+            with default_dtype(problem.dtype):  # in which torch.optim keeps single numbers, such as NAdam's product
+                optimizer.step()
+            if averaged is not None:
+                averaged.update_parameters(module)
             driver.step()
         seen.weights = {name: parameter.detach() for name, parameter in trainable_parameters(module).items()}
         seen.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        seen.val_loss = self.val_loss(module)
+        seen.val_loss = self.val_loss(module if averaged is None else averaged.module)
         return seen
 
-    def theta(self) -> dict[str, float]:
+    def theta(self) -> dict[str, Value]:
         """The initial values of the loss's own hyperparameters."""
-        space = self.problem.space
-        values = {**space.fixed, **{owner.name: owner.init for owner in space.learned}}
-        return {name: values[name] for name in self.problem.loss_hyperparameters}
+        schedule = self.problem.space.schedule(self.problem.space.initial(), 1)
+        return {name: schedule.at(0)[name] for name in self.problem.loss_hyperparameters}
 
-    def _switches(self) -> dict[str, object]:
-        switches = dict(self.problem.optimizer.switches)
-        return {**switches, "momentum": 0.9} if switches.get("nesterov") else switches  # the driver sets the right one
-
-    def loss(self, module: nn.Module, batch: Batch, extra: Mapping[str, float], seed: int) -> Tensor:
+    def loss(self, module: nn.Module, batch: Batch, extra: Mapping[str, Value | Tensor], seed: int) -> Tensor:
         """The training loss of `batch`; `extra` are the hyperparameters of the loss."""
         problem = self.problem
         torch.manual_seed(seed)
         batch = self.cast(batch)
-        values = {name: torch.tensor(value, dtype=problem.dtype) for name, value in extra.items()}
-        loss_of = OnBatch(problem.task.loss)
-        return loss_of(call(module, inputs_of(batch)), batch, *([values] if extra else []))
+        values = {name: torch.as_tensor(value, dtype=problem.dtype) for name, value in extra.items()}
+        loss_of, augment, inputs = OnBatch(problem.task.loss), augmentation(problem.task), inputs_of(batch)
+        if augment is not None:
+            inputs = augmented(augment, inputs, seed, values)
+        with self.autocast():
+            return loss_of(self.output(module, inputs), batch, *problem.loss_arguments(values))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """PyTorch's own, where the problem has a precision for it."""
+        low = self.problem.low
+        return nullcontext() if low is None else torch.autocast(self.problem.device.type, low)
+
+    def output(self, module: nn.Module, inputs: Any) -> Any:
+        """The network's output, which losses get in the dtype of the weights."""
+        output = call(module, inputs)
+        return output if self.problem.low is None else in_dtype(output, self.problem.dtype)
 
     @torch.no_grad()
     def val_loss(self, module: nn.Module) -> float:
@@ -153,7 +163,8 @@ class PlainTraining:
             if isinstance(layer, _BatchNorm) and layer.training:
                 layer.momentum = 0.0  # uses the batch's statistics, and leaves the running ones alone
         batch = self.cast(self.val)
-        return OnBatch(validation_loss(self.problem.task))(call(module, inputs_of(batch)), batch).item()
+        with self.autocast():
+            return OnBatch(validation_loss(self.problem.task))(self.output(module, inputs_of(batch)), batch).item()
 
     def draws_random_numbers(self) -> bool:
         """Whether the forward pass draws from PyTorch's generator."""
@@ -178,8 +189,7 @@ class PlainTraining:
         with torch.no_grad():
             for name, view in layout.views(weights).items():
                 parameters[name].copy_(view)
-        extra = dict(zip(self.problem.loss_hyperparameters, theta.tolist(), strict=True))
-        loss = self.loss(module, self.train[0], extra, seed=0)
+        loss = self.loss(module, self.train[0], self.problem.named(theta), seed=0)
         trained = [parameters[name] for name in layout.names]
         parts = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
         return torch.cat([part.detach().flatten() for part in parts])
@@ -190,7 +200,8 @@ class PlainTraining:
 
         def run() -> None:
             torch.manual_seed(0)
-            call(module, inputs)
+            with self.autocast():
+                call(module, inputs)
 
         return calls_within(module, run)
 

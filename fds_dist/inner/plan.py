@@ -72,7 +72,7 @@ REVERSE_COST = 4.0
 def tangent_steps(problem: Problem, horizon: int) -> int:
     """Tangent updates over a horizon, all elements of λ together: those that are live and not pruned.
 
-    In the window of its bucket b, a hyperparameter has b + 1 live tangents: those of buckets 0 to b.
+    In the window of its bucket b, a hyperparameter has size · (b + 1) live tangents: those of buckets 0 to b.
     """
     pruning = problem.tangents.pruning
     total = 0
@@ -80,7 +80,7 @@ def tangent_steps(problem: Problem, horizon: int) -> int:
         for bucket in range(owner.buckets):
             window = len(bucket_window(bucket, owner.buckets, horizon))
             kept = sum(pruning.keeps(offset, window) for offset in range(window)) if pruning.ratio else window
-            total += kept * (bucket + 1)
+            total += kept * (bucket + 1) * owner.size
     return total
 
 
@@ -96,9 +96,9 @@ def reverse_cost(problem: Problem, horizon: int) -> float:
 
 def greedy_cost(problem: Problem, horizon: int, discount: float) -> float:
     """Per step a plain step and a validation gradient, charged as another; and where a product is needed, that is with
-    memory or with hyperparameters of the loss, two plain steps per hyperparameter (not per bucket)."""
+    memory or with hyperparameters of the loss, two plain steps per number of a hyperparameter (not per bucket)."""
     needs_products = discount > 0 or problem.loss_hyperparameters
-    products = TANGENT_STEP_COST * len(problem.space.learned) if needs_products else 0.0
+    products = TANGENT_STEP_COST * sum(owner.size for owner in problem.space.learned) if needs_products else 0.0
     return horizon * (2 * PLAIN_STEP_COST + products)
 
 

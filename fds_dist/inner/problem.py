@@ -12,24 +12,19 @@ from torch import Tensor, nn
 
 from fds_dist.common.batch import checked_batch
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.flat import FlatLayout
 from fds_dist.common.randomness import derive_seed, keyed
 from fds_dist.schedule.buckets import Segment
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.space import HyperparameterSpace
-from fds_dist.tangents import (
-    EXACT_METHODS,
-    METHODS,
-    Batch,
-    Network,
-    PointMaker,
-    TrainingLoss,
-    Update,
-    WeightGroups,
-    inner_update,
-)
-from fds_dist.tangents.optimizers import InnerOptimizer
+from fds_dist.tangents import METHODS, Batch, Network, PointMaker, TrainingLoss, Update, WeightGroups, inner_update
+from fds_dist.tangents.averaging import Averaged
+from fds_dist.tangents.clipping import clipping, unchanged
+from fds_dist.tangents.network import named_values
+from fds_dist.tangents.optimizers import InnerOptimizer, bound
 from fds_dist.tangents.step import Pruning
-from fds_dist.tasks.base import Task
+from fds_dist.tasks.augment import augmentation
+from fds_dist.tasks.base import Task, loss_takes_hyperparameters
 
 GPU_CHUNK = 16
 """Tangents that a GPU takes at once where `chunk_size` is auto."""
@@ -47,8 +42,6 @@ class TangentOptions:
     pruning: Pruning = field(default_factory=Pruning)
     chunk_size: int | None = None
     """Tangents per Hessian-vector product; None means auto."""
-    twice: bool = True
-    """Whether the network is made for second derivatives, as exact methods need it; see `Network`."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +57,13 @@ class Problem:
     device: torch.device
     dtype: torch.dtype = torch.float32
     clip_gradient: float | None = None
+    """Bound on each element of the gradient."""
+    clip_norm: float | None = None
+    """Bound on the Euclidean norm of the whole gradient, after `clip_gradient`."""
+    ema: float | None = None
+    """The decay of the weights' moving average, which is then what is validated; None: there is no average."""
+    low: torch.dtype | None = None
+    """The dtype that forward passes are autocast to (`inner.precision: bf16`); None: they compute in `dtype`."""
     accumulate: int = 1
     """Micro-batches that each training batch is cut into; only one of them has a graph at a time."""
     val_batch_norm: str = "batch"
@@ -84,13 +84,13 @@ class Problem:
 
     def network(self, outer_step: int) -> Network:
         """A network with fresh weights for `outer_step`, in training mode."""
-        network = Network(self.module(outer_step), self.dtype, self.device, self.live_buffers, self.tangents.twice)
+        network = Network(self.module(outer_step), self.dtype, self.device, self.live_buffers, self.low)
         network.train()
         return network
 
     @cached_property
     def loss_hyperparameters(self) -> tuple[str, ...]:
-        """Names of the hyperparameters that are the loss's own."""
+        """Names of the hyperparameters that are the task's own: of its loss or its `augment`."""
         return tuple(name for name in self.space.names if base_of(name) not in self.optimizer.defaults)
 
     @property
@@ -104,27 +104,55 @@ class Problem:
         """What a step does beside the optimizer's arithmetic, by the keys of `inner`; empty by default."""
         settings: dict[str, tuple[object, object]] = {
             "clip_gradient": (self.clip_gradient, None),
+            "clip_norm": (self.clip_norm, None),
+            "ema": (self.ema, None),
             "accumulate": (self.accumulate, 1),
+            "precision": ("bf16" if self.low else None, None),
         }
         return {name: value for name, (value, default) in settings.items() if value != default}
 
+    def rule(self, layout: FlatLayout) -> InnerOptimizer:
+        """The optimizer for weights that lie as `layout` says, and with their average where there is one."""
+        optimizer = bound(self.optimizer, layout)
+        return optimizer if self.ema is None else Averaged(optimizer, self.ema)
+
     def training_loss(self, network: Network) -> TrainingLoss:
         """The task's loss as a function of the network's flat weights."""
-        return TrainingLoss(network, self.task.loss, self.loss_hyperparameters)
+        names, sizes, takes = self.loss_hyperparameters, self.space.sizes, loss_takes_hyperparameters(self.task)
+        return TrainingLoss(network, self.task.loss, names, sizes, augmentation(self.task), takes)
+
+    def loss_arguments(self, values: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], ...]:
+        """What the loss gets beside output and batch: the `values` of its hyperparameters, or nothing."""
+        return (values,) if values and loss_takes_hyperparameters(self.task) else ()
 
     def theta(self, h: Tensor) -> Tensor:
-        """The part of the H values `h` [H] (or of rows [..., H]) that belongs to the loss [..., P]."""
-        columns = self._theta_columns
-        return h[..., columns] if columns else h[..., :0]  # a list as index would be copied to the device
+        """The part of the H numbers `h` [H] (or of rows [..., H]) that belongs to the loss [..., P]."""
+        parts = [h[..., self.space.columns[name]] for name in self.loss_hyperparameters]
+        return torch.cat(parts, -1) if parts else h[..., :0]
 
-    @cached_property
-    def _theta_columns(self) -> list[int]:
-        return [self.space.names.index(name) for name in self.loss_hyperparameters]
+    @property
+    def theta_size(self) -> int:
+        """P."""
+        return sum(self.space.sizes[name] for name in self.loss_hyperparameters)
 
-    def update(self, network: Network, columns: slice = ALL) -> Update:
-        """The inner step of the weights in `columns` of `network`'s flat vector, as a pure function of tensors."""
+    def named(self, theta: Tensor) -> dict[str, Tensor]:
+        """The values in `theta` [P] by name, as the loss gets them: [] each, or [size]."""
+        return named_values(theta, self.loss_hyperparameters, self.space.sizes)
+
+    def update(self, network: Network, columns: slice = ALL, total: Callable[[Tensor], Tensor] = unchanged) -> Update:
+        """The inner step of the weights in `columns` of `network`'s flat vector, as a pure function of tensors.
+
+        Args:
+            total: a differentiable sum over the ranks that have the other columns.
+        """
+        clip = clipping(self.clip_gradient, self.clip_norm, total)
         groups = WeightGroups.of(self.groups, network.layout, columns, self.device) if self.groups else None
-        return inner_update(self.optimizer, self.space.names, self.clip_gradient, groups)
+        places = {
+            name: self.space.columns[name].start
+            for name in self.space.names
+            if base_of(name) in self.optimizer.defaults
+        }
+        return inner_update(self.rule(network.layout), places, clip, groups)
 
     @property
     def make_point(self) -> PointMaker:
@@ -132,9 +160,12 @@ class Problem:
         return METHODS[self.tangents.method]
 
     def by(self, method: str) -> Problem:
-        """The same problem with `method` of `METHODS`; a plain step runs the network that the method before it ran."""
-        twice = self.tangents.twice if method == "plain" else method in EXACT_METHODS
-        return replace(self, tangents=replace(self.tangents, method=method, twice=twice))
+        """The same problem with `method` of `METHODS`."""
+        return replace(self, tangents=replace(self.tangents, method=method))
+
+    def in_float64(self) -> Problem:
+        """The same problem in float64 throughout."""
+        return replace(self, dtype=torch.float64, low=None)
 
     @property
     def chunk_size(self) -> int:
@@ -147,8 +178,7 @@ class Problem:
 
     def values_in(self, segment: Segment, values: Sequence[float]) -> Tensor:
         """h [H]: what each hyperparameter is on `segment`, given λ = `values` [K]."""
-        learned = [values[self.space.offsets[owner.name] + segment.buckets[owner.name]] for owner in self.space.learned]
-        return torch.tensor([*learned, *self.space.fixed.values()], dtype=self.dtype, device=self.device)
+        return torch.tensor(self.space.read(segment, values), dtype=self.dtype, device=self.device)
 
     @property
     def rows_at_once(self) -> int | None:
@@ -160,7 +190,8 @@ class Problem:
 
         At lr = 0 all other hypergradients are exactly zero, and agreement would mean nothing.
         """
-        return [owner.clamp(owner.init or owner.step) for owner, _ in self.space.elements]
+        initial = zip(self.space.elements, self.space.initial(), strict=True)
+        return [slot.owner.clamp(value or slot.owner.step) for slot, value in initial]
 
     def step_seed(self, outer_step: int, step: int, part: int = 0, micro_batch: int = 0) -> int:
         """The seed of the random numbers (dropout) of one inner step on one part of one micro-batch."""

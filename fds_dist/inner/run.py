@@ -1,14 +1,14 @@
 """One inner run: what defines it, its plain training step, and the tangents that this rank pushes along.
 
 Shapes: D = weights, S = those whose state this rank of the `data` axis keeps (all, if it is alone), K = learned
-numbers, H = hyperparameters in use, R = tangents that this rank of the `tangent` axis owns, in order of their first
+numbers, H = numbers in use at a step, R = tangents that this rank of the `tangent` axis owns, in order of their first
 steps, so that the live ones are a prefix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from fds_dist.common.batch import micro_batches
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.problem import Problem
-from fds_dist.schedule.buckets import Segment, bucket_of, bucket_window, segments
+from fds_dist.schedule.buckets import Segment, bucket_of, bucket_window
 from fds_dist.schedule.space import Hyperparameter
 from fds_dist.tangents import (
     AccumulatedPoint,
@@ -33,6 +33,7 @@ from fds_dist.tangents import (
     Update,
     tangent_step,
 )
+from fds_dist.tangents.averaging import AveragedState
 from fds_dist.tangents.step import Pruning
 
 
@@ -42,7 +43,7 @@ class InnerState:
 
     step: int
     weights: Tensor  # [D]
-    optimizer: Any  # NamedTuple of tensors [S] or []
+    optimizer: Any  # pytree of tensors [S] or []
     buffers: Buffers = field(default_factory=dict)
 
 
@@ -99,7 +100,7 @@ class InnerRun:
 
     def segments(self) -> Iterator[Segment]:
         """The stretches of the horizon on which all hyperparameters are constant."""
-        return segments(self.problem.space.bucket_counts, self.horizon)
+        return self.problem.space.segments(self.horizon)
 
     def hyperparameters(self, segment: Segment) -> Tensor:
         """h [H] on `segment`."""
@@ -114,7 +115,7 @@ class Training:
         self.network: Network = self.problem.network(run.number)
         self.width = len(self.network.initial_weights)
         self.columns = self.axis.columns(self.width)
-        self.update: Update = self.problem.update(self.network, self.columns)
+        self.update: Update = self.problem.update(self.network, self.columns, self.axis.differentiable_sum)
         self.state = initial_state(self.problem, self.network, self.columns)
         self._loss = self.problem.training_loss(self.network)
         self._batches: Iterator[Batch] | None = None
@@ -124,6 +125,15 @@ class Training:
         """The state with this rank's columns of the weights [S] alone."""
         state = self.state
         return InnerState(state.step, state.weights[self.columns], state.optimizer, state.buffers)
+
+    @property
+    def whole_state(self) -> InnerState:
+        """The state, to be validated: the average of the weights, where there is one, is whole [D]."""
+        optimizer = self.state.optimizer
+        if not isinstance(optimizer, AveragedState):
+            return self.state
+        average = self.axis.gather(optimizer.average, self.width)
+        return replace(self.state, optimizer=optimizer._replace(average=average))
 
     def point(self, theta: Tensor) -> Point:
         """The training loss of the next batch at the present state: this rank's columns and its part of the loss.
@@ -142,8 +152,10 @@ class Training:
         return AccumulatedPoint(parts, self.state.buffers, self.problem.chunk_size)
 
     def _split_point(self, batch: Batch, micro_batch: int, theta: Tensor, buffers: Buffers) -> Point:
-        part = self.network.cast(self.axis.split(batch))
-        seed = self.problem.step_seed(self.run.number, self.state.step, self.axis.rank, micro_batch)
+        seeds = [
+            self.problem.step_seed(self.run.number, self.state.step, at, micro_batch) for at in (0, self.axis.rank)
+        ]
+        part, seed = replace(self.network.cast(self.axis.split(batch)), seed=seeds[0]), seeds[1]
         weights, vectorize = self.state.weights, self.problem.chunk_size > 1
         point = self.problem.make_point(self._loss, weights, theta, buffers, part, seed, vectorize)
         return SplitPoint(point, self.axis, self.width)
@@ -158,7 +170,8 @@ class Training:
 def initial_state(problem: Problem, network: Network, columns: slice = slice(None)) -> InnerState:
     """The state before the first step, with the optimizer's state of the weights in `columns`."""
     weights = network.initial_weights
-    return InnerState(0, weights, problem.optimizer.init(weights[columns]), network.initial_buffers)
+    state = problem.rule(network.layout).init(weights[columns])
+    return InnerState(0, weights, state, network.initial_buffers)
 
 
 def zero_tangents(local: InnerState, elements: Sequence[int], live: Sequence[str]) -> Tangents:
@@ -187,12 +200,12 @@ def run_horizon(run: InnerRun, elements: Sequence[int] = ()) -> tuple[Training, 
     if run.checkpointer is not None:
         training.state, tangents = run.checkpointer.restore(training.state, tangents)
     starts = problem.space.starts(run.horizon)
-    owners = [problem.space.elements[element][0] for element in elements]
+    owners = [problem.space.elements[element].owner for element in elements]
     for segment in run.segments():
         h = run.hyperparameters(segment)
         theta = problem.theta(h)
         live = sum(starts[element] <= segment.start for element in elements)
-        directions = one_hot_directions(problem, segment, elements[:live])
+        directions = element_directions(problem, segment, elements[:live])
         for step in range(max(segment.start, training.state.step), segment.stop):
             point = training.point(theta)
             rows = updated_rows(problem.tangents.pruning, owners[:live], step, run.horizon)
@@ -207,14 +220,14 @@ def run_horizon(run: InnerRun, elements: Sequence[int] = ()) -> tuple[Training, 
     return training, tangents
 
 
-def one_hot_directions(problem: Problem, segment: Segment, elements: Sequence[int]) -> Tensor:
-    """dh [R, H] on `segment`: 1 where an element of λ is the bucket in use of its hyperparameter."""
-    names = problem.space.names
-    directions = torch.zeros(len(elements), len(names), dtype=problem.dtype)
+def element_directions(problem: Problem, segment: Segment, elements: Sequence[int]) -> Tensor:
+    """dh [R, H] on `segment`: the weight with which the hyperparameter reads the element of λ, 0 where it does not."""
+    space = problem.space
+    directions = torch.zeros(len(elements), sum(space.sizes.values()), dtype=problem.dtype)
+    weights = {name: dict(readings) for name, readings in segment.readings.items()}
     for row, element in enumerate(elements):
-        owner, bucket = problem.space.elements[element]
-        if segment.buckets[owner.name] == bucket:
-            directions[row, names.index(owner.name)] = 1.0
+        owner, bucket, entry = space.elements[element]
+        directions[row, space.columns[owner.name].start + entry] = weights[owner.name].get(bucket, 0.0)
     return directions.to(problem.device)
 
 

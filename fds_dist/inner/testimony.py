@@ -22,14 +22,20 @@ def testimony(problem: Problem, estimator_name: str, estimator: Estimator, steps
         UserError: something differs; names the likely cause.
     """
     with raised_to_float64(problem) as (coarse, exact):
-        compared = replace(problem, dtype=torch.float64) if exact else problem
+        compared = problem.in_float64() if exact else replace(problem, low=None)
         witness = Witness(compared, min(STEPS, steps), exact)
         error = witness.compare_steps()
         seen = Testimony(compared.dtype, error, coarse=coarse)
-        if error is None or estimator_name == "greedy":
-            return seen
-        products = witness.compare_products() if estimator_name != "reverse" else None
-        return replace(seen, products=products, hypergradient=witness.compare_hypergradient(estimator))
+        differentiated = error is not None and estimator_name != "greedy"
+        if differentiated:
+            products = witness.compare_products() if estimator_name != "reverse" else None
+            seen = replace(seen, products=products, hypergradient=witness.compare_hypergradient(estimator))
+        if problem.low is not None:
+            under_autocast = Witness(problem, min(STEPS, steps))
+            low_error = under_autocast.compare_steps()
+            low_product = under_autocast.compare_low_product(witness) if seen.products is not None else None
+            seen = replace(seen, low=(low_error, low_product))
+        return seen
 
 
 def untouched_parameters(problem: Problem, steps: int) -> tuple[str, ...]:
@@ -45,7 +51,7 @@ def raised_to_float64(problem: Problem, up_to: float = EXACT_UP_TO) -> Iterator[
     if problem.network(0).layout.size > up_to:
         yield "", problem.dtype == torch.float64
         return
-    plain = Witness(replace(problem, dtype=torch.float64), 1).brief
+    plain = Witness(problem.in_float64(), 1).brief
     module = plain.module()
     with float64_inside(lambda: plain.loss(module, plain.train[0], plain.theta(), seed=0)) as inside:
         yield inside

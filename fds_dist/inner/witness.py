@@ -54,7 +54,7 @@ class Witness:
         learned = tuple(replace(owner, buckets=1) for owner in problem.space.learned)
         self.problem = replace(problem, space=replace(problem.space, learned=learned))
         self.exact = exact
-        self.tolerance = TOLERANCES[torch.float64 if exact else torch.float32]
+        self.tolerance = TOLERANCES[problem.low or (torch.float64 if exact else torch.float32)]
         self.values = self.problem.trial_values()
         self.steps = steps
         self.brief = first_steps(self.problem, steps, FEW * problem.accumulate, build_once=True)
@@ -200,11 +200,26 @@ class Witness:
             )
         return error
 
-    def _product_error(self, point: TrialPoint) -> float:
-        method = self.problem.tangents.method
+    def compare_low_product(self, reference: Witness) -> float:
+        """The error of a product under autocast against that of `reference`, without it, on the same samples.
+
+        Raises:
+            UserError: it is nothing like it.
+        """
+        ours, exact = (witness._product(witness._point(witness.brief.train[0])) for witness in (self, reference))
+        error = relative(ours, exact)
+        if not error <= self.tolerance.products:
+            problem = f"a Hessian-vector product under autocast is off by {error:.1e} from the one without it"
+            raise UserError(Fault("inner.precision", problem, "null, for tangents that mean something"))
+        return error
+
+    def _product(self, point: TrialPoint) -> Tensor:
         live = {name: torch.zeros_like(point.buffers[name])[None] for name in point.loss.network.live}
-        direction = random_like(point.weights)
-        product = point.by(method).products(direction[None], torch.zeros_like(point.theta)[None], live)[0][0]
+        direction, theta = random_like(point.weights)[None], torch.zeros_like(point.theta)[None]
+        return point.by(self.problem.tangents.method).products(direction, theta, live)[0][0]
+
+    def _product_error(self, point: TrialPoint) -> float:
+        method, direction, product = self.problem.tangents.method, random_like(point.weights), self._product(point)
         # `torch.func` may place dropout masks elsewhere than plain PyTorch; its own gradient then is the reference.
         own_masks = method == "jvp" and self.brief.draws_random_numbers()
 
@@ -229,7 +244,7 @@ class Witness:
         run = InnerRun(replace(self.problem, tangents=exact, task=task), self.values, 0, self.steps)
         gradient = torch.tensor(estimator(run).hypergradients, dtype=torch.float64)
         start = torch.tensor(self.values, dtype=torch.float64)
-        sizes = torch.tensor([owner.step or 1.0 for owner, _ in self.problem.space.elements], dtype=torch.float64)
+        sizes = torch.tensor([slot.owner.step or 1.0 for slot in self.problem.space.elements], dtype=torch.float64)
         direction = random_like(start) * start.abs().where(start != 0, sizes)
 
         def loss_at(values: Tensor) -> Tensor:

@@ -1,26 +1,24 @@
-"""The outer loop: an inner run, its hypergradients, a step of the hyperparameters, and again.
-
-Replicas are independent inner runs side by side. Their mean counts, and its variance falls as one over their number.
-Replica r of R in outer step s has the weights, split, batches and random numbers of outer step s·R + r of a run without
-replicas. The mean can therefore be checked against single runs, and every task works with replicas.
-"""
+"""The outer loop: an inner run, its hypergradients, a step of the hyperparameters, and again."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 from fds_dist.common.memory import own_peak_bytes
 from fds_dist.common.records import FloatOrInf, from_values
+from fds_dist.common.values import few
+from fds_dist.common.words import duration
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimators import Estimate, Estimator
 from fds_dist.inner.plan import Plan, make_plan
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, OnStep, RunCheckpointer, go_on
 from fds_dist.inner.split_check import check_batches, check_split
+from fds_dist.outer.replicas import mean_over_replicas, run_number
 from fds_dist.outer.rules import OuterRule, OuterState, OuterStep
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tracking.records import OuterRecord
@@ -41,6 +39,21 @@ class OuterSettings:
     """After this many outer steps in a row with a hypergradient that is not finite, the run ends with an error."""
     retreat: bool = False
     """Whether to return to the best λ, with half the steps, when an inner run ends worse than the very first."""
+    timeout: float | None = None
+    """Seconds of all outer steps together after which no other one begins."""
+    target: float | None = None
+    """The validation loss that is good enough."""
+
+    def ending(self, progress: OuterProgress) -> str:
+        """Why no outer step follows although the config asks for more; "" where that is not so."""
+        if progress.converged:
+            return "every step is below the tolerance"
+        if self.target is not None and progress.best is not None and progress.best[2] <= self.target:
+            outer_step, _, val_loss, _ = progress.best
+            return f"outer step {outer_step} reached val loss {val_loss:.4g}, at or below outer.target={self.target:g}"
+        if self.timeout is not None and progress.seconds >= self.timeout:
+            return f"outer.timeout={self.timeout:g} is over after {duration(progress.seconds)}"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,8 @@ class OuterProgress:
     """(outer step, its λ, validation loss, accuracy) of the lowest validation loss so far."""
     first_val_loss: FloatOrInf = math.inf
     """The validation loss of the first outer step; infinite if that run diverged."""
+    seconds: float = field(default=0.0, compare=False)
+    """The time of all outer steps by the clock of rank 0, earlier starts included."""
 
     def to_dict(self) -> dict[str, Any]:
         """The state as JSON values."""
@@ -76,6 +91,16 @@ def initial_progress(problem: Problem, rule: OuterRule, settings: OuterSettings)
     return OuterProgress(0, values, rule.init(problem.space), settings.horizons[0])
 
 
+class RankReport(NamedTuple):
+    """What one rank tells all others after an outer step."""
+
+    val_loss: float
+    seconds: float
+    busy_seconds: float
+    """The part of `seconds` in which the rank did not wait for others."""
+    peak_bytes: int
+
+
 class OuterListener:
     """Follows an outer loop; called alike on every rank."""
 
@@ -89,6 +114,9 @@ class OuterListener:
 
     def save(self, progress: OuterProgress) -> None:
         """Called after each outer step."""
+
+    def done(self, record: OuterRecord) -> None:
+        """Called after `save`, with what the trackers have received."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +132,12 @@ class OuterLoop:
     listener: OuterListener
 
     def run(self, progress: OuterProgress) -> OuterProgress:
-        """Runs outer steps until all are done or all step sizes are below the tolerance.
+        """Runs outer steps until all are done, or there is another reason for `OuterSettings.ending`.
 
         Raises:
             HypergradientsNotFinite: after `nonfinite_patience` bad outer steps in a row, which `listener` has saved.
         """
-        while progress.outer_step < len(self.settings.horizons) and not progress.converged:
+        while progress.outer_step < len(self.settings.horizons) and not self.settings.ending(progress):
             progress = self.outer_step(progress)
             if progress.state.failures >= self.settings.nonfinite_patience:
                 raise HypergradientsNotFinite(
@@ -138,6 +166,8 @@ class OuterLoop:
         if number == 0:
             check_split(run)
         estimate = mean_over_replicas(self.estimator(run), self.ranks)
+        reports = self._reports(estimate, time.perf_counter() - began, self.ranks.waited - waited)
+        estimate = replace(estimate, val_loss=reports[0].val_loss)  # one rank's rounding decides alike on all
         step, retreated = self.next_values(progress, estimate)
         best, first_val_loss = progress.best, progress.first_val_loss
         if number == 0 and math.isfinite(estimate.val_loss):
@@ -153,14 +183,17 @@ class OuterLoop:
             converged=step.converged,
             best=best,
             first_val_loss=first_val_loss,
+            seconds=progress.seconds + reports[0].seconds,
         )
-        events = self._events(values, step, retreated)
-        seconds = time.perf_counter() - began
-        busy_seconds = seconds - (self.ranks.waited - waited)
-        usage = self.ranks.gather_objects((busy_seconds, own_peak_bytes(self.ranks.device)))
-        self._record(progress, estimate, after, events, seconds, usage)
+        record = self._record(progress, estimate, after, self._events(values, step, retreated), reports)
         self.listener.save(after)
+        self.listener.done(record)
         return after
+
+    def _reports(self, estimate: Estimate, seconds: float, waited: float) -> list[RankReport]:
+        """Of each rank, in the order of the ranks."""
+        peak = own_peak_bytes(self.ranks.device)
+        return self.ranks.gather_objects(RankReport(estimate.val_loss, seconds, seconds - waited, peak))
 
     def next_values(self, progress: OuterProgress, estimate: Estimate) -> tuple[OuterStep, bool]:
         """The rule's step along the hypergradients, or a retreat to the best λ if the inner run diverged."""
@@ -177,10 +210,7 @@ class OuterLoop:
         events = ["the inner run diverged: back to the best values, with half the steps"] if retreated else []
         if step.non_finite:
             elements = self.problem.space.elements
-            unchanged = ", ".join(
-                f"{elements[index][0].name}[{elements[index][1]}] stays {values[index]:.4g}"
-                for index in step.non_finite
-            )
+            unchanged = few(f"{elements[index]} stays {values[index]:.4g}" for index in step.non_finite)
             events.append(f"hypergradients that are not finite: {unchanged}; their steps are halved")
         if step.converged:
             events.append("every step is below the tolerance: the search ends here")
@@ -192,9 +222,9 @@ class OuterLoop:
         estimate: Estimate,
         after: OuterProgress,
         events: list[str],
-        seconds: float,
-        usage: Sequence[tuple[float, int]],
-    ) -> None:
+        reports: Sequence[RankReport],
+    ) -> OuterRecord:
+        """Tells the trackers what the outer step did."""
         unpack = self.problem.space.unpack
         record = OuterRecord(
             outer_step=before.outer_step,
@@ -204,51 +234,15 @@ class OuterLoop:
             val_loss=estimate.val_loss,
             val_accuracy=estimate.val_accuracy,
             metrics=estimate.metrics or None,
-            seconds=seconds,
+            seconds=reports[0].seconds,
             world_size=self.ranks.world_size,
             step_sizes=unpack(after.state.steps),
             hypergradient_spread=None if estimate.spread is None else unpack(estimate.spread),
             events=events,
-            rank_seconds=[busy_seconds for busy_seconds, _ in usage],
-            rank_peak_bytes=[peak for _, peak in usage],
+            rank_seconds=[report.busy_seconds for report in reports],
+            rank_peak_bytes=[report.peak_bytes for report in reports],
         )
         self.trackers.outer(record)
         for event in events:
             self.trackers.note(f"outer step {before.outer_step}: {event}")
-
-
-def run_number(outer_step: int, ranks: Ranks) -> int:
-    """The outer step whose random numbers this rank's inner run of `outer_step` draws."""
-    return outer_step * ranks.shape.replica + ranks.replica
-
-
-def mean_over_replicas(estimate: Estimate, ranks: Ranks) -> Estimate:
-    """The mean of all replicas' estimates with the spread of their hypergradients, the same on every rank.
-
-    One replica whose run diverged (NaN) makes the mean NaN; the outer rule treats it like any run that diverged.
-    """
-    if ranks.shape.replica == 1:
-        return estimate
-    accuracy = math.nan if estimate.val_accuracy is None else estimate.val_accuracy
-    numbers = [*estimate.hypergradients, estimate.val_loss, accuracy, *estimate.metrics.values()]
-    columns = list(zip(*ranks.gather_numbers("replica", numbers), strict=True))
-    known = len(estimate.hypergradients)
-    val_loss, accuracy, *metrics = [_mean(column) for column in columns[known:]]
-    return replace(
-        estimate,
-        hypergradients=[_mean(column) for column in columns[:known]],
-        val_loss=val_loss,
-        val_accuracy=None if math.isnan(accuracy) else accuracy,
-        spread=[_deviation(column) for column in columns[:known]],
-        metrics=dict(zip(estimate.metrics, metrics, strict=True)),
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _deviation(values: Sequence[float]) -> float:
-    """The standard deviation of one replica, estimated from all."""
-    mean = _mean(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+        return record

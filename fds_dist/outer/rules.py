@@ -74,7 +74,7 @@ class OuterRule(ABC):
 
     def init(self, space: HyperparameterSpace) -> OuterState:
         """The state before the first outer step."""
-        return OuterState(tuple(Element(owner.step) for owner, _ in space.elements))
+        return OuterState(tuple(Element(slot.owner.step) for slot in space.elements))
 
     def update(
         self,
@@ -88,7 +88,7 @@ class OuterRule(ABC):
         An element whose hypergradient is NaN or infinite keeps its value and halves its step, unlike one of sign 0.
         """
         moved, elements, non_finite, settled = list(values), list(state.elements), [], True
-        for index, (owner, _) in enumerate(space.elements):
+        for index, (owner, *_) in enumerate(space.elements):
             hypergradient, value = hypergradients[index], values[index]
             if not math.isfinite(hypergradient):
                 non_finite.append(index)

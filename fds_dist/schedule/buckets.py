@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 
 def bucket_of(step: int, buckets: int, horizon: int) -> int:
@@ -26,14 +27,22 @@ def bucket_window(bucket: int, buckets: int, horizon: int) -> range:
     return range(bucket_start(bucket, buckets, horizon), bucket_start(bucket + 1, buckets, horizon))
 
 
+class Reading(NamedTuple):
+    """A bucket that a step reads: the value at the step is the sum of weight · value over its readings, and `weight` is
+    the derivative of the step's value by the bucket's."""
+
+    bucket: int
+    weight: float = 1.0
+
+
 @dataclass(frozen=True)
 class Segment:
-    """Contiguous steps `[start, stop)` on which no hyperparameter changes its bucket."""
+    """Contiguous steps `[start, stop)` on which no hyperparameter changes."""
 
     start: int
     stop: int
-    buckets: dict[str, int]
-    """The bucket in use, by hyperparameter."""
+    readings: dict[str, tuple[Reading, ...]]
+    """The buckets in use, by hyperparameter."""
 
 
 def segments(buckets: Mapping[str, int], horizon: int) -> Iterator[Segment]:
@@ -41,4 +50,5 @@ def segments(buckets: Mapping[str, int], horizon: int) -> Iterator[Segment]:
     cuts = {bucket_start(bucket, count, horizon) for count in buckets.values() for bucket in range(count)}
     edges = sorted(cuts | {0, horizon})
     for start, stop in pairwise(edges):
-        yield Segment(start, stop, {name: bucket_of(start, count, horizon) for name, count in buckets.items()})
+        readings = {name: (Reading(bucket_of(start, count, horizon)),) for name, count in buckets.items()}
+        yield Segment(start, stop, readings)

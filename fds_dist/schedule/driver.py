@@ -68,6 +68,10 @@ class ScheduleDriver(LRScheduler):
     - A value for one parameter group, `lr.norm_and_bias`, goes to the optimizer's group with that "name": see
       `parameter_groups`.
     - Hyperparameters of the loss are left alone: read them from `driver.values`.
+    - The gradient is yours to clip as in the search: `schedule.optimizer` has the bounds "clip_gradient" (of
+      `torch.nn.utils.clip_grad_value_`) and, for the call after it, "clip_norm" (of `clip_grad_norm_`).
+    - So is the average of the weights, where `schedule.optimizer` has "ema", the decay for
+      `torch.optim.swa_utils.get_ema_multi_avg_fn`: the schedule was learned for the average.
     - If momentum is 0 on some buckets but not on others, the optimizer gets 1e-300 in place of 0, so that it keeps its
       velocity.
     - Under `SequentialLR` the schedule starts at its milestone; until then the optimizer has the first values, except

@@ -11,13 +11,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fds_dist.common.faults import Fault
+from fds_dist.common.optimizers import BUILT_IN
 from fds_dist.common.registry import nearest
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
-from fds_dist.schedule.settings import Setting, entry, key_of, settings
+from fds_dist.schedule.settings import Setting, place_of, settings
 
-OPTIONS = {"nesterov": False, "dampening": 0, "amsgrad": False, "maximize": False}
-"""Options of `torch.optim` that change an optimizer's formula → their values in the formulas of the search."""
+OPTIONS = {"dampening": 0, "amsgrad": False, "maximize": False}
+"""Options of `torch.optim` that change an optimizer's formula → their values in the formulas of the search, beside the
+switches of the built-in optimizers."""
 
 _DECORATIONS = re.compile(r"deepspeed|fused|paged|cpu|\d+bit")
 """Additions of other libraries to the name of an optimizer whose formula they keep: `FusedAdam`, `AdamW8bit`."""
@@ -38,7 +40,7 @@ def fit_remarks(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> I
     yield from _fixed_remarks(optimizer, schedule, driven)
     changing = [name for name, row in driven.values.items() if len(set(row)) > 1]
     numbers = {
-        key_of(setting.name)
+        place_of(setting.name, setting.group).key
         for setting in settings(optimizer.param_groups, changing)
         if setting.group.get("capturable") and not isinstance(setting.value, Tensor)
     }
@@ -61,7 +63,8 @@ def _formula_remarks(optimizer: Optimizer, schedule: Schedule) -> Iterator[str]:
         optimizers = f"the schedule was learned for {learned_for} and drives {class_name}"
         yield f"{optimizers}, with which the same values train differently{rest}"
         return
-    options = {key: schedule.optimizer.get(key, usual) for key, usual in OPTIONS.items()}
+    switches = BUILT_IN[learned_for].switches if learned_for in BUILT_IN else {}
+    options = {key: schedule.optimizer.get(key, usual) for key, usual in {**switches, **OPTIONS}.items()}
     others = {
         f"{key}={group[key]} (learned with {key}={value})": None
         for group in optimizer.param_groups
@@ -77,11 +80,11 @@ def _fixed_remarks(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -
     fixed = {name: value for name, value in schedule.for_optimizer().fixed.items() if name not in driven.fixed}
     parameters = inspect.signature(type(_innermost(optimizer))).parameters
     for setting in settings(optimizer.param_groups, fixed):
-        key, value = key_of(setting.name), fixed[setting.name]
-        default = parameters[key].default if key in parameters else None
+        place, value = place_of(setting.name, setting.group), fixed[setting.name]
+        default = parameters[place.key].default if place.key in parameters else None
         if not isinstance(default, (int, float, tuple)) or setting.holds(value):
             continue
-        default = entry(setting.name, default)
+        default = place.entry(default)
         if setting.holds(default):
             yield (
                 f"{setting.name} was fixed at {value:g} in the search; {type(optimizer).__name__} keeps its default of "
@@ -95,7 +98,7 @@ def _place_faults(optimizer: Optimizer, schedule: Schedule, driven: Schedule) ->
     if not any(base_of(name) in lacking for name in driven.at(0)):
         return []
     class_name, wanted = type(optimizer).__name__, schedule.optimizer.get("name", "the one it was learned for")
-    return [Fault(base, f"{class_name} has no {key_of(base)}", f"an optimizer like {wanted}") for base in lacking]
+    return [Fault(base, f"{class_name} has no {place_of(base).key}", f"an optimizer like {wanted}") for base in lacking]
 
 
 def _shared_tensor_faults(optimizer: Optimizer, schedule: Schedule, driven: Schedule) -> Iterator[Fault]:
@@ -112,7 +115,7 @@ def _shared_tensor_faults(optimizer: Optimizer, schedule: Schedule, driven: Sche
 def _lacking(optimizer: Optimizer, schedule: Schedule) -> list[str]:
     """The schedule's hyperparameters, learned or fixed, for which some parameter group has no place."""
     bases = dict.fromkeys(map(base_of, schedule.for_optimizer().at(0)))
-    return [base for base in bases if any(key_of(base) not in group for group in optimizer.param_groups)]
+    return [base for base in bases if any(place_of(base, group).key not in group for group in optimizer.param_groups)]
 
 
 def _innermost(optimizer: Any) -> Any:
@@ -125,6 +128,8 @@ def _innermost(optimizer: Any) -> Any:
 def _formula(optimizer: Optimizer) -> str:
     """The lower-case name of the optimizer's formula, such as `adamw`; for another library's class, the class name."""
     inner = _innermost(optimizer)
+    if isinstance(formula := getattr(inner, "formula", None), str):  # our pure one's
+        return formula.rpartition(":")[2].lower()
     classes = [cls for cls in type(inner).__mro__ if cls.__module__.startswith("torch.optim.") and cls is not Optimizer]
     name = _DECORATIONS.sub("", (classes[0] if classes else type(inner)).__name__.lower())
     decoupled = any(group.get("decoupled_weight_decay") for group in inner.param_groups)

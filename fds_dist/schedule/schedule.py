@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.optimizers import BUILT_IN, HYPERPARAMETERS
 from fds_dist.common.paths import expand_path
+from fds_dist.common.values import Value, mapped
 from fds_dist.schedule.buckets import bucket_of
 from fds_dist.schedule.groups import base_of, group_of
 
@@ -19,10 +21,6 @@ if TYPE_CHECKING:
 
 FORMAT = "fds-dist schedule"
 VERSION = 1
-
-_ADAM = ("lr", "beta1", "beta2", "eps", "weight_decay")
-OPTIMIZER_HYPERPARAMETERS = {"sgd": ("lr", "momentum", "weight_decay"), "adam": _ADAM, "adamw": _ADAM}
-"""The hyperparameters of each optimizer. Any other hyperparameter belongs to the loss."""
 
 ALMOST_ZERO = 1e-300
 """Stands for momentum 0 in a schedule that also has other momenta. At exactly 0, `torch.optim.SGD` keeps no velocity,
@@ -41,15 +39,17 @@ class Schedule:
     """
 
     horizon: int
-    values: dict[str, tuple[float, ...]]
-    """Learned values, one per bucket."""
+    values: dict[str, tuple[Value, ...]]
+    """Learned values, one per bucket: a number, or a tuple of numbers where the hyperparameter has a `size`."""
     fixed: dict[str, float] = field(default_factory=dict)
     """Hyperparameters that were not learned."""
     optimizer: dict[str, Any] = field(default_factory=dict)
     """The optimizer of the search, e.g. `{"name": "sgd", "nesterov": False}`. If the search used them, it also has the
-    patterns of parameter groups under "groups" (see `fds_dist.schedule.groups`) and the elementwise bound on the
-    gradient under "clip_gradient". "accumulate" is the number of micro-batches per batch, which a training loop must
-    make itself: `attach` sets hyperparameters alone."""
+    patterns of parameter groups under "groups" (see `fds_dist.schedule.groups`), the bounds on the gradient under
+    "clip_gradient" (of each element) and "clip_norm" (of its Euclidean norm, afterwards) and the decay of the weights'
+    moving average under "ema". "accumulate" is the number of micro-batches per batch. These a training loop must see to
+    itself: `attach` sets hyperparameters alone. One of a user's own, `{"name": "package.module:Name"}`, has its
+    arguments under "options" and the names of its hyperparameters under "hyperparameters"."""
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -57,6 +57,11 @@ class Schedule:
         empty = [name for name, values in self.values.items() if not values]
         if empty:
             raise ValueError(f"hyperparameters without a value: {', '.join(empty)}")
+        others = set(self.loss_hyperparameters)
+        if vectors := [
+            name for name, row in self.values.items() if name not in others and not all(map(_is_number, row))
+        ]:
+            raise ValueError(f"hyperparameters of the optimizer with several numbers per bucket: {', '.join(vectors)}")
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -69,12 +74,13 @@ class Schedule:
 
         If the schedule does not name a known optimizer, those that no known optimizer has.
         """
-        of_any = tuple(name for names in OPTIMIZER_HYPERPARAMETERS.values() for name in names)
-        of_optimizer = OPTIMIZER_HYPERPARAMETERS.get(str(self.optimizer.get("name")), of_any)
+        facts = BUILT_IN.get(str(self.optimizer.get("name")))
+        of_optimizer = self.optimizer.get("hyperparameters", HYPERPARAMETERS) if facts is None else facts.defaults
         return tuple(name for name in (*self.values, *self.fixed) if base_of(name) not in of_optimizer)
 
-    def at(self, step: int) -> dict[str, float]:
-        """All hyperparameters at `step`, the fixed ones included. Steps past the horizon keep the last bucket.
+    def at(self, step: int) -> dict[str, Any]:
+        """All hyperparameters at `step`, the fixed ones included: a float each, or a tuple of `size` floats. Steps
+        past the horizon keep the last bucket.
 
         Raises:
             ValueError: `step` is negative.
@@ -150,9 +156,14 @@ class Schedule:
         faults = _content_faults(content, source)
         if faults:
             raise UserError(faults)
-        values = {name: tuple(float(value) for value in row) for name, row in content["hyperparameters"].items()}
+        values = {
+            name: tuple(mapped(float, value) for value in row) for name, row in content["hyperparameters"].items()
+        }
         fixed = {name: float(value) for name, value in content.get("fixed", {}).items()}
-        return cls(content["horizon"], values, fixed, content.get("optimizer", {}))
+        try:
+            return cls(content["horizon"], values, fixed, content.get("optimizer", {}))
+        except ValueError as error:
+            raise UserError(Fault(f"{source}: hyperparameters", str(error), "one number per bucket")) from None
 
     def save(self, path: str | Path) -> None:
         """Writes `to_json()` to `path`."""
@@ -186,7 +197,7 @@ def _content_faults(content: object, source: str) -> list[Fault]:
     if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
         faults.append(Fault(f"{source}: horizon", f"{horizon!r} is not valid", "a whole number of at least 1"))
     for section, absent, valid, expected in (
-        ("hyperparameters", None, _is_row, "a list of finite numbers per name"),
+        ("hyperparameters", None, _is_row, "a list of finite numbers per name, or of lists of one length"),
         ("fixed", {}, _is_number, "a finite number per name"),
         ("optimizer", {}, lambda value: True, "the optimizer of the search"),
     ):
@@ -207,7 +218,12 @@ def _is_number(value: object) -> bool:
 
 
 def _is_row(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_number, value))
+    if not isinstance(value, list) or not value:
+        return False
+    if all(map(_is_number, value)):
+        return True
+    vectors = all(isinstance(each, list) and all(map(_is_number, each)) for each in value)
+    return vectors and len(set(map(len, value))) == 1 and len(value[0]) > 0
 
 
 def load_schedule(path: str | Path) -> Schedule:

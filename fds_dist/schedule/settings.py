@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,20 +13,30 @@ from fds_dist.schedule.groups import base_of, group_of
 
 ParameterGroup = dict[str, Any]
 
-_BETAS = {"beta1": 0, "beta2": 1}
-"""Hyperparameters that share the key "betas" → their positions in its value."""
+_NUMBERED = re.compile(r"(beta)([1-9])")
+"""A hyperparameter of which `torch.optim` has several in one tuple: `beta2` is the second of `betas`."""
 
 
-def key_of(name: str) -> str:
-    """The key of the hyperparameter in a parameter group: `beta1` → `betas`, `lr.norm` → `lr`."""
+class Place(NamedTuple):
+    """Where a hyperparameter stands in a parameter group."""
+
+    key: str
+    position: int | None = None
+    """In the tuple under the key; None: the value itself."""
+
+    def entry(self, value: Any) -> Any:
+        """The hyperparameter's part of `value`, which is a group's value under the key."""
+        return value if self.position is None else value[self.position]
+
+
+def place_of(name: str, group: Collection[str] = ()) -> Place:
+    """The place of a hyperparameter: `beta2` → the second of `betas`, `lr.norm` → `lr`.
+
+    It is the hyperparameter's own name where `group` has that as a key.
+    """
     base = base_of(name)
-    return "betas" if base in _BETAS else base
-
-
-def entry(name: str, value: Any) -> Any:
-    """The hyperparameter's part of `value`, a group's value under its key: one of the two betas, or all of `value`."""
-    position = _BETAS.get(base_of(name))
-    return value if position is None else value[position]
+    numbered = None if base in group else _NUMBERED.fullmatch(base)
+    return Place(base) if numbered is None else Place(f"{numbered[1]}s", int(numbered[2]) - 1)
 
 
 class Setting(NamedTuple):
@@ -42,7 +53,8 @@ class Setting(NamedTuple):
     @property
     def value(self) -> Any:
         """The number or the tensor that the group holds."""
-        return entry(self.name, self.group[key_of(self.name)])
+        place = place_of(self.name, self.group)
+        return place.entry(self.group[place.key])
 
     def holds(self, value: float) -> bool:
         """Whether the group has this value; a tensor is compared after rounding to its dtype."""
@@ -53,16 +65,15 @@ class Setting(NamedTuple):
 
     def write(self, value: float) -> None:
         """Sets the value. A tensor is filled in place, because a compiled or captured step reads that same tensor."""
-        current, key = self.value, key_of(self.name)
+        current, (key, position) = self.value, place_of(self.name, self.group)
         if isinstance(current, Tensor):
             with torch.no_grad():
                 current.fill_(value)
-        elif key == "betas":
-            betas = list(self.group["betas"])
-            betas[_BETAS[base_of(self.name)]] = value
-            self.group["betas"] = tuple(betas)
-        else:
+        elif position is None:
             self.group[key] = value
+        else:
+            entries = self.group[key]
+            self.group[key] = (*entries[:position], value, *entries[position + 1 :])
 
 
 def settings(groups: Iterable[ParameterGroup], names: Iterable[str]) -> Iterator[Setting]:
@@ -70,7 +81,7 @@ def settings(groups: Iterable[ParameterGroup], names: Iterable[str]) -> Iterator
     names = tuple(names)
     for index, group in enumerate(groups):
         for name in names:
-            if group_of(name) in ("", group.get("name")) and key_of(name) in group:
+            if group_of(name) in ("", group.get("name")) and place_of(name, group).key in group:
                 yield Setting(index, group, name)
 
 

@@ -1,21 +1,25 @@
 """The hyperparameter space: named, bucketed hyperparameters and the flat vector λ that the outer optimizer moves.
 
-Shapes: H = number of hyperparameters in use at a step (learned and fixed), K = all learned numbers = Σ buckets.
+Shapes: H = numbers in use at a step = Σ size of the learned hyperparameters + the fixed ones, K = all learned numbers
+= Σ buckets · size.
 
-λ lists the learned hyperparameters in their order, each with its buckets in order. λ is a list of Python floats
-(float64): K is small, and every rank must take the same outer step to the last bit.
+λ lists the learned hyperparameters in their order, each with its buckets in order, each bucket with its `size`
+numbers: an element of λ is (hyperparameter, bucket, entry). λ is a list of Python floats (float64): all ranks must take
+the same outer step to the last bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 from fds_dist.common.domain import BELOW_ONE, UNBOUNDED, UNIT_INTERVAL
-from fds_dist.schedule.buckets import bucket_start
+from fds_dist.common.values import Row, Value, flat, mapped, nested, numbers_of, size_of
+from fds_dist.schedule.buckets import Reading, Segment, bucket_start, segments
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
 
@@ -28,16 +32,30 @@ class Hyperparameter:
     """A learned hyperparameter, or its copy for one parameter group; `bounds` are inclusive."""
 
     name: str
-    init: float
+    init: Value
+    """A number, or one for each of the `size` numbers."""
     step: float
     buckets: int = 1
     bounds: tuple[float, float] = UNBOUNDED
     scale: str = "linear"
+    size: int = 1
+    """Numbers per bucket."""
 
     @property
     def base(self) -> str:
         """The name without the parameter group."""
         return base_of(self.name)
+
+    @property
+    def count(self) -> int:
+        """How many elements of λ are this hyperparameter's."""
+        return self.buckets * self.size
+
+    @property
+    def start(self) -> tuple[float, ...]:
+        """The `size` numbers of each bucket before the first outer step."""
+        numbers = tuple(numbers_of(self.init))
+        return numbers * self.size if len(numbers) == 1 else numbers
 
     def clamp(self, value: float) -> float:
         """`value`, or the bound that it would exceed."""
@@ -64,6 +82,24 @@ class Hyperparameter:
         return value - 1.0 if self.base in UNIT_INTERVAL else value
 
 
+class Slot(NamedTuple):
+    """Where an element of λ stands."""
+
+    owner: Hyperparameter
+    bucket: int
+    entry: int
+    """Within the numbers of the bucket; 0 where there is one."""
+
+    @property
+    def number(self) -> int:
+        """Its position among the elements of its hyperparameter: the bucket, where each has one number."""
+        return self.bucket * self.owner.size + self.entry
+
+    def __str__(self) -> str:
+        index = f"[{self.entry}]" if self.owner.size > 1 else ""
+        return f"{self.owner.name}[{self.bucket}]{index}"
+
+
 @dataclass(frozen=True)
 class HyperparameterSpace:
     """All hyperparameters of a run: the learned ones, which form λ, and the fixed ones."""
@@ -74,12 +110,23 @@ class HyperparameterSpace:
     @property
     def size(self) -> int:
         """K, the length of λ."""
-        return sum(hyperparameter.buckets for hyperparameter in self.learned)
+        return sum(owner.count for owner in self.learned)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The H names that a step reads: learned first, then fixed."""
+        """The hyperparameters that a step reads: learned first, then fixed."""
         return tuple(hyperparameter.name for hyperparameter in self.learned) + tuple(self.fixed)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Name → how many of the H numbers of a step are its own, in the order of `names`."""
+        return {**{owner.name: owner.size for owner in self.learned}, **dict.fromkeys(self.fixed, 1)}
+
+    @cached_property
+    def columns(self) -> dict[str, slice]:
+        """Name → its places among the H numbers of a step."""
+        ends = [*accumulate(self.sizes.values(), initial=0)]
+        return {name: slice(*ends[place : place + 2]) for place, name in enumerate(self.sizes)}
 
     @property
     def bucket_counts(self) -> dict[str, int]:
@@ -87,43 +134,84 @@ class HyperparameterSpace:
         return {hyperparameter.name: hyperparameter.buckets for hyperparameter in self.learned}
 
     @cached_property
-    def elements(self) -> tuple[tuple[Hyperparameter, int], ...]:
-        """The hyperparameter and the bucket of each of the K elements of λ."""
-        return tuple((owner, bucket) for owner in self.learned for bucket in range(owner.buckets))
+    def elements(self) -> tuple[Slot, ...]:
+        """The hyperparameter, the bucket and the entry within it of each of the K elements of λ."""
+        return tuple(
+            Slot(owner, bucket, entry)
+            for owner in self.learned
+            for bucket in range(owner.buckets)
+            for entry in range(owner.size)
+        )
 
     @cached_property
     def offsets(self) -> dict[str, int]:
-        """Learned name → position of its first bucket in λ."""
-        ends = accumulate((owner.buckets for owner in self.learned), initial=0)
+        """Learned name → position of its first element in λ."""
+        ends = accumulate((owner.count for owner in self.learned), initial=0)
         return {owner.name: first for owner, first in zip(self.learned, ends, strict=False)}
+
+    def part(self, owner: Hyperparameter, bucket: int) -> slice:
+        """The elements of λ that are the `size` numbers of one bucket."""
+        first = self.offsets[owner.name] + bucket * owner.size
+        return slice(first, first + owner.size)
 
     def initial(self) -> list[float]:
         """λ before the first outer step."""
-        return [owner.init for owner, _ in self.elements]
+        return [number for owner in self.learned for number in owner.start * owner.buckets]
+
+    def segments(self, horizon: int) -> Iterator[Segment]:
+        """The stretches of the horizon on which no hyperparameter changes."""
+        return segments(self.bucket_counts, horizon)
+
+    @property
+    def first_step(self) -> Segment:
+        """The first step of any horizon."""
+        return Segment(0, 1, dict.fromkeys(self.bucket_counts, (Reading(0),)))
+
+    def read(self, segment: Segment, values: Sequence[float]) -> list[float]:
+        """h [H], the numbers in use on `segment`, given λ = `values` [K]."""
+        numbers: list[float] = []
+        for owner in self.learned:
+            (first, weight), *others = segment.readings[owner.name]
+            part = values[self.part(owner, first)]
+            if others or weight != 1:
+                rows = [(weight, part), *((other.weight, values[self.part(owner, other.bucket)]) for other in others)]
+                part = [sum(w * row[index] for w, row in rows) for index in range(owner.size)]
+            numbers += part
+        return [*numbers, *self.fixed.values()]
 
     def starts(self, horizon: int) -> list[int]:
         """The first step that reads each element of λ; before that step its tangent is exactly zero."""
-        return [bucket_start(bucket, owner.buckets, horizon) for owner, bucket in self.elements]
+        return [bucket_start(bucket, owner.buckets, horizon) for owner, bucket, _ in self.elements]
 
-    def pack(self, named: Mapping[str, Sequence[float]]) -> list[float]:
+    def pack(self, named: Mapping[str, Row]) -> list[float]:
         """λ from named buckets.
 
         Raises:
             ValueError: the names or the numbers of buckets differ from this space's.
         """
-        counts = {name: len(values) for name, values in named.items()}
-        if counts != self.bucket_counts:
-            raise ValueError(f"buckets {counts} do not fit this space, which has {self.bucket_counts}")
-        return [named[owner.name][bucket] for owner, bucket in self.elements]
+        counts = {name: (len(row), size_of(row)) for name, row in named.items()}
+        if counts != {owner.name: (owner.buckets, owner.size) for owner in self.learned}:
+            buckets = {name: count if size == 1 else (count, size) for name, (count, size) in counts.items()}
+            raise ValueError(f"buckets {buckets} do not fit this space, which has {self.bucket_counts}")
+        return [number for owner in self.learned for number in flat(named[owner.name])]
 
-    def unpack(self, flat: Iterable[float]) -> dict[str, list[float]]:
-        """Named buckets from λ, or from other K numbers in the order of λ."""
-        named: dict[str, list[float]] = {owner.name: [] for owner in self.learned}
-        for (owner, _), value in zip(self.elements, flat, strict=True):
-            named[owner.name].append(value)
-        return named
+    def rows(self, numbers: Iterable[float]) -> dict[str, list[float]]:
+        """By name the elements of λ, or of other K numbers in the order of λ."""
+        numbers = list(numbers)
+        if len(numbers) != self.size:
+            raise ValueError(f"{len(numbers)} numbers do not fit this space, which has {self.size}")
+        return {
+            owner.name: numbers[(first := self.offsets[owner.name]) : first + owner.count] for owner in self.learned
+        }
 
-    def schedule(self, flat: Sequence[float], horizon: int, optimizer: Mapping[str, object] | None = None) -> Schedule:
+    def unpack(self, numbers: Iterable[float]) -> dict[str, list[Value]]:
+        """Named buckets from λ, or from other K numbers in the order of λ: a number for each, or a list of `size`."""
+        rows = self.rows(numbers)
+        return {owner.name: nested(rows[owner.name], owner.size) for owner in self.learned}
+
+    def schedule(
+        self, numbers: Sequence[float], horizon: int, optimizer: Mapping[str, object] | None = None
+    ) -> Schedule:
         """λ as a schedule over `horizon` steps; `optimizer` becomes `Schedule.optimizer`."""
-        values = {name: tuple(row) for name, row in self.unpack(flat).items()}
+        values = {name: tuple(mapped(float, value) for value in row) for name, row in self.unpack(numbers).items()}
         return Schedule(horizon, values, dict(self.fixed), dict(optimizer or {}))

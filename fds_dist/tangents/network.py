@@ -1,13 +1,13 @@
-"""A network as a function of its flat weights and its buffers, and its training loss, to be differentiated.
+"""A network as a function of its flat weights and its buffers, and its training loss, to be differentiated twice.
 
-Shapes: D = number of weights, P = hyperparameters inside the loss, B = batch size.
+Shapes: D = number of weights, P = numbers of the hyperparameters inside the loss, B = batch size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,16 +16,28 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from fds_dist.common.batch import WHOLE, Batch, Part, Share, call, map_tensors
+from fds_dist.common.batch import WHOLE, Batch, Part, Share, call, inputs_of, map_tensors
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.common.modules import Modes, convert
+from fds_dist.common.precision import in_dtype
+from fds_dist.tangents.autocast import autocast
 from fds_dist.tangents.running_statistics import RunningStatistics
 from fds_dist.tangents.second_derivatives import write_out
+from fds_dist.tasks.augment import Augment, augmented
 from fds_dist.tasks.losses import OnBatch
 
 Buffers = dict[str, Tensor]
 """A module's buffers, by qualified name."""
+
+
+def differentiate(outputs: Any, inputs: Any, directions: Any = None, **options: Any) -> tuple[Tensor, ...]:
+    """`torch.autograd.grad` of what a `Network` gave, on the attention kernel of its forward pass.
+
+    Activation checkpointing runs parts of the forward pass again in here, and must meet the same kernel.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        return torch.autograd.grad(outputs, inputs, directions, **options)
 
 
 class Network:
@@ -38,8 +50,7 @@ class Network:
 
     Args:
         live: names of the buffers through which derivatives pass; the others are constants of a step.
-        twice: whether the network will be differentiated twice: attention then runs on the math kernel, since the fused
-            ones have no second derivative, and `write_out` replaces layers. Else the network runs as it was built.
+        low: the dtype that forward passes are autocast to; None: they are not. Weights and outputs have `dtype`.
     """
 
     def __init__(
@@ -48,16 +59,15 @@ class Network:
         dtype: torch.dtype,
         device: torch.device,
         live: tuple[str, ...] = (),
-        twice: bool = True,
+        low: torch.dtype | None = None,
     ) -> None:
         self.module, self._modes = convert(module, dtype, device), Modes(module)
-        self.dtype, self.device, self.live, self.twice = dtype, device, live, twice
-        self.last_seed = 0
+        self.dtype, self.device, self.live = dtype, device, live
+        self.low, self.last_seed = low, 0
         parameters = trainable_parameters(module)
         self.layout = FlatLayout.of(parameters)
         self.initial_weights = self.layout.flatten(parameters, dtype, device)
-        if twice:
-            write_out(module)
+        write_out(module)
         buffers = dict(module.named_buffers())
         self.initial_buffers: Buffers = {name: buffer.detach().clone() for name, buffer in buffers.items()}
         self._statistics = RunningStatistics(module)
@@ -92,30 +102,26 @@ class Network:
     def __call__(self, weights: Tensor, buffers: Buffers, inputs: Any, share: Share = WHOLE) -> tuple[Any, Buffers]:
         """The outputs of the whole batch at `weights` [D], and the buffers after the call.
 
+        Attention runs on the math kernel: the fused ones have no second derivative.
+
         Args:
             inputs: of this process's part of the batch, [b, ...] each; see `call` for how the module gets them.
             share: how that part belongs to the whole.
         """
         self._install(weights, buffers)
         self._statistics.share = share
-        with self._attention(), _WithoutOut() if self.live and self.twice else nullcontext():
+        with sdpa_kernel(SDPBackend.MATH), self.autocast(), _WithoutOut() if self.live else nullcontext():
             output = call(self.module, inputs)
+        if self.low is not None:
+            output = in_dtype(output, self.dtype)
         after = {name: owner._buffers[local_name] for owner, local_name, name in self._buffer_slots}
         if share.gather is not None:
             output = map_tensors(share.gather, output)
         return output, after  # type: ignore[return-value]
 
-    def _attention(self) -> AbstractContextManager[object]:
-        """The attention kernels that the network may take."""
-        return sdpa_kernel(SDPBackend.MATH) if self.twice else nullcontext()
-
-    def differentiate(self, outputs: Any, inputs: Any, directions: Any = None, **options: Any) -> tuple[Tensor, ...]:
-        """`torch.autograd.grad` of what a call gave, on the attention kernel of that forward pass.
-
-        Activation checkpointing runs parts of the forward pass again in here, and must meet the same kernel.
-        """
-        with self._attention():
-            return torch.autograd.grad(outputs, inputs, directions, **options)
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The autocast of forward passes. A loss is computed within, too, from outputs in the weights' dtype."""
+        return autocast(self.device, self.low)
 
     def seed(self, seed: int) -> None:
         """Seeds the generators that the forward pass draws from (dropout).
@@ -167,6 +173,15 @@ def _slots(module: nn.Module, kind: str, tensors: dict[str, Any]) -> list[tuple[
     ]
 
 
+def named_values(theta: Tensor, names: Sequence[str], sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    """The values in θ [P] by name: [size] where `sizes` has more than one for it, else []."""
+    counts = [sizes.get(name, 1) for name in names]
+    if not counts:
+        return {}
+    parts = dict(zip(names, theta.split(counts), strict=True))
+    return {name: part if count > 1 else part[0] for (name, part), count in zip(parts.items(), counts, strict=True)}
+
+
 @dataclass(frozen=True)
 class TrainingLoss:
     """L(w, θ; buffers, batch), with θ [P] the hyperparameters that live inside the loss, named by `names`."""
@@ -175,6 +190,12 @@ class TrainingLoss:
     loss: Callable[..., Tensor]
     """See `Task`."""
     names: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Of the hyperparameters that are vectors: how many numbers of θ each takes; any other takes one."""
+    augment: Augment | None = None
+    """See `Task`: training inputs as a function of θ too."""
+    takes_values: bool = True
+    """Whether the loss itself gets the hyperparameters."""
 
     @cached_property
     def _on_batch(self) -> OnBatch:
@@ -184,8 +205,21 @@ class TrainingLoss:
         """What the loss gets of a batch beside the network's output."""
         return self._on_batch.reads(batch)
 
+    def _inputs(self, part: Part, theta: Tensor) -> Any:
+        """Those of the part, which `augment` has changed as it changes the whole batch's."""
+        if self.augment is None:
+            return part.inputs
+        values = named_values(theta, self.names, self.sizes)
+        return part.own(augmented(self.augment, inputs_of(part.batch), part.seed, values))
+
     def __call__(
-        self, weights: Tensor, theta: Tensor, buffers: Buffers, part: Part, batch: Batch | None = None
+        self,
+        weights: Tensor,
+        theta: Tensor,
+        buffers: Buffers,
+        part: Part,
+        batch: Batch | None = None,
+        own_theta: Tensor | None = None,
     ) -> tuple[Tensor, Buffers]:
         """The scalar loss of the whole batch that `part` belongs to, and the buffers after the forward pass.
 
@@ -193,13 +227,17 @@ class TrainingLoss:
 
         Args:
             batch: what the loss gets in place of the part's batch; the network sees the part.
+            own_theta: θ for what is done to this part alone (`augment`), where its adjoint is another than that of θ in
+                the loss, which is of the whole batch; None: θ.
 
         Raises:
             UserError: the task's loss did not return one number.
         """
-        output, after = self.network(weights, buffers, part.inputs, part.share)
-        extra = (dict(zip(self.names, theta.unbind(), strict=True)),) if self.names else ()
-        loss = self._on_batch(output, part.batch if batch is None else batch, *extra)
+        inputs = self._inputs(part, theta if own_theta is None else own_theta)
+        output, after = self.network(weights, buffers, inputs, part.share)
+        extra = (named_values(theta, self.names, self.sizes),) if self.names and self.takes_values else ()
+        with self.network.autocast():
+            loss = self._on_batch(output, part.batch if batch is None else batch, *extra)
         if not isinstance(loss, Tensor) or loss.shape != ():
             kind = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             problem = f"loss(output, target) returned {kind}"

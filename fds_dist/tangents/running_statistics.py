@@ -20,6 +20,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 
 from fds_dist.common.batch import WHOLE, Share
+from fds_dist.common.precision import HALVES, widened
 
 Moments = tuple[Tensor, Tensor]
 """Mean and unbiased variance [C]."""
@@ -141,13 +142,13 @@ def _sample_axes(x: Tensor) -> list[int]:
 
 def _moments(x: Tensor) -> Moments:
     """Of `x` [B, C, ...]."""
-    variance, mean = torch.var_mean(x, _sample_axes(x))
+    variance, mean = torch.var_mean(widened(x), _sample_axes(x))
     return mean, variance
 
 
 def _instance_moments(x: Tensor, share: Share) -> Moments:
     """Of each sample's channels `x` [B, C, ...], averaged over the samples of the whole batch."""
-    variance, mean = torch.var_mean(x, list(range(2, x.dim())))  # [B, C]
+    variance, mean = torch.var_mean(widened(x), list(range(2, x.dim())))  # [B, C]
     if share.total is None:
         return mean.mean(0), variance.mean(0)
     samples = round(len(x) / share.fraction)
@@ -159,7 +160,7 @@ def _whole_moments(x: Tensor, fraction: float, total: Callable[[Tensor], Tensor]
 
     The mean first and then the variance about it: in one pass, large means would cancel.
     """
-    axes = _sample_axes(x)
+    x, axes = widened(x), _sample_axes(x)
     count = round(x.numel() / x.shape[1] / fraction)
     mean = total(x.sum(axes)) / count
     centred = x - _per_channel(mean, x)
@@ -176,4 +177,6 @@ def _normalized(layer: _BatchNorm | _InstanceNorm, x: Tensor, mean: Tensor, vari
     y = (x - _per_channel(mean, x)) * _per_channel((variance + layer.eps).rsqrt(), x)
     if layer.weight is not None:
         y = y * _per_channel(layer.weight, x)
-    return y if layer.bias is None else y + _per_channel(layer.bias, x)
+    if layer.bias is not None:
+        y = y + _per_channel(layer.bias, x)
+    return y.to(x.dtype) if x.dtype in HALVES else y

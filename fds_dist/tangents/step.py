@@ -1,7 +1,7 @@
 """One tangent step: the JVP of the inner update, for a chunk of tangents; values of parameter groups; skipped steps.
 
 Shapes: D = weights, S = those in the columns at hand (all D, unless they are sharded), G = parameter groups,
-H = hyperparameters in use, C = tangents in the chunk.
+H = numbers in use (of all hyperparameters), C = tangents in the chunk.
 
 The inner step is w, s ← U(w, s, g, h). Its tangent along element k of λ is the JVP of the same function along
 (dw_k, ds_k, dg_k, dh_k), dh_k being one-hot where the bucket of k is in use. For SGD with momentum this is equation 3
@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_map
 
 from fds_dist.common.flat import FlatLayout
 from fds_dist.schedule.groups import assigned, base_of, group_of, name_in
+from fds_dist.tangents.clipping import Clipping, unchanged
 from fds_dist.tangents.optimizers import InnerOptimizer
 
 Update = Callable[[Tensor, Any, Tensor, Tensor], tuple[Tensor, Any]]
@@ -34,21 +35,20 @@ Primals = tuple[Tensor, Any, Tensor, Tensor]
 
 def inner_update(
     optimizer: InnerOptimizer,
-    names: tuple[str, ...],
-    clip_gradient: float | None,
+    columns: Mapping[str, int],
+    clip: Clipping = unchanged,
     groups: WeightGroups | None = None,
 ) -> Update:
-    """U as a function of tensors alone: `names` are the H hyperparameters of `h`.
+    """U as a function of tensors alone: `columns` are the places of the optimizer's hyperparameters in `h`.
 
-    With `clip_gradient` = c, U clips g elementwise to ±c; its JVP then is mask ∘ dg, as it should be. With `groups` the
-    copies of a hyperparameter in them (`lr.norm_and_bias`, `lr.rest`) become one tensor [G], spread over the weights.
+    U clips g by `clip` first. With `groups` the copies of a hyperparameter in them (`lr.norm_and_bias`, `lr.rest`)
+    become one tensor [G], spread over the weights.
     """
-    per_group = {base_of(name) for name in names if group_of(name)}
+    per_group = {base_of(name) for name in columns if group_of(name)}
 
     def update(weights: Tensor, state: Any, gradient: Tensor, h: Tensor) -> tuple[Tensor, Any]:
-        if clip_gradient is not None:
-            gradient = gradient.clamp(-clip_gradient, clip_gradient)
-        values = dict(zip(names, h.unbind(), strict=True))
+        gradient = clip(gradient)
+        values = {name: h[column] for name, column in columns.items()}
         if groups is None:
             return optimizer.update(weights, state, gradient, values)
         values |= {base: groups.stacked(base, values) for base in per_group}

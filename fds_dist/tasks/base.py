@@ -35,6 +35,11 @@ class Task(Protocol):
     - ``metrics(output, target) -> {name: float or 0-d tensor}``: figures for people, each the mean over the batch; they
       are averaged over samples. ``accuracy`` takes the place of the built-in one, which is given only where the
       output is [B, C ≥ 2] in floating point and the target [B] class indices (or -100, which asks for no answer).
+    - ``augment(inputs, generator, h) -> inputs``: changes the inputs of each training batch, never those of validation
+      or test, on the device, in the dtype of the run. All random numbers come from the `torch.Generator`, which is on
+      the device of the inputs and keyed by (seed, outer step, step): the whole batch's are the same on all ranks and in
+      every pass. ``h`` is ``{name: value}`` of the hyperparameters that are not the optimizer's; derivatives pass
+      through what is done with them. The loss sees the batch as it was.
     - ``build_model(seed: int) -> nn.Module``: used where the config has no ``model:``.
     - ``input_shape: tuple[int, ...]``: shape of one sample, without the batch dimension.
     - ``classes: int``: number of outputs of a classifier.
@@ -73,6 +78,11 @@ def loss_takes_hyperparameters(task: Task) -> bool:
     return OnBatch(task.loss).required == 3
 
 
+def takes_hyperparameters(task: Task) -> bool:
+    """Whether hyperparameters may be the task's own: of its loss, or of its ``augment``."""
+    return loss_takes_hyperparameters(task) or getattr(task, "augment", None) is not None
+
+
 def task_faults(task: object) -> list[Fault]:
     """Everything that is missing from ``task`` or of the wrong kind, one fault per member; none if it is a `Task`."""
     checks = [
@@ -82,6 +92,7 @@ def task_faults(task: object) -> list[Fault]:
         _value_fault(task, "steps_per_epoch", is_positive_int, "a whole number of at least 1"),
         _loss_fault(task),
         _val_loss_fault(task),
+        _function_fault(task, "augment", ("inputs", "generator", "h"), optional=True),
         _function_fault(task, "metrics", OUTPUT_TARGET, optional=True),
         _function_fault(task, "build_model", ("seed",), optional=True),
         _function_fault(task, "retrain_batches", ("epoch",), optional=True),

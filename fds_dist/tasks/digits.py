@@ -7,7 +7,7 @@ import torch
 
 from fds_dist.common.kinds import Count, OpenFraction, Seed
 from fds_dist.common.options import checked
-from fds_dist.tasks.datasets import TensorTask
+from fds_dist.tasks.in_memory import TensorTask
 
 MEAN, STD = 0.3058, 0.3762  # of the 1,437 images outside the test part, with pixels in [0, 1]
 

@@ -18,7 +18,8 @@ from fds_dist.common.paths import expand_path
 from fds_dist.common.vision import import_torchvision
 from fds_dist.tasks.augmentation import Augmentation
 from fds_dist.tasks.images import Normalize, evenly_spaced
-from fds_dist.tasks.sampled import EVALUATION_BATCH, SampledTask, StreamSource, UnreadableSample
+from fds_dist.tasks.sampled import EVALUATION_BATCH, SampledTask
+from fds_dist.tasks.sources import StreamSource, UnreadableSample
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

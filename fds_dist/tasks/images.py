@@ -20,8 +20,8 @@ from fds_dist.common.options import checked
 from fds_dist.common.paths import expand_path
 from fds_dist.common.vision import import_torchvision
 from fds_dist.tasks.augmentation import Augmentation
-from fds_dist.tasks.datasets import TensorTask
 from fds_dist.tasks.download import download_once
+from fds_dist.tasks.in_memory import TensorTask
 from fds_dist.tasks.sampled import EVALUATION_BATCH
 
 Samples = tuple[Tensor, Tensor]

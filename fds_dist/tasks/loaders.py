@@ -7,15 +7,21 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.tasks.sampled import StreamSource
+from fds_dist.tasks.sources import Collate, StreamSource
 
 WAY_OUT = "a plain DataLoader(dataset, batch_size, shuffle=...), or a task of your own (see fds_dist.Task)"
 
 
-def source_of(loader: DataLoader[Any], name: str) -> StreamSource:
+def source_of(
+    loader: DataLoader[Any], name: str, workers: int | None = None, collate: Collate | None = None
+) -> StreamSource:
     """The loader's dataset, read by as many workers and put together by the same `collate_fn`.
 
     The order is left to the task, whose shuffling is a function of seed, outer step and epoch.
+
+    Args:
+        workers: in place of the loader's.
+        collate: in place of the loader's `collate_fn`.
 
     Raises:
         UserError: the loader has another order than shuffled (for training) or in sequence; names it.
@@ -25,9 +31,8 @@ def source_of(loader: DataLoader[Any], name: str) -> StreamSource:
         problem = (
             f"the DataLoader's {type(loader.dataset).__name__} is an iterable dataset, which has no order to choose"
         )
-        raise UserError(
-            Fault(key, problem, "a map-style dataset, or without a DataLoader an iterable one with a length")
-        )
+        expected = "steps_per_epoch=" if name == "train" else "without a DataLoader one with a length"
+        raise UserError(Fault(key, problem, f"a map-style dataset, or {expected}"))
     if loader.batch_size is None:
         raise UserError(Fault(key, f"the DataLoader has a {type(loader.batch_sampler).__name__} of its own", WAY_OUT))
     is_shuffled, samples = isinstance(sampler, RandomSampler), len(loader.dataset)  # type: ignore[arg-type]
@@ -42,5 +47,9 @@ def source_of(loader: DataLoader[Any], name: str) -> StreamSource:
     if not samples:
         raise UserError(Fault(key, "the dataset is empty", "at least one (x, y) pair"))
     return StreamSource(
-        loader.dataset, loader.num_workers, name, collate=loader.collate_fn, worker_init=loader.worker_init_fn
+        loader.dataset,
+        loader.num_workers if workers is None else workers,
+        name,
+        collate=collate or loader.collate_fn,
+        worker_init=loader.worker_init_fn,
     )

@@ -1,28 +1,31 @@
-"""Samples of a user's data, read once into memory."""
+"""Samples of a user's data: into memory where they fit, and together as a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_unflatten
 from torch.utils.data import IterableDataset
 
-from fds_dist.common.batch import Batch
+from fds_dist.common.batch import Batch, tensors_in
 from fds_dist.common.faults import Fault, UserError, user_code
-from fds_dist.tasks.inspection import same_tensor
+from fds_dist.tasks.inspection import same_batch
+from fds_dist.tasks.sources import WrongSample
 
 READ_AGAIN = 16
 """Samples that are read twice. A transform that changes a sample every other time is missed with a chance of 2^-16."""
 
-PAIR = "an (x, y) pair of tensors, arrays or numbers"
+MEMORY = 2**30
+"""Bytes: a dataset whose samples are larger together is read as they are asked for."""
 
 
 def read_samples(data: object, name: str) -> Batch:
-    """All samples of a dataset, or of a pair of tensors or arrays, as one pair of tensors.
+    """All samples of a dataset, or of a pair of tensors or arrays, as one batch.
 
     Args:
         name: of the part, `train`; faults name it.
@@ -30,25 +33,68 @@ def read_samples(data: object, name: str) -> Batch:
     Raises:
         UserError: it is neither, samples have several shapes, or a sample is another one when it is read again.
     """
-    if (pair := _pair_of_arrays(data, name)) is not None:
+    if (pair := pair_of_arrays(data, name)) is not None:
         return pair
-    samples = [_sample(pair, name, index) for index, pair in enumerate(_items(data, name))]
+    samples = list(items(data, name))
     if not samples:
         raise UserError(Fault(f"task.{name}", "the dataset is empty", "at least one (x, y) pair"))
-    if not isinstance(data, (list, tuple)):
-        _check_read_again(data, samples, name)
-    first = samples[0]
-    for index, sample in enumerate(samples):
-        for part, here, there in zip("xy", sample, first, strict=True):
+    try:
+        batch = stacked(samples)
+        if not isinstance(data, (list, tuple)):
+            _check_read_again(data, samples, name)
+    except WrongSample as error:
+        raise UserError(Fault(f"task.{name}", str(error), error.expected)) from None
+    return batch
+
+
+def fits(data: object, name: str) -> bool:
+    """Whether the samples of a map-style dataset take at most `MEMORY`, judged by the first one.
+
+    Raises:
+        UserError: it is no dataset, or its first sample cannot be read.
+    """
+    first = next(items(data, name), None)
+    if first is None:
+        return True
+    try:
+        tensors = tensors_in(_tensors_of(first, 0))
+    except WrongSample as error:
+        raise UserError(Fault(f"task.{name}", str(error), error.expected)) from None
+    return len(cast(_Indexed, data)) * sum(tensor.nbytes for tensor in tensors) <= MEMORY
+
+
+def stacked(samples: list[Any]) -> Batch:
+    """A batch of samples: each tensor of theirs along a new dimension 0. Whole numbers as y of a pair become int64.
+
+    Raises:
+        WrongSample: a sample is neither a pair nor a mapping of tensors, or unlike the first one.
+    """
+    trees = [_tensors_of(sample, index) for index, sample in enumerate(samples)]
+    (first, structure), names = tree_flatten(trees[0]), [_path(path) for path, _ in tree_flatten_with_path(trees[0])[0]]
+    columns: list[list[Tensor]] = [[] for _ in first]
+    for index, tree in enumerate(trees):
+        leaves, other = tree_flatten(tree)
+        if other != structure:
+            raise WrongSample(f"sample {index} has another structure than sample 0")
+        for name, column, here, there in zip(names, columns, leaves, first, strict=True):
             if here.shape != there.shape:
-                problem = (
-                    f"{part} of sample {index} has shape {tuple(here.shape)}, that of sample 0 {tuple(there.shape)}"
+                raise WrongSample(
+                    f"{name} of sample {index} has shape {tuple(here.shape)}, that of sample 0 {tuple(there.shape)}"
                 )
-                raise UserError(Fault(f"task.{name}", problem, "one shape for all samples"))
-    return torch.stack([x for x, _ in samples]), torch.stack([y for _, y in samples])
+            column.append(here)
+    batch = tree_unflatten([torch.stack(column) for column in columns], structure)
+    if isinstance(batch, tuple) and isinstance(batch[1], Tensor) and are_labels(batch[1]):
+        batch = batch[0], batch[1].long()
+    return batch
 
 
-def _pair_of_arrays(data: object, name: str) -> Batch | None:
+def are_labels(targets: Tensor) -> bool:
+    """Whether `targets` [N] are whole numbers: the classes of samples."""
+    whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
+    return whole and targets.dim() == 1
+
+
+def pair_of_arrays(data: object, name: str) -> tuple[Tensor, Tensor] | None:
     """`(inputs, targets)` as tensors, arrays or lists; None where `data` is another thing."""
     if not (isinstance(data, (tuple, list)) and len(data) == 2):
         return None
@@ -68,12 +114,18 @@ class _Indexed(Protocol):
     def __getitem__(self, index: int, /) -> object: ...
 
 
-def _items(data: object, name: str) -> Iterator[object]:
-    """The samples of a map-style dataset, or of an iterable one that has a length."""
+def items(data: object, name: str) -> Iterator[object]:
+    """The samples of a map-style dataset, or of an iterable one that has a length.
+
+    Raises:
+        UserError: it is neither, it fails, or it has fewer samples than its length.
+    """
     key, iterable = f"task.{name}", isinstance(data, IterableDataset)
     if iterable and not hasattr(data, "__len__"):
         problem = f"{type(data).__name__} is an iterable dataset without a length, which may never end"
-        raise UserError(Fault(key, problem, "a dataset with a length, or a list of its samples"))
+        raise UserError(
+            Fault(key, problem, "steps_per_epoch= (as train), a dataset with a length, or a list of its samples")
+        )
     if not (hasattr(data, "__len__") and (iterable or hasattr(data, "__getitem__"))):
         problem = f"{type(data).__name__} has no length or no indexing"
         raise UserError(Fault(key, problem, "a dataset of (x, y) pairs, a pair of tensors, or a DataLoader"))
@@ -90,28 +142,52 @@ def _items(data: object, name: str) -> Iterator[object]:
         raise UserError(Fault(key, f"{type(data).__name__} gave {count} samples", f"{length}, its length"))
 
 
-def _check_read_again(data: object, samples: list[Batch], name: str) -> None:
+def _check_read_again(data: object, samples: list[Any], name: str) -> None:
     """That the first samples are the same when they are read again."""
     again: Any = (
         data if isinstance(data, IterableDataset) else map(cast(_Indexed, data).__getitem__, range(len(samples)))
     )
-    for index, pair in enumerate(islice(again, min(READ_AGAIN, len(samples)))):
-        if not all(map(same_tensor, _sample(pair, name, index), samples[index])):
+    for index, sample in enumerate(islice(again, min(READ_AGAIN, len(samples)))):
+        if not same_batch(_tensors_of(sample, index), _tensors_of(samples[index], index)):
             problem = (
                 f"sample {index} is another one when it is read again (a random transform?), but is read only once"
             )
-            expected = "a DataLoader of the dataset, which reads anew in each epoch, or augment=, a function of a batch"
+            expected = "stream=True, which reads anew in each epoch, or augment=, a function of a batch"
             raise UserError(Fault(f"task.{name}", problem, expected))
 
 
-def _sample(pair: object, name: str, index: int) -> Batch:
-    if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
-        kind = f"{len(pair)} parts" if isinstance(pair, (tuple, list)) else f"a {type(pair).__name__}"
-        if isinstance(pair, dict):
-            kind += f" with the keys {', '.join(map(str, pair))}"
-        raise UserError(Fault(f"task.{name}", f"sample {index} is {kind}", PAIR))
+def _tensors_of(sample: object, index: int) -> Batch:
+    """A sample with tensors in the place of its arrays and numbers.
+
+    Raises:
+        WrongSample: it is neither a pair nor a mapping of such.
+    """
+    if isinstance(sample, Mapping):
+        return _tree(sample, f"sample {index} is a {type(sample).__name__} with the keys {', '.join(map(str, sample))}")
+    if isinstance(sample, (tuple, list)) and len(sample) == 2:
+        kinds = f"({type(sample[0]).__name__}, {type(sample[1]).__name__})"
+        return _tree(sample[0], f"sample {index} is {kinds}"), _tree(sample[1], f"sample {index} is {kinds}")
+    kind = f"{len(sample)} parts" if isinstance(sample, (tuple, list)) else f"a {type(sample).__name__}"
+    raise WrongSample(f"sample {index} is {kind}")
+
+
+def _tree(value: object, wrong: str) -> Any:
+    """`value` as a tensor, or as a dict or tuple of them; `wrong` is said of anything else."""
+    if isinstance(value, Mapping):
+        return {
+            key: _tree(part, wrong if isinstance(part, Mapping) else f"{wrong}, {key} a {type(part).__name__}")
+            for key, part in value.items()
+        }
     try:
-        return torch.as_tensor(pair[0]), torch.as_tensor(pair[1])
+        return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
-        kinds = f"({type(pair[0]).__name__}, {type(pair[1]).__name__})"
-        raise UserError(Fault(f"task.{name}", f"sample {index} is {kinds}", PAIR)) from None
+        if isinstance(value, (tuple, list)) and not any(isinstance(part, (str, bytes)) for part in value):
+            return tuple(_tree(part, wrong) for part in value)
+        raise WrongSample(wrong) from None
+
+
+def _path(path: tuple[Any, ...]) -> str:
+    """`x`, `y['mask']` of a pair, `['ids']` of a mapping."""
+    if path and getattr(path[0], "idx", None) in (0, 1):
+        return "xy"[path[0].idx] + keystr(path[1:])
+    return keystr(path)

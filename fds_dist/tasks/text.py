@@ -17,7 +17,7 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.kinds import Count, OpenFraction, Seed, expanded, fault, read_by, wrong_kind
 from fds_dist.common.options import checked
 from fds_dist.common.paths import expand_path
-from fds_dist.tasks.datasets import TensorTask
+from fds_dist.tasks.in_memory import TensorTask
 
 BYTES = 256
 TEST_SHARE = 0.1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fds_dist.common.console import PLAIN_INTERVAL, is_live, plain_line
+from fds_dist.common.values import MOST_SHOWN, Row, flat, numbers_of, text_of
 from fds_dist.common.words import counted, duration, number_text, percent
 from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
 from fds_dist.tracking.trackers import Tracker
@@ -187,7 +189,7 @@ class _Pace:
         return (last - first) / (end - start) if end > start and last > first else None
 
 
-def _pack(values: Mapping[str, Sequence[float]], width: int) -> list[str]:
+def _pack(values: Mapping[str, Row], width: int) -> list[str]:
     """The buckets of all hyperparameters in lines of at most `width` characters, several per line if they fit."""
     lines: list[str] = []
     for name, buckets in values.items():
@@ -199,11 +201,11 @@ def _pack(values: Mapping[str, Sequence[float]], width: int) -> list[str]:
     return lines
 
 
-def _named(name: str, buckets: Sequence[float], width: int, times: str = "×", gap: str = "…") -> str:
+def _named(name: str, buckets: Row, width: int, times: str = "×", gap: str = "…") -> str:
     """'lr 0.1 0.05 … 0.001': three significant digits, without the middle if `width` is too small."""
-    if len(buckets) > 1 and len(set(buckets)) == 1:
-        return f"{name} {buckets[0]:.3g} {times}{len(buckets)}"
-    numbers = [f"{value:.3g}" for value in buckets]
+    numbers = [text_of(value) for value in buckets]
+    if len(buckets) > 1 and len(set(map(tuple, map(numbers_of, buckets)))) == 1:
+        return f"{name} {numbers[0]} {times}{len(buckets)}"
     text = " ".join([name, *numbers])
     visible = len(numbers)
     while len(text) > width and visible > 2:
@@ -213,14 +215,14 @@ def _named(name: str, buckets: Sequence[float], width: int, times: str = "×", g
 
 
 def _spread_lines(record: OuterRecord) -> list[str]:
-    """A line per hyperparameter: mean hypergradients over the replicas ± the standard deviation of one replica."""
-    return [
-        " ".join(
-            [f"d/d {name}:"]
-            + [f"{mean:.2g}±{sigma:.1g}" for mean, sigma in zip(record.hypergradients[name], sigmas, strict=True)]
-        )
-        for name, sigmas in (record.hypergradient_spread or {}).items()
-    ]
+    """A line per hyperparameter: mean hypergradients over the replicas ± the standard deviation of one replica, of its
+    first `MOST_SHOWN` numbers."""
+    lines = []
+    for name, sigmas in (record.hypergradient_spread or {}).items():
+        pairs = zip(flat(record.hypergradients[name]), flat(sigmas), strict=True)
+        numbers = [f"{mean:.2g}±{sigma:.1g}" for mean, sigma in islice(pairs, MOST_SHOWN)]
+        lines.append(" ".join([f"d/d {name}:", *numbers]))
+    return lines
 
 
 def _metrics(record: OuterRecord) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fds_dist.common.records import FloatOrNan, from_line, to_values
+from fds_dist.common.values import Row, RowOrNan, Value, figures
 
 
 @dataclass(frozen=True)
@@ -40,30 +41,31 @@ class InnerBlock:
     """The number of tangents, over all ranks, that are no longer zero at the last of the steps."""
     train_loss: float
     """Mean over the steps."""
-    hyperparameters: dict[str, float]
+    hyperparameters: dict[str, Value]
     """The values at the last of the steps."""
 
 
 @dataclass(frozen=True)
 class OuterRecord:
-    """One outer step: a line of ``history.jsonl``. Each hyperparameter has one number per bucket."""
+    """One outer step: a line of ``history.jsonl``. Each hyperparameter has one value per bucket: a number, or a list of
+    its `size` numbers."""
 
     outer_step: int
     horizon: int
-    hyperparameters: dict[str, list[FloatOrNan]]
+    hyperparameters: dict[str, RowOrNan]
     """The values of this step's inner run."""
-    hypergradients: dict[str, list[FloatOrNan]]
+    hypergradients: dict[str, RowOrNan]
     """d val_loss / d value, a sum over the bucket's window."""
     val_loss: FloatOrNan
     val_accuracy: float | None
     """The task's metric of that name, else the share of right answers; None where neither is meant."""
     seconds: FloatOrNan
     world_size: int
-    step_sizes: dict[str, list[FloatOrNan]] = field(default_factory=dict)
+    step_sizes: dict[str, RowOrNan] = field(default_factory=dict)
     """The outer optimizer's step sizes after its update."""
     events: list[str] = field(default_factory=list)
     """Messages for the user about this step, e.g. on a non-finite hypergradient."""
-    hypergradient_spread: dict[str, list[FloatOrNan]] | None = None
+    hypergradient_spread: dict[str, RowOrNan] | None = None
     """Standard deviation of one replica's hypergradients; None with a single replica."""
     rank_seconds: list[FloatOrNan] | None = None
     """By rank, the part of `seconds` in which the rank did not wait for other ranks."""
@@ -95,7 +97,7 @@ class RunEnd:
     status: str
     """'finished', 'failed' or 'interrupted'."""
     message: str
-    schedule: dict[str, list[float]] | None
+    schedule: Mapping[str, Row] | None
     """The learned values after the last update; None before the first update."""
     best_outer_step: int | None
     best_val_loss: float | None
@@ -112,27 +114,58 @@ class RunEnd:
 def inner_metrics(block: InnerBlock) -> dict[str, float]:
     """The finite numbers of a block under flat names, for dashboards."""
     metrics = {"inner/train_loss": block.train_loss, "inner/live_tangents": float(block.live_tangents)}
-    return finite(metrics | {f"inner/{name}": value for name, value in block.hyperparameters.items()})
+    for name, value in block.hyperparameters.items():
+        metrics |= figures(f"inner/{name}", value)
+    return finite(metrics)
+
+
+Cell = float | str | None
+"""What a flat row of the history holds; whole numbers are integers."""
+
+
+def flat_row(record: OuterRecord) -> dict[str, Cell]:
+    """An outer step as one row of a table; see `outer_metrics` for the names of its numbers."""
+    row: dict[str, Cell] = {
+        "outer_step": record.outer_step,
+        "horizon": record.horizon,
+        "val_loss": record.val_loss,
+        "val_accuracy": record.val_accuracy,
+        "seconds": record.seconds,
+        "world_size": record.world_size,
+        "events": "; ".join(record.events),
+    }
+    return row | _by_name(record) | _by_bucket("step_size", record.step_sizes)
 
 
 def outer_metrics(record: OuterRecord) -> dict[str, float]:
-    """The finite numbers of an outer step under flat names, e.g. ``hypergradient/lr/0`` for the first bucket."""
+    """The finite numbers of an outer step under flat names, e.g. ``hypergradient/lr/0`` for the first bucket and, where
+    a bucket has several numbers, what `figures` makes of them: ``hypergradient/weights/0/2``."""
     metrics: dict[str, float | None] = {
         "outer/val_loss": record.val_loss,
         "outer/val_accuracy": record.val_accuracy,
         "outer/seconds": record.seconds,
         "outer/horizon": float(record.horizon),
     }
-    metrics |= {f"metric/{name}": value for name, value in (record.metrics or {}).items()}
-    kinds = {
-        "hyperparameter": record.hyperparameters,
-        "hypergradient": record.hypergradients,
-        "hypergradient_spread": record.hypergradient_spread or {},
+    return finite(metrics | _by_name(record))
+
+
+def _by_name(record: OuterRecord) -> dict[str, float]:
+    """The task's metrics, and the numbers of each bucket."""
+    return {
+        **{f"metric/{name}": value for name, value in (record.metrics or {}).items()},
+        **_by_bucket("hyperparameter", record.hyperparameters),
+        **_by_bucket("hypergradient", record.hypergradients),
+        **_by_bucket("hypergradient_spread", record.hypergradient_spread or {}),
     }
-    for kind, values in kinds.items():
-        for name, buckets in values.items():
-            metrics |= {f"{kind}/{name}/{bucket}": value for bucket, value in enumerate(buckets)}
-    return finite(metrics)
+
+
+def _by_bucket(kind: str, values: Mapping[str, Row]) -> dict[str, float]:
+    return {
+        key: number
+        for name, row in values.items()
+        for bucket, value in enumerate(row)
+        for key, number in figures(f"{kind}/{name}/{bucket}", value)
+    }
 
 
 def finite(metrics: Mapping[str, float | None]) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+from fds_dist.common.values import Row, named_numbers
 from fds_dist.tracking.history import steps_before
 from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart, inner_metrics, outer_metrics
 from fds_dist.tracking.trackers import Tracker
@@ -48,11 +49,12 @@ class WandbTracker(Tracker):
         finally:
             self._session.finish(exit_code=0 if end.status == "finished" else 1)
 
-    def _log_schedule(self, schedule: Mapping[str, Sequence[float]]) -> None:
+    def _log_schedule(self, schedule: Mapping[str, Row]) -> None:
         rows = [
-            [name, bucket, value, bucket / len(values), (bucket + 1) / len(values)]
+            [label, bucket, number, bucket / len(values), (bucket + 1) / len(values)]
             for name, values in schedule.items()
             for bucket, value in enumerate(values)
+            for label, number in named_numbers({name: value}).items()
         ]
         self._session.log_table(
             "schedule", ("hyperparameter", "bucket", "value", "start_fraction", "end_fraction"), rows

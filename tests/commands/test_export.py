@@ -125,6 +125,11 @@ def test_a_snippet_tells_what_its_training_loop_has_to_do() -> None:
     clipped = Schedule(HORIZON, SGD.values, SGD.fixed, {**SGD.optimizer, "clip_gradient": 3.0})
     line = "torch.nn.utils.clip_grad_value_(model.parameters(), 3.0)"
     assert line in snippet(clipped)
+    by_norm = Schedule(HORIZON, SGD.values, SGD.fixed, {**clipped.optimizer, "clip_norm": 0.5})
+    assert [text for text in snippet(by_norm).splitlines() if "clip_grad" in text] == [
+        f"#         {line}  # as when it was learned",
+        "#         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)  # as when it was learned",
+    ]
     assert "clip_grad" not in snippet(SGD)
     assert snippet(SGD, "digits/schedule.json").startswith(
         "# A hyperparameter schedule learned by fds-dist: digits/schedule.json.\n"
@@ -218,7 +223,8 @@ def test_a_schedule_of_which_no_snippet_can_be_made(folder: Path, capfd: pytest.
     Schedule(4, {"lr.a": (0.1,)}, {}, {"name": "lion"}).save(folder / "stopped" / "schedule.json")
     assert main(["export", "stopped"]) == WRONG_INPUT
     assert capfd.readouterr().err.splitlines() == [
-        "fds-dist: schedule: optimizer.name: 'lion' is unknown; expected one of sgd, adam, adamw",
+        "fds-dist: schedule: optimizer.name: lion is not in torch.optim, and a snippet needs only torch; "
+        "expected fds_dist.make_optimizer, or --format csv or json",
         "fds-dist: schedule: optimizer.groups: None is not valid; expected a pattern for each of a",
     ]
     assert main(["export", "stopped", "--format", "csv"]) == DONE

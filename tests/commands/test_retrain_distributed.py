@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import clean_environment
-from problems import CLASSES, CPU, ONE_RANK, conv_bn, images, mlp, smoothed_cross_entropy
+from problems import CLASSES, CPU, ONE_RANK, conv_bn, images, mlp, relative_error, smoothed_cross_entropy
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,7 +36,8 @@ SCHEDULE = Schedule(
     {"weight_decay": 1e-2},
     {"name": "sgd", "nesterov": True},
 )
-SETTINGS = RetrainSettings(epochs=3, dtype="float64", clip_gradient=0.05)  # which cuts some elements at every step
+SETTINGS = RetrainSettings(epochs=3, dtype="float64", clip_gradient=0.05, clip_norm=0.2, ema=0.9)
+"""The bounds cut some elements at every step, and the norm at some."""
 BATCHES = (7, 1, 5, 8)
 """Samples: with two ranks, parts of other sizes, and a batch of which the second rank gets nothing."""
 
@@ -124,7 +125,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "0" / "last.safetensors")
+    """Those that are tested, and those in training where these are other ones."""
+    both = {file: folder / "0" / f"{file}.safetensors" for file in ("last", "last_trained")}
+    return {
+        f"{file}.{name}": tensor
+        for file, path in both.items()
+        if path.exists()
+        for name, tensor in load_file(path).items()
+    }
 
 
 def history(folder: Path) -> list[dict[str, object]]:
@@ -149,6 +157,16 @@ def test_two_ranks_equal_one_also_where_batches_do_not_divide(folder: Path, tmp_
     assert_equal_to_rounding(folder / "whole", tmp_path)
 
 
+def test_the_bound_on_the_norm_and_the_average_act(folder: Path, tmp_path: Path) -> None:
+    both = weights(folder / "whole")
+    names = [name.removeprefix("last.") for name in both if name.startswith("last.")]
+    assert not any(torch.equal(both[f"last.{name}"], both[f"last_trained.{name}"]) for name in names)
+    settings = SETTINGS.model_copy(update={"clip_norm": None})
+    retrain(lambda seed: UnevenTask(), built, SCHEDULE, settings, ONE_RANK, tmp_path)
+    trained = [f"last_trained.{name}" for name in names]
+    assert max(relative_error(weights(tmp_path)[name], both[name]) for name in trained) > 1e-3
+
+
 def test_one_rank_goes_on_where_two_were_killed(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "cut", tmp_path / "cut")
     assert len(history(tmp_path / "cut")) == 2
@@ -170,7 +188,7 @@ def test_batch_norm_over_ranks_is_told(folder: Path) -> None:
     """On CPUs its statistics are those of each rank's part, so that ranks cannot equal one process."""
     (told,) = [note for note in json.loads((folder / "notes.json").read_text()) if "batch-norm" in note]
     assert "depends on the number of ranks" in told
-    assert weights(folder / "norm")["8.weight"].shape == (CLASSES, 4)
+    assert weights(folder / "norm")["last.8.weight"].shape == (CLASSES, 4)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from fds_dist.inner.estimators import Estimate, Estimator, estimate_forward, est
 from fds_dist.inner.estimators.greedy import greedy_estimator
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, InnerState, run_horizon
-from fds_dist.outer.loop import mean_over_replicas, run_number
+from fds_dist.outer.replicas import mean_over_replicas, run_number
 from fds_dist.tangents.optimizers import SGD, Adam
 
 HORIZON = 8
@@ -82,6 +82,7 @@ def cases() -> dict[str, Case]:
     sgd = partial(make_problem, task(), SGD_BUCKETS)
     # The columns of four ranks end within parameters of `conv_bn`, whose layers 1 and 4 are batch-norm.
     grouped = make_problem(task(), GROUPED_BUCKETS, groups={"norm": "^[14]", "rest": ""})
+    averaged = make_problem(task(mlp_with_batch_norm), SGD_BUCKETS, ema=0.7, val_batch_norm="running")
     return {
         "double backward": Case(sgd(clip_gradient=0.2, clip_hvp=3.0)),
         "jvp in chunks": Case(sgd(method="jvp", chunk_size=2, optimizer=SGD(nesterov=True))),
@@ -93,6 +94,11 @@ def cases() -> dict[str, Case]:
         "accumulated": Case(sgd(accumulate=3)),  # 4, 3 and 3 samples: four ranks take three samples whole
         "accumulated jvp": Case(sgd(accumulate=2, method="jvp", chunk_size=2)),
         "accumulated reverse": Case(sgd(accumulate=3), estimate_reverse),
+        "clipped norm": Case(sgd(clip_gradient=0.2, clip_norm=0.4, method="jvp")),
+        "clipped norm reverse": Case(sgd(clip_norm=0.4), estimate_reverse),
+        "averaged": Case(averaged),
+        "averaged reverse": Case(averaged, estimate_reverse),
+        "averaged greedy": Case(averaged, greedy_estimator(0.5)),
         "grouped": Case(grouped),
         "grouped reverse": Case(grouped, estimate_reverse),
     }

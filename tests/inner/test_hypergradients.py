@@ -55,6 +55,8 @@ class Rules:
     optimizer: str = "sgd"
     nesterov: bool = False
     clip: float = math.inf
+    norm: float = math.inf
+    ema: float = 0.0
     patterns: Mapping[str, str] = field(default_factory=dict)
     """Parameter groups; the first that is found in a parameter's name is its own."""
 
@@ -78,6 +80,7 @@ def unrolled_loss(
     buffers = dict(module.named_buffers())
     state = {name: (torch.zeros_like(w), torch.zeros_like(w)) for name, w in weights.items()}
     batches = list(task.train_batches(0, 0))
+    average = weights
     for step in range(horizon):
         h = {name: row[len(row) * step // horizon] for name, row in values.items()}
         inputs, targets = batches[step % len(batches)]
@@ -85,14 +88,18 @@ def unrolled_loss(
         extra = (inside,) if inside else ()
         loss = task.loss(functional_call(module, {**weights, **buffers}, (inputs,)), targets, *extra)
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=graph)
-        for (name, w), g in zip(weights.items(), gradients, strict=True):
-            g = torch.where(g.abs() <= rules.clip, g, rules.clip * g.sign())
+        gradients = [torch.where(g.abs() <= rules.clip, g, rules.clip * g.sign()) for g in gradients]
+        length = torch.stack([g.norm() for g in gradients]).norm()
+        shrunk = rules.norm / (length + 1e-6) if length > rules.norm else 1.0
+        for (name, w), g in zip(weights.items(), [shrunk * g for g in gradients], strict=True):
             own = rules.of(name, h)
             weights[name], state[name] = UPDATES[rules.optimizer](w, state[name], g, own, step + 1, rules.nesterov)
             if not graph:
                 weights[name] = weights[name].detach().requires_grad_()
+        decay = rules.ema if step else 0.0
+        average = {name: decay * average[name] + (1 - decay) * w for name, w in weights.items()}
     inputs, targets = task.val  # batch-norm is still in training mode: it uses the statistics of this batch
-    return (task.val_loss or task.loss)(functional_call(module, {**weights, **buffers}, (inputs,)), targets)
+    return (task.val_loss or task.loss)(functional_call(module, {**average, **buffers}, (inputs,)), targets)
 
 
 def sgd(w: Tensor, state: Any, g: Tensor, h: Mapping[str, Tensor], step: int, nesterov: bool) -> tuple[Tensor, Any]:
@@ -178,7 +185,7 @@ GROUPED_ADAM_BUCKETS = {
     for name, row in ADAM_BUCKETS.items()
     for group, factor, size in (("norm_and_bias", 0.9, 1), ("head", 0.95, 2), ("rest", 1.0, 1))
 }
-CLIP = 0.02
+CLIP, NORM, NORM_OF_CLIPPED = 0.02, 0.8, 0.215
 
 
 @dataclass(frozen=True)
@@ -191,14 +198,19 @@ class Run:
 
     @property
     def options(self) -> dict[str, Any]:
-        clip = None if math.isinf(self.rules.clip) else self.rules.clip
-        return {"optimizer": self.optimizer, "clip_gradient": clip, "groups": self.rules.patterns}
+        bounds = {"clip_gradient": self.rules.clip, "clip_norm": self.rules.norm}
+        clips = {name: None if math.isinf(bound) else bound for name, bound in bounds.items()}
+        return {"optimizer": self.optimizer, "groups": self.rules.patterns, "ema": self.rules.ema or None, **clips}
 
 
 RUNS = {
     "sgd": Run(SGD_BUCKETS),
     "nesterov": Run(SGD_BUCKETS, Rules(nesterov=True), SGD(nesterov=True)),
     "clipped": Run(SGD_BUCKETS, Rules(clip=CLIP)),
+    "norm_clipped": Run(SGD_BUCKETS, Rules(norm=NORM)),
+    "doubly_clipped": Run(SGD_BUCKETS, Rules(clip=CLIP, norm=NORM_OF_CLIPPED)),
+    "averaged": Run(SGD_BUCKETS, Rules(norm=NORM, ema=0.9), horizon=30),
+    "averaged_adamw": Run(ADAM_BUCKETS, Rules("adamw", ema=0.8), Adam(decoupled=True), 100 * EXACT, horizon=30),
     "uneven_buckets": Run(UNEVEN_BUCKETS, horizon=83),
     # Adam divides by the root of a second moment that can be tiny, which amplifies rounding.
     "adam": Run(ADAM_BUCKETS, Rules("adam"), Adam(), 100 * EXACT, horizon=50),
@@ -244,21 +256,29 @@ def test_reference_equals_central_differences(reference: tuple[Run, list[float]]
     assert max(worst.values()) < DIFFERENCES, worst
 
 
-def test_a_good_share_of_the_gradient_is_clipped_in_the_clipped_run() -> None:
-    run = RUNS["clipped"]
+def gradients_of(run: Run) -> list[Tensor]:
+    """The gradient [D] at each step, before it is clipped."""
     problem = make_problem(image_task(), run.buckets, **run.options)
-    network, shares = problem.network(0), []
+    network, seen = problem.network(0), []
     loss = problem.training_loss(network)
 
-    def note_share(state: InnerState, _: Tensor) -> bool:
+    def note(state: InnerState, _: Tensor) -> bool:
         leaf = state.weights.clone().requires_grad_()
         part = Part(next(problem.batches(0, state.step)))
-        (gradient,) = torch.autograd.grad(loss(leaf, leaf.new_zeros(0), state.buffers, part)[0], leaf)
-        shares.append((gradient.abs() > CLIP).double().mean().item())
+        seen.append(torch.autograd.grad(loss(leaf, leaf.new_zeros(0), state.buffers, part)[0], leaf)[0])
         return True
 
-    run_horizon(InnerRun(problem, flat(run.buckets), 0, run.horizon, on_step=note_share))
+    run_horizon(InnerRun(problem, flat(run.buckets), 0, run.horizon, on_step=note))
+    return seen
+
+
+def test_a_good_share_of_the_gradient_is_clipped_in_the_clipped_runs() -> None:
+    shares = [(gradient.abs() > CLIP).double().mean().item() for gradient in gradients_of(RUNS["clipped"])]
     assert 0.1 < sum(shares) / len(shares) < 0.9
+    by_norm = [float(gradient.norm() > NORM) for gradient in gradients_of(RUNS["norm_clipped"])]
+    assert 0.1 < sum(by_norm) / len(by_norm) < 0.9
+    double = [gradient.clamp(-CLIP, CLIP).norm() > NORM_OF_CLIPPED for gradient in gradients_of(RUNS["doubly_clipped"])]
+    assert 0.1 < sum(map(float, double)) / len(double) < 0.9
 
 
 @pytest.mark.parametrize("method", METHODS)

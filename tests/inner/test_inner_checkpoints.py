@@ -38,7 +38,12 @@ def cases() -> dict[str, tuple[Problem, list[float]]]:
     """Running statistics that the validation reads, and an optimizer whose state has a single number."""
     norm = make_problem(image_task(conv_bn), SGD_BUCKETS, val_batch_norm="running")
     adam = make_problem(image_task(mlp), ADAM_BUCKETS, optimizer=Adam(decoupled=True))
-    return {"sgd": (norm, flat(SGD_BUCKETS)), "adamw": (adam, flat(ADAM_BUCKETS))}
+    averaged = replace(adam, ema=0.9)
+    return {
+        "sgd": (norm, flat(SGD_BUCKETS)),
+        "adamw": (adam, flat(ADAM_BUCKETS)),
+        "averaged": (averaged, flat(ADAM_BUCKETS)),
+    }
 
 
 def keeper(

@@ -60,7 +60,7 @@ class Loop(OuterListener):
         self.loop = OuterLoop(problem, estimator, rule, settings, ONE_RANK, self.trackers, self)
 
     def monitor(self, outer_step: int, schedule: Schedule, plan: Plan) -> StepMonitor:
-        return StepMonitor(outer_step, schedule, plan, ONE_RANK, self.trackers, Consistency())
+        return StepMonitor(outer_step, schedule, plan, ONE_RANK, self.trackers.inner, Consistency())
 
     def save(self, progress: OuterProgress) -> None:
         self.saved.append(progress)

@@ -28,7 +28,7 @@ def test_lambda_lists_hyperparameters_in_order_each_with_its_buckets_in_order() 
     assert SPACE.offsets == {"lr": 0, "momentum": 3, "weight_decay": 4}
     assert SPACE.initial() == [0.1, 0.1, 0.1, 0.5, 0.0, 0.0]
     assert SPACE.unpack(range(6)) == {"lr": [0, 1, 2], "momentum": [3], "weight_decay": [4, 5]}
-    assert [(owner.name, bucket) for owner, bucket in SPACE.elements][2:5] == [
+    assert [(owner.name, bucket) for owner, bucket, _ in SPACE.elements][2:5] == [
         ("lr", 2), ("momentum", 0), ("weight_decay", 0)
     ]  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_unpack_refuses_another_number_of_elements(count: int) -> None:
 def test_starts_are_the_first_steps_that_read_each_element(horizon: int) -> None:
     first = [
         next(step for step in range(horizon) if bucket_of(step, owner.buckets, horizon) == bucket)
-        for owner, bucket in SPACE.elements
+        for owner, bucket, _ in SPACE.elements
     ]
     assert SPACE.starts(horizon) == first
 

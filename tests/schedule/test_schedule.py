@@ -49,13 +49,14 @@ def test_segments_are_the_longest_stretches_without_a_change_and_agree_with_at(s
     pieces = list(segments(counts, horizon))
     assert [step for piece in pieces for step in range(piece.start, piece.stop)] == list(range(horizon))
     for piece in pieces:
-        assert all(schedule.at(step) == piece.buckets for step in range(piece.start, piece.stop))
-    assert all(before.buckets != after.buckets for before, after in pairwise(pieces))
+        buckets = {name: reading.bucket for name, (reading,) in piece.readings.items()}
+        assert all(schedule.at(step) == buckets for step in range(piece.start, piece.stop))
+    assert all(before.readings != after.readings for before, after in pairwise(pieces))
 
 
 def test_segments_without_learned_hyperparameters() -> None:
     (piece,) = segments({}, 5)
-    assert (piece.start, piece.stop, piece.buckets) == (0, 5, {})
+    assert (piece.start, piece.stop, piece.readings) == (0, 5, {})
 
 
 def test_at() -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fds_dist.common.faults import UserError
+from fds_dist.common.optimizers import BUILT_IN
 from fds_dist.schedule.driver import ScheduleDriver
-from fds_dist.schedule.schedule import OPTIMIZER_HYPERPARAMETERS, Schedule
+from fds_dist.schedule.schedule import Schedule
 from fds_dist.tangents.optimizers import INNER_OPTIMIZERS
 
 HORIZON = 40
@@ -37,7 +38,7 @@ def start(dtype: torch.dtype = torch.float64) -> Tensor:
 
 def pure_run(name: str, schedule: Schedule, nesterov: bool = False, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     """The weights after each step of the pure update driven by `Schedule.at`."""
-    optimizer = INNER_OPTIMIZERS[name](nesterov)
+    optimizer = INNER_OPTIMIZERS[name](**({"nesterov": True} if nesterov else {}))
     weights = start(dtype)
     state, path = optimizer.init(weights), []
     for step in range(schedule.horizon):
@@ -135,8 +136,8 @@ def test_a_hyperparameter_of_the_loss_may_be_called_as_another_optimizers() -> N
 
 
 def test_the_hyperparameters_of_an_optimizer_are_known_without_torch() -> None:
-    of_formulas = {name: tuple(make(False).defaults) for name, make in INNER_OPTIMIZERS.items()}
-    assert of_formulas == OPTIMIZER_HYPERPARAMETERS
+    of_formulas = {name: dict(make().defaults) for name, make in INNER_OPTIMIZERS.items()}
+    assert of_formulas == {name: dict(facts.defaults) for name, facts in BUILT_IN.items()}
 
 
 def test_another_horizon() -> None:

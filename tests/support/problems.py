@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fds_dist.common import values as values_module
 from fds_dist.common.randomness import generator
+from fds_dist.common.values import size_of
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.problem import Problem, TangentOptions
@@ -29,8 +31,8 @@ CPU = torch.device("cpu")
 ONE_RANK = Ranks(LaunchEnvironment(), MeshShape(1, 1, 1), CPU)
 CLASSES = 4
 
-Buckets = Mapping[str, Sequence[float]]
-"""Values of the learned hyperparameters, one per bucket."""
+Buckets = Mapping[str, Sequence[Any]]
+"""Values of the learned hyperparameters, one per bucket: a number, or a list of numbers."""
 
 
 @dataclass
@@ -157,6 +159,8 @@ def make_problem(
     pruning: Pruning | None = None,
     chunk_size: int | None = None,
     clip_gradient: float | None = None,
+    clip_norm: float | None = None,
+    ema: float | None = None,
     val_batch_norm: str = "batch",
     dtype: torch.dtype = torch.float64,
     groups: Mapping[str, str] | None = None,
@@ -169,7 +173,8 @@ def make_problem(
     """
     optimizer = optimizer or SGD()
     learned = tuple(
-        Hyperparameter(name, init=values[0], step=0.1, buckets=len(values)) for name, values in buckets.items()
+        Hyperparameter(name, init=values[0], step=0.1, buckets=len(values), size=size_of(values))
+        for name, values in buckets.items()
     )
     given = {name.partition(".")[0] for name in buckets}
     defaults = {name: value for name, value in optimizer.defaults.items() if name not in given}
@@ -182,6 +187,8 @@ def make_problem(
         device=CPU,
         dtype=dtype,
         clip_gradient=clip_gradient,
+        clip_norm=clip_norm,
+        ema=ema,
         val_batch_norm=val_batch_norm,
         groups=groups or {},
         accumulate=accumulate,
@@ -190,7 +197,7 @@ def make_problem(
 
 def flat(buckets: Buckets) -> list[float]:
     """λ [K] of these values."""
-    return [value for values in buckets.values() for value in values]
+    return [number for values in buckets.values() for number in values_module.flat(values)]
 
 
 def go_on(state: InnerState, loss: Tensor) -> bool:

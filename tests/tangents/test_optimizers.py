@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from slopes import non_quadratic_problem
 from torch import Tensor, nn
 from torch.func import jvp, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -20,29 +21,12 @@ STEPS = 1000
 D = 37  # no multiple of a vector register's length, so that the loops' remainders are tested too
 EPS = torch.finfo(torch.float64).eps
 OPTIMIZERS: dict[str, InnerOptimizer] = {
-    "sgd": INNER_OPTIMIZERS["sgd"](False),
-    "nesterov": INNER_OPTIMIZERS["sgd"](True),
-    "adam": INNER_OPTIMIZERS["adam"](False),
-    "adamw": INNER_OPTIMIZERS["adamw"](False),
+    "sgd": INNER_OPTIMIZERS["sgd"](),
+    "nesterov": INNER_OPTIMIZERS["sgd"](nesterov=True),
+    "adam": INNER_OPTIMIZERS["adam"](),
+    "adamw": INNER_OPTIMIZERS["adamw"](),
 }
 Values = dict[str, float]
-
-
-Gradient = Callable[[Tensor, int], Tensor]
-"""(weights [D], step) → gradient [D] on that step's batch."""
-
-
-def non_quadratic_problem(dtype: torch.dtype) -> tuple[Tensor, Gradient]:
-    """Initial weights [D] and the gradient of Σ log cosh(wᵢ + wᵢ₋₁ + cᵢ) + ½·0.1·wᵢ², with another c at each step."""
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(D, generator=generator, dtype=dtype)
-    batches = torch.randn(STEPS, D, generator=generator, dtype=dtype)
-
-    def gradient(weights: Tensor, step: int) -> Tensor:
-        slope = torch.tanh(weights + weights.roll(1) + batches[step])
-        return slope + slope.roll(-1) + 0.1 * weights
-
-    return weights, gradient
 
 
 def reference(name: str, weights: Tensor, foreach: bool = False) -> torch.optim.Optimizer:
@@ -100,7 +84,7 @@ SGD_SETTINGS: dict[str, Callable[[], Iterator[Values]]] = {
 def test_sgd_equals_torch_bit_for_bit_over_1000_steps(
     name: str, setting: str, dtype: torch.dtype, foreach: bool
 ) -> None:
-    weights, gradient = non_quadratic_problem(dtype)
+    weights, gradient = non_quadratic_problem(dtype, D, STEPS)
     optimizer, theirs, their_weights = OPTIMIZERS[name], reference(name, weights, foreach), weights
     state = optimizer.init(weights)
     for step, values in enumerate(islice(SGD_SETTINGS[setting](), STEPS)):
@@ -126,7 +110,7 @@ def test_each_adam_step_equals_torch_to_rounding(name: str, setting: str) -> Non
     than the tensor's root, one rounding off; the step takes this over through one sum and one division, so 4 roundings
     of the step are enough. The other steps come out bit for bit.
     """
-    weights, gradient = non_quadratic_problem(torch.float64)
+    weights, gradient = non_quadratic_problem(torch.float64, D, STEPS)
     optimizer, theirs = OPTIMIZERS[name], reference(name, weights)
     state, equal = optimizer.init(weights), 0
     for step, values in enumerate(islice(ADAM_SETTINGS[setting](), STEPS)):
@@ -141,7 +125,7 @@ def test_each_adam_step_equals_torch_to_rounding(name: str, setting: str) -> Non
 @pytest.mark.parametrize("setting", ADAM_SETTINGS)
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_an_adam_run_equals_torchs_over_1000_steps(name: str, setting: str) -> None:
-    weights, gradient = non_quadratic_problem(torch.float64)
+    weights, gradient = non_quadratic_problem(torch.float64, D, STEPS)
     optimizer, theirs, their_weights = OPTIMIZERS[name], reference(name, weights), weights
     state, worst = optimizer.init(weights), 0.0
     for step, values in enumerate(islice(ADAM_SETTINGS[setting](), STEPS)):
@@ -281,7 +265,7 @@ def test_safe_sqrt() -> None:
 def test_one_value_per_weight_updates_each_weight_by_its_own(name: str) -> None:
     """Parameter groups: the two halves of the vector behave like two runs of their own."""
     optimizer = OPTIMIZERS[name]
-    weights, gradient = non_quadratic_problem(torch.float64)
+    weights, gradient = non_quadratic_problem(torch.float64, D, STEPS)
     names = tuple(optimizer.defaults)
     half = torch.arange(D) < D // 2
     runs = [weights, weights, weights]

@@ -240,7 +240,7 @@ def test_an_iterable_dataset_with_a_length_is_read_and_one_without_is_refused() 
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        (lambda index: {"image": 1, "label": 2}, "sample 0 is a dict with the keys image, label"),
+        (lambda index: {"text": "a", "label": 2}, "sample 0 is a dict with the keys text, label, text a str"),
         (lambda index: 1 / index, "reading Numbers raised ZeroDivisionError"),
         (lambda index: (torch.rand(2), 1), "sample 0 is another one when it is read again (a random transform?)"),
         (lambda index: (np.random.rand(2), 1), "sample 0 is another one"),
@@ -300,9 +300,10 @@ def test_a_loader_in_another_order_is_refused_by_name(options: dict[str, Any], m
     assert message in message_of(task_from_datasets, DataLoader(TensorDataset(*data()), **options))
 
 
-def test_a_loader_of_mappings_is_refused() -> None:
-    loader = DataLoader(Numbers(lambda index: {"x": 1}), batch_size=5, shuffle=True)
-    assert "task.train: gave a dict; expected pairs" in message_of(task_from_datasets, loader)
+def test_a_loader_of_batches_without_tensors_is_refused() -> None:
+    loader = DataLoader(Numbers(lambda index: {"x": "a"}), batch_size=5, shuffle=True)
+    message = message_of(lambda: next(iter(task_from_datasets(loader).train_batches(0, 0))))
+    assert "task.train: gave a dict, which holds no tensor" in message
 
 
 def shuffled(how: str) -> Callable[[int, int], Any]:

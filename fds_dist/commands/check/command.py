@@ -228,6 +228,6 @@ def _cheaper(report: CostReport) -> str:
 def owned_text(space: HyperparameterSpace, elements: Sequence[int]) -> str:
     """Elements of λ in words: `lr[0-2, 5] momentum[0]`."""
     parts = []
-    for name, group in groupby(sorted(elements), key=lambda element: space.elements[element][0].name):
-        parts.append(f"{name}[{ranges_text([space.elements[element][1] for element in group])}]")
+    for name, group in groupby(sorted(elements), key=lambda element: space.elements[element].owner.name):
+        parts.append(f"{name}[{ranges_text([space.elements[element].number for element in group])}]")
     return " ".join(parts)

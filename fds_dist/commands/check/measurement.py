@@ -10,7 +10,6 @@ from fds_dist.common.memory import peak_bytes
 from fds_dist.common.timing import median_seconds
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import initial_state, zero_tangents
-from fds_dist.schedule.buckets import Segment
 from fds_dist.tangents import Part, Point
 
 REPEATS = 5
@@ -55,7 +54,7 @@ def measure_step(problem: Problem, parts: int = 1, chunk: int = 1) -> StepMeasur
 
 
 class _Probe:
-    """Steps of a problem at its initial weights, with any tangents."""
+    """Steps of a problem at its initial weights, with tangents of zero."""
 
     def __init__(self, problem: Problem, parts: int, chunk: int) -> None:
         self._problem, self._chunk = problem, chunk
@@ -66,8 +65,7 @@ class _Probe:
         self._batch = next(problem.batches(0))
         self.samples = -(-(common_rows(self._batch) or 1) // parts)
         """Samples that one rank sees; 1 where they cannot be told apart, and every rank sees the whole batch."""
-        no_buckets = Segment(0, 1, dict.fromkeys(problem.space.bucket_counts, 0))
-        self._h = problem.values_in(no_buckets, problem.space.initial())
+        self._h = problem.values_in(problem.space.first_step, problem.space.initial())
         self._theta = problem.theta(self._h)
 
     def measured(self, samples: int, repeats: int) -> StepMeasurement:
@@ -90,9 +88,8 @@ class _Probe:
         return median_seconds(plain, self._problem.device, repeats)
 
     def _with_tangents(self, samples: int, count: int) -> Callable[[], None]:
-        carried = self._problem.tangents.method != "double_backward"
-        tangents = zero_tangents(self._state, range(count), self._network.live if carried else ())
-        tangents.weights.fill_(1.0)  # of a zero tangent, a difference would cost nothing
+        live = self._network.live if self._problem.tangents.method == "jvp" else ()  # it alone carries them
+        tangents = zero_tangents(self._state, range(count), live)
         theta_tangents = self._theta.new_zeros(count, len(self._theta))
         point = self._point_maker(self._problem, samples)
 

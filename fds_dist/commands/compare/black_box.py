@@ -70,9 +70,9 @@ class BlackBox:
         self._optuna, self._name, self._seed = optuna, name, seed
         self._guided, pruned, cosine = BLACK_BOXES[name]
         self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
-            f"{each.owner.name}.{bucket}": optuna.distributions.FloatDistribution(*each.coordinates)
+            f"{each.owner.name}.{number}": optuna.distributions.FloatDistribution(*each.coordinates)
             for each in ranges
-            for bucket in range(1 if cosine else each.owner.buckets)
+            for number in range(1 if cosine else each.owner.count)
         }
         pruner = (
             optuna.pruners.HyperbandPruner(RESOURCES[0], RESOURCES[-1], REDUCTION)

@@ -17,6 +17,7 @@ from fds_dist.commands.compare.space import SearchRange, search_ranges
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import write_text_atomic
 from fds_dist.common.records import RecordFile
+from fds_dist.common.values import RowOrNan
 from fds_dist.config.compare import CompareConfig
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.monitor import Consistency
@@ -45,7 +46,7 @@ DAMAGED = "a file written by `fds-dist compare`; delete it to start over"
 class Retrained:
     """A line of ``METHOD/retrained-REPETITION.jsonl``."""
 
-    hyperparameters: dict[str, list[float]]
+    hyperparameters: dict[str, RowOrNan]
     test_accuracies: list[float]
     """One per seed."""
 
@@ -214,6 +215,7 @@ def _described(ranges: Sequence[SearchRange]) -> dict[str, dict[str, Any]]:
             "high": each.high,
             "scale": each.owner.scale,
             "buckets": each.owner.buckets,
+            **({"size": each.owner.size} if each.owner.size > 1 else {}),
         }
         for each in ranges
     }

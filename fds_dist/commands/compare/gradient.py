@@ -12,7 +12,7 @@ from fds_dist.inner.monitor import StepMonitor
 from fds_dist.inner.plan import Plan, estimator_cost
 from fds_dist.outer.loop import HypergradientsNotFinite, OuterListener, OuterLoop, OuterProgress, initial_progress
 from fds_dist.schedule.schedule import Schedule
-from fds_dist.tracking.records import OuterRecord
+from fds_dist.tracking.records import InnerBlock, OuterRecord
 from fds_dist.tracking.trackers import Tracker, Trackers
 
 NOT_FINITE = "too many hypergradients in a row were not finite"
@@ -38,13 +38,15 @@ class _Reporting(OuterListener):
 
     def monitor(self, outer_step: int, schedule: Schedule, plan: Plan) -> StepMonitor:
         """See `OuterListener`."""
-        return StepMonitor(outer_step, schedule, plan, self.job.ranks, Trackers([]), self.job.consistency)
+        return StepMonitor(outer_step, schedule, plan, self.job.ranks, _ignore, self.job.consistency)
 
     def save(self, progress: OuterProgress) -> None:
         """See `OuterListener`."""
-        record = self.last.record
-        seconds = self.job.ranks.broadcast_object(record.seconds)  # by rank 0's clock, so that all ranks agree
-        self.report([_trial(self.job, self.estimator, record, float(seconds), progress)])  # type: ignore[arg-type]
+        self.report([_trial(self.job, self.estimator, self.last.record, progress)])
+
+
+def _ignore(block: InnerBlock) -> None:
+    """Nobody watches the inner runs of a comparison."""
 
 
 def fds(job: Job, before: Sequence[Trial], report: Report) -> str:
@@ -74,7 +76,7 @@ def _cost(job: Job, estimator: str, horizon: int) -> float:
 
 
 def _outer_loop(job: Job, estimator: str, horizons: Sequence[int], before: Sequence[Trial], report: Report) -> str:
-    settings = replace(job.settings, horizons=affordable(job, estimator, horizons))
+    settings = replace(job.settings, horizons=affordable(job, estimator, horizons), timeout=None, target=None)
     if not settings.horizons:
         return "one outer step costs more than the budget"
     progress = initial_progress(job.problem, job.rule, settings)
@@ -93,7 +95,7 @@ def _outer_loop(job: Job, estimator: str, horizons: Sequence[int], before: Seque
     return "every step is below the tolerance" if progress.converged else ""
 
 
-def _trial(job: Job, estimator: str, record: OuterRecord, seconds: float, progress: OuterProgress) -> Trial:
+def _trial(job: Job, estimator: str, record: OuterRecord, progress: OuterProgress) -> Trial:
     return Trial(
         number=record.outer_step,
         values=job.problem.space.pack(record.hyperparameters),
@@ -101,6 +103,6 @@ def _trial(job: Job, estimator: str, record: OuterRecord, seconds: float, progre
         val_accuracy=record.val_accuracy,
         steps=record.horizon,
         cost=_cost(job, estimator, record.horizon),
-        seconds=seconds * job.ranks.world_size,
+        seconds=record.seconds * job.ranks.world_size,
         state=progress.to_dict(),
     )

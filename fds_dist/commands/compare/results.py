@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from fds_dist.commands.compare.judge import Judgement
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.records import FloatOrInf, from_values, to_values
+from fds_dist.common.values import RowOrNan
 from fds_dist.common.words import Spread, spread
 
 REFERENCE = "fds"
@@ -27,7 +28,7 @@ class Incumbent:
 
     number: int
     """Its trial or outer step."""
-    hyperparameters: dict[str, list[float]]
+    hyperparameters: dict[str, RowOrNan]
     cost: float
     """Plain training steps that the method had spent until then."""
     seconds: float

@@ -19,6 +19,9 @@ CUSTOMARY: dict[str, tuple[float, float]] = {
     "beta1": (0.0, 0.99),
     "beta2": (0.9, 0.9999),
     "eps": (1e-10, 1e-4),
+    "adamw_lr": (1e-4, 1.0),
+    "lr_decay": (0.0, 0.1),
+    "momentum_decay": (0.0, 0.1),
 }
 """Ranges of hyperparameters whose bounds are only those of their natural domain."""
 
@@ -77,7 +80,7 @@ def search_ranges(space: HyperparameterSpace, options: CompareConfig) -> tuple[S
 
 def values_at(ranges: Sequence[SearchRange], coordinates: Sequence[float]) -> list[float]:
     """λ [K] at `coordinates` [K]."""
-    by_element = [each for each in ranges for _ in range(each.owner.buckets)]
+    by_element = [each for each in ranges for _ in range(each.owner.count)]
     return [each.value(coordinate) for each, coordinate in zip(by_element, coordinates, strict=True)]
 
 
@@ -85,7 +88,7 @@ def cosine_at(ranges: Sequence[SearchRange], coordinates: Sequence[float]) -> li
     """λ [K] of half a cosine, from one coordinate per hyperparameter.
 
     The learning rate falls from its value to 0: each bucket is the cosine's mean over its window, within the bounds.
-    All other hyperparameters are constant.
+    All other hyperparameters are constant, and the numbers of a vector alike.
     """
     values: list[float] = []
     for searched, coordinate in zip(ranges, coordinates, strict=True):
@@ -94,7 +97,8 @@ def cosine_at(ranges: Sequence[SearchRange], coordinates: Sequence[float]) -> li
         factors = [
             _mean_cosine(bucket / owner.buckets, (bucket + 1) / owner.buckets) for bucket in range(owner.buckets)
         ]
-        values += [owner.clamp(height * factor) if falls else height for factor in factors]
+        falling = [owner.clamp(height * factor) if falls else height for factor in factors]
+        values += [value for value in falling for _ in range(owner.size)]
     return values
 
 

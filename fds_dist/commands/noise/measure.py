@@ -69,9 +69,14 @@ def without_sharing(problem: Problem, schedule: Schedule, horizon: int) -> Unsha
     hyperparameter that the schedule does not name keeps the problem's initial or fixed value.
 
     Raises:
-        UserError: the schedule names a hyperparameter that the problem does not have.
+        UserError: the schedule names a hyperparameter that the problem does not have, or a value has several numbers.
     """
     names = problem.space.names
+    if vectors := [owner for owner in problem.space.learned if owner.size > 1]:
+        raise UserError(
+            Fault(f"hyperparameters.{owner.name}.size", f"{owner.size}: noise is measured of single numbers", "1")
+            for owner in vectors
+        )
     steps = [schedule.stretch(horizon).at(step) for step in range(horizon)]
     if unknown := [name for name in steps[0] if name not in names]:
         expected = f"one of {', '.join(names)}"

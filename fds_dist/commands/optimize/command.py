@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 from torch import nn
 
 from fds_dist.build import ModelBuilder
 from fds_dist.commands.inputs import Source, launched
-from fds_dist.commands.optimize.search import RunResult, Search
-from fds_dist.common.paths import expand_path
+from fds_dist.commands.optimize.from_python import FromPython
+from fds_dist.commands.optimize.search import Search
+from fds_dist.commands.run import RunResult, RunSource, model_of, run_path, task_of
 from fds_dist.distributed.environment import read_environment
 from fds_dist.tasks.base import Task
+from fds_dist.tracking.callbacks import Callback
+from fds_dist.tracking.trackers import Tracker
 from fds_dist.tracking.wandb_session import report_failure_to_sweep
 
 
@@ -23,7 +25,9 @@ def optimize(
     *,
     task: Task | None = None,
     model: nn.Module | ModelBuilder | None = None,
-    resume: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    trackers: Sequence[Tracker] = (),
+    resume: RunSource | None = None,
     progress: bool = True,
 ) -> RunResult:
     """Learns the schedules that `config` asks for. Under a launcher, call it alike on every rank.
@@ -33,14 +37,16 @@ def optimize(
         overrides: `key.sub=value` strings.
         task: an object used in place of the config's task; see `fds_dist.task_from_datasets`.
         model: a module or a function from a seed to one, used in place of the config's model.
-        resume: the folder of a run to continue.
+        callbacks: objects that follow the search and may stop it; see `fds_dist.Callback`.
+        trackers: objects that record the search beside the config's trackers; see `fds_dist.Tracker`.
+        resume: a run to continue: its folder, or an earlier result, whose task and model are used again.
         progress: whether rank 0 prints the progress.
 
     Returns:
         The learned schedule, the best schedule, the record of every outer step, and the run's folder.
 
     Raises:
-        UserError: the input is wrong; nothing was trained.
+        UserError: the input is wrong, and nothing was trained; or a callback failed.
         HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost: the run cannot continue; its folder holds
             everything up to the last outer step.
 
@@ -54,10 +60,13 @@ def optimize(
         >>> str(result.run_dir), len(result.schedule.values["lr"])
         ('runs/digits', 2)
     """
-    folder = None if resume is None else expand_path(resume, "--resume")
+    folder = None if resume is None else run_path(resume, "--resume")
+    task, model = task_of(resume, task), model_of(resume, model)
+    handed = FromPython(task, model, callbacks, trackers)
     with ExitStack() as stack:
         with report_failure_to_sweep(read_environment().rank):
-            built, ranks = stack.enter_context(launched(config, overrides, resume=folder, task=task, model=model))
-            from_python = task is not None or model is not None
-            search = Search(built, ranks, folder, show=progress, from_python=from_python)
+            built, ranks = stack.enter_context(
+                launched(config, overrides, prepare=handed.prepare, resume=folder, task=task, model=model)
+            )
+            search = Search(built, ranks, folder, show=progress, handed=handed)
         return search.run()

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 
 from fds_dist.build import Build, weights_file
-from fds_dist.commands.inputs import check_weights, wandb_session
-from fds_dist.commands.optimize.next_steps import listed_length, next_steps
+from fds_dist.commands.inputs import wandb_session
+from fds_dist.commands.optimize.callbacks import Callbacks
+from fds_dist.commands.optimize.from_python import FromPython
+from fds_dist.commands.optimize.next_steps import next_steps
+from fds_dist.commands.optimize.resume import first_progress, nothing_left
 from fds_dist.commands.report.contents import read_run
 from fds_dist.commands.report.page import write_report
-from fds_dist.common.faults import Fault, UserError
+from fds_dist.commands.run import RunResult
+from fds_dist.common.faults import UserError
 from fds_dist.common.files import write_text_atomic
 from fds_dist.common.interruptions import defer_signals
-from fds_dist.config import dump_config, load_config
+from fds_dist.common.words import counted
+from fds_dist.config import dump_config
 from fds_dist.distributed.errors import RankLost
 from fds_dist.distributed.fingerprint import RunsDiverged
 from fds_dist.distributed.launchers import launcher_process
@@ -26,14 +30,15 @@ from fds_dist.inner.checkpoints import KIND as INNER
 from fds_dist.inner.checkpoints import InnerCheckpoints
 from fds_dist.inner.monitor import BatchesDiffer, Consistency, StepMonitor
 from fds_dist.inner.plan import Plan, estimator_cost
-from fds_dist.outer.loop import HypergradientsNotFinite, OuterListener, OuterLoop, OuterProgress, initial_progress
+from fds_dist.outer.loop import HypergradientsNotFinite, OuterListener, OuterLoop, OuterProgress
 from fds_dist.schedule.schedule import Schedule
-from fds_dist.storage.checkpoints import load_checkpoint, remove_folders, save_checkpoint
+from fds_dist.storage.checkpoints import remove_folders, save_checkpoint
 from fds_dist.storage.provenance import environment_info
 from fds_dist.storage.run_folder import RunFolder, create_run_folder, folder_of_launch
+from fds_dist.tracking.callbacks import Stop
 from fds_dist.tracking.console import ConsoleTracker
 from fds_dist.tracking.history import HistoryFile, read_history
-from fds_dist.tracking.records import OuterRecord, RunEnd, RunStart
+from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
 from fds_dist.tracking.tensorboard import TensorBoardTracker
 from fds_dist.tracking.trackers import Tracker, Trackers
 from fds_dist.tracking.wandb_run import WandbTracker
@@ -47,44 +52,30 @@ MAKES_AN_INNER_RUN = ("task", "model", "inner", "hyperparameters", "tangents", "
 _searches = count()
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """What `optimize` did; the same on every rank."""
-
-    run_dir: Path
-    schedule: Schedule
-    """The values after the last update."""
-    best_schedule: Schedule | None
-    """The values that trained to the lowest validation loss; None if every inner run diverged."""
-    history: list[OuterRecord]
-    """One record per outer step."""
-    converged: bool
-    """Whether the step sizes fell below the tolerance before the outer steps were used up."""
-
-
 class Search(OuterListener):
-    """The outer loop of `built`, connected to its folder, trackers and checkpoints.
+    """The outer loop of `built`, connected to its folder, trackers, callbacks and checkpoints.
 
     If torchrun restarts its ranks after one was lost, the search continues in the folder that it had before.
 
     Args:
         resume: the folder of the run to continue; None for a new one.
         show: whether rank 0 prints the progress.
-        from_python: whether task or model are objects that no command line could name.
+        handed: what the caller in Python handed in beside the config.
 
     Raises:
         UserError: the folder cannot be made; the checkpoint does not fit the config.
     """
 
-    def __init__(self, built: Build, ranks: Ranks, resume: Path | None, show: bool, from_python: bool) -> None:
+    def __init__(self, built: Build, ranks: Ranks, resume: Path | None, show: bool, handed: FromPython) -> None:
         self.built, self.ranks = built, ranks
-        self.show, self.from_python = show and ranks.is_first, from_python
+        self.show, self.handed = show and ranks.is_first, handed
         launchers = {name for name in ranks.gather_objects(launcher_process()) if name}
         self.launch = {"search": next(_searches), "launchers": sorted(launchers)}
         resume = ranks.on_first(lambda: resume or folder_of_launch(built.config.output_dir, **self.launch))
         self.resumed = resume is not None
-        self.folder = RunFolder(resume or ranks.on_first(lambda: _new_folder(built)))
+        self.folder = RunFolder(resume or ranks.on_first(lambda: _new_folder(built, handed.model_name)))
         self.trackers = Trackers(self._rank_0_trackers() if ranks.is_first else [])
+        self.callbacks = Callbacks(handed.callbacks, ranks)
         self.loop = OuterLoop(
             problem=built.problem,
             estimator=built.estimator,
@@ -95,11 +86,11 @@ class Search(OuterListener):
             listener=self,
         )
         self.notes = list(built.remarks)
-        self.progress = self._resumed() if self.resumed else self._fresh()
+        self.progress = first_progress(built, ranks, self.folder if self.resumed else None, self.notes.append)
 
     def run(self) -> RunResult:
-        """Runs the remaining outer steps. The trackers learn how the search ended, after an exception too."""
-        if self.resumed and (reason := self._nothing_left()):
+        """Runs the remaining outer steps. Trackers and callbacks learn how it ended, after an exception too."""
+        if self.resumed and (reason := nothing_left(self.built, self.progress)):
             if self.show:
                 ConsoleTracker().note(reason)
             return self._result()
@@ -112,10 +103,15 @@ class Search(OuterListener):
             info["launch"] = self.launch
             write_text_atomic(self.folder.environment, json.dumps(info, indent=2) + "\n")
         try:
-            self.trackers.start(self._start())
+            start = self._start()
+            self.trackers.start(start)
             for note in self.notes:
                 self.trackers.note(note)
+            self.callbacks.run_start(start)
             self.progress = self.loop.run(self.progress)
+        except Stop as stop:
+            self._finish("finished", f"{_done(self.progress)}, stopped by {stop}")
+            return self._result()
         except KeyboardInterrupt:
             self._finish("interrupted", f"stopped in outer step {self.progress.outer_step}")
             raise
@@ -125,7 +121,7 @@ class Search(OuterListener):
         except Exception as error:
             self._finish("failed", f"{type(error).__name__}: {error}")
             raise
-        self._finish("finished", "every step is below the tolerance" if self.progress.converged else "")
+        self._finish("finished", self.built.settings.ending(self.progress))
         return self._result()
 
     def _rank_0_trackers(self) -> list[Tracker]:
@@ -136,36 +132,7 @@ class Search(OuterListener):
         if self.built.config.tracking.tensorboard:
             trackers.append(TensorBoardTracker())
         trackers.append(WandbTracker(wandb_session(self.built.config, "optimize")))
-        return trackers
-
-    def _fresh(self) -> OuterProgress:
-        return initial_progress(self.built.problem, self.built.rule, self.built.settings)
-
-    def _resumed(self) -> OuterProgress:
-        """The progress in the newest undamaged checkpoint; without one, the progress before the first outer step."""
-        earlier = load_config(self.folder.config)
-        check_weights(self.folder, self.built.problem.build_model)
-        state = self.ranks.on_first(lambda: load_checkpoint(self.folder.checkpoints, self.notes.append))
-        if state is None:
-            return self._fresh()
-        progress = OuterProgress.from_dict(state)
-        if len(progress.values) != self.built.problem.space.size:
-            problem = f"the checkpoint holds {len(progress.values)} learned numbers"
-            expected = f"{self.built.problem.space.size}, as in this config; buckets cannot change on resuming"
-            raise UserError(Fault("hyperparameters", problem, expected))
-        stricter = self.built.config.outer.tolerance < earlier.outer.tolerance
-        return replace(progress, converged=progress.converged and not stricter)
-
-    def _nothing_left(self) -> str:
-        """The reason why no outer step is left to do, or ""."""
-        done, wanted = self.progress.outer_step, len(self.built.settings.horizons)
-        if self.progress.converged:
-            tolerance = self.built.config.outer.tolerance
-            return f"nothing left to do: after outer step {done - 1} every step was below outer.tolerance={tolerance:g}"
-        if done >= wanted:
-            also = f", and as many {key}" if (key := listed_length(self.built)) else ""
-            return f"nothing left to do: all {done} outer steps are done (for more: outer.steps={2 * done}{also})"
-        return ""
+        return [*trackers, *self.handed.trackers]
 
     def _start(self) -> RunStart:
         return RunStart(
@@ -183,7 +150,11 @@ class Search(OuterListener):
         """See `OuterListener`: sends losses to the trackers, and compares the ranks."""
         options = self.built.config.consistency
         consistency = Consistency(options.mode, options.every)
-        return StepMonitor(outer_step, schedule, plan, self.ranks, self.trackers, consistency)
+        return StepMonitor(outer_step, schedule, plan, self.ranks, self._block, consistency)
+
+    def _block(self, block: InnerBlock) -> None:
+        self.trackers.inner(block)
+        self.callbacks.inner_block(block)
 
     def save(self, progress: OuterProgress) -> None:
         """See `OuterListener`: rank 0 writes the schedules and a checkpoint."""
@@ -196,6 +167,10 @@ class Search(OuterListener):
         keep = self.built.config.checkpoint.keep
         save_checkpoint(self.folder.checkpoints, progress.outer_step, progress.to_dict(), keep)
         remove_folders(self.folder.checkpoints, INNER)
+
+    def done(self, record: OuterRecord) -> None:
+        """See `OuterListener`."""
+        self.callbacks.outer_step(record)
 
     def _best_schedule(self, history: Sequence[OuterRecord]) -> Schedule | None:
         """The schedule with the lowest validation loss so far, over the horizon of the inner run that reached it."""
@@ -235,8 +210,10 @@ class Search(OuterListener):
             run_dir=self.folder.path,
             plain_steps=self._plain_steps(),
             report=self._report(),
-            next_steps=next_steps(self.folder.path, self.built, status, progress.converged, self.from_python),
+            next_steps=next_steps(self.folder.path, self.built, status, progress, self.handed.replaces_config),
         )
+        for fault in self.callbacks.run_end(end):
+            self.trackers.note(fault)
         self.trackers.finish(end)
 
     def _report(self) -> Path | None:
@@ -266,11 +243,19 @@ class Search(OuterListener):
             schedule=self.loop.schedule(progress.values, progress.horizon),
             best_schedule=self._best_schedule(history),
             history=history,
+            config=self.built.config.resolved(),
             converged=progress.converged,
+            task=self.handed.task,
+            model=self.handed.model,
         )
 
 
-def _new_folder(built: Build) -> Path:
+def _new_folder(built: Build, model_name: str | None) -> Path:
+    """The folder of a new run; the name of a model that was handed in comes before the config's."""
     config = built.config
-    model = config.model.name if config.model else None
+    model = model_name or (config.model.name if config.model else None)
     return create_run_folder(config.output_dir, config.name, config.task.name, model, datetime.now())
+
+
+def _done(progress: OuterProgress) -> str:
+    return f"{counted(progress.outer_step, 'outer step')} done"

@@ -7,17 +7,18 @@ from pathlib import Path
 
 from fds_dist.commands.report.contents import RunContents, read_run
 from fds_dist.commands.report.page import PAGE, write_report
+from fds_dist.commands.run import Run, RunSource, run_path
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.paths import expand_path
 from fds_dist.distributed.environment import read_environment
 from fds_dist.storage.run_folder import RunFolder
 
 
-def report(run_dirs: str | Path | Sequence[str | Path], output: str | Path | None = None) -> Path:
+def report(run_dirs: RunSource | Sequence[RunSource], output: str | Path | None = None) -> Path:
     """Writes the report of one run, or of several side by side: one self-contained HTML page, and figures.
 
     Args:
-        run_dirs: the folder of a run, or several.
+        run_dirs: the folder of a run or what `optimize` returned, or several.
         output: the folder to write to. None: `report` in the run's folder, or beside the first of several.
 
     Returns:
@@ -31,8 +32,7 @@ def report(run_dirs: str | Path | Sequence[str | Path], output: str | Path | Non
         >>> str(page)
         'runs/digits/report/index.html'
     """
-    folders = [run_dirs] if isinstance(run_dirs, str | Path) else run_dirs
-    paths = [expand_path(folder, "RUN_DIR") for folder in folders]
+    paths = [run_path(run) for run in ([run_dirs] if isinstance(run_dirs, str | Path | Run) else run_dirs)]
     if not paths:
         raise UserError(Fault("RUN_DIR", "is missing", "the folder of a run"))
     runs = _read_runs(paths)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from fds_dist.common.domain import UNIT_INTERVAL
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.optimizers import BUILT_IN
+from fds_dist.common.values import Row, numbers_of, size_of
 from fds_dist.inner.plan import Plan, make_plan
 from fds_dist.schedule.buckets import bucket_start
 from fds_dist.schedule.groups import base_of, group_of
@@ -20,10 +22,32 @@ from fds_dist.storage.run_folder import RunFolder
 from fds_dist.tracking.history import read_history
 from fds_dist.tracking.records import OuterRecord
 
-STATE_TENSORS = {"sgd": 1, "adam": 2, "adamw": 2}
-"""How many vectors over the weights each inner optimizer keeps."""
+MOST_DRAWN = 100
+"""The most elements of one hyperparameter in a figure: of more, some are taken at even distances."""
 
 ITEM_BYTES = {"float32": 4, "float64": 8}
+
+
+class Element(NamedTuple):
+    """A learned number."""
+
+    name: str
+    """Its hyperparameter."""
+    bucket: int
+    entry: int
+    size: int
+    """The numbers of a bucket."""
+
+    @property
+    def place(self) -> str:
+        """`3` for a bucket; `3][17` for one of its numbers, as brackets go around it."""
+        return f"{self.bucket}][{self.entry}" if self.size > 1 else str(self.bucket)
+
+    def of(self, values: Mapping[str, Row]) -> float:
+        """Its number in a record; NaN where there is none."""
+        row = values.get(self.name, ())
+        numbers = numbers_of(row[self.bucket]) if self.bucket < len(row) else ()
+        return numbers[self.entry] if self.entry < len(numbers) else math.nan
 
 
 @dataclass(frozen=True)
@@ -55,12 +79,27 @@ class RunContents:
         return list(self.records[0].hyperparameters) if self.records else []
 
     @property
-    def elements(self) -> list[tuple[str, int]]:
-        """(hyperparameter, bucket) of each learned number."""
-        return [(name, bucket) for name in self.names for bucket in range(self.buckets(name))]
+    def elements(self) -> list[Element]:
+        """Each learned number."""
+        return [element for name in self.names for element in self.elements_of(name)]
+
+    @property
+    def drawn(self) -> list[Element]:
+        """The learned numbers that figures show: see `MOST_DRAWN`."""
+        return [element for name in self.names for element in self.drawn_of(name)]
+
+    def elements_of(self, name: str) -> list[Element]:
+        """The numbers of one hyperparameter, bucket after bucket."""
+        size = size_of(self.records[0].hyperparameters[name])
+        return [Element(name, bucket, entry, size) for bucket in range(self.buckets(name)) for entry in range(size)]
+
+    def drawn_of(self, name: str) -> list[Element]:
+        """The numbers of one hyperparameter that figures show."""
+        elements = self.elements_of(name)
+        return elements[:: -(-len(elements) // MOST_DRAWN)]
 
     def buckets(self, name: str) -> int:
-        """How many learned numbers the hyperparameter has."""
+        """How many values the hyperparameter has over the horizon."""
         return len(self.records[0].hyperparameters[name])
 
     @property
@@ -108,17 +147,21 @@ class RunContents:
         if not self.records or self.estimator != "forward":
             return None
         horizon = max(record.horizon for record in self.records)
-        starts = [bucket_start(bucket, self.buckets(name), horizon) for name, bucket in self.elements]
+        starts = [bucket_start(each.bucket, self.buckets(each.name), horizon) for each in self.elements]
         mesh = self.section("mesh")
         others = int(mesh.get("data", 1)) * int(mesh.get("replica", 1))
         return make_plan(starts, horizon, max(1, self.records[-1].world_size // others))
 
     def tangent_bytes(self, plan: Plan) -> list[int] | None:
-        """Bytes of tangents at each place of the `tangent` axis; None where the number of weights was not recorded."""
-        weights = self.environment.get("weights")
-        if not isinstance(weights, int):
+        """Bytes of tangents at each place of the `tangent` axis.
+
+        None where the number of weights was not recorded, or the optimizer is not a built-in one.
+        """
+        weights, optimizer = self.environment.get("weights"), self.section("inner").get("optimizer", "sgd")
+        facts = BUILT_IN.get(str(optimizer.get("name") if isinstance(optimizer, dict) else optimizer))
+        if not isinstance(weights, int) or facts is None:
             return None
-        tensors = 1 + STATE_TENSORS.get(str(self.section("inner").get("optimizer", "sgd")), 1)
+        tensors = 1 + facts.vectors + (self.section("inner").get("ema") is not None)
         parts = int(self.section("mesh").get("data", 1))
         item = ITEM_BYTES.get(str(self.config.get("dtype", "float32")), 4)
         return [len(owned) * tensors * -(-weights // parts) * item for owned in plan.owned]

@@ -25,6 +25,7 @@ from fds_dist.commands.report.panels import (
     value_axis,
     whole_numbers,
 )
+from fds_dist.common.values import MOST_SHOWN, Row, flat, numbers_of
 from fds_dist.common.words import byte_unit, time_unit
 from fds_dist.tracking.records import OuterRecord
 
@@ -58,9 +59,11 @@ def _schedule(runs: Sequence[RunContents], name: str, ax: Axes) -> None:
     lines = _outer_steps(runs[0]) if len(runs) == 1 else _best_of_each(runs)
     drawn = [(record.hyperparameters[name], style) for record, style in lines if name in record.hyperparameters]
     for values, style in drawn:
-        ax.stairs(values, np.linspace(0, 1, len(values) + 1), baseline=None, **style)
+        columns = np.array([*map(numbers_of, values)], dtype=float).T  # [size, buckets]
+        for column in columns[:: -(-len(columns) // MOST_SHOWN)]:
+            ax.stairs(column, np.linspace(0, 1, len(values) + 1), baseline=None, **style)
     ax.set(title=name, ylabel="value", xlabel="share of the horizon", xlim=(0, 1))
-    value_axis(ax, (value for values, _ in drawn for value in values))
+    value_axis(ax, (number for values, _ in drawn for number in flat(values)))
 
 
 def _outer_steps(run: RunContents) -> list[tuple[OuterRecord, dict[str, Any]]]:
@@ -142,29 +145,27 @@ def step_sizes(runs: Sequence[RunContents]) -> list[Panel]:
     return [_bucket_panel(run, name, values, run.moved(name), "step") for name in run.names] if any(values) else []
 
 
-def _bucket_panel(
-    run: RunContents, name: str, values: Sequence[Mapping[str, list[float]]], title: str, kind: str
-) -> Panel:
+def _bucket_panel(run: RunContents, name: str, values: Sequence[Mapping[str, Row]], title: str, kind: str) -> Panel:
     """A line per bucket of the hyperparameter over the outer steps, of which `values` holds one mapping each."""
-    missing = [math.nan] * run.buckets(name)
-    rows = np.array([each.get(name, missing) for each in values], dtype=float).T
-    steps = [record.outer_step for record in run.records]
+    drawn = run.drawn_of(name)
+    rows = np.array([[element.of(each) for each in values] for element in drawn], dtype=float)
+    steps, what = [record.outer_step for record in run.records], "bucket" if drawn[0].size == 1 else "number"
     return Panel(
-        partial(_bucket_lines, steps, rows, title, kind), f"{title}: {kind} of each bucket over the outer steps"
+        partial(_bucket_lines, steps, rows, title, kind, what), f"{title}: {kind} of each {what} over the outer steps"
     )
 
 
-def _bucket_lines(steps: Sequence[int], rows: np.ndarray, title: str, kind: str, ax: Axes) -> None:
-    """Draws a line per row of `rows` [buckets, outer steps], its number at its end; one line where all rows agree."""
+def _bucket_lines(steps: Sequence[int], rows: np.ndarray, title: str, kind: str, what: str, ax: Axes) -> None:
+    """Draws a line per row of `rows` [drawn, outer steps], its number at its end; one line where all rows agree."""
     count = len(rows)
     same = count > 1 and np.allclose(rows, rows[:1], rtol=1e-3, atol=0, equal_nan=True)  # less than the width of a line
     style: dict[str, Any] = {"linewidth": 1.3, "markersize": 2, "marker": "o" if rows.size < MOST_MARKED else ""}
     for bucket, row in enumerate(rows[:1] if same else rows):
         named = count > MOST_NUMBERED and bucket in (0, count - 1) and not same
-        label = f"bucket {bucket}" if named else None
+        label = f"{what} {bucket}" if named else None
         ax.plot(steps, row, color=bucket_color(bucket, count), label=label, **style)
     value_axis(ax, rows.ravel())
-    ax.set(title=f"{title} (all {count} buckets alike)" if same else title, xlabel="outer step", ylabel=kind)
+    ax.set(title=f"{title} (all {count} {what}s alike)" if same else title, xlabel="outer step", ylabel=kind)
     whole_numbers(ax)
     if 1 < count <= MOST_NUMBERED and not same:
         number_lines(ax, steps[-1], {bucket: float(row[-1]) for bucket, row in enumerate(rows)})

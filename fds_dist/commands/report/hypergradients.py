@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,26 +42,26 @@ def hypergradients(runs: Sequence[RunContents]) -> list[Panel]:
 
 def _cells(run: RunContents) -> tuple[float, float]:
     """Inches of a column and of a row."""
-    columns, rows = max(1, len(run.records)), max(1, len(run.elements))
+    columns, rows = max(1, len(run.records)), max(1, len(run.drawn))
     return min(CELL, LARGEST[0] / columns), min(CELL, LARGEST[1] / rows)
 
 
 def _size(run: RunContents) -> tuple[float, float]:
     (width, height), longest = _cells(run), max(map(len, run.names), default=0)
-    used = 0.6 + 0.06 * longest + width * len(run.records), 1.1 + height * len(run.elements)
+    used = 0.6 + 0.06 * longest + width * len(run.records), 1.1 + height * len(run.drawn)
     return max(1.3 * SIZE[0], used[0]), used[1]
 
 
 def _values(run: RunContents) -> np.ndarray:
     """Hypergradients [elements, outer steps]."""
-    return np.array([[_of(record.hypergradients, element) for record in run.records] for element in run.elements])
+    return np.array([[element.of(record.hypergradients) for record in run.records] for element in run.drawn])
 
 
 def _spread(run: RunContents) -> np.ndarray:
     """Standard errors over the replicas [elements, outer steps]; NaN for a single replica."""
     size = math.sqrt(int(run.section("mesh").get("replica", 1)))
     spreads = [record.hypergradient_spread or {} for record in run.records]
-    return np.array([[_of(spread, element) / size for spread in spreads] for element in run.elements])
+    return np.array([[element.of(spread) / size for spread in spreads] for element in run.drawn])
 
 
 def _grid(run: RunContents, title: str, decades: tuple[int, int], ax: Axes) -> None:
@@ -108,22 +109,20 @@ def _decades(values: np.ndarray) -> tuple[int, int]:
 def _axes(run: RunContents, ax: Axes) -> None:
     """Labels as many rows and columns as there is room for."""
     every, stride = (max(1, math.ceil(room / cell)) for room, cell in zip((0.2, 0.13), _cells(run), strict=True))
+    blocks = [run.drawn_of(name) for name in run.names]
+    firsts = [*accumulate(map(len, blocks), initial=0)]
     names = {
-        row: name if run.buckets(name) == 1 else f"{name}[{bucket}]"
-        for row, (name, bucket) in enumerate(run.elements)
-        if bucket % stride == 0 and (bucket == 0 or bucket + stride <= run.buckets(name))
+        first + place: element.name if len(block) == 1 else f"{element.name}[{element.place}]"
+        for first, block in zip(firsts, blocks, strict=False)
+        for place, element in enumerate(block)
+        if place % stride == 0 and (place == 0 or place + stride <= len(block))
     }
     ax.set_yticks(list(names), list(names.values()))
     steps = [record.outer_step for record in run.records]
     ax.set_xticks(range(0, len(steps), every), [str(step) for step in steps[::every]])
     ax.tick_params(length=0)
-    ax.set(xlabel="outer step", xlim=(-0.6, len(steps) - 0.4), ylim=(len(run.elements) - 0.4, -0.6))
+    ax.set(xlabel="outer step", xlim=(-0.6, len(steps) - 0.4), ylim=(len(run.drawn) - 0.4, -0.6))
     for spine in ax.spines.values():
         spine.set_visible(False)
-    for first in (y - 0.5 for y, (_, bucket) in enumerate(run.elements) if bucket == 0 and y):
-        ax.axhline(first, color=FAINT, linewidth=0.5)
-
-
-def _of(values: dict[str, list[float]], element: tuple[str, int]) -> float:
-    name, bucket = element
-    return values[name][bucket] if bucket < len(values.get(name, [])) else math.nan
+    for first in firsts[1:-1]:
+        ax.axhline(first - 0.5, color=FAINT, linewidth=0.5)

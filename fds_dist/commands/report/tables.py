@@ -8,6 +8,7 @@ from statistics import mean
 from typing import Any
 
 from fds_dist.commands.report.contents import RunContents, labels
+from fds_dist.common.values import Row, flat
 from fds_dist.common.words import ABSENT, bytes_text, counted, duration, number_text, percent
 
 MOST_VALUES = 12
@@ -155,8 +156,8 @@ def _best_accuracy(run: RunContents) -> float | None:
     return max((r.val_accuracy for r in run.records if r.val_accuracy is not None), default=None)
 
 
-def _values(values: Sequence[float]) -> str:
-    texts = [number_text(value, 3) for value in values]
+def _values(values: Row) -> str:
+    texts = [number_text(value, 3) for value in flat(values)]
     if len(texts) > MOST_VALUES:
         half = MOST_VALUES // 2
         texts = [*texts[:half], "…", *texts[-half:]]

@@ -40,6 +40,11 @@ class SeedFolder:
         return self.path / "last.safetensors"
 
     @property
+    def last_trained(self) -> Path:
+        """Where the weights are averaged: the trained ones beside those of `last`, which are their average."""
+        return self.path / "last_trained.safetensors"
+
+    @property
     def best(self) -> Path:
         """Weights and buffers after the epoch with the best test result."""
         return self.path / "best.safetensors"

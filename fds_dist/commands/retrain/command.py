@@ -14,8 +14,8 @@ from fds_dist.commands.retrain.records import RetrainResult
 from fds_dist.commands.retrain.reporting import ConsoleReporter, Reporter, WandbReporter
 from fds_dist.commands.retrain.settings import RetrainSettings, read_settings
 from fds_dist.commands.retrain.trainer import retrain as retrain_seeds
+from fds_dist.commands.run import RunSource, model_of, run_path, task_of
 from fds_dist.common.faults import UserError
-from fds_dist.common.paths import expand_path
 from fds_dist.config import Config, load_config
 from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.environment import read_environment
@@ -37,7 +37,7 @@ class Retraining:
 
 
 def retrain(
-    run_dir: str | Path,
+    run_dir: RunSource,
     overrides: Sequence[str] = (),
     *,
     task: Task | None = None,
@@ -50,7 +50,7 @@ def retrain(
     call stopped.
 
     Args:
-        run_dir: the run's folder.
+        run_dir: the run's folder, or what `optimize` returned, whose task and model are used again.
         overrides: `key=value` settings, such as `epochs=50`; `fds-dist retrain --help` lists them.
         task: an object used in place of the task that the run's config names.
         model: a module or a function from a seed to one, used in place of the model that the run's config names.
@@ -67,7 +67,8 @@ def retrain(
         >>> [result.seed for result in done.results]
         [0, 1]
     """
-    environment, folder = read_environment(), RunFolder(expand_path(run_dir, "RUN_DIR"))
+    environment, folder = read_environment(), RunFolder(run_path(run_dir))
+    task, model = task_of(run_dir, task), model_of(run_dir, model)
     config, schedule, settings = on_all_ranks(environment, lambda: _read(folder, overrides))
     device, faults = choose_device(config.device, environment)
     if faults:

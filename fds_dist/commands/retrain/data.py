@@ -5,7 +5,7 @@ Shapes: B = samples of a batch, W = ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -93,15 +93,14 @@ class Part:
     """n ≤ B/W rounded up. A rank that gets none (B < W) computes on one sample, which must not count."""
     weight: float
     """W·n/B: what to multiply the part's mean loss by, so that the mean over ranks is the mean over the batch."""
-
-    @property
-    def inputs(self) -> Any:
-        """What the network gets."""
-        return inputs_of(self.batch)
+    inputs: Any
+    """What the network gets."""
 
 
-def part_of(batch: Batch, ranks: Ranks, dtype: torch.dtype) -> Part:
+def part_of(batch: Batch, ranks: Ranks, dtype: torch.dtype, augment: Callable[[Any], Any] | None = None) -> Part:
     """This rank's part of `batch`, in rank order, on its device; floating-point tensors in `dtype`.
+
+    `augment` changes the inputs of the whole batch, of which the network then gets a part.
 
     Parts differ by at most one sample, the first ranks' being the larger ones. A batch whose samples cannot be told
     apart is taken whole by every rank.
@@ -112,9 +111,13 @@ def part_of(batch: Batch, ranks: Ranks, dtype: torch.dtype) -> Part:
         return tensor.to(ranks.device, kind, non_blocking=True)
 
     if (total := common_rows(batch)) is None:
-        return Part(map_tensors(cast, batch), samples_in(batch), 1.0)
+        whole = map_tensors(cast, batch)
+        return Part(whole, samples_in(batch), 1.0, inputs_of(whole) if augment is None else augment(inputs_of(whole)))
     share, larger = divmod(total, ranks.world_size)
     first = ranks.rank * share + min(ranks.rank, larger)
     samples = share + (ranks.rank < larger)
     rows = slice(first, first + samples) if samples else slice(1)
-    return Part(map_tensors(cast, take_rows(batch, rows)), samples, ranks.world_size * samples / total)
+    part, weight = map_tensors(cast, take_rows(batch, rows)), ranks.world_size * samples / total
+    if augment is None:
+        return Part(part, samples, weight, inputs_of(part))
+    return Part(part, samples, weight, take_rows(augment(map_tensors(cast, inputs_of(batch))), rows))

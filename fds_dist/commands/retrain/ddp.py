@@ -14,15 +14,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from fds_dist.commands.retrain.checkpoints import read_state, write_state
-from fds_dist.commands.retrain.optimizers import make_optimizer
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.batch import call
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import trainable_parameters
-from fds_dist.common.modules import Modes, convert
+from fds_dist.common.modules import Modes, averaged_model, convert
 from fds_dist.common.precision import DTYPES, in_dtype
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.schedule import Schedule
+from fds_dist.tangents.optimizers.plain import make_optimizer
 
 
 class DDPEngine:
@@ -43,6 +43,7 @@ class DDPEngine:
         Modes(module).train()
         self._parameters = list(trainable_parameters(module).values())
         self.optimizer = make_optimizer(schedule, module)
+        self._averaged = None if settings.ema is None else averaged_model(self._module, settings.ema)
         self._network = self._module
         if ranks.world_size > 1:
             devices = [ranks.device] if ranks.device.type == "cuda" else None
@@ -58,15 +59,22 @@ class DDPEngine:
         if self._settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._settings.clip_norm)
         self.optimizer.step()
+        if self._averaged is not None:
+            self._averaged.update_parameters(self._module)
         return loss.detach()
+
+    @property
+    def _judged(self) -> nn.Module:
+        """The network that is tested: with averaged weights, or that in training."""
+        return self._module if self._averaged is None else self._averaged.module
 
     def evaluating(self) -> AbstractContextManager[None]:
         """See `Engine`."""
-        return in_evaluation(self._module, self._ranks)
+        return in_evaluation(self._judged, self._ranks)
 
     def predict(self, inputs: Any) -> Any:
         """See `Engine`."""
-        return self._output(self._module, inputs)
+        return self._output(self._judged, inputs)
 
     def _output(self, network: nn.Module, inputs: Any) -> Any:
         """The output in the precision of the weights, so that the loss has it too."""
@@ -75,18 +83,21 @@ class DDPEngine:
             output = call(network, inputs)
         return in_dtype(output, self._dtype)
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self, trained: bool = False) -> dict[str, Tensor]:
         """See `Engine`."""
         if not self._ranks.is_first:
             return {}
         # Copies: the format refuses tensors that share memory, such as tied weights.
-        return {name: host_copy(tensor) for name, tensor in self._module.state_dict().items()}
+        module = self._module if trained else self._judged
+        return {name: host_copy(tensor) for name, tensor in module.state_dict().items()}
 
     def save(self, path: Path, progress: dict[str, Any]) -> None:
         """See `Engine`: rank 0 writes one file."""
         if not self._ranks.is_first:
             return
-        tensors = {f"weights/{name}": tensor for name, tensor in self.weights().items()}
+        tensors = {f"weights/{name}": tensor for name, tensor in self.weights(trained=True).items()}
+        if self._averaged is not None:
+            tensors |= {f"averaged/{name}": host_copy(tensor) for name, tensor in self._averaged.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {
                 f"optimizer/{index}/{name}": host_copy(value) for name, value in state.items() if value is not None
@@ -108,9 +119,9 @@ class DDPEngine:
         return progress
 
     def _set(self, tensors: dict[str, Tensor]) -> None:
-        prefix = "weights/"
-        weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        self._module.load_state_dict(weights)
+        self._module.load_state_dict(_below("weights/", tensors))
+        if self._averaged is not None:
+            self._averaged.load_state_dict(_below("averaged/", tensors))
         states: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             if key.startswith("optimizer/"):
@@ -121,6 +132,10 @@ class DDPEngine:
 
     def close(self) -> None:
         """See `Engine`: there is nothing to release."""
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 @contextmanager

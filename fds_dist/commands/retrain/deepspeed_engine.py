@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 from fds_dist.commands.retrain.checkpoints import read_state, write_state
 from fds_dist.commands.retrain.ddp import batch_norm_notes, host_copy, in_evaluation
 from fds_dist.commands.retrain.deepspeed_settings import imported_deepspeed
-from fds_dist.commands.retrain.optimizers import make_optimizer
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.batch import call
 from fds_dist.common.faults import Fault, UserError
@@ -30,6 +29,7 @@ from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.storage.checkpoints import changed_files, digests, fresh_folder, remove_folders
+from fds_dist.tangents.optimizers.plain import PureOptimizer, make_optimizer
 
 FILES = "deepspeed"
 """The key under which the state names DeepSpeed's files, and the kind of their folders. DeepSpeed writes a file or two
@@ -55,6 +55,9 @@ class DeepSpeedEngine:
         self._dtype = torch.bfloat16 if bf16 else torch.float32
         self._tool = _ready(ranks.device)
         self.optimizer = make_optimizer(schedule, module)
+        if isinstance(self.optimizer, PureOptimizer):
+            problem = f"deepspeed steps flat parts of the weights, and torch.optim has no {self.optimizer.formula}"
+            raise UserError(Fault("engine", problem, "engine=ddp"))
         for group in self.optimizer.param_groups:
             group.update(lr=0.0, weight_decay=0.0)  # until the driver sets them: with bf16, `initialize` takes a step
         if settings.clip_gradient is not None:
@@ -84,7 +87,7 @@ class DeepSpeedEngine:
         """See `Engine`; the output is float32, so that the loss is."""
         return in_dtype(call(self._engine, in_dtype(inputs, self._dtype)), torch.float32)
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self, trained: bool = False) -> dict[str, Tensor]:
         """See `Engine`: float32, also with bf16. Only one parameter at a time is whole on a rank."""
         copies: dict[str, Tensor] = {}
         names: dict[int, str] = {}

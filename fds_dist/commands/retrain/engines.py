@@ -40,11 +40,15 @@ class Engine(Protocol):
         ...
 
     def predict(self, inputs: Any) -> Any:
-        """The network's output. Every rank calls this equally often."""
+        """The network's output, by averaged weights if the settings have `ema`. Every rank calls this equally often."""
         ...
 
-    def weights(self) -> dict[str, Tensor]:
-        """Copies of all weights and buffers by name, in host memory, on rank 0; an empty mapping on the others."""
+    def weights(self, trained: bool = False) -> dict[str, Tensor]:
+        """Copies of all weights and buffers by name, in host memory, on rank 0; an empty mapping on the others.
+
+        They are those that `predict` uses, which are averages if the settings have `ema`; or, if `trained`, those in
+        training.
+        """
         ...
 
     def save(self, path: Path, progress: dict[str, Any]) -> None:

@@ -1,19 +1,14 @@
-"""The `torch.optim` optimizer that a schedule was learned for, and the schedule prepared to drive it."""
+"""The optimizer that a schedule was learned for, and the schedule prepared to drive it."""
 
 from __future__ import annotations
 
 import math
 
-import torch
-from torch import nn
-from torch.optim import Optimizer
-
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.registry import nearest
-from fds_dist.schedule.driver import parameter_groups
+from fds_dist.common.values import flat
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
-from fds_dist.tangents.optimizers import INNER_OPTIMIZERS, InnerOptimizer
+from fds_dist.tangents.optimizers import InnerOptimizer, optimizer_of
 
 
 def inner_optimizer(schedule: Schedule) -> InnerOptimizer:
@@ -22,12 +17,7 @@ def inner_optimizer(schedule: Schedule) -> InnerOptimizer:
     Raises:
         UserError: the schedule names no optimizer, or an unknown one.
     """
-    name = str(schedule.optimizer.get("name", ""))
-    if name not in INNER_OPTIMIZERS:
-        problem = f"{name!r} is unknown" if name else "is missing"
-        similar = nearest(name, INNER_OPTIMIZERS)
-        raise UserError(Fault("schedule: optimizer.name", problem, f"one of {', '.join(INNER_OPTIMIZERS)}", similar))
-    return INNER_OPTIMIZERS[name](bool(schedule.optimizer.get("nesterov", False)))
+    return optimizer_of(schedule.optimizer)
 
 
 def prepared(schedule: Schedule, horizon: int) -> Schedule:
@@ -43,7 +33,7 @@ def prepared(schedule: Schedule, horizon: int) -> Schedule:
     faults = [
         Fault(f"schedule: {name}", f"{value} is not finite", "a finite number (did the run diverge?)")
         for name, row in rows.items()
-        for value in row
+        for value in flat(row)
         if not math.isfinite(value)
     ]
     if not any(any(row) for name, row in rows.items() if base_of(name) == "lr"):
@@ -52,17 +42,3 @@ def prepared(schedule: Schedule, horizon: int) -> Schedule:
     if faults:
         raise UserError(faults)
     return Schedule(horizon, schedule.values, fixed, schedule.optimizer)
-
-
-def make_optimizer(schedule: Schedule, module: nn.Module) -> Optimizer:
-    """The `torch.optim` optimizer for a `prepared` schedule, whose driver sets every value before the first step.
-
-    Raises:
-        UserError: the schedule's parameter groups do not fit the parameters of `module`.
-    """
-    parameters = parameter_groups(module, schedule)
-    optimizer = inner_optimizer(schedule)
-    if optimizer.name == "sgd":
-        # The driver sets the momentum; torch.optim.SGD only accepts nesterov with a momentum above 0 here.
-        return torch.optim.SGD(parameters, lr=0.0, momentum=0.9, nesterov=bool(optimizer.switches["nesterov"]))
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer.name](parameters)

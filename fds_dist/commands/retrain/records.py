@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fds_dist.common.records import FloatOrNan, to_values
+from fds_dist.common.values import Value, ValueOrNan
 from fds_dist.common.words import Spread, spread
 
 
@@ -41,7 +42,7 @@ class Block:
     horizon: int
     train_loss: float
     """Of the last step, on the first rank's part of the batch."""
-    hyperparameters: dict[str, float]
+    hyperparameters: dict[str, Value]
     """Values of the last step."""
 
 
@@ -59,7 +60,7 @@ class EpochRecord:
     """Mean over the test samples after the epoch, batch-norm on running statistics."""
     test_accuracy: float | None
     """The task's metric of that name, else the share of right answers; None where neither is meant."""
-    hyperparameters: dict[str, FloatOrNan]
+    hyperparameters: dict[str, ValueOrNan]
     """Values of the epoch's last step."""
     seconds: float
     """Training and testing."""

@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID
 
 from fds_dist.commands.retrain.records import Block, EpochRecord, SeedStart, Summary
 from fds_dist.common.console import PLAIN_INTERVAL, is_live, plain_line, progress_bar
+from fds_dist.common.values import figures, text_of
 from fds_dist.common.words import Spread, counted, duration, percent
 from fds_dist.tracking.broadcast import Broadcast, Listener
 from fds_dist.tracking.records import finite
@@ -93,7 +94,7 @@ class ConsoleReporter(Reporter):
         self._next_line = self._clock() + PLAIN_INTERVAL
         accuracy = "" if record.test_accuracy is None else f", test accuracy {percent(record.test_accuracy, 2)}"
         metrics = "".join(f", {name} {value:.4g}" for name, value in record.test_metrics.items())
-        values = ", ".join(f"{name} {value:.3g}" for name, value in record.hyperparameters.items())
+        values = ", ".join(f"{name} {text_of(value)}" for name, value in record.hyperparameters.items())
         self._line(
             f"  seed {record.seed}, epoch {record.epoch + 1}/{self._epochs}: train loss {record.train_loss:.4g}"
             f", test loss {record.test_loss:.4g}{accuracy}{metrics}; {values}; {duration(record.seconds)}"
@@ -164,7 +165,7 @@ class WandbReporter(Reporter):
     def block(self, block: Block) -> None:
         """See `Reporter`."""
         values = {"loss": block.train_loss, **block.hyperparameters}
-        metrics = {f"train/{name}": value for name, value in values.items()}
+        metrics = {label: number for name, value in values.items() for label, number in figures(f"train/{name}", value)}
         self._log(block.seed, metrics | {"step": block.step})
 
     def epoch(self, record: EpochRecord) -> None:

@@ -15,7 +15,7 @@ from fds_dist.commands.retrain.deepspeed_settings import (
     without_auto,
 )
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.kinds import Clip, Count, CountOrNone, PositiveOrNone, Seed, Switch
+from fds_dist.common.kinds import Clip, Count, CountOrNone, Decay, PositiveOrNone, Seed, Switch
 from fds_dist.common.registry import nearest
 from fds_dist.config import Config
 from fds_dist.config.explain import findings
@@ -50,10 +50,15 @@ class RetrainSettings(Section):
     """bf16 runs the network under `torch.autocast`; weights, optimizer state and loss keep `dtype`."""
 
     clip_gradient: Clip = None
-    """Elementwise bound on the gradient, as `inner.clip_gradient`; null: none."""
+    """Elementwise bound on the gradient, as `inner.clip_gradient`; null: none. Default: the run's, unless clip_norm is
+    given."""
 
     clip_norm: Clip = None
-    """Bound on the Euclidean norm of the whole gradient; null: none. Replaces the run's clip_gradient."""
+    """Bound on the Euclidean norm of the whole gradient, after clip_gradient; null: none. Default: the run's."""
+
+    ema: Decay = None
+    """Decay of a moving average of the weights, which then is what is tested and saved; null: none. Default: that of
+    the run."""
 
     seed: Seed = 0
     """The first retraining's seed, for weights, batches and dropout."""
@@ -80,13 +85,17 @@ class RetrainSettings(Section):
         if self.steps is not None and self.epochs is not None:
             problem = f"{self.steps} and epochs={self.epochs:g} exclude each other"
             yield Contradiction(("steps",), problem, "one of the two")
-        if self.clip_gradient is not None and self.clip_norm is not None:
-            problem = f"{self.clip_norm:g} and clip_gradient={self.clip_gradient:g} exclude each other"
-            yield Contradiction(("clip_norm",), problem, "one of the two, and null for the other")
         if self.mixed_precision != "none" and self.dtype != "float32":
             problem = f"{self.mixed_precision} has no effect on {self.dtype}"
             yield Contradiction(("mixed_precision",), problem, "none, or dtype=float32")
         if self.engine == "deepspeed":
+            if self.clip_gradient is not None and self.clip_norm is not None:
+                problem = f"{self.clip_norm:g} and clip_gradient={self.clip_gradient:g} exclude each other"
+                expected = "one of the two, and null for the other: DeepSpeed clips the norm first, the search last"
+                yield Contradiction(("clip_norm",), problem, expected)
+            if self.ema is not None:
+                problem = f"{self.ema:g} averages whole weights, of which ZeRO gives each rank a part"
+                yield Contradiction(("ema",), problem, "null with engine=deepspeed, or engine=ddp")
             if self.dtype != "float32":
                 yield Contradiction(("dtype",), f"ZeRO does not support {self.dtype}", "float32 with engine=deepspeed")
             if self.mixed_precision != "none":
@@ -144,6 +153,8 @@ def _defaults(config: Config | None, values: dict[str, Any]) -> dict[str, Any]:
         **({} if is_told else longest),
         "dtype": config.dtype,
         "clip_gradient": None if values.get("clip_norm") is not None else config.inner.clip_gradient,
+        "clip_norm": config.inner.clip_norm,
+        "ema": config.inner.ema,
         "seed": config.seed,
     }
 

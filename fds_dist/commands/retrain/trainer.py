@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.driver import ScheduleDriver
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
-from fds_dist.tasks.base import Task, validation_loss
+from fds_dist.tasks.augment import augmentation, augmented
+from fds_dist.tasks.base import Task, loss_takes_hyperparameters, validation_loss
 from fds_dist.tasks.losses import OnBatch
 from fds_dist.tasks.metrics import Mean, Score
 
@@ -54,8 +55,9 @@ def retrain(
     or `settings.steps`.
 
     Under a launcher it is called alike on every rank; each computes its part of every batch. It writes `folder`/SEED/
-    with ``history.jsonl``, ``last.safetensors``, ``best.safetensors`` and the state from which a later call with the
-    same settings continues, and ``summary.json`` with mean and spread over the seeds. All seeds share one test set.
+    with ``history.jsonl``, ``last.safetensors``, ``best.safetensors`` (with ``ema`` these are averages, and those in
+    training are in ``last_trained.safetensors``) and the state from which a later call with the same settings
+    continues, and ``summary.json`` with mean and spread over the seeds. All seeds share one test set.
 
     Args:
         make_task: seed → task, so that the order of the data also differs between seeds.
@@ -171,9 +173,10 @@ class _SeedRun:
         loss_sum, samples = torch.zeros((), dtype=torch.float64, device=self.ranks.device), 0
         steps = min(self.data.steps_per_epoch, self.schedule.horizon - self.driver.last_epoch)
         for batch in self.data.training(epoch, steps):
-            part = part_of(batch, self.ranks, self.dtype)
+            values = self._values()
+            part = part_of(batch, self.ranks, self.dtype, self._augment(values))
             self._seed_step()
-            loss = self.engine.step(part.inputs, self._training_loss(part.batch), part.weight)
+            loss = self.engine.step(part.inputs, self._training_loss(part.batch, values), part.weight)
             self.driver.step()
             self._report(loss)
             if part.samples:
@@ -182,13 +185,21 @@ class _SeedRun:
         total_loss, total = self._sum_over_ranks(torch.stack([loss_sum, torch.full_like(loss_sum, samples)])).tolist()
         return total_loss / total
 
-    def _training_loss(self, batch: Batch) -> Callable[[Any], Tensor]:
-        """The task's loss as a function of the output, with the hyperparameters that are the loss's own."""
+    def _values(self) -> dict[str, Tensor]:
+        """The hyperparameters that are the task's own at this step."""
         values = self.driver.values
-        extra = {
+        return {
             name: torch.tensor(values[name], dtype=self.dtype, device=self.ranks.device) for name in self.loss_names
         }
-        arguments = (extra,) if extra else ()
+
+    def _augment(self, values: Mapping[str, Tensor]) -> Callable[[Any], Any] | None:
+        """The task's `augment` as a function of the inputs of this step's whole batch; None if it has none."""
+        augment, seed = augmentation(self.task), derive_seed(self.seed, KEY, self.driver.last_epoch, "step")
+        return None if augment is None else lambda inputs: augmented(augment, inputs, seed, values)
+
+    def _training_loss(self, batch: Batch, values: Mapping[str, Tensor]) -> Callable[[Any], Tensor]:
+        """The task's loss as a function of the output, with the hyperparameters that are the loss's own."""
+        arguments = (values,) if values and loss_takes_hyperparameters(self.task) else ()
         return lambda output: self.loss_of(output, batch, *arguments)
 
     def _test(self) -> Score:
@@ -228,6 +239,8 @@ class _SeedRun:
             if is_best:
                 write_weights(self.files.best, weights)
             write_weights(self.files.last, weights)
+            if self.settings.ema is not None:
+                write_weights(self.files.last_trained, self.engine.weights(trained=True))
             write_text_atomic(self.files.history, "".join(to_line(record) + "\n" for record in self.records))
         self.engine.save(self.files.state, {"identity": self.identity, "records": to_values(self.records)})
 

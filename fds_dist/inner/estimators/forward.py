@@ -3,7 +3,8 @@
     hypergradient_k = ∇L_val(w_T) · Z_k
 
 Each rank of the `tangent` axis carries the tangents Z_k that it owns through the same primal run. Live buffers count
-like weights: they have a gradient and tangents too.
+like weights: they have a gradient and tangents too. Where the weights are averaged, ∇L_val is at their average, and Z_k
+is that of the average.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.inner.estimate import Estimate, Evaluation, finished_run, lost_run, validate
 from fds_dist.inner.plan import make_plan
 from fds_dist.inner.run import InnerRun, Tangents, run_horizon
+from fds_dist.tangents.averaging import judged
 
 
 def estimate_forward(run: InnerRun) -> Estimate:
@@ -21,7 +23,7 @@ def estimate_forward(run: InnerRun) -> Estimate:
     ranks = run.ranks
     plan = make_plan(run.problem.space.starts(run.horizon), run.horizon, ranks.shape.tangent)
     training, tangents = run_horizon(run, plan.owned[ranks.tangent_rank])
-    validation = validate(run.problem, training.network, training.state, run.number, ranks.data)
+    validation = validate(run.problem, training.network, training.whole_state, run.number, ranks.data)
     if training.state.step < run.horizon:
         return lost_run(run, validation, training.state.step)
     local = directional_derivatives(validation, tangents, ranks.data)
@@ -34,7 +36,7 @@ def directional_derivatives(validation: Evaluation, tangents: Tangents, axis: Da
     One row at a time in float64: a matrix product's last bits would depend on how many rows this rank owns.
     """
     assert validation.gradient is not None
-    products = _row_products(axis.reduce(validation.gradient), tangents.weights)
+    products = _row_products(axis.reduce(validation.gradient), judged(tangents.weights, tangents.optimizer))
     for name, rows in tangents.buffers.items():
         by_buffer = _row_products(validation.buffer_gradients[name], rows)
         products = [sum(pair) for pair in zip(products, by_buffer, strict=True)]

@@ -9,7 +9,10 @@ forget:
 et al., 2020). Tangents start anew with each bucket. The published methods move the hyperparameters during the run; here
 the outer optimizer moves them between runs, so that only the hypergradients differ from the other estimators'.
 
-Cost per step: a plain step, a validation gradient and, for γ > 0, two plain steps per hyperparameter (not per bucket).
+Where the weights are averaged, L_val is that of the average, and Z in the product its tangent.
+
+Cost per step: a plain step, a validation gradient and, for γ > 0, two plain steps per number of a hyperparameter (not
+per bucket).
 """
 
 from __future__ import annotations
@@ -24,8 +27,11 @@ from torch.utils._pytree import tree_map
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.inner.estimate import Estimate, Estimator, evaluate, finished_run, lost_run, validate
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun, Tangents, Training, zero_tangents
+from fds_dist.inner.run import InnerRun, InnerState, Tangents, Training, element_directions, zero_tangents
+from fds_dist.schedule.buckets import Segment
+from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tangents import Batch, Point, tangent_step
+from fds_dist.tangents.averaging import judged
 
 
 def greedy_estimator(discount: float) -> Estimator:
@@ -34,66 +40,60 @@ def greedy_estimator(discount: float) -> Estimator:
 
 
 def estimate_greedy(run: InnerRun, discount: float = 0.0) -> Estimate:
-    """See `Estimator`; each rank of the `tangent` axis takes some of the hyperparameters."""
+    """See `Estimator`; each rank of the `tangent` axis takes some numbers of the hyperparameters."""
     problem, ranks, training = run.problem, run.ranks, Training(run)
-    mine = list(range(len(problem.space.learned)))[ranks.tangent_rank :: ranks.shape.tangent]
-    tangents = zero_tangents(training.local_state, mine, live=())
-    directions, offsets = _directions(problem, mine), _first_elements(problem)
-    total = torch.zeros(problem.space.size, dtype=torch.float64, device=problem.device)
+    space, place, places = problem.space, ranks.tangent_rank, ranks.shape.tangent
+    tangents = zero_tangents(training.local_state, (), live=())
+    total = torch.zeros(space.size, dtype=torch.float64, device=problem.device)
+    owned = [_elements_of(space, rank, places) for rank in range(places)]
     val_batches = _endless_validation(problem, run.number)
     healthy = True
     for segment in run.segments():
         h = run.hyperparameters(segment)
-        buckets = [segment.buckets[problem.space.learned[index].name] for index in mine]
-        elements = [offsets[index] + bucket for index, bucket in zip(mine, buckets, strict=True)]
-        _restart(tangents, elements)
+        tangents = _carried(tangents, training.local_state, _elements_in_use(space, segment, owned[place]))
+        directions = element_directions(problem, segment, tangents.elements)
         for _step in range(segment.start, segment.stop):
             point = training.point(problem.theta(h))
             _advance(training, point, h, tangents, directions, discount)
             training.step(point, h)
             gradient = _validation_gradient(training, next(val_batches)).double()
-            for element, row in zip(elements, tangents.weights, strict=True):
+            for element, row in zip(tangents.elements, judged(tangents.weights, tangents.optimizer), strict=True):
                 total[element] += (row.double() * gradient).sum()
             if not (healthy := run.on_step(training.state, point.loss)):
                 break
         if not healthy:
             break
-    validation = validate(problem, training.network, training.state, run.number, ranks.data, with_gradient=False)
+    validation = validate(problem, training.network, training.whole_state, run.number, ranks.data, with_gradient=False)
     if training.state.step < run.horizon:
         return lost_run(run, validation, training.state.step)
-    owned = [_elements_of(problem, offsets, rank, ranks.shape.tangent) for rank in range(ranks.shape.tangent)]
-    local = total[owned[ranks.tangent_rank]].tolist()
-    return finished_run(run, validation, ranks.gather_elements(local, owned))
+    return finished_run(run, validation, ranks.gather_elements(total[owned[place]].tolist(), owned))
 
 
-def _first_elements(problem: Problem) -> list[int]:
-    """For each learned hyperparameter the position of its first bucket in λ."""
-    counts = [owner.buckets for owner in problem.space.learned]
-    return [sum(counts[:index]) for index in range(len(counts))]
+def _elements_of(space: HyperparameterSpace, rank: int, ranks: int) -> list[int]:
+    """The elements of λ that belong to the numbers of hyperparameters that `rank` takes, every `ranks`-th of all."""
+    numbers = [(owner.name, entry) for owner in space.learned for entry in range(owner.size)]
+    mine = set(numbers[rank::ranks])
+    return [element for element, slot in enumerate(space.elements) if (slot.owner.name, slot.entry) in mine]
 
 
-def _elements_of(problem: Problem, offsets: Sequence[int], rank: int, ranks: int) -> list[int]:
-    """The elements of λ that belong to the hyperparameters of `rank`."""
-    learned = problem.space.learned
-    return [offsets[i] + bucket for i in range(rank, len(learned), ranks) for bucket in range(learned[i].buckets)]
+def _elements_in_use(space: HyperparameterSpace, segment: Segment, elements: Sequence[int]) -> list[int]:
+    """Those of `elements` that are read on `segment`."""
+    buckets = {name: {reading.bucket for reading in readings} for name, readings in segment.readings.items()}
+    slots = [(element, space.elements[element]) for element in elements]
+    return [element for element, slot in slots if slot.bucket in buckets[slot.owner.name]]
 
 
-def _directions(problem: Problem, hyperparameters: Sequence[int]) -> Tensor:
-    """dh [R, H]: row r is 1 at the column of its hyperparameter, whose bucket in use is always the one that counts."""
-    names = problem.space.names
-    directions = torch.zeros(len(hyperparameters), len(names), dtype=problem.dtype)
-    for row, index in enumerate(hyperparameters):
-        directions[row, names.index(problem.space.learned[index].name)] = 1.0
-    return directions.to(problem.device)
-
-
-def _restart(tangents: Tangents, elements: Sequence[int]) -> None:
-    """Zeroes the tangents whose bucket has changed, and notes the elements that they now belong to."""
-    for row, element in enumerate(elements):
-        if tangents.elements[row] != element:
-            tangents.weights[row] = 0
-            tree_map(lambda tensor, row=row: tensor[row].zero_(), tangents.optimizer)
-    tangents.elements = tuple(elements)
+def _carried(tangents: Tangents, local: InnerState, elements: Sequence[int]) -> Tangents:
+    """The tangents of `elements`: those that there are, and zeros for an element that was not in use before."""
+    if tangents.elements == tuple(elements):
+        return tangents
+    carried = zero_tangents(local, elements, live=())
+    rows = {element: row for row, element in enumerate(tangents.elements)}
+    pairs = [(row, rows[element]) for row, element in enumerate(elements) if element in rows]
+    new, old = map(list, zip(*pairs, strict=True)) if pairs else ([], [])
+    into, of = (carried.weights, carried.optimizer), (tangents.weights, tangents.optimizer)
+    tree_map(lambda tensor, before: tensor.__setitem__(new, before[old]), into, of)
+    return carried
 
 
 def _advance(training: Training, point: Point, h: Tensor, tangents: Tangents, dh: Tensor, discount: float) -> None:
@@ -131,7 +131,9 @@ def _endless_validation(problem: Problem, number: int) -> Iterator[Batch]:
 def _validation_gradient(training: Training, batch: Batch) -> Tensor:
     """This rank's columns [S] of ∇L_val of one batch; leaves the network in training mode."""
     problem, network, axis = training.problem, training.network, training.axis
-    evaluation = evaluate(problem, network, training.state, [batch], problem.val_batch_norm, axis, with_gradient=True)
+    evaluation = evaluate(
+        problem, network, training.whole_state, [batch], problem.val_batch_norm, axis, with_gradient=True
+    )
     network.train()
     assert evaluation is not None and evaluation.gradient is not None
     return axis.reduce(evaluation.gradient)

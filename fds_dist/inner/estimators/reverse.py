@@ -2,7 +2,7 @@
 
 The adjoints (w̄, s̄) of the final state are pulled back step by step through s, w ← U(w, s, ∇L(w), h):
 
-    (w̄, s̄, h̄) ← (w̄, s̄) · ∂U∘∇L / ∂(w, s, h),    λ̄_k += h̄ where bucket k is in use.
+    (w̄, s̄, h̄) ← (w̄, s̄) · ∂U∘∇L / ∂(w, s, h),    λ̄_k += h̄ · (the weight with which h reads element k).
 
 States are kept every ⌈√T⌉ steps and recomputed in between: memory O(√T·D), about 4 plain steps per step whatever K is
 (one to get there, one to come back to each segment, two to pull back). The sweep is sequential: every rank repeats it.
@@ -11,6 +11,7 @@ It shares no derivative code with the forward estimator, and so serves as its ch
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
 from math import isqrt
@@ -22,8 +23,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from fds_dist.common.batch import micro_batches
 from fds_dist.inner.estimate import Estimate, finished_run, lost_run, validate
 from fds_dist.inner.run import InnerRun, InnerState, initial_state
-from fds_dist.schedule.buckets import Segment, bucket_of
-from fds_dist.tangents import Batch, Network, TrainingLoss
+from fds_dist.schedule.buckets import Segment
+from fds_dist.tangents import Batch, Network, TrainingLoss, differentiate
+from fds_dist.tangents.averaging import judged
 
 
 class ReverseSweep:
@@ -39,19 +41,27 @@ class ReverseSweep:
         self.loss: TrainingLoss = self.problem.training_loss(self.network)
         self.start = initial_state(self.problem, self.network)
 
-    def columns(self, step: int) -> list[int]:
-        """The elements of λ that `step` reads, in the order of the learned hyperparameters."""
-        first, columns = 0, []
-        for owner in self.problem.space.learned:
-            columns.append(first + bucket_of(step, owner.buckets, self.run.horizon))
-            first += owner.buckets
-        return columns
+        self.segments = list(run.segments())
+        self._read: tuple[Segment, Tensor] | None = None
+
+    def segment(self, step: int) -> Segment:
+        """The segment that `step` lies in."""
+        return self.segments[bisect_right(self.segments, step, key=lambda segment: segment.start) - 1]
 
     def hyperparameters(self, step: int) -> Tensor:
         """h [H] at `step`."""
-        counts = self.problem.space.bucket_counts
-        buckets = {name: bucket_of(step, count, self.run.horizon) for name, count in counts.items()}
-        return self.run.hyperparameters(Segment(step, step + 1, buckets))
+        segment = self.segment(step)
+        if self._read is None or self._read[0] is not segment:
+            self._read = segment, self.run.hyperparameters(segment)
+        return self._read[1]
+
+    def add(self, total: Tensor, step: int, by_h: Tensor) -> None:
+        """Adds the derivative by h [H] at `step` to that by λ, `total` [K]."""
+        space = self.problem.space
+        readings = self.segment(step).readings
+        for owner in space.learned:
+            for bucket, weight in readings[owner.name]:
+                total[space.part(owner, bucket)] += weight * by_h[space.columns[owner.name]].double()
 
     def differentiable_step(
         self, state: InnerState, h: Tensor, batch: Batch, create_graph: bool
@@ -59,11 +69,14 @@ class ReverseSweep:
         """One inner step, differentiable by state and `h` where `create_graph`; and its loss, detached."""
         weights = state.weights if state.weights.requires_grad else state.weights.detach().requires_grad_()
         read, theta, buffers = self.axis.spread(weights), self.problem.theta(h), state.buffers
+        own_theta = self.axis.spread(theta)
         gradients, losses = [], []
         for index, (part, fraction) in enumerate(micro_batches(batch, self.problem.accumulate)):
-            self.network.seed(self.problem.step_seed(self.run.number, state.step, self.axis.rank, index))
-            loss, buffers = self.loss(read, theta, buffers, self.network.cast(self.axis.split(part)))
-            (gradient,) = self.network.differentiate(loss, read, create_graph=create_graph)
+            seeds = [self.problem.step_seed(self.run.number, state.step, at, index) for at in (0, self.axis.rank)]
+            self.network.seed(seeds[1])
+            split = replace(self.network.cast(self.axis.split(part)), seed=seeds[0])
+            loss, buffers = self.loss(read, theta, buffers, split, own_theta=own_theta)
+            (gradient,) = differentiate(loss, read, create_graph=create_graph)
             gradients.append(gradient * fraction)
             losses.append(loss.detach() * fraction)
         gradient = self.axis.collect(sum(gradients[1:], gradients[0]))
@@ -91,13 +104,13 @@ class ReverseSweep:
         live = {name: state.buffers[name] for name in self.network.live}
         parts, spec = tree_flatten((state.weights, state.optimizer, live))
         leaves = [part.detach().requires_grad_() for part in parts]
-        h = self.hyperparameters(state.step).requires_grad_()
+        h = self.hyperparameters(state.step).detach().requires_grad_()
         weights, optimizer, live = tree_unflatten(leaves, spec)
         before = InnerState(state.step, weights, optimizer, {**state.buffers, **live})
         after, _ = self.differentiable_step(before, h, batch, create_graph=True)
         outputs = self.differentiable_parts(after)
         pairs = [(out, bar) for out, bar in zip(outputs, adjoints, strict=True) if out.requires_grad]
-        pulled = self.network.differentiate(
+        pulled = differentiate(
             [out for out, _ in pairs], [*leaves, h], [bar for _, bar in pairs], materialize_grads=True
         )
         return list(pulled[:-1]), pulled[-1]
@@ -124,20 +137,26 @@ def estimate_reverse(run: InnerRun) -> Estimate:
     assert validation.gradient is not None
     sweep.network.train()
     total = torch.zeros(run.problem.space.size, dtype=torch.float64, device=run.problem.device)
-    by_optimizer = [torch.zeros_like(tensor) for tensor in tree_flatten(state.optimizer)[0]]
     by_buffers = [
         validation.buffer_gradients[name] for name in sweep.network.live
     ]  # parts, which add up in the network
-    adjoints = [axis.sum(validation.gradient), *by_optimizer, *by_buffers]
-    stop, learned = horizon, len(run.problem.space.learned)
+    adjoints = [*_final_adjoints(state, axis.sum(validation.gradient)), *by_buffers]
+    stop = horizon
     for start in reversed(checkpoints):
         steps = [(before, batch) for before, batch, _, _ in sweep.replay(start, stop)]
         while steps:  # taken out one by one, or the next stretch would be replayed beside this one
             before, batch = steps.pop()
             adjoints, by_h = sweep.pull_back(before, batch, adjoints)
-            total[sweep.columns(before.step)] += by_h[:learned].double()
+            sweep.add(total, before.step, by_h)
         stop = start.step
     return finished_run(run, validation, total.tolist())
+
+
+def _final_adjoints(state: InnerState, gradient: Tensor) -> tuple[Tensor, ...]:
+    """∇L_val by the weights and the optimizer's tensors, from that by what is judged of them [D]."""
+    parts, spec = tree_flatten((state.weights, state.optimizer))
+    leaves = [part.detach().requires_grad_() for part in parts]
+    return differentiate(judged(*tree_unflatten(leaves, spec)), leaves, gradient, materialize_grads=True)
 
 
 def _detached(state: InnerState) -> InnerState:

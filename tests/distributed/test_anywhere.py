@@ -1,0 +1,50 @@
+"""Vector hyperparameters and augmentations on two ranks: the same bits along `tangent`, rounding along `data`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import anywhere_ranks
+import pytest
+from launching import start_ranks
+
+ALONG_DATA = [
+    f"{way} {name}" for way, (_, _, names) in anywhere_ranks.WAYS.items() if way != "tangent" for name in names
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """By the number of ranks, what each of them got."""
+    results = {}
+    for world_size in (1, 2):
+        folder = tmp_path_factory.mktemp(f"anywhere-{world_size}")
+        command = [anywhere_ranks.__file__, str(folder / "out"), str(world_size)]
+        ended = start_ranks(command, world_size, [folder])
+        assert [(rank.status, rank.err) for rank in ended] == [(0, "")] * world_size
+        results[world_size] = [json.loads(Path(f"{folder}/out.{rank}").read_text()) for rank in range(world_size)]
+    return results
+
+
+@pytest.mark.parametrize("name", ["augment", "weights"])
+def test_tangent_ranks_have_the_same_bits(results: dict[int, Any], name: str) -> None:
+    (expected,) = [result[f"tangent {name}"] for result in results[1]]
+    assert [result[f"tangent {name}"] for result in results[2]] == [expected, expected]
+
+
+@pytest.mark.parametrize("name", ALONG_DATA)
+def test_data_ranks_see_the_numbers_of_the_whole_batch(results: dict[int, Any], name: str) -> None:
+    (expected,) = [result[name] for result in results[1]]
+    for result in results[2]:
+        for key, numbers in expected.items():
+            assert all(numbers)
+            # Sums over parts come in another order: 1e-16, amplified by nine steps.
+            assert result[name][key] == pytest.approx(numbers, rel=1e-10, abs=1e-14)
+
+
+def test_a_retraining_augments_the_whole_batch_whatever_the_ranks(results: dict[int, Any]) -> None:
+    (expected,) = [result["retrain"] for result in results[1]]
+    for result in results[2]:
+        assert result["retrain"] == pytest.approx(expected, rel=1e-12)
