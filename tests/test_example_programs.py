@@ -29,6 +29,16 @@ WITH_FDS_DIST |= {"torchvision", "wandb", "yaml"}
 """What an installed fds_dist brings along, by the names of its modules."""
 
 
+BESIDE_ANY_TORCHVISION = """
+import runpy, sys
+from fds_dist.common.vision import import_torchvision
+import_torchvision()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a program as Python does. Libraries of networks import torchvision, whose operators may not load here."""
+
+
 def libraries(program: Path) -> set[str]:
     """The libraries that a program imports, wherever it does, beside those of Python and of fds_dist."""
     modules: set[str] = set()
@@ -70,7 +80,7 @@ def test_a_program_runs_to_its_end(program: Path, tmp_path: Path) -> None:
         pytest.skip(f"{program.name} needs {', '.join(missing)}")
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, str(program)],
+        [sys.executable, *(["-c", BESIDE_ANY_TORCHVISION] if libraries(program) else []), str(program)],
         cwd=tmp_path,
         env={**os.environ, "COLUMNS": "120", "MPLBACKEND": "agg"},
         stdin=subprocess.DEVNULL,

@@ -69,8 +69,9 @@ class DataAxis:
         def gather(output: Tensor) -> Tensor:
             rows, remainder = divmod(len(output) if output.dim() else 0, last - first)
             if not rows or remainder:
-                of_its_own = "" if output.dim() else ", such as a loss of its own, which is that of a part of the batch"
-                problem = f"the network gives outputs {list(output.shape)} for {last - first} samples{of_its_own}"
+                problem = f"the network gives outputs {list(output.shape)} for {last - first} samples"
+                if not output.dim():
+                    problem = "the network gives a single number, such as a loss, and sees a part of each batch alone"
                 raise UserError(Fault("mesh.data", problem, ROWS))
             return self.gather_outputs(output, [rows * size for size in sizes])
 
