@@ -103,6 +103,13 @@ def take_rows(tree: Any, rows: slice) -> Any:
     return map_tensors(lambda tensor: tensor[rows] if tensor.dim() and len(tensor) > 1 else tensor, tree)
 
 
+def without_other_inputs(batch: Batch, rows: slice) -> Batch | None:
+    """A pair with these rows of its inputs and all of its targets. None where the batch's samples need its inputs."""
+    if not _is_pair(batch) or not tensors_in(targets_of(batch)):
+        return None
+    return take_rows(inputs_of(batch), rows), targets_of(batch)
+
+
 def first_samples(batch: Batch, samples: int) -> Batch:
     """The first `samples` of a batch; the whole of it where its samples cannot be told apart."""
     return batch if common_rows(batch) is None else take_rows(batch, slice(samples))
@@ -130,7 +137,7 @@ class Share:
     fraction: float = 1.0
     """Of the batch's samples."""
     rows: slice | None = None
-    """The samples of the part. None: all."""
+    """The samples of the part among those of its `batch`. None: all."""
     total: Callable[[Tensor], Tensor] | None = None
     """Sum over all parts of the batch, differentiable twice: batch-norm then uses the statistics of the whole batch.
     None: those of this part."""

@@ -10,7 +10,7 @@ network needs them whole. A single rank is the axis of size 1: everything is who
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fds_dist.common.batch import Batch, Part, Share, common_rows
+from fds_dist.common.batch import Batch, Part, Share, common_rows, without_other_inputs
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.distributed import collectives
 from fds_dist.distributed.errors import rank_errors
@@ -50,11 +50,14 @@ class DataAxis:
         """The group of these ranks; None for one rank, and after its end."""
         return self.reference()
 
-    def split(self, batch: Batch) -> Part:
+    def split(self, batch: Batch, whole_inputs: bool = True) -> Part:
         """This rank's part of `batch`, whose tensors are [B, ...].
 
         Tensors with one row or no dimension stay whole. A batch with fewer samples than ranks, or with tensors of
         several lengths (see `common_rows`), is taken whole by all of them, each for an equal share.
+
+        Args:
+            whole_inputs: whether the part keeps the inputs of the other ranks' samples, for losses that read them.
         """
         if self.size == 1:
             return Part(batch)
@@ -75,7 +78,9 @@ class DataAxis:
                 raise UserError(Fault("mesh.data", problem, ROWS))
             return self.gather_outputs(output, [rows * size for size in sizes])
 
-        return Part(batch, Share((last - first) / samples, slice(first, last), total, gather))
+        share, rows = Share((last - first) / samples, None, total, gather), slice(first, last)
+        without = None if whole_inputs else without_other_inputs(batch, rows)
+        return Part(batch, replace(share, rows=rows)) if without is None else Part(without, share)
 
     def part_sizes(self, samples: int) -> list[int]:
         """How many of a batch's `samples` each rank takes, in rank order; they differ by at most one."""

@@ -64,7 +64,7 @@ def evaluate(
     weights = judged(state.weights, state.optimizer).detach().requires_grad_(with_gradient)
     totals = [torch.zeros_like(leaf) for leaf in (weights, *leaves.values())] if with_gradient else []
     for batch in batches:
-        part = network.cast(axis.split(batch))
+        part = network.cast(axis.split(batch, problem.reads_inputs))
         with torch.set_grad_enabled(with_gradient):
             output, _ = network(weights, {**buffers, **leaves}, part.inputs, part.share)
             with network.autocast():

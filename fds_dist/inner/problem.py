@@ -24,7 +24,8 @@ from fds_dist.tangents.network import named_values
 from fds_dist.tangents.optimizers import InnerOptimizer, bound
 from fds_dist.tangents.step import Pruning
 from fds_dist.tasks.augment import augmentation
-from fds_dist.tasks.base import Task, loss_takes_hyperparameters
+from fds_dist.tasks.base import Task, loss_takes_hyperparameters, validation_loss
+from fds_dist.tasks.losses import OnBatch
 
 GPU_CHUNK = 16
 """Tangents that a GPU takes at once where `chunk_size` is auto."""
@@ -124,6 +125,13 @@ class Problem:
     def loss_arguments(self, values: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], ...]:
         """What the loss gets beside output and batch: the `values` of its hyperparameters, or nothing."""
         return (values,) if values and loss_takes_hyperparameters(self.task) else ()
+
+    @cached_property
+    def reads_inputs(self) -> bool:
+        """Whether `augment`, a loss or the metrics of the task read the inputs of a whole batch."""
+        functions = (self.task.loss, validation_loss(self.task), getattr(self.task, "metrics", None))
+        takes_batch = any(OnBatch(function).takes_batch for function in functions if function is not None)
+        return takes_batch or augmentation(self.task) is not None
 
     def theta(self, h: Tensor) -> Tensor:
         """The part of the H numbers `h` [H] (or of rows [..., H]) that belongs to the loss [..., P]."""

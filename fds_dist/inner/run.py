@@ -155,7 +155,8 @@ class Training:
         seeds = [
             self.problem.step_seed(self.run.number, self.state.step, at, micro_batch) for at in (0, self.axis.rank)
         ]
-        part, seed = replace(self.network.cast(self.axis.split(batch)), seed=seeds[0]), seeds[1]
+        split = self.axis.split(batch, self.problem.reads_inputs)
+        part, seed = replace(self.network.cast(split), seed=seeds[0]), seeds[1]
         weights, vectorize = self.state.weights, self.problem.chunk_size > 1
         point = self.problem.make_point(self._loss, weights, theta, buffers, part, seed, vectorize)
         return SplitPoint(point, self.axis, self.width)

@@ -74,7 +74,7 @@ class ReverseSweep:
         for index, (part, fraction) in enumerate(micro_batches(batch, self.problem.accumulate)):
             seeds = [self.problem.step_seed(self.run.number, state.step, at, index) for at in (0, self.axis.rank)]
             self.network.seed(seeds[1])
-            split = replace(self.network.cast(self.axis.split(part)), seed=seeds[0])
+            split = replace(self.network.cast(self.axis.split(part, self.problem.reads_inputs)), seed=seeds[0])
             loss, buffers = self.loss(read, theta, buffers, split, own_theta=own_theta)
             (gradient,) = differentiate(loss, read, create_graph=create_graph)
             gradients.append(gradient * fraction)
