@@ -115,7 +115,7 @@ def _shared_tensor_faults(optimizer: Optimizer, schedule: Schedule, driven: Sche
 def _lacking(optimizer: Optimizer, schedule: Schedule) -> list[str]:
     """The schedule's hyperparameters, learned or fixed, for which some parameter group has no place."""
     bases = dict.fromkeys(map(base_of, schedule.for_optimizer().at(0)))
-    return [base for base in bases if any(place_of(base, group).key not in group for group in optimizer.param_groups)]
+    return [base for base in bases if any(not place_of(base, group).is_in(group) for group in optimizer.param_groups)]
 
 
 def _innermost(optimizer: Any) -> Any:

@@ -24,6 +24,10 @@ class Place(NamedTuple):
     position: int | None = None
     """In the tuple under the key; None: the value itself."""
 
+    def is_in(self, group: ParameterGroup) -> bool:
+        """Whether the group has it."""
+        return self.key in group and (self.position is None or self.position < len(group[self.key]))
+
     def entry(self, value: Any) -> Any:
         """The hyperparameter's part of `value`, which is a group's value under the key."""
         return value if self.position is None else value[self.position]
@@ -81,7 +85,7 @@ def settings(groups: Iterable[ParameterGroup], names: Iterable[str]) -> Iterator
     names = tuple(names)
     for index, group in enumerate(groups):
         for name in names:
-            if group_of(name) in ("", group.get("name")) and place_of(name, group).key in group:
+            if group_of(name) in ("", group.get("name")) and place_of(name, group).is_in(group):
                 yield Setting(index, group, name)
 
 

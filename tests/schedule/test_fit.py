@@ -23,6 +23,8 @@ ADAMW = Schedule(
     {"name": "adamw"},
 )
 
+CENTERED = Schedule(4, {"lr": (0.4, 0.1)}, {}, {"name": "rmsprop", "centered": True})
+
 
 def parameters() -> list[nn.Parameter]:
     return [nn.Parameter(torch.linspace(-1, 1, 5))]
@@ -50,6 +52,7 @@ def attach(schedule: Schedule, optimizer: Any, **options: Any) -> tuple[Schedule
         (SGD_RATES, SGD(parameters(), momentum=0.9, dampening=0.5), "drives SGD with dampening=0.5"),
         (SGD_RATES, SGD(parameters(), momentum=0.9, maximize=True), "drives SGD with maximize=True"),
         (SGD_RATES, RMSprop(parameters(), momentum=0.9), "learned for sgd and drives RMSprop, with which"),
+        (CENTERED, RMSprop(parameters()), "drives RMSprop with centered=False (learned with centered=True)"),
         (
             SGD_RATES,
             LBFGS(parameters()),

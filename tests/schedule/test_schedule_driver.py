@@ -99,6 +99,42 @@ def test_adamw_under_the_driver_is_the_pure_update() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
 
 
+RATES = {"lr": (0.1, 0.01), "weight_decay": (0.1, 0.0)}
+FURTHER: dict[str, dict[str, tuple[float, ...]]] = {
+    "rmsprop": {"alpha": (0.9, 0.5), "eps": (1e-3,), "momentum": (0.0, 0.9, 0.0, 0.5)},
+    "adagrad": {"lr_decay": (0.1, 0.0), "eps": (1e-3, 1e-4)},
+    "nadam": {"beta1": (0.5, 0.9), "beta2": (0.9,), "eps": (1e-3,), "momentum_decay": (0.01, 0.1)},
+}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_the_driver_sets_any_hyperparameter_by_its_name(name: str) -> None:
+    parameter, facts = nn.Parameter(start()), BUILT_IN[name]
+    torch.set_default_dtype(torch.float64)  # in which NAdam keeps its product
+    try:
+        optimizer = getattr(torch.optim, facts.torch_class)([parameter])
+        schedule = Schedule(HORIZON, {**RATES, **FURTHER[name]}, optimizer={"name": name})
+        assert {*schedule.values} == {*facts.defaults}
+        path = train(optimizer, schedule.attach(optimizer), HORIZON)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for ours, theirs in zip(pure_run(name, schedule), path, strict=True):
+        # A step differs by a few roundings at most; 40 of them, on weights of size 1.
+        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
+
+
+def test_a_beta_under_its_own_name_is_set_there() -> None:
+    """In an optimizer whose groups have `beta1`, not `betas`, or more than two."""
+    optimizer = torch.optim.SGD([nn.Parameter(start())], lr=1.0)
+    optimizer.param_groups[0].update(beta1=0.5, betas=(0.1, 0.2, 0.3))
+    info = {"hyperparameters": ["beta1", "beta3"]}
+    Schedule(4, {"beta1": (0.9,), "beta3": (0.8,)}, optimizer=info).attach(optimizer)
+    group = optimizer.param_groups[0]
+    assert (group["beta1"], group["betas"]) == (0.9, (0.1, 0.2, 0.8))
+    with pytest.raises(UserError, match="beta3: AdamW has no betas"):
+        Schedule(4, {"beta3": (0.8,)}, optimizer=info).attach(torch.optim.AdamW([nn.Parameter(start())]))
+
+
 def test_values_are_set_at_once_and_then_step_by_step_in_every_group() -> None:
     parameters = [nn.Parameter(start()) for _ in range(3)]
     groups = [{"params": parameters[:2], "lr": 7.0}, {"params": parameters[2:], "weight_decay": 3.0}]

@@ -225,6 +225,8 @@ def _identity(job: Job) -> dict[str, str]:
     """The settings that recorded trials depend on, by the config's key."""
     problem, space = job.problem, job.problem.space
     further = [pair for pair in problem.step_settings.items() if pair[0] != "clip_gradient"]
+    if problem.optimizer.name != "sgd":  # whose switch earlier versions did not record
+        further += problem.optimizer.switches.items()
     return {
         "hyperparameters": repr((space.learned, sorted(space.fixed.items()))),
         "inner": repr((problem.optimizer.name, problem.clip_gradient, job.horizon, *further)),

@@ -97,8 +97,10 @@ class PureOptimizer(Optimizer):
 
     def _values(self, like: Tensor) -> dict[str, Tensor]:
         """The hyperparameters: [] where all groups have the same value, else [G]."""
-        rows = {name: [float(group[name]) for group in self.param_groups] for name in self._names}
-        return {name: like.new_tensor(row[0] if len(set(row)) == 1 else row) for name, row in rows.items()}
+        rows = [[float(group[name]) for group in self.param_groups] for name in self._names]
+        table = like.new_tensor(rows)  # [H, G], in one copy to the device
+        pairs = zip(table.unbind(), rows, strict=True)
+        return dict(zip(self._names, (values[0] if len({*row}) == 1 else values for values, row in pairs), strict=True))
 
 
 def _gradient(parameter: Tensor) -> Tensor:
