@@ -39,7 +39,9 @@ def search() -> fds_dist.RunResult:
         "hyperparameters": {"brightness": strength, "noise": strength, "lr": 0.2, "momentum": 0.9},
         "outer": {"steps": 5},
     }
-    return fds_dist.optimize(config, task=task, model=lambda seed: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)))
+    return fds_dist.optimize(
+        config, task=task, model=lambda seed: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    )
 
 
 if __name__ == "__main__":

@@ -58,9 +58,8 @@ class Schedule:
         if empty:
             raise ValueError(f"hyperparameters without a value: {', '.join(empty)}")
         others = set(self.loss_hyperparameters)
-        if vectors := [
-            name for name, row in self.values.items() if name not in others and not all(map(_is_number, row))
-        ]:
+        vectors = [name for name, row in self.values.items() if any(isinstance(value, (tuple, list)) for value in row)]
+        if vectors := [name for name in vectors if name not in others]:
             raise ValueError(f"hyperparameters of the optimizer with several numbers per bucket: {', '.join(vectors)}")
 
     @property
