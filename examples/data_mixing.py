@@ -12,9 +12,8 @@ from torch.nn import functional as F
 
 import fds_dist
 
-digits = load_digits()
-images = torch.tensor(digits.data, dtype=torch.float32) / 16
-labels = torch.tensor(digits.target)
+data, target = load_digits(return_X_y=True)
+images, labels = torch.tensor(data, dtype=torch.float32) / 16, torch.tensor(target)
 
 WRONG = 1
 source = torch.arange(len(labels)) % 2

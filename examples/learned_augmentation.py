@@ -8,13 +8,11 @@ from __future__ import annotations
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.nn import functional as F
 
 import fds_dist
 
-digits = load_digits()
-images = torch.tensor(digits.data, dtype=torch.float32) / 16
-labels = torch.tensor(digits.target)
+data, target = load_digits(return_X_y=True)
+images, labels = torch.tensor(data, dtype=torch.float32) / 16, torch.tensor(target)
 
 
 def augment(inputs, generator, h):
@@ -33,15 +31,13 @@ def search() -> fds_dist.RunResult:
         batch_size=50,
         augment=augment,
     )
-    strength = {"init": 0.1, "step": 0.1, "buckets": 2, "min": 0.0}
+    strength = {"init": 0.2, "step": 0.1, "buckets": 2, "min": 0.0}
     config = {
         "inner": {"steps": 150},
         "hyperparameters": {"brightness": strength, "noise": strength, "lr": 0.2, "momentum": 0.9},
         "outer": {"steps": 5},
     }
-    return fds_dist.optimize(
-        config, task=task, model=lambda seed: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    )
+    return fds_dist.optimize(config, task=task, model=nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,16 @@ from torch import Tensor
 from fds_dist.common.batch import tensors_in
 from fds_dist.common.randomness import derive_seed
 from fds_dist.tasks.base import Task
+from fds_dist.tasks.losses import binds, signature_of
 
 Augment = Callable[[Any, torch.Generator, Mapping[str, Tensor]], Any]
 """See `Task`."""
+
+
+def takes_values(augment: Callable[..., Any]) -> bool:
+    """Whether a function takes `(inputs, generator, h)`; one of `(inputs, generator)` is for the data, not the step."""
+    signature = signature_of(augment)
+    return signature is not None and binds(signature, *range(3))
 
 
 def augmentation(task: Task) -> Augment | None:

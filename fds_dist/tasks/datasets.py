@@ -69,7 +69,8 @@ def task_from_datasets(
         batch_size: default: the `DataLoader`'s, or 64.
         collate: makes a batch of a list of samples.
         augment: a function of the inputs of a training batch (of all of it, where it is no pair) and a
-            `torch.Generator`, whose seed depends on seed, outer step, epoch and batch.
+            `torch.Generator`, whose seed depends on seed, outer step, epoch and batch. With a third parameter it is the
+            task's `augment`, whose strength may be learned (see `Task`).
         workers: processes that read ahead; batches do not depend on their number. Default: the `DataLoader`'s, or 0.
         stream: True: samples are read as they are asked for; False: all are read here.
         steps_per_epoch: batches of an epoch of an iterable dataset.

@@ -15,12 +15,14 @@ from fds_dist.common.kinds import Count, OpenFraction, Seed, Switch
 from fds_dist.common.options import checked
 from fds_dist.common.randomness import derive_seed, generator
 from fds_dist.common.words import counted
+from fds_dist.tasks.augment import takes_values
 from fds_dist.tasks.base import Loss, Metrics
 from fds_dist.tasks.sources import IterableSource, Source
 
 EVALUATION_BATCH = 500  # samples per validation and test batch, at most
 Prepare = Callable[[Tensor], Tensor]
-Augment = Callable[[Any, torch.Generator], Any]
+Augment = Callable[..., Any]
+"""Of (inputs, generator), or of (inputs, generator, h)."""
 
 
 class DrawnTask:
@@ -28,7 +30,8 @@ class DrawnTask:
 
     Validation and test yield every sample once, a last single one with the batch before it; without ``test`` there is
     nothing to test on. Inputs go through ``prepare``, those for training then through ``augment(inputs, generator)``,
-    whose generator is keyed by the epoch's keys and the step within it. Where a batch is no pair, its inputs are all
+    whose generator is keyed by the epoch's keys and the step within it; an ``augment(inputs, generator, h)`` is the
+    task's, for the training step (see `Task`). Where a batch is no pair, its inputs are all
     of it. So a batch depends on no rank and on no batch before it.
     """
 
@@ -40,6 +43,7 @@ class DrawnTask:
     val_loss: Loss  # only where an argument sets it
     metrics: Metrics  # likewise
     build_model: Callable[[int], nn.Module]  # only where an argument sets a model
+    augment: Callable[..., Any]  # only one with a third parameter
 
     def __init__(
         self,
@@ -57,6 +61,8 @@ class DrawnTask:
         self._val, self._test = val, test
         self._seed, self._val_batch_size = seed, val_batch_size
         self._prepare, self._augment = prepare, augment
+        if augment is not None and takes_values(augment):
+            self._augment, self.augment = None, augment
         self.loss = loss
         if val_loss is not None:
             self.val_loss = val_loss

@@ -20,7 +20,8 @@ from fds_dist.inner.dry_run import dry_run
 from fds_dist.inner.estimators import ESTIMATORS
 from fds_dist.inner.run import InnerRun, run_horizon
 from fds_dist.inner.witness import Witness
-from fds_dist.tasks.base import task_faults
+from fds_dist.tasks.base import takes_hyperparameters, task_faults
+from fds_dist.tasks.datasets import task_from_datasets
 
 EXACT = 1e-12
 """Between exact methods in float64: rounding (1e-16), amplified in a few steps."""
@@ -142,3 +143,11 @@ def test_an_augmentation_of_two_parameters_is_named() -> None:
     assert str(fault) == (
         "task.augment: cannot be called with 3 arguments; expected a function augment(inputs, generator, h)"
     )
+
+
+def test_the_helper_hands_an_augment_of_three_parameters_to_the_step_and_applies_one_of_two() -> None:
+    x, y = torch.zeros(20, 3), torch.zeros(20, dtype=torch.int64)
+    step = task_from_datasets((x, y), batch_size=4, augment=lambda inputs, generator, h: inputs + h["noise"])
+    data = task_from_datasets((x, y), batch_size=4, augment=lambda inputs, generator: inputs + 1)
+    assert not next(iter(step.train_batches(0, 0)))[0].any() and next(iter(data.train_batches(0, 0)))[0].all()
+    assert takes_hyperparameters(step) and not takes_hyperparameters(data) and not task_faults(step)
