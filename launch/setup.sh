@@ -74,8 +74,10 @@ install() {
     "$python" -m pip --version >/dev/null 2>&1 || make_venv # an interrupted `venv` leaves a Python without pip
     export DS_BUILD_OPS="${DS_BUILD_OPS:-0}" # deepspeed would compile its operators here; it does when they are used
     say "installing into .venv (the first time takes minutes) ..."
+    # compat: a plain path, which type checkers and editors follow; the default is an import hook, which they cannot.
     if ! "$python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
-        --editable "$root${extras:+[$extras]}" --constraint "$root/constraints.txt" 2>&1 | tee "$log" | progress; then
+        --editable "$root${extras:+[$extras]}" --config-settings editable_mode=compat \
+        --constraint "$root/constraints.txt" 2>&1 | tee "$log" | progress; then
         tail -n 12 "$log" >&2
         fail "the installation failed; all of pip's output: $log"
     fi

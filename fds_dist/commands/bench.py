@@ -10,6 +10,7 @@ import platform
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from fds_dist.commands.check.measurement import measure_step
 from fds_dist.commands.inputs import Source, launched, one_run_per_rank
 from fds_dist.commands.verify import relative_error
 from fds_dist.common.batch import Part
+from fds_dist.common.console import as_html
 from fds_dist.common.memory import peak_bytes
 from fds_dist.common.timing import median_seconds, seconds_of
 from fds_dist.common.words import ABSENT, counted, duration
@@ -71,6 +73,9 @@ class BenchReport:
     def to_json(self) -> str:
         """One JSON object."""
         return json.dumps(asdict(self), indent=2)
+
+    def _repr_html_(self) -> str:
+        return as_html(partial(print_bench, self))
 
 
 def run_bench(problem: Problem, ranks: Ranks) -> BenchReport:

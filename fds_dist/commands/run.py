@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fds_dist.common.console import as_html, plain_line, plain_table
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.paths import expand_path
+from fds_dist.common.values import Row, text_of
+from fds_dist.common.words import counted, duration, number_text, percent
 from fds_dist.config.load import read_mapping
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.storage.run_folder import RunFolder
@@ -15,6 +18,8 @@ from fds_dist.tracking.history import read_history
 from fds_dist.tracking.records import Cell, OuterRecord, flat_row
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fds_dist.tasks.base import Task
     from fds_dist.tasks.datasets import Model
 
@@ -43,6 +48,23 @@ class Run:
         """
         return [flat_row(record) for record in self.history]
 
+    def _repr_html_(self) -> str:
+        return as_html(self._draw)
+
+    def _draw(self, console: Console) -> None:
+        """The folder, and a row per outer step."""
+        plain_line(console, f"{self.run_dir}: {counted(len(self.history), 'outer step')}")
+        table = plain_table("outer step", "horizon", "val loss", "val accuracy", "time", *self._names)
+        for record in self.history:
+            facts = [number_text(record.val_loss), percent(record.val_accuracy), duration(record.seconds)]
+            values = (_ends(record.hyperparameters[name]) for name in self._names)
+            table.add_row(str(record.outer_step), str(record.horizon), *facts, *values)
+        console.print(table)
+
+    @property
+    def _names(self) -> list[str]:
+        return list(self.history[0].hyperparameters) if self.history else []
+
 
 @dataclass(frozen=True)
 class RunResult(Run):
@@ -56,6 +78,11 @@ class RunResult(Run):
     """The object that was handed in as the task, for `retrain`."""
     model: Model | None = field(default=None, repr=False, compare=False)
     """The module or function that was handed in as the model, for `retrain`."""
+
+
+def _ends(row: Row) -> str:
+    """The first and the last value of a hyperparameter: `0.1 … 0.01`."""
+    return text_of(row[0]) if len(row) == 1 else f"{text_of(row[0])} … {text_of(row[-1])}"
 
 
 RunSource = str | Path | Run

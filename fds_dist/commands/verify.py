@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 
 from fds_dist.build import Build, ModelBuilder
 from fds_dist.commands.inputs import Source, launched
-from fds_dist.common.console import default_console, paragraph, plain_table
+from fds_dist.common.console import as_html, default_console, paragraph, plain_table
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.words import counted
 from fds_dist.config import Draft, PruneConfig
@@ -184,6 +185,9 @@ class VerifyResult(NamedTuple):
     """The config, in float64 where the user's code allows, and the objects made from it."""
     verification: Verification
     """All derivatives, and whether they agree."""
+
+    def _repr_html_(self) -> str:
+        return as_html(partial(print_verification, self.built.problem, self.verification))
 
 
 def verify(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from io import StringIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,6 +17,8 @@ from fds_dist.common.words import duration
 
 PIPE_WIDTH = 140
 """Columns of a table where there is no terminal; running text is not broken there."""
+HTML = '<pre style="white-space: pre; overflow-x: auto; line-height: normal; font-family: monospace">{code}</pre>'
+"""Around what a notebook shows of a result."""
 PLAIN_INTERVAL = 10.0
 """Least seconds between two progress lines where there is no terminal."""
 
@@ -22,22 +26,31 @@ PLAIN_INTERVAL = 10.0
 def default_console() -> Console:
     """Standard output; wide enough for the tables where it is a file or a pipe."""
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(width=PIPE_WIDTH, highlight=False)
+    return console if console.is_terminal or console.is_jupyter else Console(width=PIPE_WIDTH, highlight=False)
 
 
 def is_live(console: Console) -> bool:
-    """Whether lines can be redrawn: a terminal that knows more than ASCII."""
+    """Whether lines can be redrawn: a terminal that knows more than ASCII, or a notebook with ipywidgets."""
+    if console.is_jupyter:
+        return find_spec("ipywidgets") is not None
     return console.is_interactive and not console.options.ascii_only
 
 
 def paragraph(console: Console, text: str) -> None:
-    """Prints running text, broken between words in a terminal and not at all elsewhere."""
-    console.print(text, soft_wrap=not console.is_terminal)
+    """Prints running text, broken between words in a terminal or notebook and not at all elsewhere."""
+    console.print(text, soft_wrap=not (console.is_terminal or console.is_jupyter))
 
 
 def plain_line(console: Console, text: str) -> None:
     """Prints `text` as it is: no markup, no line breaks added."""
     console.print(Text(text), soft_wrap=True)
+
+
+def as_html(draw: Callable[[Console], object]) -> str:
+    """What `draw` prints, for a notebook's `_repr_html_`; all texts are escaped."""
+    console = Console(file=StringIO(), record=True, force_jupyter=False, width=PIPE_WIDTH, highlight=False)
+    draw(console)
+    return console.export_html(code_format=HTML, inline_styles=True)
 
 
 def plain_table(*headings: str) -> Table:

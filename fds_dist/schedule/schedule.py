@@ -17,6 +17,8 @@ from fds_dist.schedule.buckets import bucket_of
 from fds_dist.schedule.groups import base_of, group_of
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from fds_dist.schedule.driver import ScheduleDriver
 
 FORMAT = "fds-dist schedule"
@@ -128,6 +130,24 @@ class Schedule:
         from fds_dist.schedule.driver import ScheduleDriver
 
         return ScheduleDriver(optimizer, self if horizon is None else self.stretch(horizon), fixed=fixed)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draws the learned values over the steps with matplotlib.
+
+        Args:
+            ax: where to draw; None: a new figure.
+
+        Returns:
+            The axes, to change or to save: `schedule.plot().figure.savefig("schedule.png")`.
+        """
+        from fds_dist.schedule.picture import plot
+
+        return plot(self, ax)
+
+    def _repr_html_(self) -> str:
+        from fds_dist.schedule.picture import html
+
+        return html(self)
 
     def to_json(self) -> str:
         """The schedule as JSON text, from which `from_json` reads the same bits."""

@@ -26,6 +26,9 @@ from fds_dist.tracking.trackers import Tracker
 PLAIN_WIDTH = 60
 """Characters for the buckets of one hyperparameter in output that is not a terminal."""
 
+NOTEBOOK_RATE = 2
+"""Live lines per second in a notebook, at most. They are drawn between inner steps: a thread would swallow prints."""
+
 _COLUMNS = (("step", 4), ("horizon", 7), ("val loss", 9), ("acc", 6), ("time", 6))
 _COLORS = {"finished": "green", "failed": "red", "interrupted": "yellow"}
 
@@ -65,13 +68,22 @@ class ConsoleTracker(Tracker):
             return
         self._console.print(Text("fds-dist", "bold"), _facts(facts), "")
         self._console.print(_row(*(name for name, _ in _COLUMNS), "hyperparameters", style="dim"))
-        self._live = Live(get_renderable=self._progress, console=self._console, refresh_per_second=2, transient=True)
+        self._live = Live(
+            get_renderable=self._progress,
+            console=self._console,
+            refresh_per_second=2,
+            auto_refresh=not self._console.is_jupyter,
+            transient=True,
+        )
         self._live.start()
 
     def inner(self, block: InnerBlock) -> None:
         now = self._clock()
         self._pace.add(now, block)
         self._block = block
+        if self._live is not None and self._console.is_jupyter and now >= self._next_line:
+            self._next_line = now + 1 / NOTEBOOK_RATE
+            self._live.refresh()
         if not self._terminal and now >= self._next_line:
             self._next_line = now + PLAIN_INTERVAL
             place = f"outer step {block.outer_step}, inner step {block.steps.stop}/{block.horizon}"

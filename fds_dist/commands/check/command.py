@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from torch import nn
 from fds_dist.build import Build, ModelBuilder, build
 from fds_dist.commands.check.cost import CostReport, Memory, cost_report
 from fds_dist.commands.inputs import Source, draft_of
-from fds_dist.common.console import default_console, paragraph, plain_table
+from fds_dist.common.console import as_html, default_console, paragraph, plain_table
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.words import bytes_text, counted, duration, percent, ranges_text
 from fds_dist.config import Config, dump_config
@@ -35,6 +36,10 @@ class CheckResult(NamedTuple):
     """The config, and the objects made from it."""
     report: CostReport
     """The plan and its cost."""
+
+    def _repr_html_(self) -> str:
+        built, report = self
+        return as_html(partial(_print_plan, built.problem, report, built.remarks))
 
 
 def check(
@@ -82,6 +87,15 @@ def print_check(
 ) -> None:
     """Prints which rank owns which tangents, the cost of each rank's share, and the resolved config."""
     console = console or default_console()
+    _print_plan(problem, report, remarks, console)
+    console.print()
+    paragraph(console, "[bold]Config[/bold]  with every default:")
+    console.print()
+    width = console.width - 25  # YAML breaks a line only after the item that crosses the width
+    console.print(dump_config(config, min(110, width)).rstrip(), markup=False, soft_wrap=True)
+
+
+def _print_plan(problem: Problem, report: CostReport, remarks: Sequence[str], console: Console) -> None:
     paragraph(console, f"[bold]Plan[/bold]  {_summary(problem, report)}")
     for remark in remarks:
         paragraph(console, f"note: {escape(remark)}")
@@ -90,11 +104,6 @@ def print_check(
     console.print()
     for line in _predictions(report):
         paragraph(console, line)
-    console.print()
-    paragraph(console, "[bold]Config[/bold]  with every default:")
-    console.print()
-    width = console.width - 25  # YAML breaks a line only after the item that crosses the width
-    console.print(dump_config(config, min(110, width)).rstrip(), markup=False, soft_wrap=True)
 
 
 def _summary(problem: Problem, report: CostReport) -> str:

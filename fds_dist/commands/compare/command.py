@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -13,9 +14,11 @@ from fds_dist.commands.compare.comparison import Retrain
 from fds_dist.commands.compare.comparison import compare as compare_methods
 from fds_dist.commands.compare.plot import plot_comparison
 from fds_dist.commands.compare.results import Comparison
+from fds_dist.commands.compare.table import print_comparison
 from fds_dist.commands.inputs import Source, launched, one_run_per_rank, study_folder, task_maker
 from fds_dist.commands.retrain.settings import read_settings
 from fds_dist.commands.retrain.trainer import retrain as retrain_seeds
+from fds_dist.common.console import as_html
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.monitor import Consistency
 from fds_dist.schedule.schedule import Schedule
@@ -29,6 +32,9 @@ class CompareResult:
     comparison: Comparison
     folder: Path
     """Holds `compare.json`, the plots, and every method's record."""
+
+    def _repr_html_(self) -> str:
+        return as_html(partial(print_comparison, self.comparison))
 
 
 def compare(

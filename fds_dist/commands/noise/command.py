@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -12,8 +13,8 @@ from fds_dist.build import ModelBuilder
 from fds_dist.commands.inputs import Source, launched, one_run_per_rank, study_folder
 from fds_dist.commands.noise.measure import cosine_schedule, measure_noise
 from fds_dist.commands.noise.plot import plot_noise
-from fds_dist.commands.noise.report import NoiseReport, write_noise
-from fds_dist.common.console import counting
+from fds_dist.commands.noise.report import NoiseReport, print_noise, write_noise
+from fds_dist.common.console import as_html, counting
 from fds_dist.tasks.base import Task
 
 NOISE_STEPS = 250
@@ -27,6 +28,9 @@ class NoiseResult:
     report: NoiseReport
     folder: Path
     """Holds `noise.json`, the figures, and `runs/` with a file for each run."""
+
+    def _repr_html_(self) -> str:
+        return as_html(partial(print_noise, self.report))
 
 
 def noise(
