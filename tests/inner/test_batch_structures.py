@@ -14,11 +14,12 @@ import structured_batches
 import torch
 from launching import start_ranks
 from problems import ONE_RANK, relative_error
-from structured_batches import KINDS, STEPS, Kind, StructuredTask, buckets_of, draw, estimated, run_of
-from torch import Tensor
+from structured_batches import KINDS, STEPS, Kind, StructuredTask, buckets_of, draw, estimated, problem_of, run_of
+from torch import Tensor, nn
 from torch.func import functional_call
 
 import fds_dist
+from fds_dist.commands.check.measurement import measure_step
 from fds_dist.common.batch import call, checked_batch, common_rows, first_samples, named_leaves, samples_in
 from fds_dist.common.faults import UserError
 from fds_dist.distributed.fingerprint import batch_fingerprint
@@ -78,6 +79,31 @@ def test_a_run_passes_the_witness(name: str, tmp_path: Path) -> None:
     result = fds_dist.optimize(config, task=StructuredTask(kind), progress=False)  # type: ignore[arg-type]
     (record,) = result.history
     assert all(record.hypergradients["lr"])
+
+
+class Lazy(nn.Module):
+    """Learns its shapes from the first inputs, which are keywords."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.LazyLinear(3)
+
+    def forward(self, x: Tensor, z: dict[str, Tensor], scale: Tensor) -> Tensor:
+        return self.head(torch.cat([x, scale * z["inner"]], 1))
+
+
+def test_a_lazy_network_learns_its_shapes_from_a_structured_batch(tmp_path: Path) -> None:
+    learned = {"lr": {"init": 0.1, "step": 0.1}}
+    config = {"hyperparameters": learned, "inner": {"epochs": 1}, "outer": {"steps": 1}, "output_dir": str(tmp_path)}
+    task: Any = StructuredTask(KINDS["nested"])
+    (record,) = fds_dist.optimize(config, task=task, model=Lazy(), progress=False).history
+    assert all(record.hypergradients["lr"])
+
+
+@pytest.mark.parametrize("name", ["mapping with its own loss", "nested"])
+def test_a_step_is_measured_on_few_samples_of_any_structure(name: str) -> None:
+    measured = measure_step(problem_of(name), parts=2)
+    assert measured.plain_seconds > 0 and not measured.extrapolated
 
 
 # ---- two ranks ---------------------------------------------------------------------------------------------------
