@@ -187,10 +187,15 @@ class _Part:
     """[R] of λ, whose tangents are the rows of its tangents."""
 
 
+CAME_LATER = {"accumulate": 1, "size": 1}
+"""Keys of the config that earlier checkpoints do not have → the value that their runs had."""
+
+
 def _set_keys(values: Any) -> Any:
-    """JSON values without the keys that are null, at any depth."""
+    """JSON values without the keys that are null or have the value of `CAME_LATER`, at any depth."""
     if isinstance(values, dict):
-        return {key: _set_keys(value) for key, value in values.items() if value is not None}
+        is_set = {key: value for key, value in values.items() if value is not None and CAME_LATER.get(key) != value}
+        return {key: _set_keys(value) for key, value in is_set.items()}
     return [_set_keys(value) for value in values] if isinstance(values, list) else values
 
 

@@ -117,7 +117,12 @@ def test_a_whole_run_is_mirrored_as_its_history_has_it(
     assert all(row["inner/lr"] in (0.05, 0.05 + 0.02, 0.05 - 0.02) for row in inner)
     (run,) = [record.run for record in records if record.HasField("run")]
     shown = {update.key: json.loads(update.value_json) for update in run.config.update}
-    assert shown["hyperparameters"]["lr"] == {**config["hyperparameters"]["lr"], "scale": "linear", "per_group": False}
+    assert shown["hyperparameters"]["lr"] == {
+        **config["hyperparameters"]["lr"],
+        "size": 1,
+        "scale": "linear",
+        "per_group": False,
+    }
     assert shown["seed"] == 0
     assert shown["outer"]["tolerance"] == 0.05  # the resolved config, with its defaults
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
