@@ -23,6 +23,7 @@ from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device, mesh_shap
 from fds_dist.inner.dry_run import dry_run
 from fds_dist.inner.estimators import ESTIMATORS, Estimator
 from fds_dist.inner.estimators.greedy import greedy_estimator
+from fds_dist.inner.estimators.random_directions import random_directions
 from fds_dist.inner.problem import Problem, TangentOptions
 from fds_dist.models.fine_tuning import FineTuned
 from fds_dist.models.handed_in import HandedIn
@@ -178,6 +179,8 @@ def _mesh_shape(config: Config, environment: LaunchEnvironment) -> MeshShape | N
 
 
 def _estimator(config: Config) -> Estimator:
+    if config.estimator == "random_directions":
+        return random_directions(config.random_directions.count)
     return greedy_estimator(config.greedy.discount) if config.estimator == "greedy" else ESTIMATORS[config.estimator]
 
 

@@ -9,6 +9,7 @@ from fds_dist.common.domain import UNBOUNDED, interval
 from fds_dist.common.faults import Fault
 from fds_dist.common.registry import nearest
 from fds_dist.common.values import Value
+from fds_dist.common.words import counted
 from fds_dist.config import Config
 from fds_dist.config.hyperparameters import HyperparameterConfig
 from fds_dist.schedule.groups import base_of, group_of, name_in
@@ -48,7 +49,8 @@ def hyperparameter_space(
     if not learned and not faults:
         expected = "at least one like lr: {init: 0.1, step: 0.1, buckets: 5}"
         faults.append(Fault("hyperparameters", "nothing is learned, all are fixed numbers", expected))
-    return HyperparameterSpace(tuple(learned), fixed), faults
+    space = HyperparameterSpace(tuple(learned), fixed)
+    return space, [*faults, *direction_faults(config, space)]
 
 
 def _start(entry: HyperparameterConfig) -> Value:
@@ -90,6 +92,15 @@ def _key(config: Config, name: str, setting: str) -> str:
     override = overrides.get(group_of(name)) if isinstance(overrides, dict) else None
     is_overridden = override is not None and setting in override.model_fields_set
     return f"{key}.per_group.{group_of(name)}" if is_overridden else key
+
+
+def direction_faults(config: Config, space: HyperparameterSpace) -> list[Fault]:
+    """More random directions than learned numbers."""
+    count = config.random_directions.count
+    if config.estimator != "random_directions" or count <= space.size or not space.size:
+        return []
+    problem = f"{count} directions for {counted(space.size, 'learned number')}"
+    return [Fault("random_directions.count", problem, f"at most {space.size}; estimator=forward is exact and cheaper")]
 
 
 def bucket_faults(config: Config, space: HyperparameterSpace, horizon: int) -> list[Fault]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fds_dist.common.kinds import AutoCount, Clip, Ratio, UnitInterval
+from fds_dist.common.kinds import AutoCount, Clip, Count, Ratio, UnitInterval
 from fds_dist.config.sections import Section
 
 
@@ -32,6 +32,14 @@ class TangentsConfig(Section):
 
     chunk_size: AutoCount = "auto"
     """Tangents per batched Hessian-vector product."""
+
+
+class RandomDirectionsConfig(Section):
+    """Settings of the estimator random_directions."""
+
+    count: Count = 8
+    """R, the tangents in place of K, one per learned number: the error of a hypergradient has sqrt(K/R - 1) of its
+    length."""
 
 
 class GreedyConfig(Section):

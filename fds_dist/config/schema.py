@@ -19,7 +19,7 @@ from fds_dist.common.kinds import (
     show,
 )
 from fds_dist.config.compare import CompareConfig
-from fds_dist.config.estimators import GreedyConfig, TangentsConfig
+from fds_dist.config.estimators import GreedyConfig, RandomDirectionsConfig, TangentsConfig
 from fds_dist.config.hyperparameters import Hyperparameters, hyperparameter_contradictions
 from fds_dist.config.inner import InnerConfig
 from fds_dist.config.optimizer import takes_nesterov
@@ -93,11 +93,15 @@ class Config(Section):
     outer: OuterConfig = OuterConfig()
     """How hypergradients move the hyperparameters."""
 
-    estimator: Literal["forward", "reverse", "greedy"] = "forward"
-    """How hypergradients are computed: forward mode with sharing (FDS), reverse mode, or greedily step by step."""
+    estimator: Literal["forward", "reverse", "greedy", "random_directions"] = "forward"
+    """How hypergradients are computed: forward mode with sharing (FDS), reverse mode, greedily step by step, or without
+    bias from fewer tangents than learned numbers, along random directions."""
 
     greedy: GreedyConfig = GreedyConfig()
     """Settings of the estimator greedy."""
+
+    random_directions: RandomDirectionsConfig = RandomDirectionsConfig()
+    """Settings of the estimator random_directions."""
 
     tangents: TangentsConfig = TangentsConfig()
     """How forward-mode tangents are computed."""
@@ -138,6 +142,13 @@ class Config(Section):
         return self
 
 
+NO_TANGENT_PER_ELEMENT = {
+    "reverse": "reverse, which has no tangents",
+    "random_directions": "random_directions, whose tangents belong to no bucket",
+}
+"""Estimators without a tangent per learned number → their name, and why settings of such tangents do nothing."""
+
+
 def config_contradictions(config: Config) -> Iterator[Contradiction]:
     """Values of one config that are valid alone but not together."""
     yield from _horizon_contradictions(config)
@@ -147,11 +158,11 @@ def config_contradictions(config: Config) -> Iterator[Contradiction]:
     if config.inner.precision and config.dtype != "float32":
         problem = f"{config.inner.precision} has no effect on {config.dtype}"
         yield Contradiction(("inner", "precision"), problem, "null, or dtype: float32", ("dtype",))
-    if config.estimator == "reverse":
+    if config.estimator in NO_TANGENT_PER_ELEMENT:
         prune = config.tangents.prune
         for path, value in ((("clip_hvp",), config.tangents.clip_hvp), (("prune", "ratio"), prune.ratio)):
             if value:
-                problem = f"{value:g} has no effect with estimator reverse, which has no tangents"
+                problem = f"{value:g} has no effect with estimator {NO_TANGENT_PER_ELEMENT[config.estimator]}"
                 yield Contradiction(("tangents", *path), problem, "leave it out", ("estimator",))
     groups = tuple(config.inner.groups or ())
     for name, entry in config.hyperparameters.items():

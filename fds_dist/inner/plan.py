@@ -102,12 +102,20 @@ def greedy_cost(problem: Problem, horizon: int, discount: float) -> float:
     return horizon * (2 * PLAIN_STEP_COST + products)
 
 
-def estimator_cost(name: str, problem: Problem, horizon: int, discount: float = 0.0) -> float:
+def directions_cost(problem: Problem, horizon: int, count: int) -> float:
+    """1 + 2R per step, for R directions: at most one per element."""
+    return horizon * (PLAIN_STEP_COST + TANGENT_STEP_COST * min(count, problem.space.size))
+
+
+def estimator_cost(name: str, problem: Problem, horizon: int, discount: float = 0.0, count: int = 0) -> float:
     """One outer step with the estimator `name` over `horizon` inner steps, in plain training steps.
 
     Args:
         discount: what the estimator `greedy` remembers from step to step.
+        count: directions of the estimator `random_directions`.
     """
+    if name == "random_directions":
+        return directions_cost(problem, horizon, count)
     if name == "greedy":
         return greedy_cost(problem, horizon, discount)
     return {"forward": forward_cost, "reverse": reverse_cost}[name](problem, horizon)

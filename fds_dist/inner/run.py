@@ -191,10 +191,16 @@ def zero_tangents(local: InnerState, elements: Sequence[int], live: Sequence[str
     return Tangents(tuple(elements), zeros(local.weights), tree_map(zeros, local.optimizer), buffers)
 
 
-def run_horizon(run: InnerRun, elements: Sequence[int] = ()) -> tuple[Training, Tangents]:
+def run_horizon(
+    run: InnerRun, elements: Sequence[int] = (), along: Callable[[Segment], Tensor] | None = None
+) -> tuple[Training, Tangents]:
     """Trains over the horizon and pushes the tangents of `elements` along, which are in order of their first steps.
 
     Ends early where `on_step` says so. Goes on from where the checkpointer kept it.
+
+    Args:
+        along: dh [R, H] on a segment, for tangents along other directions of λ, which all live from the first step on;
+            `elements` then are their numbers.
     """
     problem, training = run.problem, Training(run)
     tangents = zero_tangents(training.local_state, elements, problem.live_buffers)
@@ -205,8 +211,8 @@ def run_horizon(run: InnerRun, elements: Sequence[int] = ()) -> tuple[Training, 
     for segment in run.segments():
         h = run.hyperparameters(segment)
         theta = problem.theta(h)
-        live = sum(starts[element] <= segment.start for element in elements)
-        directions = element_directions(problem, segment, elements[:live])
+        live = len(elements) if along else sum(starts[element] <= segment.start for element in elements)
+        directions = along(segment) if along else element_directions(problem, segment, elements[:live])
         for step in range(max(segment.start, training.state.step), segment.stop):
             point = training.point(theta)
             rows = updated_rows(problem.tangents.pruning, owners[:live], step, run.horizon)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,7 +24,7 @@ from fds_dist.config import Config, dump_config
 from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import reproducible_threads
-from fds_dist.inner.plan import REVERSE_COST
+from fds_dist.inner.plan import PLAIN_STEP_COST, REVERSE_COST, TANGENT_STEP_COST
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tasks.base import Task
@@ -78,7 +79,9 @@ def check(
         raise UserError(Fault("--world-size", f"{world_size} is out of range", "a whole number of at least 1"))
     built = on_all_ranks(environment, lambda: build(draft_of(config, overrides, None, task), planned, task, model))
     with reproducible_threads(built.problem.device):
-        report = cost_report(built.problem, built.settings, built.shape, built.config.estimator)
+        config = built.config
+        count = config.random_directions.count
+        report = cost_report(built.problem, built.settings, built.shape, config.estimator, count)
     return CheckResult(built, report)
 
 
@@ -161,11 +164,24 @@ def _predictions(report: CostReport) -> list[str]:
     ]
     if report.estimator == "greedy":
         lines.append("The plan is forward mode's; estimator=greedy looks only one step ahead and costs less.")
+    if report.estimator == "random_directions":
+        lines.append(_directions_line(report))
     alone = REVERSE_COST * report.plan.horizon if reverse else report.one_rank_plain_steps
     if (speed := alone / report.chosen.plain_steps) > 1:
         ranks = report.shape.data if reverse else report.shape.tangent * report.shape.data
         lines.append(f"{ranks} ranks are {speed:.2f} times as fast as one.")
     return [*lines, *(_reverse_advice(report) if reverse else _forward_advice(report)), _cheaper(report)]
+
+
+def _directions_line(report: CostReport) -> str:
+    """A sentence on the cost and the error of random directions, beside the exact estimators."""
+    count, size = report.directions, len(report.plan.starts)
+    return (
+        f"The plan is forward mode's; estimator=random_directions has {counted(count, 'tangent')} instead of {size}: "
+        f"a step costs {PLAIN_STEP_COST + TANGENT_STEP_COST * count:g} plain steps ({REVERSE_COST:g} by reverse mode), "
+        f"and the hypergradients are right in the mean, with an error of {math.sqrt(size / count - 1):.2g} times their "
+        "length in one outer step (none by forward and reverse mode)."
+    )
 
 
 def _largest(report: CostReport) -> Memory:

@@ -76,6 +76,8 @@ class CostReport:
     """The cost of reverse mode, the same on every rank."""
     estimator: str = "forward"
     """The estimator that the config asks for."""
+    directions: int = 0
+    """R of the estimator random_directions."""
 
     @property
     def costliest(self) -> RankCost:
@@ -98,7 +100,9 @@ class CostReport:
         return self.costliest.plain_steps * self.shape.data / max(map(plan.cost, range(tangent)))
 
 
-def cost_report(problem: Problem, settings: OuterSettings, shape: MeshShape, estimator: str = "forward") -> CostReport:
+def cost_report(
+    problem: Problem, settings: OuterSettings, shape: MeshShape, estimator: str = "forward", directions: int = 0
+) -> CostReport:
     """Plans the longest outer step for `shape`, and measures one inner step on this device, without training."""
     horizon = max(settings.horizons)
     plan = make_plan(problem.space.starts(horizon), horizon, shape.tangent)
@@ -136,6 +140,7 @@ def cost_report(problem: Problem, settings: OuterSettings, shape: MeshShape, est
         one_rank_plain_steps=make_plan(plan.starts, horizon, 1).cost(0),
         reverse=_reverse_cost(weights, state, horizon, shape, measured),
         estimator=estimator,
+        directions=directions,
     )
 
 

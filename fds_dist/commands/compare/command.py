@@ -19,6 +19,7 @@ from fds_dist.commands.inputs import Source, launched, one_run_per_rank, study_f
 from fds_dist.commands.retrain.settings import read_settings
 from fds_dist.commands.retrain.trainer import retrain as retrain_seeds
 from fds_dist.common.console import as_html
+from fds_dist.common.faults import Fault, UserError
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.monitor import Consistency
 from fds_dist.schedule.schedule import Schedule
@@ -75,6 +76,8 @@ def compare(
         ['fds', 'greedy']
     """
     with launched(config, overrides, prepare=one_run_per_rank, task=task, model=model) as (built, ranks):
+        if built.config.estimator == "random_directions":
+            raise UserError(Fault("estimator", "random_directions is not compared", "forward, reverse or greedy"))
         folder = study_folder(built.config, "compare")
         folder.mkdir(parents=True, exist_ok=True)
         retrain = _retrainer(built, ranks, task, model)

@@ -184,6 +184,8 @@ class Search(OuterListener):
         """See `OuterListener`."""
         config, options = self.built.config, self.built.config.checkpoint
         run = {key: value for key, value in config.resolved().items() if key in MAKES_AN_INNER_RUN}
+        if config.estimator == "random_directions":
+            run |= {"directions": config.random_directions.count}
         run |= {"mesh": {"batch_norm": config.mesh.batch_norm}, "outer_step": outer_step, "values": list(values)}
         return InnerCheckpoints(
             folder=self.folder.checkpoints,
@@ -230,8 +232,9 @@ class Search(OuterListener):
         """The cost of the outer steps so far over all replicas, in plain training steps."""
         built = self.built
         horizons = built.settings.horizons[: self.progress.outer_step]
-        discount = built.config.greedy.discount
-        costs = [estimator_cost(built.config.estimator, built.problem, horizon, discount) for horizon in horizons]
+        config = built.config
+        settings = config.greedy.discount, config.random_directions.count
+        costs = [estimator_cost(config.estimator, built.problem, horizon, *settings) for horizon in horizons]
         return built.shape.replica * sum(costs)
 
     def _result(self) -> RunResult:
