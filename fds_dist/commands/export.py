@@ -130,13 +130,29 @@ def _head(schedule: Schedule, source: str) -> Iterator[str]:
     if names := schedule.loss_hyperparameters:
         pairs = ", ".join(f"{_quoted(name)}: value_at({_quoted(name)}, step)" for name in names)
         yield f"        extra = {{{pairs}}}  # hyperparameters of the loss: pass them to yours"
-    yield f"        loss_function(model(x), y{', extra' if names else ''}).backward()"
+    yield from _backward(schedule, ", extra" if names else "")
     for name, function in CLIPPING.items():
         if (bound := schedule.optimizer.get(name)) is not None:
             yield f"        torch.nn.utils.{function}(model.parameters(), {bound!r})  # as when it was learned"
     yield "        optimizer.step()"
     if ema is not None:
         yield "        average.update_parameters(model)  # use average.module: the values were learned for it"
+
+
+def _backward(schedule: Schedule, extra: str) -> Iterator[str]:
+    """The lines of a step's backward pass: in micro-batches and by autocast, if the values were learned so."""
+    count, loss = schedule.optimizer.get("accumulate"), f"loss_function(model(x), y{extra})"
+    indent = " " * 8
+    if count is not None:
+        yield f"{indent}batch = len(x)"
+        yield f"{indent}for x, y in zip(x.tensor_split({count}), y.tensor_split({count})):  # as when it was learned"
+        indent, loss = indent + " " * 4, f"(len(x) / batch) * {loss}"
+    if schedule.optimizer.get("precision") == "bf16":
+        yield f"{indent}with torch.autocast(x.device.type, torch.bfloat16):  # as when it was learned"
+        yield f"{indent}    loss = {loss.replace('model(x)', 'model(x).float()')}"
+        yield f"{indent}loss.backward()"
+    else:
+        yield f"{indent}({loss}).backward()" if count is not None else f"{indent}{loss}.backward()"
 
 
 def _values(schedule: Schedule) -> str:

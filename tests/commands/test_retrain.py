@@ -559,6 +559,24 @@ def test_settings_come_from_the_run_and_the_command_line() -> None:
     assert settings.all_seeds == range(5, 8)
 
 
+def test_micro_batches_and_bf16_come_from_the_run_s_inner_section() -> None:
+    inner = CONFIG.inner.model_copy(update={"accumulate": 4, "precision": "bf16"})
+    config = CONFIG.model_copy(update={"inner": inner, "dtype": "float32"})
+    settings = read_settings([], config)
+    assert (settings.accumulate, settings.mixed_precision) == (4, "bf16")
+    assert read_settings(["mixed_precision=none", "accumulate=1"], config).mixed_precision == "none"
+    assert read_settings(["dtype=float64"], config).mixed_precision == "none"
+
+
+def test_micro_batches_train_as_in_the_search(tmp_path: Path) -> None:
+    """Batch-norm sees each micro-batch by itself, dropout draws for each."""
+    task = image_task(lambda: nn.Sequential(conv_bn(), nn.Dropout(0.3), nn.Linear(4, 4)))
+    path = retrained_path(task, SCHEDULE, IN_FLOAT64.model_copy(update={"accumulate": 3}), tmp_path)
+    problem = make_problem(task, SCHEDULE.values, accumulate=3)
+    search = inner_path(problem, [value for row in SCHEDULE.values.values() for value in row], 15)
+    torch.testing.assert_close(path, search, rtol=1e-10, atol=1e-12)  # float64, 15 steps
+
+
 def test_all_faults_in_settings_are_told_at_once() -> None:
     overrides = ["epoch=3", "engine=dpd", "seeds=0", "epochs=x", "nonsense", "mixed_precision=fp16"]
     with pytest.raises(UserError) as caught:

@@ -38,6 +38,7 @@ SCHEDULE = Schedule(
 )
 SETTINGS = RetrainSettings(epochs=3, dtype="float64", clip_gradient=0.05, clip_norm=0.2, ema=0.9)
 """The bounds cut some elements at every step, and the norm at some."""
+ACCUMULATED = SETTINGS.model_copy(update={"accumulate": 3})
 BATCHES = (7, 1, 5, 8)
 """Samples: with two ranks, parts of other sizes, and a batch of which the second rank gets nothing."""
 
@@ -101,6 +102,7 @@ def main(job: str, folder: Path) -> None:
         retrain(lambda s: UnevenTask(), built_with_batch_norm, SCHEDULE, settings, ranks, folder / "norm", [notes])
         if ranks.is_first:
             (folder / "notes.json").write_text(json.dumps(notes.notes))
+        retrain(lambda seed: UnevenTask(), built, SCHEDULE, ACCUMULATED, ranks, folder / "accumulated")
         run(ranks, folder / "cut", [Notes(kill_at=10)])  # in the third of three epochs of 4 steps
 
 
@@ -155,6 +157,11 @@ def test_two_ranks_equal_one_also_where_batches_do_not_divide(folder: Path, tmp_
     run(ONE_RANK, tmp_path)
     assert {record["world_size"] for record in history(folder / "whole")} == {2}
     assert_equal_to_rounding(folder / "whole", tmp_path)
+
+
+def test_micro_batches_on_two_ranks_train_as_whole_batches_on_one(folder: Path, tmp_path: Path) -> None:
+    run(ONE_RANK, tmp_path)
+    assert_equal_to_rounding(folder / "accumulated", tmp_path)
 
 
 def test_the_bound_on_the_norm_and_the_average_act(folder: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ Shapes: B = samples of a batch, W = ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -95,6 +95,30 @@ class Part:
     """W·n/B: what to multiply the part's mean loss by, so that the mean over ranks is the mean over the batch."""
     inputs: Any
     """What the network gets."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One micro-batch of an optimizer step, of which this rank has a part."""
+
+    inputs: Any
+    """What the network gets."""
+    loss_of: Callable[[Any], Tensor]
+    """The part's mean loss from the network's output."""
+    weight: float
+    """What to multiply the loss by, so that the mean over ranks of the sum over terms is the mean over the batch."""
+    samples: int
+    """See `Part`."""
+    seed: Callable[[], None]
+    """Seeds the term's random numbers (dropout); called before its forward pass."""
+
+
+def mean_loss(losses: Sequence[Tensor], terms: Sequence[Term]) -> Tensor:
+    """The mean over a rank's samples of the step that has these `losses`, one per term."""
+    samples = sum(term.samples for term in terms)
+    if len(losses) == 1 or not samples:
+        return losses[0]
+    return torch.stack([loss * (term.samples / samples) for loss, term in zip(losses, terms, strict=True)]).sum()
 
 
 def part_of(batch: Batch, ranks: Ranks, dtype: torch.dtype, augment: Callable[[Any], Any] | None = None) -> Part:

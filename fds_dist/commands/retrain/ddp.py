@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from fds_dist.commands.retrain.checkpoints import read_state, write_state
+from fds_dist.commands.retrain.data import Term
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.batch import call
 from fds_dist.common.faults import Fault, UserError
@@ -49,11 +50,19 @@ class DDPEngine:
             devices = [ranks.device] if ranks.device.type == "cuda" else None
             self._network = DistributedDataParallel(module, devices, process_group=ranks.group)
 
-    def step(self, inputs: Any, loss_of: Callable[[Any], Tensor], weight: float) -> Tensor:
-        """See `Engine`."""
+    def step(self, terms: Sequence[Term]) -> list[Tensor]:
+        """See `Engine`; ranks add up their gradients in the last term alone."""
         self.optimizer.zero_grad()
-        loss = loss_of(self._output(self._network, inputs))
-        (loss * weight).backward()
+        losses = []
+        for term in terms:
+            network = self._network
+            adds_up_later = isinstance(network, DistributedDataParallel) and term is not terms[-1]
+            with cast(Any, network).no_sync() if adds_up_later else nullcontext():
+                term.seed()
+                with self._autocast():
+                    loss = term.loss_of(self._output(network, term.inputs))
+                (loss * term.weight).backward()
+            losses.append(loss.detach())
         if self._settings.clip_gradient is not None:
             nn.utils.clip_grad_value_(self._parameters, self._settings.clip_gradient)
         if self._settings.clip_norm is not None:
@@ -61,7 +70,11 @@ class DDPEngine:
         self.optimizer.step()
         if self._averaged is not None:
             self._averaged.update_parameters(self._module)
-        return loss.detach()
+        return losses
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        mixed = self._settings.mixed_precision == "bf16"
+        return torch.autocast(self._ranks.device.type, torch.bfloat16, enabled=mixed)
 
     @property
     def _judged(self) -> nn.Module:
@@ -78,8 +91,7 @@ class DDPEngine:
 
     def _output(self, network: nn.Module, inputs: Any) -> Any:
         """The output in the precision of the weights, so that the loss has it too."""
-        mixed = self._settings.mixed_precision == "bf16"
-        with torch.autocast(self._ranks.device.type, torch.bfloat16, enabled=mixed):
+        with self._autocast():
             output = call(network, inputs)
         return in_dtype(output, self._dtype)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from fds_dist.commands.retrain.checkpoints import read_state, write_state
+from fds_dist.commands.retrain.data import Term
 from fds_dist.commands.retrain.ddp import batch_norm_notes, host_copy, in_evaluation
 from fds_dist.commands.retrain.deepspeed_settings import imported_deepspeed
 from fds_dist.commands.retrain.settings import RetrainSettings
@@ -45,7 +46,7 @@ class DeepSpeedEngine:
     """
 
     def __init__(self, module: nn.Module, schedule: Schedule, settings: RetrainSettings, ranks: Ranks) -> None:
-        self._ranks = ranks
+        self._ranks, self._accumulate = ranks, settings.accumulate
         self.notes = batch_norm_notes(module, ranks)
         if ranks.world_size > 1 and ranks.device.type == "cuda":
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
@@ -72,12 +73,18 @@ class DeepSpeedEngine:
         if bf16 and any(isinstance(layer, _BatchNorm) for layer in self._module.modules()):
             self.notes += ["batch-norm's running statistics are bfloat16, as its weights are"]
 
-    def step(self, inputs: Any, loss_of: Callable[[Any], Tensor], weight: float) -> Tensor:
+    def step(self, terms: Sequence[Term]) -> list[Tensor]:
         """See `Engine`."""
-        loss = loss_of(self.predict(inputs))
-        self._engine.backward(loss * weight)
-        self._engine.step()
-        return loss.detach()
+        losses = []
+        for term in terms:
+            if self._accumulate > 1:  # a last batch may have fewer terms than DeepSpeed counts
+                self._engine.set_gradient_accumulation_boundary(term is terms[-1])
+            term.seed()
+            loss = term.loss_of(self.predict(term.inputs))
+            self._engine.backward(loss * (term.weight * self._accumulate))  # it divides by their number
+            self._engine.step()
+            losses.append(loss.detach())
+        return losses
 
     def evaluating(self) -> AbstractContextManager[None]:
         """See `Engine`."""
@@ -186,7 +193,7 @@ def full_config(settings: RetrainSettings) -> dict[str, Any]:
         "log_level": "error",  # it warns about every optimizer of another library
         **section,
         "train_micro_batch_size_per_gpu": 1,  # it sees single batches, and needs this only for its statistics
-        "gradient_accumulation_steps": 1,
+        "gradient_accumulation_steps": settings.accumulate,
         "gradient_clipping": settings.clip_norm or 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

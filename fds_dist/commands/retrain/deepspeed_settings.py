@@ -30,7 +30,7 @@ _NO_TRACKERS = "nothing: the retraining is tracked as the run's config says"
 OWNED = {
     "train_batch_size": _BATCH,
     "train_micro_batch_size_per_gpu": _BATCH,
-    "gradient_accumulation_steps": _ONE_STEP,
+    "gradient_accumulation_steps": "accumulate=NUMBER",
     "managed_gradient_accumulation": _ONE_STEP,
     "gradient_clipping": "clip_norm=NUMBER, or clip_gradient=NUMBER for each element",
     "gradient_allreduce_op": "nothing: the gradient is the mean over the batch",

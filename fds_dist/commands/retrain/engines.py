@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fds_dist.commands.retrain.data import Term
 from fds_dist.commands.retrain.ddp import DDPEngine
 from fds_dist.commands.retrain.deepspeed_engine import DeepSpeedEngine
 from fds_dist.commands.retrain.settings import RetrainSettings
@@ -30,9 +31,9 @@ class Engine(Protocol):
         """Notes for the user."""
         ...
 
-    def step(self, inputs: Any, loss_of: Callable[[Any], Tensor], weight: float) -> Tensor:
-        """One optimizer step with the gradient of mean_ranks(weight · loss_of(call(network, inputs))), clipped as the
-        settings say; returns this rank's `loss_of`."""
+    def step(self, terms: Sequence[Term]) -> list[Tensor]:
+        """One optimizer step with the gradient of mean_ranks(Σ_terms weight · loss_of(call(network, inputs))), clipped
+        as the settings say; one term has a graph at a time. Returns each term's `loss_of`."""
         ...
 
     def evaluating(self) -> AbstractContextManager[None]:

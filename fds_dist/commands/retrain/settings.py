@@ -47,7 +47,11 @@ class RetrainSettings(Section):
     """Precision of weights, data and optimizer state."""
 
     mixed_precision: Literal["none", "bf16"] = "none"
-    """bf16 runs the network under `torch.autocast`; weights, optimizer state and loss keep `dtype`."""
+    """bf16 runs network and loss under `torch.autocast`; weights, optimizer state and outputs keep `dtype`. Default:
+    the run's inner.precision (with engine=deepspeed that sets deepspeed.bf16.enabled)."""
+
+    accumulate: Count = 1
+    """Micro-batches that each batch is cut into. Default: the run's inner.accumulate."""
 
     clip_gradient: Clip = None
     """Elementwise bound on the gradient, as `inner.clip_gradient`; null: none. Default: the run's, unless clip_norm is
@@ -149,7 +153,13 @@ def _defaults(config: Config | None, values: dict[str, Any]) -> dict[str, Any]:
     lengths = {"epochs": config.inner.epochs, "steps": config.inner.steps}
     longest = {key: max(length) if isinstance(length, list) else length for key, length in lengths.items()}
     is_told = any(values.get(key) is not None for key in longest)
+    low = config.inner.precision == "bf16" and values.get("dtype", config.dtype) == "float32"
+    by_deepspeed = values.get("engine") == "deepspeed"
+    if low and by_deepspeed:
+        values["deepspeed"].setdefault("bf16", {"enabled": True})  # its own mixed precision
     return {
+        "accumulate": config.inner.accumulate,
+        "mixed_precision": "bf16" if low and not by_deepspeed else "none",
         **({} if is_told else longest),
         "dtype": config.dtype,
         "clip_gradient": None if values.get("clip_norm") is not None else config.inner.clip_gradient,

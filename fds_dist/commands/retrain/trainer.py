@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fds_dist.commands.retrain.checkpoints import SeedFolder, write_weights
-from fds_dist.commands.retrain.data import RetrainData, part_of
+from fds_dist.commands.retrain.data import RetrainData, Term, mean_loss, part_of
 from fds_dist.commands.retrain.engines import ENGINES
 from fds_dist.commands.retrain.optimizers import inner_optimizer, prepared
 from fds_dist.commands.retrain.records import Block, EpochRecord, RetrainResult, SeedStart, Summary, best_of
 from fds_dist.commands.retrain.reporting import Reporter, Reporters
 from fds_dist.commands.retrain.settings import RetrainSettings
-from fds_dist.common.batch import Batch
+from fds_dist.common.batch import Batch, micro_batches
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import write_text_atomic
 from fds_dist.common.precision import DTYPES
@@ -173,15 +174,14 @@ class _SeedRun:
         loss_sum, samples = torch.zeros((), dtype=torch.float64, device=self.ranks.device), 0
         steps = min(self.data.steps_per_epoch, self.schedule.horizon - self.driver.last_epoch)
         for batch in self.data.training(epoch, steps):
-            values = self._values()
-            part = part_of(batch, self.ranks, self.dtype, self._augment(values))
-            self._seed_step()
-            loss = self.engine.step(part.inputs, self._training_loss(part.batch, values), part.weight)
+            terms = self._terms(batch)
+            losses = self.engine.step(terms)
             self.driver.step()
-            self._report(loss)
-            if part.samples:
-                loss_sum += loss * part.samples
-                samples += part.samples
+            self._report(mean_loss(losses, terms))
+            for loss, term in zip(losses, terms, strict=True):
+                if term.samples:
+                    loss_sum += loss * term.samples
+                    samples += term.samples
         total_loss, total = self._sum_over_ranks(torch.stack([loss_sum, torch.full_like(loss_sum, samples)])).tolist()
         return total_loss / total
 
@@ -192,10 +192,19 @@ class _SeedRun:
             name: torch.tensor(values[name], dtype=self.dtype, device=self.ranks.device) for name in self.loss_names
         }
 
-    def _augment(self, values: Mapping[str, Tensor]) -> Callable[[Any], Any] | None:
-        """The task's `augment` as a function of the inputs of this step's whole batch; None if it has none."""
-        augment, seed = augmentation(self.task), derive_seed(self.seed, KEY, self.driver.last_epoch, "step")
+    def _augment(self, values: Mapping[str, Tensor], micro_batch: int) -> Callable[[Any], Any] | None:
+        """The task's `augment` as a function of the inputs of a whole micro-batch; None if it has none."""
+        augment, seed = augmentation(self.task), self._seed_of(micro_batch)
         return None if augment is None else lambda inputs: augmented(augment, inputs, seed, values)
+
+    def _terms(self, batch: Batch) -> list[Term]:
+        """The micro-batches of a step, cut from the whole batch and then split over the ranks, as in the search."""
+        values, terms = self._values(), []
+        for index, (micro_batch, fraction) in enumerate(micro_batches(batch, self.settings.accumulate)):
+            part = part_of(micro_batch, self.ranks, self.dtype, self._augment(values, index))
+            loss_of, weight = self._training_loss(part.batch, values), part.weight * fraction
+            terms.append(Term(part.inputs, loss_of, weight, part.samples, partial(self._seed_step, index)))
+        return terms
 
     def _training_loss(self, batch: Batch, values: Mapping[str, Tensor]) -> Callable[[Any], Tensor]:
         """The task's loss as a function of the output, with the hyperparameters that are the loss's own."""
@@ -218,11 +227,14 @@ class _SeedRun:
             dist.all_reduce(sums, group=self.ranks.group)
         return sums
 
-    def _seed_step(self) -> None:
-        """Random numbers of this step (dropout) are keyed by (seed, step), and by the rank beyond the first: parts of a
-        batch must not share their masks."""
-        rank = (self.ranks.rank,) if self.ranks.rank else ()
-        seed = derive_seed(self.seed, KEY, self.driver.last_epoch, "step", *rank)
+    def _seed_of(self, micro_batch: int, *parts: int) -> int:
+        place = ("micro-batch", micro_batch) if micro_batch else ()
+        return derive_seed(self.seed, KEY, self.driver.last_epoch, "step", *parts, *place)
+
+    def _seed_step(self, micro_batch: int) -> None:
+        """Random numbers of this step (dropout) are keyed by (seed, step), and by the rank and the micro-batch beyond
+        the first: parts of a batch must not share their masks."""
+        seed = self._seed_of(micro_batch, *([self.ranks.rank] if self.ranks.rank else []))
         torch.default_generator.manual_seed(seed)
         if self.ranks.device.type == "cuda":
             torch.cuda.manual_seed(seed)
