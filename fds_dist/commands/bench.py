@@ -96,7 +96,9 @@ def run_bench(problem: Problem, ranks: Ranks) -> BenchReport:
         vs_sequential=_on_first(ranks, lambda: _vs_sequential(problem)),
         scaling_efficiency=alone / together / best if ranks.world_size > 1 else None,
         memory_growth=_on_first(ranks, lambda: _memory_growth(problem, everything.owned[0])),
-        precision_error={"float32": _precision_error(problem, torch.float32, horizon, ranks)},
+        precision_error={
+            name: _precision_error(problem, other, horizon, ranks) for name, other in _precisions(problem).items()
+        },
         plain_seconds=plain,
         tangents=problem.space.size,
         horizon=horizon,
@@ -167,12 +169,17 @@ def _memory_growth(problem: Problem, elements: Sequence[int]) -> float:
     return long / short
 
 
-def _precision_error(problem: Problem, dtype: torch.dtype, horizon: int, ranks: Ranks) -> float:
-    def hypergradients(of: torch.dtype) -> list[float]:
-        run = InnerRun(replace(problem, dtype=of), problem.space.initial(), 0, horizon, ranks)
-        return estimate_forward(run).hypergradients
+def _precisions(problem: Problem) -> dict[str, Problem]:
+    """The problem in float32, and under autocast where it asks for that."""
+    float32 = replace(problem, dtype=torch.float32, low=None)
+    return {"float32": float32} if problem.low is None else {"float32": float32, "bf16": problem}
 
-    return relative_error(hypergradients(dtype), hypergradients(torch.float64))
+
+def _precision_error(problem: Problem, other: Problem, horizon: int, ranks: Ranks) -> float:
+    def hypergradients(of: Problem) -> list[float]:
+        return estimate_forward(InnerRun(of, problem.space.initial(), 0, horizon, ranks)).hypergradients
+
+    return relative_error(hypergradients(other), hypergradients(problem.in_float64()))
 
 
 def _device_name(device: torch.device) -> str:

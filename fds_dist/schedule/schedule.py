@@ -49,9 +49,10 @@ class Schedule:
     """The optimizer of the search, e.g. `{"name": "sgd", "nesterov": False}`. If the search used them, it also has the
     patterns of parameter groups under "groups" (see `fds_dist.schedule.groups`), the bounds on the gradient under
     "clip_gradient" (of each element) and "clip_norm" (of its Euclidean norm, afterwards) and the decay of the weights'
-    moving average under "ema". "accumulate" is the number of micro-batches per batch, "precision" that of autocast. These a training loop must see to
-    itself: `attach` sets hyperparameters alone. One of a user's own, `{"name": "package.module:Name"}`, has its
-    arguments under "options" and the names of its hyperparameters under "hyperparameters"."""
+    moving average under "ema". "accumulate" is the number of micro-batches per batch, "precision" that of autocast.
+    These a training loop must see to itself: `attach` sets hyperparameters alone. One of a user's own, `{"name":
+    "package.module:Name"}`, has its arguments under "options" and the names of its hyperparameters under
+    "hyperparameters"."""
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
