@@ -116,6 +116,7 @@ def cost_report(
     def cost_of(place: int) -> RankCost:
         elements = plan.owned[place]
         gathered = chunk * _bytes([weights]) if shape.data > 1 else 0
+        summed = len(elements) * _bytes([weights], shape.data) if problem.accumulate > 1 else 0  # over micro-batches
         return RankCost(
             ranks=_ranks_at(place, shape),
             elements=elements,
@@ -124,7 +125,7 @@ def cost_report(
                 weights=_bytes([weights]),
                 state=_bytes(state, shape.data),
                 tangents=_bytes(tensors, shape.data) * len(elements),
-                step=measured.peak_bytes + gathered,
+                step=measured.peak_bytes + gathered + summed,
             ),
             step_traffic=_traffic(_bytes([weights]), len(elements), shape.data),
             seconds=horizon * measured.plain_seconds + plan.load(place) * measured.tangent_seconds,

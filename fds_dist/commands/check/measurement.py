@@ -69,13 +69,13 @@ class _Probe:
         self._theta = problem.theta(self._h)
 
     def measured(self, samples: int, repeats: int) -> StepMeasurement:
-        """Medians over `repeats` steps on as many samples."""
+        """Medians over `repeats` steps on as many samples; memory is that of a micro-batch."""
         device = self._problem.device
         one, two = (median_seconds(self._with_tangents(samples, count), device, repeats) for count in (1, 2))
         return StepMeasurement(
             self.plain_seconds(samples, repeats),
             max(two - one, 0.0),
-            peak_bytes(self._with_tangents(samples, self._chunk), device),
+            peak_bytes(self._with_tangents(-(-samples // self._problem.accumulate), self._chunk), device),
         )
 
     def plain_seconds(self, samples: int, repeats: int = 1) -> float:
