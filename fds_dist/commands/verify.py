@@ -1,7 +1,7 @@
 """Compares the hypergradients of a user's task with independent derivatives, on a short horizon in float64.
 
-The derivatives are forward mode by both methods, reverse mode through the whole unrolled run, and central finite
-differences of the validation loss.
+The derivatives are forward mode by both exact methods and by differences of gradients, reverse mode through the whole
+unrolled run, and central finite differences of the validation loss, alone where there are no second derivatives.
 """
 
 from __future__ import annotations
@@ -40,21 +40,22 @@ from fds_dist.tasks.base import Task
 class Precision:
     """What can be expected of a comparison."""
 
-    exact: float
-    """Allowed between exact methods."""
-    difference: float
-    """Allowed between an exact method and finite differences."""
+    exact: float  # between exact methods
+    products: float  # between an exact method and one by differences of gradients
+    difference: float  # between a method and finite differences
     steps: tuple[float, ...]
     """Relative steps h of the differences, tried until one agrees: kinks spoil large ones and rounding small ones."""
 
 
-FLOAT64 = Precision(1e-10, 1e-5, (1e-6, 1e-5, 1e-7, 1e-4))
+FLOAT64 = Precision(1e-10, 1e-7, 1e-5, (1e-6, 1e-5, 1e-7, 1e-4))
 """Rounding of 1e-16 through some 10² steps, each amplifying it a little. The differences' own error is about 1e-8 on
 smooth networks, more where a ReLU switches within ±h. The last step is for derivatives of 1e-5 and less: the loss
-rounds to 1e-16, its difference over h = 1e-5 · 0.01 to 1e-9."""
+rounds to 1e-16, its difference over h = 1e-5 · 0.01 to 1e-9. Differences of gradients are right to (1e-16)^⅔ = 2e-11
+in each step, relative to the tangent, and may be amplified like rounding."""
 
-FLOAT32 = Precision(1e-2, 1e-1, (1e-2, 1e-3, 3e-2))
-"""Where the user's code computes in float32: rounding of 1e-7 through as many steps, and 1e-7/h in the differences."""
+FLOAT32 = Precision(1e-2, 3e-2, 1e-1, (1e-2, 1e-3, 3e-2))
+"""Where the user's code computes in float32: rounding of 1e-7 through as many steps, and 1e-7/h in the differences;
+(1e-7)^⅔ = 2e-5 in each product by differences of gradients, amplified like it."""
 
 SMALLEST_SHARE = 1e-4
 """A share of the norm of all hypergradients. If those of one hyperparameter are smaller, they are compared with this
@@ -83,12 +84,12 @@ class Verification:
 
     horizon: int
     values: list[float]  # [K]
-    reference: list[float]  # [K] reverse mode
+    reference: list[float]  # [K] reverse mode, or forward mode by differences of gradients (see `by_difference`)
     comparisons: tuple[Comparison, ...]
-    left_out: tuple[str, ...]
-    """The methods that could not be compared, each with the reason."""
+    left_out: tuple[str, ...]  # methods that could not be compared, each with the reason
     coarse: str = ""
     """What in the user's code computes below float64; raised to float64 for the comparison, where that is possible."""
+    by_difference: bool = False  # whether the network has no second derivatives
 
     @property
     def passed(self) -> bool:
@@ -103,19 +104,28 @@ def compare_derivatives(problem: Problem, horizon: int, ranks: Ranks, precision:
     """
     values = problem.trial_values()
     run = InnerRun(problem, values, 0, horizon, ranks)
-    reference = estimate_reverse(run).hypergradients
-    comparisons, left_out = [], []
-    for method in EXACT_METHODS:
-        if reason := _unusable(problem, method):
-            left_out.append(f"forward mode by {method}: {reason}")
-            continue
-        forward = estimate_forward(replace(run, problem=problem.by(method))).hypergradients
-        error = worst_error(problem.space, forward, reference)
-        comparisons.append(Comparison(f"forward, {method}", forward, error, precision.exact))
+
+    def forward_by(method: str) -> list[float]:
+        return estimate_forward(replace(run, problem=problem.by(method))).hypergradients
+
+    reasons = {method: _unusable(problem, method) for method in EXACT_METHODS}
+    left_out = [f"forward mode by {method}: {reason}" for method, reason in reasons.items() if reason]
+    comparisons, by_difference = [], problem.tangents.method == "difference" and all(reasons.values())
+    if by_difference:
+        left_out.append("reverse mode: it needs second derivatives")
+        reference = forward_by("difference")
+    else:
+        reference = estimate_reverse(replace(run, problem=problem.by("double_backward"))).hypergradients
+        methods = [method for method, reason in reasons.items() if not reason]
+        for method in (*methods, *({problem.tangents.method} - set(EXACT_METHODS))):
+            tolerance = precision.exact if method in EXACT_METHODS else precision.products
+            forward = forward_by(method)
+            error = worst_error(problem.space, forward, reference)
+            comparisons.append(Comparison(f"forward, {method}", forward, error, tolerance))
     differences = finite_differences(problem, values, horizon, reference, precision)
     error = worst_error(problem.space, differences, reference)
     comparisons.append(Comparison("finite differences", differences, error, precision.difference))
-    return Verification(horizon, values, reference, tuple(comparisons), tuple(left_out))
+    return Verification(horizon, values, reference, tuple(comparisons), tuple(left_out), by_difference=by_difference)
 
 
 def finite_differences(
@@ -160,7 +170,7 @@ def worst_error(space: HyperparameterSpace, values: Sequence[float], reference: 
 
 
 def _unusable(problem: Problem, method: str) -> str:
-    network = problem.network(0)
+    network = problem.by(method).network(0)
     state, part = initial_state(problem, network), network.cast(Part(next(problem.batches(0))))
     theta = state.weights.new_zeros(problem.theta_size)
     loss = problem.training_loss(network)
@@ -258,16 +268,19 @@ def _exact(draft: Draft) -> Draft:
 def print_verification(problem: Problem, verification: Verification, console: Console | None = None) -> None:
     """Prints every hypergradient by every method, and the verdict."""
     console = console or default_console()
+    name, reference = "reverse", "reverse mode through the whole unrolled run"
+    if verification.by_difference:
+        name, reference = "forward,\ndifference", "forward mode with differences of gradients"
     comparisons, kind = verification.comparisons, str(problem.dtype).removeprefix("torch.")
     paragraph(
         console,
-        f"Hypergradients over {counted(verification.horizon, 'inner step')} in {kind}, by reverse mode through the "
-        "whole unrolled run, and by independent methods:",
+        f"Hypergradients over {counted(verification.horizon, 'inner step')} in {kind}, by {reference}, and by "
+        "independent methods:",
     )
     console.print()
     # Numbers are narrow, so each word of a heading has a line.
     headings = [re.sub(r",? |(?<=_)", "\n", comparison.name) for comparison in comparisons]
-    table = plain_table("hyperparameter", "value", "reverse", *headings)
+    table = plain_table("hyperparameter", "value", name, *headings)
     table.columns[0].justify = "left"
     for index, slot in enumerate(problem.space.elements[:MOST_ROWS]):
         cells = [f"{comparison.hypergradients[index]:.5g}" for comparison in comparisons]

@@ -21,8 +21,8 @@ class PruneConfig(Section):
 class TangentsConfig(Section):
     """How forward-mode tangents are computed."""
 
-    method: Literal["auto", "jvp", "double_backward"] = "auto"
-    """How Hessian-vector products are computed; auto chooses the cheapest method that works here."""
+    method: Literal["auto", "jvp", "double_backward", "difference"] = "auto"
+    """How Hessian-vector products are computed: two exact ways, or differences of gradients. auto: one that works."""
 
     clip_hvp: Clip = None
     """Elementwise bound on Hessian-vector products; null: none."""

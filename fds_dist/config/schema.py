@@ -160,6 +160,9 @@ def config_contradictions(config: Config) -> Iterator[Contradiction]:
         yield Contradiction(("inner", "precision"), problem, "null, or dtype: float32", ("dtype",))
     if config.estimator in NO_TANGENT_PER_ELEMENT:
         prune = config.tangents.prune
+        if config.tangents.method == "difference":
+            problem = "difference has no effect with estimator reverse, which needs second derivatives"
+            yield Contradiction(("tangents", "method"), problem, "auto, or estimator: forward", ("estimator",))
         for path, value in ((("clip_hvp",), config.tangents.clip_hvp), (("prune", "ratio"), prune.ratio)):
             if value:
                 problem = f"{value:g} has no effect with estimator {NO_TANGENT_PER_ELEMENT[config.estimator]}"

@@ -35,7 +35,7 @@ from fds_dist.inner.micro_batches import check_micro_batches, separability, smal
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import initial_state
 from fds_dist.inner.testimony import raised_to_float64, testimony, untouched_parameters
-from fds_dist.tangents.methods import TrialPoint, ancestors, choose_method
+from fds_dist.tangents.methods import TrialPoint, ancestors, choose_method, difference_error
 from fds_dist.tasks.base import validation_loss
 from fds_dist.tasks.inspection import check_finite
 from fds_dist.tasks.losses import OnBatch
@@ -76,19 +76,35 @@ def dry_run(
         if estimator != "greedy":  # whose hypergradients are derivatives by one step's weights, by definition
             problem = replace(problem, live_buffers=live_buffers(problem, point, val_part))
         reverse = estimator == "reverse"
-        if problem.live_buffers:
+        if method == "difference":
+            problem = problem.by(method)
+        if problem.live_buffers or method == "difference":
             point = _point(problem)
         if not (reverse and problem.live_buffers):
             chosen, remark = choose_method(method, _few_samples(point))
             problem = problem.by(chosen)
             remarks += [remark] if remark else []
-        if problem.live_buffers:
+            remarks += _difference_remarks(problem, reverse, remark) if chosen == "difference" else []
+        if problem.live_buffers and problem.tangents.method != "difference":  # which sees hidden dependence too
             with raised_to_float64(problem) as (_, exact):
                 checked = problem.in_float64() if exact else problem
                 check_derivatives(_point(checked), reverse)
         if plain_steps:
             remarks.append(str(testimony(problem, estimator, ESTIMATORS[estimator], plain_steps)))
     return problem, tuple(remarks)
+
+
+def _difference_remarks(problem: Problem, reverse: bool, reason: str) -> list[str]:
+    """How far differences of gradients are from exact products.
+
+    Raises:
+        UserError: they cannot serve this estimator or this network.
+    """
+    if reverse:
+        why = f" ({reason})" if reason else ""
+        raise UserError(Fault("estimator", f"reverse needs second derivatives{why}", "estimator=forward"))
+    error, kind = difference_error(_few_samples(_point(problem))), str(problem.dtype).removeprefix("torch.")
+    return [f"products by difference of gradients are right to about {error:.0e} in {kind}, on the first batch"]
 
 
 def _point(problem: Problem) -> TrialPoint:

@@ -18,7 +18,7 @@ from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.inner.data_checks import check_run_data
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, InnerState
-from fds_dist.tangents import Buffers, Network, differentiate
+from fds_dist.tangents import Buffers, Network
 from fds_dist.tangents.averaging import judged
 from fds_dist.tasks.base import validation_loss
 from fds_dist.tasks.losses import OnBatch
@@ -71,7 +71,7 @@ def evaluate(
                 loss = loss_of(output, part.batch)
         count = mean.add(loss, output, part.batch)
         if with_gradient:
-            gradients = differentiate(loss, (weights, *leaves.values()), materialize_grads=True)
+            gradients = network.differentiate(loss, (weights, *leaves.values()), materialize_grads=True)
             for total, gradient in zip(totals, gradients, strict=True):
                 total += gradient * count
     if not mean.samples:

@@ -15,7 +15,7 @@ from torch.func import jvp
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.randomness import generator
 from fds_dist.inner.problem import Problem
-from fds_dist.tangents import Buffers, Part, differentiate
+from fds_dist.tangents import Buffers, Part
 from fds_dist.tangents.methods import TrialPoint
 from fds_dist.tasks.base import validation_loss
 from fds_dist.tasks.losses import OnBatch
@@ -136,7 +136,9 @@ def _seen_by_reverse(point: TrialPoint, start: Place, along: Place) -> Buffers:
             seen[name] = torch.zeros_like(buffer)
             continue
         v = torch.zeros_like(buffer).requires_grad_()
-        pulled = differentiate(buffer, list(leaves.values()), v, create_graph=True, materialize_grads=True)
+        pulled = point.loss.network.differentiate(
+            buffer, list(leaves.values()), v, create_graph=True, materialize_grads=True
+        )
         total = sum((part * direction).sum() for part, direction in zip(pulled, along.values(), strict=True))
-        (seen[name],) = differentiate(total, v, retain_graph=True, materialize_grads=True)
+        (seen[name],) = point.loss.network.differentiate(total, v, retain_graph=True, materialize_grads=True)
     return seen

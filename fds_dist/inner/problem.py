@@ -17,7 +17,17 @@ from fds_dist.common.randomness import derive_seed, keyed
 from fds_dist.schedule.buckets import Segment
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.space import HyperparameterSpace
-from fds_dist.tangents import METHODS, Batch, Network, PointMaker, TrainingLoss, Update, WeightGroups, inner_update
+from fds_dist.tangents import (
+    EXACT_METHODS,
+    METHODS,
+    Batch,
+    Network,
+    PointMaker,
+    TrainingLoss,
+    Update,
+    WeightGroups,
+    inner_update,
+)
 from fds_dist.tangents.averaging import Averaged
 from fds_dist.tangents.clipping import clipping, unchanged
 from fds_dist.tangents.network import named_values
@@ -43,6 +53,8 @@ class TangentOptions:
     pruning: Pruning = field(default_factory=Pruning)
     chunk_size: int | None = None
     """Tangents per Hessian-vector product; None means auto."""
+    twice: bool = True
+    """Whether the network is made for second derivatives, as exact methods need it; see `Network`."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,9 @@ class Problem:
 
     def network(self, outer_step: int) -> Network:
         """A network with fresh weights for `outer_step`, in training mode."""
-        network = Network(self.module(outer_step), self.dtype, self.device, self.live_buffers, self.low)
+        network = Network(
+            self.module(outer_step), self.dtype, self.device, self.live_buffers, self.low, self.tangents.twice
+        )
         network.train()
         return network
 
@@ -168,8 +182,9 @@ class Problem:
         return METHODS[self.tangents.method]
 
     def by(self, method: str) -> Problem:
-        """The same problem with `method` of `METHODS`."""
-        return replace(self, tangents=replace(self.tangents, method=method))
+        """The same problem with `method` of `METHODS`; a plain step runs the network that the method before it ran."""
+        twice = self.tangents.twice if method == "plain" else method in EXACT_METHODS
+        return replace(self, tangents=replace(self.tangents, method=method, twice=twice))
 
     def in_float64(self) -> Problem:
         """The same problem in float64 throughout."""

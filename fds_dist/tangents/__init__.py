@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fds_dist.common.batch import Batch, Part
-from fds_dist.tangents.network import Buffers, Network, TrainingLoss, differentiate
+from fds_dist.tangents.network import Buffers, Network, TrainingLoss
 from fds_dist.tangents.parts import AccumulatedPoint, MicroBatch, SplitPoint
-from fds_dist.tangents.products import EXACT_METHODS, METHODS, Point, PointMaker
+from fds_dist.tangents.point import Point, PointMaker
+from fds_dist.tangents.products import EXACT_METHODS, METHODS
 from fds_dist.tangents.step import Primals, Update, WeightGroups, inner_update, tangent_step
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "TrainingLoss",
     "Update",
     "WeightGroups",
-    "differentiate",
     "inner_update",
     "tangent_step",
 ]

@@ -1,7 +1,7 @@
 """Which method can differentiate this network twice: tried on one batch before any training.
 
 Some operators have no second derivative in PyTorch, some have one by a single method, some have a wrong one. The error
-a user gets names the operator and the method that works.
+a user gets names the operator and the method that works. Where no exact method does, differences of gradients serve.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import CheckpointError
 
 from fds_dist.common.batch import Part
 from fds_dist.common.faults import Fault, UserError, user_line
-from fds_dist.tangents.network import Buffers, TrainingLoss, differentiate
-from fds_dist.tangents.products import EXACT_METHODS, METHODS, Point
+from fds_dist.tangents.difference import SHARE, DifferencePoint
+from fds_dist.tangents.network import Buffers, TrainingLoss
+from fds_dist.tangents.point import Point
+from fds_dist.tangents.products import EXACT_METHODS, METHODS
 from fds_dist.tangents.second_derivatives import wrong_operators
 
 _NAMED_IN_MESSAGE = (
@@ -34,6 +37,7 @@ _NAMED_IN_MESSAGE = (
     r"don't yet support (saved tensor hooks)",
 )
 _FAILURES = (RuntimeError, NotImplementedError, ValueError, TypeError)
+OR_DIFFERENCE = "or tangents.method=difference, which takes differences of gradients"
 _KNOWN_CAUSES = {"saved tensor hooks": "activation checkpointing (saved tensor hooks)"}
 
 
@@ -62,32 +66,44 @@ class TrialPoint:
         """The point, ready for products by `method`."""
         return METHODS[method](self.loss, self.weights, self.theta, self.buffers, self.part, 0, self.vectorize)
 
-    def zero_product(self, method: str) -> None:
-        """Takes the product of a zero tangent."""
+    def product(self, method: str, tangent: Tensor) -> Tensor:
+        """dg [D] of the tangent `tangent` [D] of the weights."""
         live = {name: self.buffers[name] for name in self.loss.network.live}
-        zeros = tree_map(lambda tensor: torch.zeros_like(tensor)[None], (self.weights, self.theta, live))
-        self.by(method).products(*zeros)
+        zeros = tree_map(lambda tensor: torch.zeros_like(tensor)[None], (self.theta, live))
+        return self.by(method).products(tangent[None], *zeros)[0][0]
 
 
 def choose_method(requested: str, point: TrialPoint) -> tuple[str, str]:
     """The method to use and a remark about it ("" where there is none).
 
     Args:
-        requested: `auto`, or a name in `EXACT_METHODS`.
+        requested: `auto`, `difference`, or a name in `EXACT_METHODS`.
 
     Raises:
-        UserError: the requested method (or, for `auto`, every method) fails or is wrong on this network and loss; the
-            message names the operator at fault and the method that works.
+        UserError: the requested exact method fails or is wrong on this network and loss; the message names the operator
+            at fault and the method that works.
         Exception: whatever the network or the loss raises by itself, without any derivative.
     """
     with torch.no_grad():
         point.loss(point.weights, point.theta, point.buffers, point.part)  # raises what is no matter of derivatives
+    if requested == "difference":
+        return requested, ""
+    try:
+        return _exact_method(requested, point)
+    except UserError as error:
+        if requested != "auto":
+            raise
+        return "difference", f"tangents by difference of gradients: {error.faults[0].problem}"
+
+
+def _exact_method(requested: str, point: TrialPoint) -> tuple[str, str]:
+    """An exact method and a remark; raises a `UserError` where none works, or not the requested one."""
     nodes = graph_nodes(point)
     custom, cut = custom_functions(nodes)
     names = ", ".join(custom)
     if cut:
         problem = f"neither method can differentiate {names} (marked @once_differentiable) twice"
-        raise UserError(Fault("tangents.method", problem, "a network without it"))
+        raise UserError(Fault("tangents.method", problem, f"a network without it, {OR_DIFFERENCE}"))
     remark = f"{names}: run `fds-dist verify`, which shows whether its second derivative is right" if names else ""
     wrong = wrong_operators(nodes)
 
@@ -112,19 +128,42 @@ def choose_method(requested: str, point: TrialPoint) -> tuple[str, str]:
         raise UserError(Fault("tangents.method", problem, f"tangents.method={other}, which can"))
     detail = "" if other_failure == failure else f" ({other} stops at {other_failure})"
     instead = wrong[first].instead if first in wrong else "a network without it"
-    raise UserError(Fault("tangents.method", f"neither method can differentiate {failure} twice{detail}", instead))
+    problem = f"neither method can differentiate {failure} twice{detail}"
+    raise UserError(Fault("tangents.method", problem, f"{instead}, {OR_DIFFERENCE}"))
 
 
 def _method_for_live_buffers(requested: str, failure: str, live: Sequence[str]) -> str:
-    """`jvp`, which alone carries the tangents of buffers."""
+    """`jvp`, the one exact method that carries the tangents of buffers."""
     named = ", ".join(live[:3]) + (" ..." if len(live) > 3 else "")
     if requested == "double_backward":
         problem = f"double_backward has no tangents for buffers, and {named} depend on the weights and reach a loss"
         raise UserError(Fault("tangents.method", problem, "auto or jvp"))
     if failure:
         problem = f"jvp cannot differentiate {failure}, and the buffers {named} need it: they reach a loss"
-        raise UserError(Fault("model", problem, "a network without such buffers"))
+        raise UserError(Fault("model", problem, f"a network without such buffers, {OR_DIFFERENCE}"))
     return "jvp"
+
+
+def difference_error(point: TrialPoint) -> float:
+    """The relative error of a product along the gradient by `difference`: how far steps of two lengths are apart.
+
+    Both the error of the difference itself, which the longer step has, and that of rounding, which the shorter one has,
+    are in it.
+
+    Raises:
+        UserError: the kinks of the network cannot be held.
+    """
+    place = (point.weights, point.theta, point.buffers, point.part, 0, False)
+    at, closer = (DifferencePoint(point.loss, *place, share=share) for share in (SHARE, SHARE / 3))
+    live = {name: torch.zeros_like(point.buffers[name])[None] for name in point.loss.network.live}
+    zeros = (torch.zeros_like(point.theta)[None], live)
+    try:
+        product, reference = (each.products(at.gradient[None], *zeros)[0] for each in (at, closer))
+    except CheckpointError as error:
+        problem = "difference cannot hold the kinks (of ReLU, say) inside activation checkpointing"
+        raise UserError(Fault("tangents.method", problem, "a network without it there, or another method")) from error
+    size = float(reference.norm())
+    return float((product - reference).norm()) / size if size else 0.0
 
 
 def probe(method: str, point: TrialPoint) -> str:
@@ -133,7 +172,7 @@ def probe(method: str, point: TrialPoint) -> str:
         warnings.simplefilter("always")
         try:
             with torch.autograd.set_detect_anomaly(True, check_nan=False):
-                point.zero_product(method)
+                point.product(method, torch.zeros_like(point.weights))
         except torch.OutOfMemoryError:
             raise
         except _FAILURES as error:
@@ -149,7 +188,7 @@ def graph_nodes(point: TrialPoint) -> set[Node]:
     with suppress(*_FAILURES):
         value, _ = point.loss(*inputs, point.buffers, point.part)
         roots.append(value)
-        roots += differentiate(value, inputs, create_graph=True, materialize_grads=True)
+        roots += point.loss.network.differentiate(value, inputs, create_graph=True, materialize_grads=True)
     return ancestors(*roots)
 
 

@@ -1,4 +1,4 @@
-"""A network as a function of its flat weights and its buffers, and its training loss, to be differentiated twice.
+"""A network as a function of its flat weights and its buffers, and its training loss, to be differentiated.
 
 Shapes: D = number of weights, P = numbers of the hyperparameters inside the loss, B = batch size.
 """
@@ -31,15 +31,6 @@ Buffers = dict[str, Tensor]
 """A module's buffers, by qualified name."""
 
 
-def differentiate(outputs: Any, inputs: Any, directions: Any = None, **options: Any) -> tuple[Tensor, ...]:
-    """`torch.autograd.grad` of what a `Network` gave, on the attention kernel of its forward pass.
-
-    Activation checkpointing runs parts of the forward pass again in here, and must meet the same kernel.
-    """
-    with sdpa_kernel(SDPBackend.MATH):
-        return torch.autograd.grad(outputs, inputs, directions, **options)
-
-
 class Network:
     """A module called with flat weights [D] and buffers. It owns the module, which holds those of the last call.
 
@@ -51,6 +42,8 @@ class Network:
     Args:
         live: names of the buffers through which derivatives pass; the others are constants of a step.
         low: the dtype that forward passes are autocast to; None: they are not. Weights and outputs have `dtype`.
+        twice: whether the network will be differentiated twice: attention then runs on the math kernel, since the fused
+            ones have no second derivative, and `write_out` replaces layers. Else the network runs as it was built.
     """
 
     def __init__(
@@ -60,14 +53,16 @@ class Network:
         device: torch.device,
         live: tuple[str, ...] = (),
         low: torch.dtype | None = None,
+        twice: bool = True,
     ) -> None:
         self.module, self._modes = convert(module, dtype, device), Modes(module)
-        self.dtype, self.device, self.live = dtype, device, live
+        self.dtype, self.device, self.live, self.twice = dtype, device, live, twice
         self.low, self.last_seed = low, 0
         parameters = trainable_parameters(module)
         self.layout = FlatLayout.of(parameters)
         self.initial_weights = self.layout.flatten(parameters, dtype, device)
-        write_out(module)
+        if twice:
+            write_out(module)
         buffers = dict(module.named_buffers())
         self.initial_buffers: Buffers = {name: buffer.detach().clone() for name, buffer in buffers.items()}
         self._statistics = RunningStatistics(module)
@@ -102,15 +97,13 @@ class Network:
     def __call__(self, weights: Tensor, buffers: Buffers, inputs: Any, share: Share = WHOLE) -> tuple[Any, Buffers]:
         """The outputs of the whole batch at `weights` [D], and the buffers after the call.
 
-        Attention runs on the math kernel: the fused ones have no second derivative.
-
         Args:
             inputs: of this process's part of the batch, [b, ...] each; see `call` for how the module gets them.
             share: how that part belongs to the whole.
         """
         self._install(weights, buffers)
         self._statistics.share = share
-        with sdpa_kernel(SDPBackend.MATH), self.autocast(), _WithoutOut() if self.live else nullcontext():
+        with self._attention(), self.autocast(), _WithoutOut() if self.live and self.twice else nullcontext():
             output = call(self.module, inputs)
         if self.low is not None:
             output = in_dtype(output, self.dtype)
@@ -122,6 +115,18 @@ class Network:
     def autocast(self) -> AbstractContextManager[Any]:
         """The autocast of forward passes. A loss is computed within, too, from outputs in the weights' dtype."""
         return autocast(self.device, self.low)
+
+    def _attention(self) -> AbstractContextManager[object]:
+        """The attention kernels that the network may take."""
+        return sdpa_kernel(SDPBackend.MATH) if self.twice else nullcontext()
+
+    def differentiate(self, outputs: Any, inputs: Any, directions: Any = None, **options: Any) -> tuple[Tensor, ...]:
+        """`torch.autograd.grad` of what a call gave, on the attention kernel of that forward pass.
+
+        Activation checkpointing runs parts of the forward pass again in here, and must meet the same kernel.
+        """
+        with self._attention():
+            return torch.autograd.grad(outputs, inputs, directions, **options)
 
     def seed(self, seed: int) -> None:
         """Seeds the generators that the forward pass draws from (dropout).

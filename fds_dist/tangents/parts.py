@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.tangents.network import Buffers
-from fds_dist.tangents.products import Point
+from fds_dist.tangents.point import Point
 
 
 class SplitPoint:

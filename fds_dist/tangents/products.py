@@ -9,6 +9,7 @@ At a point (w, θ, batch) with gradient g = ∇_w L, a tangent (dw, dθ) gives
 `jvp`: forward over reverse, `vmap(jvp(grad))`: a chunk of tangents shares one primal pass. Memory grows with C.
 `double_backward`: reverse over reverse: one primal pass for all tangents, then one backward pass per tangent. Since
 second derivatives commute, dg = ∇_w(g·dw + ∇_θL·dθ).
+`difference`: no exact method; see `difference.py`.
 `plain`: none, for training without tangents.
 
 Live buffers b (those that depend on the weights and reach a loss) are a further argument of L, and what they become
@@ -21,8 +22,7 @@ every rank. Never `grad(jvp(loss))`: it is silently wrong for networks with batc
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,44 +30,9 @@ from torch.func import grad, jvp, vmap
 from torch.utils._pytree import tree_map
 
 from fds_dist.common.batch import Part, map_tensors, tensors_in
-from fds_dist.tangents.network import Buffers, TrainingLoss, differentiate
-
-
-class Point(Protocol):
-    """The training loss at one point, ready for products."""
-
-    def products(self, tangents: Tensor, theta_tangents: Tensor, buffer_tangents: Buffers) -> tuple[Tensor, Buffers]:
-        """Products for one chunk of tangents.
-
-        Args:
-            tangents: dw [C, D].
-            theta_tangents: dθ [C, P].
-            buffer_tangents: db of the live buffers, [C, ...] each.
-
-        Returns:
-            dg [C, D], and db' of the live buffers after the step.
-        """
-        ...
-
-    @property
-    def gradient(self) -> Tensor:
-        """g [D]."""
-        ...
-
-    @property
-    def loss(self) -> Tensor:
-        """L, a 0-d tensor."""
-        ...
-
-    @property
-    def buffers(self) -> Buffers:
-        """The buffers after the step, detached."""
-        ...
-
-
-PointMaker = Callable[[TrainingLoss, Tensor, Tensor, Buffers, Part, int, bool], Point]
-"""(loss, w [D], θ [P], buffers, part of the batch, seed of the step's randomness, vectorize: whether to batch the
-tangents) → point."""
+from fds_dist.tangents.difference import DifferencePoint
+from fds_dist.tangents.network import Buffers, TrainingLoss
+from fds_dist.tangents.point import PlainPoint, PointMaker
 
 
 class JvpPoint:
@@ -167,11 +132,12 @@ class DoubleBackwardPoint:
         seed: int,
         vectorize: bool,
     ) -> None:
+        self._network = loss.network
         self._inputs = (weights.detach().requires_grad_(), theta.detach().requires_grad_())
         loss.network.seed(seed)
         value, after = loss(*self._inputs, buffers, part)
         # The graph is made even where no tangent will follow: some backward formulas differ in their last bits.
-        self._gradients = differentiate(value, self._inputs, create_graph=True, materialize_grads=True)
+        self._gradients = loss.network.differentiate(value, self._inputs, create_graph=True, materialize_grads=True)
         self.loss = value.detach()
         self.buffers: Buffers = {name: buffer.detach() for name, buffer in after.items()}
 
@@ -197,37 +163,14 @@ class DoubleBackwardPoint:
             return torch.zeros_like(tangent)
         outputs, directions = zip(*pairs, strict=True)
         weights = self._inputs[0]
-        (product,) = differentiate(outputs, weights, directions, retain_graph=True, materialize_grads=True)
+        (product,) = self._network.differentiate(
+            outputs, weights, directions, retain_graph=True, materialize_grads=True
+        )
         return product
 
 
-class PlainPoint:
-    """A plain training step: no second graph, no products."""
-
-    def __init__(
-        self,
-        loss: TrainingLoss,
-        weights: Tensor,
-        theta: Tensor,
-        buffers: Buffers,
-        part: Part,
-        seed: int,
-        vectorize: bool,
-    ) -> None:
-        loss.network.seed(seed)
-        leaf = weights.detach().requires_grad_()
-        value, after = loss(leaf, theta, buffers, part)
-        self.gradient: Tensor = differentiate(value, leaf)[0]
-        self.loss: Tensor = value.detach()
-        self.buffers: Buffers = {name: buffer.detach() for name, buffer in after.items()}
-
-    def products(self, tangents: Tensor, theta_tangents: Tensor, buffer_tangents: Buffers) -> tuple[Tensor, Buffers]:
-        """There are none."""
-        raise RuntimeError("a plain step carries no tangents")
-
-
 EXACT_METHODS: dict[str, PointMaker] = {"jvp": JvpPoint, "double_backward": DoubleBackwardPoint}
-"""Methods of Hessian-vector products by name in the config, `tangents.method`."""
+"""Exact methods of Hessian-vector products by name in the config, `tangents.method`."""
 
-METHODS: dict[str, PointMaker] = {**EXACT_METHODS, "plain": PlainPoint}
+METHODS: dict[str, PointMaker] = {**EXACT_METHODS, "difference": DifferencePoint, "plain": PlainPoint}
 """All ways to take an inner step."""

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from problems import ONE_RANK, HalfTanh, TensorTask, conv_bn, image_task, make_problem, mlp, regression_task
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fds_dist.commands.verify import Verification, compare_derivatives, relative_error, worst_error
+from fds_dist.common.faults import UserError
 from fds_dist.inner.dry_run import dry_run
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 from fds_dist.tangents import EXACT_METHODS, METHODS, Point
@@ -26,6 +29,20 @@ class Checkpointed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return checkpoint(self.inner, x, use_reentrant=False)  # type: ignore[return-value]
+
+
+class OnceTanh(HalfTanh):
+    """tanh without a second derivative."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # type: ignore[override]
+        return gradients[0] * ctx.slope
+
+
+class Once(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return OnceTanh.apply(x)
 
 
 class SilentlyWrong(nn.Module):
@@ -95,6 +112,27 @@ def test_a_second_derivative_that_is_silently_wrong_fails_by_finite_differences(
     assert failed(verification) == ["finite differences"]
     assert not verification.passed
     assert verification.left_out[0].startswith("forward mode by jvp: jvp cannot differentiate a custom")
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_differences_of_gradients_are_compared_with_what_there_is(once: bool) -> None:
+    task = image_task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 5), Once() if once else nn.Tanh()))
+    task.loss = lambda output, target: F.cross_entropy(output[:, :4], target)
+    problem, remarks = dry_run(make_problem(task, BUCKETS), "auto" if once else "difference")
+    assert any("products by difference of gradients are right to about" in remark for remark in remarks)
+    verification = compare_derivatives(problem, HORIZON, ONE_RANK)
+    assert verification.passed and verification.by_difference == once
+    names = ["forward, jvp", "forward, double_backward", "forward, difference", "finite differences"]
+    expected = names[-1:] if once else names
+    assert [comparison.name for comparison in verification.comparisons] == expected
+
+
+def test_reverse_mode_without_second_derivatives_is_refused() -> None:
+    task = image_task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 4), Once()))
+    with pytest.raises(
+        UserError, match=r"estimator: reverse needs second derivatives .*OnceTanh.* expected estimator=forward"
+    ):
+        dry_run(make_problem(task, BUCKETS), "auto", "reverse")
 
 
 def test_what_cannot_be_compared_is_named() -> None:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from fds_dist.common.batch import Part
 from fds_dist.common.faults import UserError
-from fds_dist.tangents import METHODS, Network, TrainingLoss, differentiate
+from fds_dist.tangents import METHODS, Network, TrainingLoss
 from fds_dist.tangents.methods import TrialPoint, choose_method
 
 SEED = 3
@@ -153,6 +153,6 @@ class Point:
         leaf = self.weights.detach().requires_grad_()
         loss.network.seed(SEED)
         value, _ = loss(leaf, leaf.new_zeros(0), loss.network.initial_buffers, NO_BATCH)
-        (gradient,) = differentiate(value, leaf, create_graph=True, materialize_grads=True)
-        (adjoint,) = differentiate(leaf - gradient, leaf, self.direction)
+        (gradient,) = loss.network.differentiate(value, leaf, create_graph=True, materialize_grads=True)
+        (adjoint,) = loss.network.differentiate(leaf - gradient, leaf, self.direction)
         return self.direction - adjoint

@@ -54,7 +54,7 @@ def measure_step(problem: Problem, parts: int = 1, chunk: int = 1) -> StepMeasur
 
 
 class _Probe:
-    """Steps of a problem at its initial weights, with tangents of zero."""
+    """Steps of a problem at its initial weights, with any tangents."""
 
     def __init__(self, problem: Problem, parts: int, chunk: int) -> None:
         self._problem, self._chunk = problem, chunk
@@ -88,8 +88,9 @@ class _Probe:
         return median_seconds(plain, self._problem.device, repeats)
 
     def _with_tangents(self, samples: int, count: int) -> Callable[[], None]:
-        live = self._network.live if self._problem.tangents.method == "jvp" else ()  # it alone carries them
-        tangents = zero_tangents(self._state, range(count), live)
+        carried = self._problem.tangents.method != "double_backward"
+        tangents = zero_tangents(self._state, range(count), self._network.live if carried else ())
+        tangents.weights.fill_(1.0)  # of a zero tangent, a difference would cost nothing
         theta_tangents = self._theta.new_zeros(count, len(self._theta))
         point = self._point_maker(self._problem, samples)
 

@@ -24,7 +24,7 @@ from fds_dist.common.batch import micro_batches
 from fds_dist.inner.estimate import Estimate, finished_run, lost_run, validate
 from fds_dist.inner.run import InnerRun, InnerState, initial_state
 from fds_dist.schedule.buckets import Segment
-from fds_dist.tangents import Batch, Network, TrainingLoss, differentiate
+from fds_dist.tangents import Batch, Network, TrainingLoss
 from fds_dist.tangents.averaging import judged
 
 
@@ -76,7 +76,7 @@ class ReverseSweep:
             self.network.seed(seeds[1])
             split = replace(self.network.cast(self.axis.split(part, self.problem.reads_inputs)), seed=seeds[0])
             loss, buffers = self.loss(read, theta, buffers, split, own_theta=own_theta)
-            (gradient,) = differentiate(loss, read, create_graph=create_graph)
+            (gradient,) = self.network.differentiate(loss, read, create_graph=create_graph)
             gradients.append(gradient * fraction)
             losses.append(loss.detach() * fraction)
         gradient = self.axis.collect(sum(gradients[1:], gradients[0]))
@@ -110,7 +110,7 @@ class ReverseSweep:
         after, _ = self.differentiable_step(before, h, batch, create_graph=True)
         outputs = self.differentiable_parts(after)
         pairs = [(out, bar) for out, bar in zip(outputs, adjoints, strict=True) if out.requires_grad]
-        pulled = differentiate(
+        pulled = self.network.differentiate(
             [out for out, _ in pairs], [*leaves, h], [bar for _, bar in pairs], materialize_grads=True
         )
         return list(pulled[:-1]), pulled[-1]
@@ -156,7 +156,7 @@ def _final_adjoints(state: InnerState, gradient: Tensor) -> tuple[Tensor, ...]:
     """∇L_val by the weights and the optimizer's tensors, from that by what is judged of them [D]."""
     parts, spec = tree_flatten((state.weights, state.optimizer))
     leaves = [part.detach().requires_grad_() for part in parts]
-    return differentiate(judged(*tree_unflatten(leaves, spec)), leaves, gradient, materialize_grads=True)
+    return torch.autograd.grad(judged(*tree_unflatten(leaves, spec)), leaves, gradient, materialize_grads=True)
 
 
 def _detached(state: InnerState) -> InnerState:

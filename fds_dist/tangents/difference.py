@@ -1,0 +1,116 @@
+"""Hessian-vector products by central differences of plain gradients: nothing but first derivatives is needed.
+
+Shapes: D = weights, P = hyperparameters inside the loss, C = tangents in one call.
+
+With g = ∇_w L and a tangent (dw, dθ, db) of weights, hyperparameters inside the loss and live buffers,
+
+    dg ≈ (g(w + ε·dw, θ + ε·dθ, b + ε·db) − g(w − ε·dw, θ − ε·dθ, b − ε·db)) / 2ε,
+
+and the same difference of what the buffers become gives db'. Both sides have the batch, the buffers and the random
+numbers of the step, so that dropout has the same masks.
+
+The difference errs by ε²·|g'''|/6, its numerator by the rounding η·|g| of a gradient. Both together are smallest at
+an ε of η^⅓ times the length over which g changes (Dennis & Schnabel, Numerical Methods for Unconstrained
+Optimization, 1983, section 5.6), which is taken for the size of w: see `longest_step`. The relative error then is of
+the order η^⅔. Kinks of the network are held, since a difference across one is no derivative: see `kinks.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from fds_dist.common.batch import Part
+from fds_dist.common.flat import FlatLayout
+from fds_dist.tangents.kinks import Kinks
+from fds_dist.tangents.network import Buffers, TrainingLoss
+from fds_dist.tangents.point import PlainPoint
+
+SHARE = 0.3
+"""Of η^⅓: gradients of networks change over somewhat less than the size of their weights. The smallest errors over 500
+steps of an MLP, a convolutional network, an LSTM and a vision transformer lay at 0.1 to 1."""
+
+SMALLEST_SHARE = 0.1
+"""Of the root mean square of all weights: the least that a parameter's counts as. A bias starts at zero."""
+
+SMALLEST = 1e-3
+"""The least that a weight counts as. Where all are zero there is no size to go by."""
+
+
+class DifferencePoint(PlainPoint):
+    """A plain step, and two further plain gradients per product, taken one at a time; `vectorize` changes nothing."""
+
+    def __init__(
+        self,
+        loss: TrainingLoss,
+        weights: Tensor,
+        theta: Tensor,
+        buffers: Buffers,
+        part: Part,
+        seed: int,
+        vectorize: bool,
+        share: float = SHARE,
+    ) -> None:
+        self._kinks = Kinks()
+        with self._kinks.noted():
+            super().__init__(loss, weights, theta, buffers, part, seed, vectorize)
+        self._loss, self._start, self._part, self._seed = loss, (weights, theta, buffers), part, seed
+        self._share = share
+
+    def products(self, tangents: Tensor, theta_tangents: Tensor, buffer_tangents: Buffers) -> tuple[Tensor, Buffers]:
+        """See `Point`."""
+        rows = (tangents, theta_tangents, buffer_tangents)
+        products = [self._product(*tree_map(lambda tensor, row=row: tensor[row], rows)) for row in range(len(tangents))]
+        return tree_map(lambda *parts: torch.stack(parts), *products)
+
+    def _product(self, dw: Tensor, dtheta: Tensor, db: Buffers) -> tuple[Tensor, Buffers]:
+        weights, theta, buffers = self._start
+        live = {name: buffers[name] for name in db}
+        network, tangent = self._loss.network, (dw, dtheta, db)
+        precision = network.low or network.dtype
+        step = self._share * longest_step(network.layout, (weights, theta, live), tangent, precision)
+        if step.device.type == "cpu" and not step:  # elsewhere to ask would be to wait for the device
+            return tree_map(torch.zeros_like, (dw, db))
+        ahead, behind = self._moved(step, dw, dtheta, db), self._moved(-step, dw, dtheta, db)
+        share = torch.where(step > 0, 0.5 / step, 0.0)
+        after = {name: (ahead.buffers[name] - behind.buffers[name]) * share for name in db}
+        return (ahead.gradient - behind.gradient) * share, after
+
+    def _moved(self, step: Tensor, dw: Tensor, dtheta: Tensor, db: Buffers) -> PlainPoint:
+        weights, theta, buffers = self._start
+        moved = {name: buffers[name] + step * tangent for name, tangent in db.items()}
+        place = (weights + step * dw, theta + step * dtheta, {**buffers, **moved})
+        with self._kinks.held():
+            return PlainPoint(self._loss, *place, self._part, self._seed, False)
+
+
+def longest_step(
+    layout: FlatLayout,
+    place: tuple[Tensor, Tensor, Buffers],
+    tangent: tuple[Tensor, Tensor, Buffers],
+    precision: torch.dtype,
+) -> Tensor:
+    """ε [] without `SHARE`, on the device, for the tangent (dw [D], dθ [P], db) at (w, θ, b); 0 for a tangent of zeros.
+
+    Nothing moves further than η^⅓ of its size: each parameter's Euclidean norm, that of all live buffers, and
+    each θ, where one below 1 counts as 1. Parameter by parameter, since a layer's relative change is what its output
+    follows (Bernstein et al., 2020, arXiv 2002.03432), and the norm of all weights hides that of a small layer. η is
+    that of `precision`, which the network computes in.
+    """
+    (weights, theta, buffers), (dw, dtheta, db) = place, tangent
+    sizes, moves = (_root_mean_squares(layout, flat) for flat in (weights, dw))
+    typical = (weights.norm() / len(weights) ** 0.5 * SMALLEST_SHARE).clamp_min(SMALLEST)
+    ratios = [moves / sizes.maximum(typical)]
+    if len(theta):
+        ratios.append(dtheta.abs() / theta.abs().clamp_min(1.0))
+    if db:
+        size, move = (torch.stack([tensor.norm() for tensor in part.values()]).norm() for part in (buffers, db))
+        ratios.append((move / torch.where(size > 0, size, 1.0))[None])
+    ratio = torch.cat(ratios).max()
+    return torch.where(ratio == 0, 0.0, torch.finfo(precision).eps ** (1 / 3) / ratio)
+
+
+def _root_mean_squares(layout: FlatLayout, flat: Tensor) -> Tensor:
+    """Of each parameter in the vector `flat` [D]."""
+    return torch.stack([part.norm() * part.numel() ** -0.5 for part in layout.views(flat).values()])
