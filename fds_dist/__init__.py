@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fds_dist.commands.report.command import report
     from fds_dist.commands.retrain.command import Retraining, retrain
     from fds_dist.commands.run import Run, RunResult, load_run
-    from fds_dist.commands.verify import VerifyResult, verify
+    from fds_dist.commands.verify.command import VerifyResult, verify
     from fds_dist.common.faults import Fault, UserError
     from fds_dist.schedule.driver import ScheduleDriver, parameter_groups
     from fds_dist.schedule.schedule import Schedule, load_schedule
@@ -52,7 +52,7 @@ _HOMES = {
     "Task": "fds_dist.tasks.base",
     "Tracker": "fds_dist.tracking.trackers",
     "UserError": "fds_dist.common.faults",
-    "VerifyResult": "fds_dist.commands.verify",
+    "VerifyResult": "fds_dist.commands.verify.command",
     "bench": "fds_dist.commands.bench",
     "check": "fds_dist.commands.check.command",
     "compare": "fds_dist.commands.compare.command",
@@ -66,7 +66,7 @@ _HOMES = {
     "report": "fds_dist.commands.report.command",
     "retrain": "fds_dist.commands.retrain.command",
     "task_from_datasets": "fds_dist.tasks.datasets",
-    "verify": "fds_dist.commands.verify",
+    "verify": "fds_dist.commands.verify.command",
 }
 """Public name to the module that defines it."""
 

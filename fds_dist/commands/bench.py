@@ -22,7 +22,7 @@ from torch import nn
 from fds_dist.build import ModelBuilder
 from fds_dist.commands.check.measurement import measure_step
 from fds_dist.commands.inputs import Source, launched, one_run_per_rank
-from fds_dist.commands.verify import relative_error
+from fds_dist.commands.verify.derivatives import relative_error
 from fds_dist.common.batch import Part
 from fds_dist.common.console import as_html
 from fds_dist.common.memory import peak_bytes

@@ -74,7 +74,7 @@ def _check(options: Namespace) -> int:
 
 
 def _verify(options: Namespace) -> int:
-    from fds_dist.commands.verify import print_verification, verify
+    from fds_dist.commands.verify.command import print_verification, verify
 
     built, verification = verify(options.config, options.overrides, steps=options.steps)
     if _is_first():

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fds_dist.commands.verify import Verification, compare_derivatives, relative_error, worst_error
+from fds_dist.commands.verify.derivatives import Verification, compare_derivatives, relative_error, worst_error
 from fds_dist.common.faults import UserError
 from fds_dist.inner.dry_run import dry_run
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace

@@ -9,7 +9,7 @@ import torch
 from problems import ONE_RANK, TensorTask, flat, make_problem, relative_error
 from torch import Tensor, nn
 
-from fds_dist.commands.verify import compare_derivatives
+from fds_dist.commands.verify.derivatives import compare_derivatives
 from fds_dist.common.batch import Part
 from fds_dist.common.memory import peak_bytes
 from fds_dist.inner.estimators import estimate_forward

@@ -10,7 +10,7 @@ import torch
 from problems import CPU, ONE_RANK
 
 from fds_dist.commands.retrain.data import RetrainData
-from fds_dist.commands.verify import compare_derivatives
+from fds_dist.commands.verify.derivatives import compare_derivatives
 from fds_dist.common.faults import UserError
 from fds_dist.models import build_model
 from fds_dist.tasks import build_task

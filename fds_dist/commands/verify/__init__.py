@@ -1,0 +1,3 @@
+"""The hypergradients of a task against independent derivatives."""
+
+from __future__ import annotations
