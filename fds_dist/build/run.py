@@ -6,6 +6,7 @@ reported together with those of the config.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +14,11 @@ from torch import nn
 
 from fds_dist.build.model import ModelBuilder, builder_or_none
 from fds_dist.build.optimizer import check_fit, inner_optimizer, remark_on
-from fds_dist.build.space import bucket_faults, hyperparameter_space
+from fds_dist.build.space import NOTHING, bucket_faults, hyperparameter_space
 from fds_dist.common.faults import UserError
 from fds_dist.common.flat import trainable_parameters
 from fds_dist.common.precision import AUTOCAST, DTYPES
+from fds_dist.common.values import Row
 from fds_dist.config import Config, Draft, Faults, OuterConfig
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device, mesh_shape
@@ -63,6 +65,7 @@ def build(
     environment: LaunchEnvironment,
     task: Task | None = None,
     model: nn.Module | ModelBuilder | None = None,
+    began: Mapping[str, Row] = NOTHING,
 ) -> Build:
     """The objects that `draft` describes, on the ranks of `environment`.
 
@@ -70,6 +73,7 @@ def build(
         task: used in place of the config's `task`.
         model: used in place of the config's `model`: a module, whose copies start every outer step with its weights
             (with new ones where the config has `model.init: redraw`), or a function from a seed to a module.
+        began: name → the values of the first outer step of a run that goes on; see `fds_dist.build.starts.start_of`.
 
     Raises:
         UserError: with every fault there is.
@@ -81,7 +85,7 @@ def build(
     built_task = faults.attempt("task", lambda: _task(config, task))
     builder = faults.attempt("model", lambda: builder_or_none(config, built_task, model))
     optimizer = faults.attempt("inner.optimizer", lambda: inner_optimizer(config))
-    space, space_faults = hyperparameter_space(config, optimizer or SGD(), built_task)
+    space, space_faults = hyperparameter_space(config, optimizer or SGD(), built_task, began)
     if (patterns := config.inner.groups) and builder is not None:
         faults.attempt("inner.groups", lambda: assigned(patterns, trainable_parameters(builder(0))))
     notes = faults.attempt("model", builder.remarks) if isinstance(builder, (HandedIn, FineTuned)) else None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 
+from fds_dist.build.starts import start_of
 from fds_dist.common.domain import UNBOUNDED, interval
-from fds_dist.common.faults import Fault
+from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.registry import nearest
-from fds_dist.common.values import Value
+from fds_dist.common.values import Row
 from fds_dist.common.words import counted
 from fds_dist.config import Config
 from fds_dist.config.hyperparameters import HyperparameterConfig
@@ -17,11 +19,13 @@ from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 from fds_dist.tangents.optimizers import InnerOptimizer
 from fds_dist.tasks.base import Task, takes_hyperparameters
 
+NOTHING: Mapping[str, Row] = MappingProxyType({})
+
 
 def hyperparameter_space(
-    config: Config, optimizer: InnerOptimizer, task: Task | None
+    config: Config, optimizer: InnerOptimizer, task: Task | None, began: Mapping[str, Row] = NOTHING
 ) -> tuple[HyperparameterSpace, list[Fault]]:
-    """The hyperparameter space, and what is wrong with it."""
+    """The hyperparameter space, and what is wrong with it. `began`: see `start_of`."""
     learned: list[Hyperparameter] = []
     fixed = {name: value for name, value in optimizer.defaults.items() if name not in config.hyperparameters}
     faults: list[Fault] = []
@@ -42,19 +46,18 @@ def hyperparameter_space(
             faults.append(Fault(f"hyperparameters.{name}.size", problem, "1; or per_group, a number for each group"))
         else:
             for copy_name, copy in _copies(name, entry, config.inner.groups or {}).items():
-                start, bounds = _start(copy), _bounds(name, copy, domains)
+                key, bounds = f"{_key(config, copy_name, 'init')}.init", _bounds(name, copy, domains)
+                try:
+                    start = start_of(copy_name, copy, key, bounds, began)
+                except UserError as error:
+                    faults += error.faults
+                    continue
                 learned.append(Hyperparameter(copy_name, start, copy.step, copy.buckets, bounds, copy.scale, copy.size))
-                if name in domains and not isinstance(start, tuple):
-                    faults += _domain_faults(f"{_key(config, copy_name, 'init')}.init", start, bounds)
     if not learned and not faults:
         expected = "at least one like lr: {init: 0.1, step: 0.1, buckets: 5}"
         faults.append(Fault("hyperparameters", "nothing is learned, all are fixed numbers", expected))
     space = HyperparameterSpace(tuple(learned), fixed)
     return space, [*faults, *direction_faults(config, space)]
-
-
-def _start(entry: HyperparameterConfig) -> Value:
-    return tuple(entry.init) if isinstance(entry.init, list) else entry.init
 
 
 def _bounds(name: str, entry: HyperparameterConfig, domains: Mapping[str, tuple[float, float]]) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from fds_dist.build import Build, ModelBuilder, build, weights_file
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.values import Row
 from fds_dist.config import Config, Draft, HyperparameterConfig, read_draft
 from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.environment import read_environment
@@ -21,6 +22,7 @@ from fds_dist.distributed.mesh import Ranks
 from fds_dist.storage.run_folder import RunFolder
 from fds_dist.tasks import build_task
 from fds_dist.tasks.base import Task
+from fds_dist.tracking.history import read_history
 from fds_dist.tracking.wandb_session import WandbSession
 
 Source = str | Path | Mapping[str, Any] | Config
@@ -54,9 +56,12 @@ def launched(
         UserError: on all ranks, with the faults of all of them.
     """
     environment = read_environment()
-    built = on_all_ranks(
-        environment, lambda: build(prepare(draft_of(config, overrides, resume, task)), environment, task, model)
-    )
+
+    def built_here() -> Build:
+        draft = prepare(draft_of(config, overrides, resume, task))
+        return build(draft, environment, task, model, {} if resume is None else _first_values(RunFolder(resume)))
+
+    built = on_all_ranks(environment, built_here)
     with built.ranks(environment) as ranks:
         yield built, ranks
 
@@ -97,6 +102,12 @@ def _resumed_draft(folder: RunFolder, overrides: Sequence[str]) -> Draft:
     if had_groups != has_groups and not draft.is_broken("inner.groups"):
         faults.append(Fault("inner.groups", "cannot change when a run is resumed", "the groups of the first start"))
     return replace(draft, faults=[*draft.faults, *faults])
+
+
+def _first_values(folder: RunFolder) -> Mapping[str, Row]:
+    """The values of the run's first outer step; none where it has not ended one."""
+    records = read_history(folder.history) if folder.history.exists() else []
+    return records[0].hyperparameters if records else {}
 
 
 def _fixed_part(hyperparameter: HyperparameterConfig | float | None, groups: Mapping[str, str] | None) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import TypeAdapter
@@ -11,9 +11,7 @@ from pydantic import TypeAdapter
 from fds_dist.common.domain import UNIT_INTERVAL, has_logarithm, interval, natural_domain
 from fds_dist.common.kinds import Bound, Count, Name, Number, Positive, fault, read_by, show, wrong_kind
 from fds_dist.config.sections import Contradiction, Section
-
-LEFT_OUT: Any = None
-"""Stands for a key that is left out."""
+from fds_dist.config.starts import LEFT_OUT, ShapedStart, Start
 
 
 class GroupOverride(Section):
@@ -22,7 +20,7 @@ class GroupOverride(Section):
     MEANINGFUL_ABSENCE = frozenset({"init", "buckets", "step", "min", "max", "scale"})
 
     init: Start = LEFT_OUT
-    """The value of every bucket before the first outer step."""
+    """The values before the first outer step, as in the hyperparameter itself."""
 
     buckets: Count = LEFT_OUT
     """The number of values over the horizon."""
@@ -41,15 +39,6 @@ class GroupOverride(Section):
 
 
 _NUMBER = TypeAdapter[float](Number)
-_NUMBERS = TypeAdapter[list[float]](list[Number])
-
-
-def _start(value: Any) -> float | list[float]:
-    return (_NUMBERS if isinstance(value, list) else _NUMBER).validate_python(value)
-
-
-Start = Annotated[float | list[float], read_by(_start)]
-
 _OVERRIDES = TypeAdapter(dict[Name, GroupOverride])
 
 
@@ -67,7 +56,10 @@ class HyperparameterConfig(Section):
     MEANINGFUL_ABSENCE = frozenset({"min", "max"})
 
     init: Start
-    """The value of every bucket before the first outer step: a number, or a list of `size` numbers."""
+    """The values before the first outer step. A number, or a list of `size` numbers: that of every bucket. A list of
+    `buckets` numbers. `{cosine: {peak, floor, warmup}}` or `{linear: ...}`: a warm-up and a decay. `{file: FILE}`: the
+    schedule.json of an earlier search. Of a curve or a file, each bucket has the mean over its stretch of the horizon.
+    With a `size`: a number or a list of `size` alone."""
 
     buckets: Count = 1
     """The number of values over the horizon."""
@@ -145,22 +137,39 @@ def hyperparameter_contradictions(
 
 
 def _start_contradictions(name: str, entry: HyperparameterConfig) -> Iterator[Contradiction]:
-    """The contradictions of a hyperparameter's start: it is outside the bounds, or not on the log scale."""
+    """The contradictions of a hyperparameter's start and its bounds; what a curve or a file gives is left to others."""
     low, high = entry.bounds(name)
-    at_least = f"a number of at least {show(low)} (min)" if entry.min is not None else interval(low, high)
     at_most = f"a number of at most {show(high)} (max)" if entry.max is not None else interval(low, high)
-    numbers = entry.init if isinstance(entry.init, list) else [entry.init]
     if low > high and None not in (entry.min, entry.max):
         yield Contradiction(("min",), f"{show(low)} is above max", at_most)
     elif low > high:
         key, bound = ("min", low) if entry.min is not None else ("max", high)
         yield Contradiction((key,), f"{_written(bound)} is out of range", interval(*natural_domain(name)))
-    elif isinstance(entry.init, list) and len(numbers) != entry.size:
-        expected = "a number" if entry.size == 1 else f"a number, or a list of {entry.size} (size)"
-        yield Contradiction(
-            ("init",), f"a list of {len(numbers)} is not possible", expected, (f"hyperparameters.{name}.size",)
-        )
-    elif wrong := [number for number in numbers if not low <= number <= high]:
+    elif isinstance(entry.init, ShapedStart):
+        if entry.size > 1:
+            problem = f"{entry.init.kind} gives one number per bucket, not {entry.size} (size)"
+            expected = f"a number, or a list of {entry.size}"
+            yield Contradiction(("init",), problem, expected, (f"hyperparameters.{name}.size",))
+    elif isinstance(entry.init, list) and not _fits(entry.init, entry):
+        length, key = (entry.size, "size") if entry.size > 1 else (entry.buckets, "buckets")
+        expected = "a number" if length == 1 else f"a number, or a list of {length} ({key})"
+        related = tuple(f"hyperparameters.{name}.{key}" for key in ("size", "buckets"))
+        yield Contradiction(("init",), f"a list of {len(entry.init)} is not possible", expected, related)
+    else:
+        yield from number_contradictions(name, entry, entry.init if isinstance(entry.init, list) else [entry.init])
+
+
+def _fits(numbers: list[float], entry: HyperparameterConfig) -> bool:
+    """Whether the list has a number for each of `size`, or where that is 1 for each of the buckets."""
+    return len(numbers) == entry.size or (entry.size == 1 and len(numbers) == entry.buckets)
+
+
+def number_contradictions(name: str, entry: HyperparameterConfig, numbers: Sequence[float]) -> Iterator[Contradiction]:
+    """The first of the numbers that `entry` begins with which is outside its bounds, or not on its log scale."""
+    low, high = entry.bounds(name)
+    at_least = f"a number of at least {show(low)} (min)" if entry.min is not None else interval(low, high)
+    at_most = f"a number of at most {show(high)} (max)" if entry.max is not None else interval(low, high)
+    if wrong := [number for number in numbers if not low <= number <= high]:
         expected = at_least if wrong[0] < low else at_most
         yield Contradiction(("init",), f"{_written(wrong[0])} is out of range", expected)
     elif entry.scale == "log" and (wrong := [number for number in numbers if not has_logarithm(name, number)]):

@@ -33,7 +33,7 @@ class Hyperparameter:
 
     name: str
     init: Value
-    """A number, or one for each of the `size` numbers."""
+    """One number for all, or `buckets` numbers; with a `size` the `size` numbers of each bucket."""
     step: float
     buckets: int = 1
     bounds: tuple[float, float] = UNBOUNDED
@@ -53,9 +53,9 @@ class Hyperparameter:
 
     @property
     def start(self) -> tuple[float, ...]:
-        """The `size` numbers of each bucket before the first outer step."""
+        """[buckets · size] The elements of λ before the first outer step."""
         numbers = tuple(numbers_of(self.init))
-        return numbers * self.size if len(numbers) == 1 else numbers
+        return numbers * (self.count // len(numbers))
 
     def clamp(self, value: float) -> float:
         """`value`, or the bound that it would exceed."""
@@ -156,7 +156,7 @@ class HyperparameterSpace:
 
     def initial(self) -> list[float]:
         """λ before the first outer step."""
-        return [number for owner in self.learned for number in owner.start * owner.buckets]
+        return [number for owner in self.learned for number in owner.start]
 
     def segments(self, horizon: int) -> Iterator[Segment]:
         """The stretches of the horizon on which no hyperparameter changes."""

@@ -37,6 +37,7 @@ from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, InnerState, run_horizon
 from fds_dist.schedule.buckets import bucket_window
 from fds_dist.schedule.schedule import Schedule
+from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 from fds_dist.tangents.optimizers import SGD
 
 HORIZON = 12
@@ -134,6 +135,9 @@ def test_without_sharing_takes_values_from_the_schedule_then_from_the_problem() 
     assert learned.values == [0.7, 0.7]
     varying = without_sharing(problem, Schedule(2, {"momentum": (0.5, 0.9)}), 2)
     assert varying.problem.space.unpack(varying.values) == {"lr": [0.1, 0.1], "momentum": [0.5, 0.9]}
+    warm = HyperparameterSpace((Hyperparameter("lr", (0.1, 0.3), 0.1, buckets=2),), {"momentum": 0.5})
+    started = without_sharing(replace(problem, space=warm), Schedule(2, {}), 4)
+    assert started.values == [0.1, 0.1, 0.3, 0.3]
 
 
 def test_cosine_schedule_is_the_papers() -> None:

@@ -11,6 +11,7 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.registry import nearest
 from fds_dist.config.compare import CompareConfig
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
+from fds_dist.schedule.starts import mean_cosine
 
 CUSTOMARY: dict[str, tuple[float, float]] = {
     "lr": (1e-4, 1.0),
@@ -94,17 +95,10 @@ def cosine_at(ranges: Sequence[SearchRange], coordinates: Sequence[float]) -> li
     for searched, coordinate in zip(ranges, coordinates, strict=True):
         owner, height = searched.owner, searched.value(coordinate)
         falls = owner.base == "lr" and owner.buckets > 1
-        factors = [
-            _mean_cosine(bucket / owner.buckets, (bucket + 1) / owner.buckets) for bucket in range(owner.buckets)
-        ]
+        factors = [mean_cosine(bucket / owner.buckets, (bucket + 1) / owner.buckets) for bucket in range(owner.buckets)]
         falling = [owner.clamp(height * factor) if falls else height for factor in factors]
         values += [value for value in falling for _ in range(owner.size)]
     return values
-
-
-def _mean_cosine(start: float, stop: float) -> float:
-    """The mean of (1 + cos πx) / 2 for x from `start` to `stop`."""
-    return 0.5 + (math.sin(math.pi * stop) - math.sin(math.pi * start)) / (2 * math.pi * (stop - start))
 
 
 def _range(owner: Hyperparameter, configured: Mapping[str, Sequence[float]], scale: str) -> tuple[float, float]:

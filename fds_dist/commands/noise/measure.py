@@ -81,10 +81,9 @@ def without_sharing(problem: Problem, schedule: Schedule, horizon: int) -> Unsha
     if unknown := [name for name in steps[0] if name not in names]:
         expected = f"one of {', '.join(names)}"
         raise UserError(Fault(f"schedule: {name}", "unknown", expected, nearest(name, names)) for name in unknown)
-    learned = {owner.name: owner.init for owner in problem.space.learned}
-    constants = learned | problem.space.fixed
-    rows = {name: [step.get(name, constants[name]) for step in steps] for name in names}
-    analyzed = [name for name in names if name in learned or len(set(rows[name])) > 1]
+    start = problem.space.schedule(problem.space.initial(), horizon)
+    rows = {name: [step.get(name, start.at(index)[name]) for index, step in enumerate(steps)] for name in names}
+    analyzed = [name for name in names if name in start.values or len(set(rows[name])) > 1]
     space = HyperparameterSpace(
         tuple(Hyperparameter(name, init=rows[name][0], step=0.0, buckets=horizon) for name in analyzed),
         {name: row[0] for name, row in rows.items() if name not in analyzed},
