@@ -43,7 +43,7 @@ from fds_dist.tangents.step import Pruning
 class Witness:
     """Compares a problem, in its dtype, with plain PyTorch.
 
-    Every learned hyperparameter has one bucket here, so that the cost does not depend on K.
+    Every learned hyperparameter has one bucket here, its first, so that the cost does not depend on K.
 
     Args:
         steps: how many, at most the run's horizon.
@@ -51,7 +51,7 @@ class Witness:
     """
 
     def __init__(self, problem: Problem, steps: int = STEPS, exact: bool = False) -> None:
-        learned = tuple(replace(owner, buckets=1) for owner in problem.space.learned)
+        learned = tuple(replace(owner, buckets=1, init=owner.start[: owner.size]) for owner in problem.space.learned)
         self.problem = replace(problem, space=replace(problem.space, learned=learned))
         self.exact = exact
         self.tolerance = TOLERANCES[problem.low or (torch.float64 if exact else torch.float32)]
