@@ -46,7 +46,8 @@ class InnerConfig(Section):
 
     accumulate: Count = 1
     """Micro-batches that each batch is cut into (gradient accumulation): memory falls, the gradient stays that of the
-    mean over the whole batch. The loss is applied to each micro-batch, batch-norm and dropout work on each alone."""
+    mean over the whole batch. The loss is applied to each micro-batch, batch-norm and dropout work on each alone. With
+    `estimator: reverse` memory does not fall: its backward pass holds the graphs of all micro-batches of one step."""
 
     precision: Literal["fp32", "bf16"] | None = None
     """bf16: forward passes and losses, training's and validation's, run under `torch.autocast`, and losses get float32

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,7 +14,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fds_dist.commands.verify.derivatives import Verification, compare_derivatives, relative_error, worst_error
+import fds_dist
+from fds_dist.commands.verify import command
+from fds_dist.commands.verify.derivatives import (
+    LowPrecision,
+    Verification,
+    compare_derivatives,
+    relative_error,
+    worst_error,
+)
 from fds_dist.common.faults import UserError
 from fds_dist.inner.dry_run import dry_run
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
@@ -133,6 +143,44 @@ def test_reverse_mode_without_second_derivatives_is_refused() -> None:
         UserError, match=r"estimator: reverse needs second derivatives .*OnceTanh.* expected estimator=forward"
     ):
         dry_run(make_problem(task, BUCKETS), "auto", "reverse")
+
+
+DIGITS_IN_BF16: dict[str, Any] = {
+    "task": {"name": "digits", "batch_size": 64},
+    "model": {"name": "mlp", "hidden": [8]},
+    "hyperparameters": {"lr": {"init": 0.05, "step": 0.05, "buckets": 2}, "momentum": {"init": 0.5, "step": 0.1}},
+    "inner": {"precision": "bf16"},
+}
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_error_of_autocast_is_stated_beside_comparisons_without_it(
+    exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the user's code cannot compute in float64, and the comparisons are in float32."""
+    if not exact:
+        monkeypatch.setattr(command, "raised_to_float64", lambda *_, **__: nullcontext(("float32", False)))
+    result = fds_dist.verify(DIGITS_IN_BF16, steps=HORIZON)
+    verification, low, kind = result.verification, result.verification.low, "float64" if exact else "float32"
+    assert verification.passed, verification  # autocast would miss the 1e-2 that float32 is allowed between methods
+    assert result.built.config.dtype == kind and result.built.problem.low is None
+    assert low is not None and low.same_signs == 3
+    assert 1e-4 < low.error < 2e-2  # bfloat16 rounds to 4e-3, float32 alone would be at 1e-7
+    assert 1 - low.error**2 <= low.cosine < 1  # the sine of the angle is at most the relative error
+    stated = rf"bf16, against {kind} without it: relative error \S+e-\d+, signs 3 of 3, cosine 0\.99"
+    assert re.search(stated, " ".join(result._repr_html_().split()))
+
+
+def test_without_autocast_nothing_is_stated_of_it() -> None:
+    result = fds_dist.verify(DIGITS_IN_BF16, ["inner.precision=fp32"], steps=2)
+    assert result.verification.low is None and "bf16" not in result._repr_html_()
+
+
+def test_error_signs_and_cosine_of_two_vectors() -> None:
+    low = LowPrecision.between([1.0, -1.0, 0.0, 2.0], [1.0, 1.0, 0.0, 2.0])
+    assert (low.error, low.same_signs, low.cosine) == pytest.approx((2 / math.sqrt(6), 3, 2 / 3))
+    nothing = LowPrecision.between([math.nan, 1.0], [1.0, 1.0])
+    assert nothing.same_signs == 1 and math.isinf(nothing.error) and math.isnan(nothing.cosine)
 
 
 def test_what_cannot_be_compared_is_named() -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from fds_dist.build import Build, ModelBuilder
 from fds_dist.commands.inputs import Source, launched
-from fds_dist.commands.verify.derivatives import FLOAT32, FLOAT64, Verification, compare_derivatives
+from fds_dist.commands.verify.derivatives import FLOAT32, FLOAT64, Verification, compare_autocast, compare_derivatives
 from fds_dist.common.console import as_html, default_console, paragraph, plain_table
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.words import counted
@@ -54,6 +54,8 @@ def verify(
 ) -> VerifyResult:
     """Compares the task's hypergradients with independent derivatives, in float64 over a short horizon.
 
+    With `inner.precision: bf16` the comparisons are without autocast, and its error is stated beside them.
+
     Args:
         config: a YAML file, or the config as a mapping.
         overrides: `key.sub=value` strings.
@@ -76,17 +78,23 @@ def verify(
         >>> fds_dist.verify(config, steps=4).verification.passed
         True
     """
-    with (
-        launched(config, overrides, prepare=_exact, task=task, model=model) as (built, ranks),
-        raised_to_float64(built.problem, up_to=math.inf) as (coarse, exact),
-    ):
-        horizon, precision = _verified_steps(built, steps), FLOAT64 if exact else FLOAT32
-        if exact:
-            config_in_float64 = built.config.model_copy(update={"dtype": "float64"})
-            problem = built.problem.in_float64()
-            built = replace(built, config=config_in_float64, problem=problem)
-        verification = compare_derivatives(built.problem, horizon, ranks, precision)
-        return VerifyResult(built, replace(verification, coarse=coarse))
+    with launched(config, overrides, prepare=_exact, task=task, model=model) as (built, ranks):
+        asked = built.problem
+        with raised_to_float64(asked, up_to=math.inf) as (coarse, exact):
+            built = _without_autocast(built, exact)
+            precision = FLOAT64 if exact else FLOAT32
+            verification = compare_derivatives(built.problem, _verified_steps(built, steps), ranks, precision)
+        low = compare_autocast(asked, verification, ranks) if asked.low else None
+        return VerifyResult(built, replace(verification, coarse=coarse, low=low))
+
+
+def _without_autocast(built: Build, in_float64: bool) -> Build:
+    """Config and problem with all computed in one dtype, float64 where that is possible."""
+    config = built.config.model_copy(update={"inner": built.config.inner.model_copy(update={"precision": None})})
+    problem = replace(built.problem, low=None)
+    if in_float64:
+        config, problem = config.model_copy(update={"dtype": "float64"}), problem.in_float64()
+    return replace(built, config=config, problem=problem)
 
 
 def _verified_steps(built: Build, steps: int | None) -> int:
@@ -145,4 +153,10 @@ def print_verification(problem: Problem, verification: Verification, console: Co
     if verification.coarse:
         raised = ", raised to float64 here" if problem.dtype == torch.float64 else ""
         paragraph(console, f"the network or the loss computes in {escape(verification.coarse)}{raised}")
+    if (low := verification.low) is not None:
+        paragraph(
+            console,
+            f"with inner.precision: bf16, against {kind} without it: relative error {low.error:.1e}, "
+            f"signs {low.same_signs} of {len(low.hypergradients)}, cosine {low.cosine:.6f}",
+        )
     console.print("[bold green]verified[/]" if verification.passed else "[bold red]not verified[/]")

@@ -64,6 +64,27 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class LowPrecision:
+    """The hypergradients g [K] under autocast beside the reference r [K] without it: nothing in it can fail."""
+
+    hypergradients: list[float]  # [K]
+    error: float  # |g − r| / |r|, Euclidean over all K
+    same_signs: int  # of K
+    cosine: float
+    """g·r / (|g| |r|); NaN where one of them is zero or not finite."""
+
+    @classmethod
+    def between(cls, hypergradients: list[float], reference: Sequence[float]) -> LowPrecision:
+        """Their error, signs and angle."""
+        pairs = list(zip(hypergradients, reference, strict=True))
+        same_signs = sum((low > 0) == (exact > 0) and (low < 0) == (exact < 0) for low, exact in pairs)
+        norms = math.hypot(*hypergradients) * math.hypot(*reference)
+        is_defined = norms > 0 and math.isfinite(norms)
+        cosine = math.fsum(low * exact for low, exact in pairs) / norms if is_defined else math.nan
+        return cls(hypergradients, relative_error(hypergradients, reference), same_signs, cosine)
+
+
+@dataclass(frozen=True)
 class Verification:
     """All derivatives at one point λ."""
 
@@ -75,6 +96,7 @@ class Verification:
     coarse: str = ""
     """What in the user's code computes below float64; raised to float64 for the comparison, where that is possible."""
     by_difference: bool = False  # whether the network has no second derivatives
+    low: LowPrecision | None = None  # where the config asks for autocast
 
     @property
     def passed(self) -> bool:
@@ -111,6 +133,12 @@ def compare_derivatives(problem: Problem, horizon: int, ranks: Ranks, precision:
     error = worst_error(problem.space, differences, reference)
     comparisons.append(Comparison("finite differences", differences, error, precision.difference))
     return Verification(horizon, values, reference, tuple(comparisons), tuple(left_out), by_difference=by_difference)
+
+
+def compare_autocast(problem: Problem, verification: Verification, ranks: Ranks) -> LowPrecision:
+    """The hypergradients of `problem`, which is under autocast, on the run whose `verification` is without it."""
+    run = InnerRun(problem, verification.values, 0, verification.horizon, ranks)
+    return LowPrecision.between(estimate_forward(run).hypergradients, verification.reference)
 
 
 def finite_differences(
