@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fds_dist.common.batch import checked_batch
+from fds_dist.common.domain import UNBOUNDED
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import FlatLayout
 from fds_dist.common.randomness import derive_seed, keyed
@@ -134,7 +135,17 @@ class Problem:
     def training_loss(self, network: Network) -> TrainingLoss:
         """The task's loss as a function of the network's flat weights."""
         names, sizes, takes = self.loss_hyperparameters, self.space.sizes, loss_takes_hyperparameters(self.task)
-        return TrainingLoss(network, self.task.loss, names, sizes, augmentation(self.task), takes)
+        bounds = self._bounds(names) if self.tangents.method == "difference" else None
+        return TrainingLoss(network, self.task.loss, names, sizes, augmentation(self.task), takes, bounds)
+
+    def _bounds(self, names: Sequence[str]) -> tuple[Tensor, Tensor] | None:
+        """The least and the largest θ [P] of the hyperparameters `names`; None where there is no bound."""
+        domains = {owner.name: owner.domain for owner in self.space.learned}
+        numbers = [domains.get(name, UNBOUNDED) for name in names for _ in range(self.space.sizes[name])]
+        if all(number == UNBOUNDED for number in numbers):
+            return None
+        low, high = torch.tensor(numbers, dtype=self.dtype, device=self.device).unbind(1)
+        return low, high
 
     def loss_arguments(self, values: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], ...]:
         """What the loss gets beside output and batch: the `values` of its hyperparameters, or nothing."""

@@ -57,6 +57,12 @@ class Hyperparameter:
         numbers = tuple(numbers_of(self.init))
         return numbers * (self.count // len(numbers))
 
+    @property
+    def domain(self) -> tuple[float, float]:
+        """The `bounds`, and 0 as the least on the log scale."""
+        low, high = self.bounds
+        return (low if self.scale == "linear" else max(low, 0.0)), high
+
     def clamp(self, value: float) -> float:
         """`value`, or the bound that it would exceed."""
         low, high = self.bounds

@@ -13,6 +13,10 @@ The difference errs by ε²·|g'''|/6, its numerator by the rounding η·|g| of 
 an ε of η^⅓ times the length over which g changes (Dennis & Schnabel, Numerical Methods for Unconstrained
 Optimization, 1983, section 5.6), which is taken for the size of w: see `longest_step`. The relative error then is of
 the order η^⅔. Kinks of the network are held, since a difference across one is no derivative: see `kinks.py`.
+
+No hyperparameter moves further than half of the way to a bound of it. Where that would leave a step much shorter, the
+difference is one-sided, of the same order: dg ≈ ±(4·g(±ε) − 3·g(0) − g(±2ε)) / 2ε (Abramowitz & Stegun, Handbook of
+Mathematical Functions, 1964, table 25.2).
 """
 
 from __future__ import annotations
@@ -36,6 +40,9 @@ SMALLEST_SHARE = 0.1
 
 SMALLEST = 1e-3
 """The least that a weight counts as. Where all are zero there is no size to go by."""
+
+LEAST_ROOM = 0.01
+"""Of ε: with bounds closer than this on both sides, rounding would be a hundred times the error; they are crossed."""
 
 
 class DifferencePoint(PlainPoint):
@@ -72,10 +79,16 @@ class DifferencePoint(PlainPoint):
         step = self._share * longest_step(network.layout, (weights, theta, live), tangent, precision)
         if step.device.type == "cpu" and not step:  # elsewhere to ask would be to wait for the device
             return tree_map(torch.zeros_like, (dw, db))
-        ahead, behind = self._moved(step, dw, dtheta, db), self._moved(-step, dw, dtheta, db)
-        share = torch.where(step > 0, 0.5 / step, 0.0)
-        after = {name: (ahead.buffers[name] - behind.buffers[name]) * share for name in db}
-        return (ahead.gradient - behind.gradient) * share, after
+        first, second, one_sided = places(step, theta, dtheta, self._loss.bounds)
+        ahead, other = self._moved(first, dw, dtheta, db), self._moved(second, dw, dtheta, db)
+        share = torch.where(step > 0, 0.5 / first, 0.0)
+
+        def slope(ahead: Tensor, other: Tensor, here: Tensor) -> Tensor:
+            difference = ahead - other
+            return (difference if one_sided is None else difference + one_sided * 3 * (ahead - here)) * share
+
+        after = {name: slope(ahead.buffers[name], other.buffers[name], self.buffers[name]) for name in db}
+        return slope(ahead.gradient, other.gradient, self.gradient), after
 
     def _moved(self, step: Tensor, dw: Tensor, dtheta: Tensor, db: Buffers) -> PlainPoint:
         weights, theta, buffers = self._start
@@ -83,6 +96,31 @@ class DifferencePoint(PlainPoint):
         place = (weights + step * dw, theta + step * dtheta, {**buffers, **moved})
         with self._kinks.held():
             return PlainPoint(self._loss, *place, self._part, self._seed, False)
+
+
+def places(
+    step: Tensor, theta: Tensor, dtheta: Tensor, bounds: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Where two gradients are taken: at ±ε, or both on one side, at ±ε and ±2ε, to keep θ [P] within its `bounds`.
+
+    Returns:
+        Both places [], and whether they are on one side: [], 1 or 0 (None: they never are).
+    """
+    if bounds is None:
+        return step, -step, None
+    low, high = bounds
+    up, down = ((high - theta) / 2, (theta - low) / 2)
+    still = torch.full_like(theta, torch.inf)
+
+    def room(direction: Tensor) -> Tensor:
+        return torch.where(direction == 0, still, torch.where(direction > 0, up, down) / direction.abs()).min()
+
+    ahead, behind = room(dtheta), room(-dtheta)
+    free = torch.maximum(ahead, behind) < LEAST_ROOM * step
+    central = free | (torch.minimum(ahead, behind) >= step)
+    sided = torch.minimum(step, torch.maximum(ahead, behind) / 2) * torch.where(ahead >= behind, 1.0, -1.0)
+    first = torch.where(central, step, sided)
+    return first, torch.where(central, -step, 2 * sided), 1.0 - central.to(step.dtype)
 
 
 def longest_step(

@@ -145,25 +145,30 @@ def _method_for_live_buffers(requested: str, failure: str, live: Sequence[str]) 
 
 
 def difference_error(point: TrialPoint) -> float:
-    """The relative error of a product along the gradient by `difference`: how far steps of two lengths are apart.
+    """The relative error of products by `difference`: how far steps of two lengths are apart.
 
     Both the error of the difference itself, which the longer step has, and that of rounding, which the shorter one has,
-    are in it.
+    are in it. The products are along the gradient and along a move of all hyperparameters inside the loss; the larger
+    error counts.
 
     Raises:
         UserError: the kinks of the network cannot be held.
     """
     place = (point.weights, point.theta, point.buffers, point.part, 0, False)
     at, closer = (DifferencePoint(point.loss, *place, share=share) for share in (SHARE, SHARE / 3))
-    live = {name: torch.zeros_like(point.buffers[name])[None] for name in point.loss.network.live}
-    zeros = (torch.zeros_like(point.theta)[None], live)
+    gradient, by_theta = at.gradient, torch.ones_like(point.theta)
+    live = {name: torch.zeros_like(point.buffers[name]) for name in point.loss.network.live}
+    moves = [(gradient, torch.zeros_like(by_theta))]
+    if len(by_theta):
+        moves.append((torch.zeros_like(gradient), by_theta))
+    rows = tree_map(lambda *parts: torch.stack(parts), *((*move, live) for move in moves))
     try:
-        product, reference = (each.products(at.gradient[None], *zeros)[0] for each in (at, closer))
+        products, references = (each.products(*rows)[0] for each in (at, closer))
     except CheckpointError as error:
         problem = "difference cannot hold the kinks (of ReLU, say) inside activation checkpointing"
         raise UserError(Fault("tangents.method", problem, "a network without it there, or another method")) from error
-    size = float(reference.norm())
-    return float((product - reference).norm()) / size if size else 0.0
+    sizes = references.norm(dim=1)
+    return float(torch.where(sizes > 0, (products - references).norm(dim=1) / sizes, 0.0).max())
 
 
 def probe(method: str, point: TrialPoint) -> str:

@@ -201,6 +201,8 @@ class TrainingLoss:
     """See `Task`: training inputs as a function of θ too."""
     takes_values: bool = True
     """Whether the loss itself gets the hyperparameters."""
+    bounds: tuple[Tensor, Tensor] | None = None
+    """The least and the largest θ [P] that the loss is meant for; None: any."""
 
     @cached_property
     def _on_batch(self) -> OnBatch:
