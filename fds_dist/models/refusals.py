@@ -80,7 +80,9 @@ def _part_fault(path: str, part: nn.Module) -> Fault | None:
     if isinstance(part, torch.jit.ScriptModule):
         return Fault("model", f"{path} is a scripted module, whose parameters cannot be replaced", "the Python module")
     if kind.__module__.startswith(SHARDED):
-        return Fault("model", f"{path} is sharded by {kind.__name__}", "the module before it was wrapped")
+        name = "fully_shard" if any(base.__name__ == "FSDPModule" for base in kind.__mro__) else kind.__name__
+        expected = "the module before it was sharded (mesh.data spreads batches and the state of training over ranks)"
+        return Fault("model", f"{path} is sharded by {name}", expected)
     if kind.__module__.startswith(QUANTIZED):
         problem = f"{path} is quantized ({kind.__name__}): it has no gradient"
         return Fault("model", problem, "the network before its quantization")

@@ -6,13 +6,16 @@ jumps: they are derivatives on the piece on which each activation stands. Held o
 smooth function, and tends to the exact product.
 
 A step notes its decisions (which side of a kink, which of several values is the largest, how comparisons end); further
-steps repeat them. What is known are PyTorch's functions below, called from Python; a kink inside a compiled function, a
-custom kernel or a loss of PyTorch's own is not seen.
+steps repeat them. What is known are PyTorch's functions below, called from Python; a kink inside a custom kernel or a
+loss of PyTorch's own is not seen. What `torch.compile` has compiled runs uncompiled in such a step, or the decisions
+of one step would be compiled into all.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,13 +31,26 @@ class Kinks:
     def __init__(self) -> None:
         self._noted: list[Any] = []
 
-    def noted(self) -> TorchFunctionMode:
+    @contextmanager
+    def noted(self) -> Iterator[None]:
         """The context of the step whose decisions are noted; it computes what it would compute without."""
-        return _Noting(self._noted)
+        with _uncompiled(), _Noting(self._noted):
+            yield
 
-    def held(self) -> TorchFunctionMode:
+    @contextmanager
+    def held(self) -> Iterator[None]:
         """The context of a step that repeats these decisions."""
-        return _Holding(iter(self._noted))
+        with _uncompiled(), _Holding(iter(self._noted)):
+            yield
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import would take seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 class _Noting(TorchFunctionMode):

@@ -11,6 +11,7 @@ import torch
 from problems import CPU, flat, image_task, images, make_problem, mlp, relative_error, smoothed_task
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from fds_dist.common.batch import Part
 from fds_dist.inner.estimators import estimate_forward, estimate_reverse
@@ -42,6 +43,15 @@ class Recurrent(nn.Module):
         return self.inner(x.flatten(1, 2))[0]
 
 
+class Checkpointed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inner, x, use_reentrant=False)  # type: ignore[return-value]
+
+
 def on_images(*layers: nn.Module, width: int = 36) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, 4))
 
@@ -51,6 +61,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "conv_bn": lambda: on_images(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.SiLU(), width=48),
     "lstm": lambda: on_images(Recurrent()),
     "attention": lambda: on_images(Attention()),
+    "checkpointed": lambda: on_images(Checkpointed(), nn.Dropout(0.5)),
     "dropout": lambda: on_images(nn.Flatten(), nn.Linear(36, 36), nn.Tanh(), nn.Dropout(0.5)),
 }
 KINKS: dict[str, Callable[[], nn.Module]] = {
@@ -126,6 +137,21 @@ def test_the_step_itself_has_the_bits_of_a_plain_one(name: str) -> None:
     found, plain = (point_of(build, method) for method in ("difference", "plain"))
     assert torch.equal(found.gradient, plain.gradient) and torch.equal(found.loss, plain.loss)
     assert all(torch.equal(found.buffers[name], plain.buffers[name]) for name in plain.buffers)
+
+
+def gated(x: Tensor) -> Tensor:
+    return x.relu() * x.sigmoid()
+
+
+def test_kinks_in_what_is_compiled_are_held() -> None:
+    compiled = torch.compile(gated, backend="aot_eager")
+    plain, found = (
+        point_of(lambda f=f: on_images(nn.Flatten(), nn.Linear(36, 36), Apply(f)), "difference")
+        for f in (gated, compiled)
+    )
+    width = len(plain.gradient)
+    for _ in range(2):  # nothing of the first product is compiled into the second
+        assert relative_error(product(found, width, torch.float64), product(plain, width, torch.float64)) < 1e-12
 
 
 def test_a_zero_tangent_costs_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
