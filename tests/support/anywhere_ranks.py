@@ -16,8 +16,10 @@ import fds_dist
 BOUNDS = {"step": 0.01, "min": None, "max": None}
 WAYS = {
     "tangent": ("forward", "double_backward", ("augment", "weights")),
+    "tangent difference": ("forward", "difference", ("augment", "weights")),
     "data forward": ("forward", "double_backward", ("augment", "weights", "mix")),
     "data jvp": ("forward", "jvp", ("augment", "weights")),
+    "data difference": ("forward", "difference", ("augment", "weights", "mix")),
     "data reverse": ("reverse", "auto", ("augment", "weights", "mix")),
 }
 """By name: estimator, method and tasks."""
