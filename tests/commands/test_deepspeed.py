@@ -396,12 +396,14 @@ def test_one_process_trains_and_other_world_sizes_are_refused(resumed: Path, tmp
 @pytest.mark.parametrize("name", ["0", "2", "3"])
 def test_micro_batches_train_as_whole_batches(name: str, tmp_path: Path) -> None:
     """1e-5: float32 sums in parts, 10 steps; three micro-batches for two would be off by a third."""
+    linear = nn.functional.linear
     task, schedule = peculiar_task(), SCHEDULES["sgd"]
     whole = trained(task, schedule, settings_of(SECTIONS[name], 2), ONE_RANK, tmp_path / "whole")
     parts = trained(task, schedule, settings_of(SECTIONS[name], 2, accumulate=3), ONE_RANK, tmp_path / "parts")
     assert parts == pytest.approx(whole, rel=1e-5)
     for key, tensor in weights(tmp_path / "whole").items():
         torch.testing.assert_close(weights(tmp_path / "parts")[key], tensor, rtol=0, atol=1e-5)
+    assert nn.functional.linear is linear  # the next search in this process differentiates it twice
 
 
 @needs_deepspeed

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from problems import TensorTask, conv_bn, image_task, make_problem, mlp, regression_task, relative_error
@@ -102,8 +103,8 @@ def test_validation_loss_of_the_task_is_used_where_there_is_one() -> None:
     ("batches", "message"),
     [
         ([], r"val_batches\(outer_step=0\) gave no batch"),
-        ([torch.zeros(4, 1, 6, 6)], r"val_batches.* gave .*Tensor.*; expected pairs"),
-        ([(torch.zeros(4, 1, 6, 6),)], r"val_batches.* gave .*tuple.*; expected pairs"),
+        ([np.zeros((4, 1, 6, 6))], r"val_batches.* gave a ndarray; expected pairs"),
+        ([(torch.zeros(4, 1, 6, 6), np.zeros(4))], r"val_batches.* gave a tuple of .*ndarray; expected pairs"),
     ],
 )
 def test_bad_validation_batches_are_the_users_error(

@@ -71,11 +71,11 @@ def plain_loss(build: Callable[[], nn.Module], loss: Callable[..., Tensor], rate
         optimizer.zero_grad()
         loss(module(x), y).backward()
         optimizer.step()
+    # A frozen batch-norm, which its owner keeps in evaluation mode, validates as it trains.
+    on_batch = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm1d) and layer.training]
     module.eval()
-    if not running:
-        for layer in module.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                layer.train()
+    for layer in [] if running else on_batch:
+        layer.train()
     (x, y) = VAL[0]
     with torch.no_grad():
         return loss(module(x), y).item()

@@ -64,7 +64,7 @@ class DeepSpeedEngine:
         if settings.clip_gradient is not None:
             # Every stage calls this optimizer's step, with its part of the averaged gradient.
             self.optimizer.register_step_pre_hook(_clipping(settings.clip_gradient))
-        self._made_group = _join_alone(ranks)
+        self._made_group, self._linear = _join_alone(ranks), nn.functional.linear
         self._engine, *_ = self._tool.initialize(
             model=self._module, optimizer=self.optimizer, config=full_config(settings), dist_init_required=False
         )
@@ -163,6 +163,8 @@ class DeepSpeedEngine:
     def close(self) -> None:
         """See `Engine`."""
         self._engine.destroy()
+        # With ZeRO 3 DeepSpeed replaces this function in the whole process, by one without forward-mode derivatives.
+        nn.functional.linear = self._linear
         # DeepSpeed keeps process groups in module variables, and would reuse them beside the next process group.
         forget = getattr(importlib.import_module("deepspeed.utils.groups"), "_release_process_group_references", None)
         if forget is not None:
