@@ -17,6 +17,18 @@ the order η^⅔. Kinks of the network are held, since a difference across one i
 No hyperparameter moves further than half of the way to a bound of it. Where that would leave a step much shorter, the
 difference is one-sided, of the same order: dg ≈ ±(4·g(±ε) − 3·g(0) − g(±2ε)) / 2ε (Abramowitz & Stegun, Handbook of
 Mathematical Functions, 1964, table 25.2).
+
+Relative errors of hypergradients over 500 steps of SGD (K = 4, the largest of the four; batches of 16, on a CPU) to
+exact products in the same dtype, and of exact products in float32 to those in float64:
+
+    network                        float64   float32   exact float32
+    MLP (tanh), 8×8 images         2e-11     3e-5      4e-7
+    LSTM, 12 steps of 8            3e-11     2e-5      4e-7
+    WRN-10-1, 8×8 images           2e-10     9e-5      1e-2
+    ViT, 8×8 images                2e-4      -         -
+
+Training of the ViT is unstable at the learning rate of the others (hypergradients of 1e12), and amplifies every error;
+its float32 was not measured over 500 steps.
 """
 
 from __future__ import annotations
@@ -32,8 +44,8 @@ from fds_dist.tangents.network import Buffers, TrainingLoss
 from fds_dist.tangents.point import PlainPoint
 
 SHARE = 0.3
-"""Of η^⅓: gradients of networks change over somewhat less than the size of their weights. The smallest errors over 500
-steps of an MLP, a convolutional network, an LSTM and a vision transformer lay at 0.1 to 1."""
+"""Of η^⅓: gradients of networks change over somewhat less than the size of their weights. Chosen before the step was
+taken parameter by parameter, and not fitted to that since."""
 
 SMALLEST_SHARE = 0.1
 """Of the root mean square of all weights: the least that a parameter's counts as. A bias starts at zero."""
