@@ -8,28 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blob_searches import CONFIG, optimize
 from launching import start_ranks
 
 import fds_dist
-
-CONFIG: dict[str, Any] = {
-    "task": {"name": "own_tasks:blobs"},
-    "inner": {"epochs": 1},  # 4 steps
-    "hyperparameters": {"lr": {"init": 0.05, "step": 0.02, "buckets": 2}, "momentum": 0.9},
-    "outer": {"steps": 3, "tolerance": 1e-9},
-    "consistency": {"witness": "off"},
-    "name": "run",
-}
 
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def optimize(*overrides: str, **arguments: Any) -> fds_dist.RunResult:
-    config = None if "resume" in arguments else CONFIG
-    return fds_dist.optimize(config, overrides, **{"progress": False, **arguments})
 
 
 class Heard(fds_dist.Callback):
