@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fds_dist.common.flat import FlatLayout
 from fds_dist.tangents.optimizers.adam import AdamState
-from fds_dist.tangents.optimizers.protocol import BuiltIn, PerWeight, safe_sqrt, same_for_all
+from fds_dist.tangents.optimizers.protocol import ByParameter, PerWeight, safe_sqrt, same_for_all
 
 
 @dataclass(frozen=True)
-class LAMB(BuiltIn):
+class LAMB(ByParameter):
     """r = m̂ / (√ŝ + ε) + ξw, and for each parameter w ← w − lr·‖w‖/‖r‖·r.
 
     The trust ratio ‖w‖/‖r‖ is 1, a constant, where one of the norms is 0.
     """
 
-    layout: FlatLayout | None = None
-
     @property
     def name(self) -> str:
         """The name in the config."""
         return "lamb"
-
-    def bind(self, layout: FlatLayout) -> LAMB:
-        """This optimizer for weights that lie as `layout` says."""
-        return replace(self, layout=layout)
 
     def init(self, weights: Tensor) -> AdamState:
         """The state before the first step; `weights` [D]."""
@@ -44,12 +38,11 @@ class LAMB(BuiltIn):
         per_weight: PerWeight = same_for_all,
     ) -> tuple[Tensor, AdamState]:
         """See `InnerOptimizer`."""
-        assert self.layout is not None, "bind(layout) comes first"
         state = state.after(gradient, h, per_weight)
         moment = state.first_moment / per_weight(1 - h["beta1"] ** state.steps)
         direction = torch.addcmul(moment / state.scale(h, per_weight), per_weight(h["weight_decay"]), weights)
-        ratios = trust_ratios(norms(weights, self.layout), norms(direction, self.layout))
-        step_size = per_weight(h["lr"]) * spread(ratios, self.layout)
+        ratios = trust_ratios(norms(weights, self.known_layout), norms(direction, self.known_layout))
+        step_size = per_weight(h["lr"]) * spread(ratios, self.known_layout)
         return torch.addcmul(weights, step_size, direction, value=-1), state
 
 

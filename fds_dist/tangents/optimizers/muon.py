@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fds_dist.common.flat import FlatLayout
 from fds_dist.tangents.optimizers.adam import AdamState
-from fds_dist.tangents.optimizers.protocol import BuiltIn, PerWeight, safe_sqrt, same_for_all
+from fds_dist.tangents.optimizers.protocol import ByParameter, PerWeight, safe_sqrt, same_for_all
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic polynomial, chosen for its slope at 0: after `ITERATIONS` singular values are 0.7 to 1.2."""
@@ -20,7 +19,7 @@ SMALLEST_NORM = 1e-7
 
 
 @dataclass(frozen=True)
-class Muon(BuiltIn):
+class Muon(ByParameter):
     """m ← μm + (1 − μ)g, w ← (1 − lr·ξ)w − lr·√max(1, rows/columns)·NS((1 − μ)g + μm) for matrices.
 
     Without `nesterov`: NS(m). A matrix is a parameter of two dimensions, as for `torch.optim.Muon`. All others move by
@@ -29,16 +28,11 @@ class Muon(BuiltIn):
     """
 
     nesterov: bool = True
-    layout: FlatLayout | None = None
 
     @property
     def name(self) -> str:
         """The name in the config."""
         return "muon"
-
-    def bind(self, layout: FlatLayout) -> Muon:
-        """This optimizer for weights that lie as `layout` says."""
-        return replace(self, layout=layout)
 
     def init(self, weights: Tensor) -> AdamState:
         """The state before the first step; `weights` [D]. A matrix's momentum is its first moment."""
@@ -64,7 +58,7 @@ class Muon(BuiltIn):
 
     def _choose(self, of_matrices: Tensor, of_others: Tensor) -> Tensor:
         """[D] from values [] or [D]: the first ones in matrices, the others in all other parameters."""
-        layout = self._known_layout
+        layout = self.known_layout
         parts = (values.expand(layout.size).split(layout.sizes) for values in (of_matrices, of_others))
         triples = zip(layout.shapes, *parts, strict=True)
         return torch.cat([matrix if len(shape) == 2 else other for shape, matrix, other in triples])
@@ -76,14 +70,9 @@ class Muon(BuiltIn):
                 orthogonalized(part).flatten() * math.sqrt(max(1.0, part.shape[0] / part.shape[1]))
                 if part.dim() == 2
                 else part.flatten()
-                for part in self._known_layout.views(direction).values()
+                for part in self.known_layout.views(direction).values()
             ]
         )
-
-    @property
-    def _known_layout(self) -> FlatLayout:
-        assert self.layout is not None, "bind(layout) comes first"
-        return self.layout
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ Shapes: D = weights, G = parameter groups.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -101,6 +102,23 @@ class BuiltIn:
     def switches(self) -> dict[str, object]:
         """The fixed settings: fields of the class with these names."""
         return {switch: getattr(self, switch) for switch in BUILT_IN[self.name].switches}
+
+
+@dataclass(frozen=True)
+class ByParameter(BuiltIn):
+    """A built-in optimizer that treats each parameter as a whole."""
+
+    layout: FlatLayout | None = None
+
+    def bind(self, layout: FlatLayout) -> ByParameter:
+        """This optimizer for weights that lie as `layout` says."""
+        return replace(self, layout=layout)
+
+    @property
+    def known_layout(self) -> FlatLayout:
+        """The layout, which `bind` has set."""
+        assert self.layout is not None, "bind(layout) comes first"
+        return self.layout
 
 
 def needs_layout(optimizer: InnerOptimizer) -> bool:
