@@ -20,8 +20,9 @@ from fds_dist.common.flat import trainable_parameters
 from fds_dist.common.precision import AUTOCAST, DTYPES
 from fds_dist.common.values import Row
 from fds_dist.config import Config, Draft, Faults, OuterConfig
+from fds_dist.distributed.devices import choose_device
 from fds_dist.distributed.environment import LaunchEnvironment
-from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device, mesh_shape
+from fds_dist.distributed.mesh import MeshShape, Ranks, mesh_shape
 from fds_dist.inner.dry_run import dry_run
 from fds_dist.inner.estimators import ESTIMATORS, Estimator
 from fds_dist.inner.estimators.greedy import greedy_estimator
@@ -29,7 +30,7 @@ from fds_dist.inner.estimators.random_directions import random_directions
 from fds_dist.inner.problem import Problem, TangentOptions
 from fds_dist.models.fine_tuning import FineTuned
 from fds_dist.models.handed_in import HandedIn
-from fds_dist.outer.loop import OuterSettings
+from fds_dist.outer.progress import OuterSettings
 from fds_dist.outer.rules import AdamRule, GradientRule, OuterRule, SignRule
 from fds_dist.schedule.groups import assigned
 from fds_dist.schedule.space import HyperparameterSpace

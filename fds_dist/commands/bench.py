@@ -30,9 +30,10 @@ from fds_dist.common.timing import median_seconds, seconds_of
 from fds_dist.common.words import ABSENT, counted, duration
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimators import estimate_forward
+from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.plan import make_plan
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun, run_horizon
+from fds_dist.inner.run import InnerRun
 from fds_dist.tangents.products import DoubleBackwardPoint
 from fds_dist.tasks.base import Task
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 import gc
 import importlib
 import math
-import os
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -27,6 +26,7 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.words import counted
 from fds_dist.distributed.addresses import name_interface
 from fds_dist.distributed.data_axis import DataAxis
+from fds_dist.distributed.devices import reproducible_threads
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.errors import TIMEOUT, rank_errors
 from fds_dist.distributed.store import shared_store
@@ -59,35 +59,6 @@ def mesh_shape(tangent: int | str, data: int, replica: int, world_size: int) -> 
         expected = f"{fitting}, or a launch with {int(tangent) * others} ranks"
         return None, [Fault("mesh.tangent", f"{product} does not fit {ranks}", expected)]
     return MeshShape(replica, int(tangent), data), []
-
-
-def choose_device(requested: str, environment: LaunchEnvironment) -> tuple[torch.device, list[Fault]]:
-    """The device of this rank for `cpu`, `cuda` or `auto` (a GPU if each local rank can have its own)."""
-    gpus = torch.cuda.device_count() if requested != "cpu" else 0
-    if gpus > environment.local_rank and gpus >= environment.local_world_size:
-        return torch.device("cuda", environment.local_rank), []
-    if requested == "cuda":
-        if not gpus:
-            return torch.device("cpu"), [Fault("device", "cuda: PyTorch finds no GPU here", "auto or cpu")]
-        problem = f"cuda: {environment.local_world_size} ranks for {counted(gpus, 'GPU')} here"
-        return torch.device("cpu"), [Fault("device", problem, "one GPU per rank, or cpu")]
-    return torch.device("cpu"), []
-
-
-@contextmanager
-def reproducible_threads(device: torch.device) -> Iterator[None]:
-    """Inside, each rank on a CPU uses one thread, unless `OMP_NUM_THREADS` is set.
-
-    A sum over several threads depends on their number: one rank with many threads and many ranks with one thread
-    would differ in the last bits.
-    """
-    before = torch.get_num_threads()
-    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Ranks:

@@ -33,8 +33,8 @@ from fds_dist.inner.estimators import ESTIMATORS
 from fds_dist.inner.live_buffers import check_derivatives, live_buffers
 from fds_dist.inner.micro_batches import check_micro_batches, separability, smallest_micro_batch
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import initial_state
 from fds_dist.inner.testimony import raised_to_float64, testimony, untouched_parameters
+from fds_dist.inner.training import initial_state
 from fds_dist.tangents.methods import TrialPoint, ancestors, choose_method, difference_error
 from fds_dist.tasks.base import validation_loss
 from fds_dist.tasks.inspection import check_finite

@@ -12,8 +12,9 @@ from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.distributed.fingerprint import batch_fingerprint, deviating_ranks
 from fds_dist.inner.monitor import BatchesDiffer
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import ALONE, InnerRun, Training
+from fds_dist.inner.run import ALONE, InnerRun
 from fds_dist.inner.tolerance import TOLERANCES, relative
+from fds_dist.inner.training import Training
 
 
 def check_batches(problem: Problem, outer_step: int, axis: DataAxis) -> None:

@@ -24,7 +24,7 @@ from fds_dist.inner.culprits import calls_within, first_difference, wrong_second
 from fds_dist.inner.estimate import Estimator, evaluate
 from fds_dist.inner.plain_training import FixedBatches, PlainRun, PlainTraining, first_steps
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun, Training
+from fds_dist.inner.run import InnerRun
 from fds_dist.inner.tolerance import (
     FEW,
     PATIENCE,
@@ -36,6 +36,7 @@ from fds_dist.inner.tolerance import (
     smallest_size,
     total_norm,
 )
+from fds_dist.inner.training import Training
 from fds_dist.tangents.methods import TrialPoint
 from fds_dist.tangents.step import Pruning
 

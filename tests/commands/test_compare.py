@@ -26,10 +26,11 @@ from fds_dist.common.faults import UserError
 from fds_dist.common.records import RecordFile
 from fds_dist.config.compare import CompareConfig
 from fds_dist.inner.estimate import validate
+from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.plan import estimator_cost, make_plan
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun, run_horizon
-from fds_dist.outer.loop import OuterSettings
+from fds_dist.inner.run import InnerRun
+from fds_dist.outer.progress import OuterSettings
 from fds_dist.outer.rules import SignRule
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tangents.step import Pruning

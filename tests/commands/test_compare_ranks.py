@@ -16,7 +16,7 @@ from fds_dist.common.records import RecordFile
 from fds_dist.config.compare import CompareConfig
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
-from fds_dist.outer.loop import OuterSettings
+from fds_dist.outer.progress import OuterSettings
 from fds_dist.outer.rules import SignRule
 
 HORIZON, TRIALS = 10, 11

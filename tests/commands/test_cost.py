@@ -13,7 +13,7 @@ from fds_dist.common.memory import peak_bytes
 from fds_dist.distributed.mesh import MeshShape
 from fds_dist.inner.estimators import estimate_reverse
 from fds_dist.inner.run import InnerRun
-from fds_dist.outer.loop import OuterSettings
+from fds_dist.outer.progress import OuterSettings
 from fds_dist.tangents.optimizers import SGD, Adam, InnerOptimizer
 
 WEIGHTS = 36 * 5 + 5 + 5 * 4 + 4

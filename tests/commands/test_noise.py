@@ -33,8 +33,9 @@ from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.estimate import validate
 from fds_dist.inner.estimators import estimate_reverse
+from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun, InnerState, run_horizon
+from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.schedule.buckets import bucket_window
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace

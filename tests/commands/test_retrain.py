@@ -29,8 +29,9 @@ from fds_dist.commands.retrain.trainer import KEY, retrain
 from fds_dist.common.faults import UserError
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.config import Config
+from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun, InnerState, run_horizon
+from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.models import build_model
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tangents.optimizers import SGD, Adam

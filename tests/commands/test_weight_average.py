@@ -17,7 +17,8 @@ from fds_dist.commands.export import snippet
 from fds_dist.commands.retrain.settings import read_settings
 from fds_dist.common.faults import UserError
 from fds_dist.config import load_config
-from fds_dist.inner.run import InnerRun, run_horizon
+from fds_dist.inner.horizon import run_horizon
+from fds_dist.inner.run import InnerRun
 
 DECAY, NORM = 0.8, 0.5
 CONFIG: dict[str, Any] = {

@@ -13,8 +13,9 @@ from launching import clean_environment, free_port, run_jobs, start_ranks
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.distributed.agreement import merged_faults, on_all_ranks
+from fds_dist.distributed.devices import choose_device
 from fds_dist.distributed.environment import LaunchEnvironment
-from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device, mesh_shape
+from fds_dist.distributed.mesh import MeshShape, Ranks, mesh_shape
 
 BUCKETS = {1: {"lr": 1}, 3: {"lr": 1, "momentum": 1, "weight_decay": 1}, 9: {"lr": 7, "momentum": 1, "weight_decay": 1}}
 INITIAL = {"lr": 0.05, "momentum": 0.5, "weight_decay": 1e-3}

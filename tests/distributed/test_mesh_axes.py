@@ -22,8 +22,9 @@ from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.estimators import Estimate, Estimator, estimate_forward, estimate_reverse
 from fds_dist.inner.estimators.greedy import greedy_estimator
+from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun, InnerState, run_horizon
+from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.outer.replicas import mean_over_replicas, run_number
 from fds_dist.tangents.optimizers import SGD, Adam
 

@@ -32,8 +32,10 @@ from fds_dist.common.memory import peak_bytes
 from fds_dist.inner.dry_run import dry_run
 from fds_dist.inner.estimators import ESTIMATORS
 from fds_dist.inner.estimators.greedy import greedy_estimator
+from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun, Training, run_horizon
+from fds_dist.inner.run import InnerRun
+from fds_dist.inner.training import Training
 from fds_dist.inner.witness import Witness
 from fds_dist.tangents import parts as parts_module
 
@@ -213,7 +215,7 @@ def test_the_witness_trains_the_same_micro_batches_and_would_see_a_missing_facto
         def __init__(self, at: Callable[..., Any], fraction: float) -> None:
             super().__init__(at, 1.0)
 
-    monkeypatch.setattr("fds_dist.inner.run.MicroBatch", Unweighted)
+    monkeypatch.setattr("fds_dist.inner.training.MicroBatch", Unweighted)
     with pytest.raises(UserError, match="the first training loss is"):
         Witness(problem, exact=True).compare_steps()
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from fds_dist.common.faults import UserError
 from fds_dist.inner.dry_run import dry_run
 from fds_dist.inner.estimators import ESTIMATORS
-from fds_dist.inner.run import InnerRun, run_horizon
+from fds_dist.inner.horizon import run_horizon
+from fds_dist.inner.run import InnerRun
 from fds_dist.inner.witness import Witness
 from fds_dist.tasks.base import takes_hyperparameters, task_faults
 from fds_dist.tasks.datasets import task_from_datasets

@@ -15,8 +15,10 @@ from fds_dist.common.faults import UserError
 from fds_dist.config import load_config
 from fds_dist.inner.dry_run import dry_run
 from fds_dist.inner.estimators import ESTIMATORS
+from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun, Training, run_horizon
+from fds_dist.inner.run import InnerRun
+from fds_dist.inner.training import Training
 from fds_dist.inner.witness import Witness
 from fds_dist.tangents import METHODS
 from fds_dist.tangents.products import DoubleBackwardPoint, PlainPoint

@@ -14,8 +14,9 @@ from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.estimate import validate
 from fds_dist.inner.estimators import estimate_greedy
+from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.problem import Problem, TangentOptions
-from fds_dist.inner.run import InnerRun, InnerState, run_horizon
+from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 from fds_dist.tangents.optimizers import SGD
 from fds_dist.tasks.synthetic import synthetic

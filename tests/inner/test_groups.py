@@ -25,7 +25,8 @@ from fds_dist.config import read_draft
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.inner.estimators import ESTIMATORS, Estimator
 from fds_dist.inner.estimators.greedy import greedy_estimator
-from fds_dist.inner.run import InnerRun, InnerState, run_horizon
+from fds_dist.inner.horizon import run_horizon
+from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.schedule.groups import assigned, base_of, group_of, name_in
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.schedule.space import Hyperparameter

@@ -32,7 +32,8 @@ from torch.nn.functional import cross_entropy
 
 from fds_dist.common.batch import Part
 from fds_dist.inner.estimators import ESTIMATORS, Estimate
-from fds_dist.inner.run import InnerRun, InnerState, run_horizon
+from fds_dist.inner.horizon import run_horizon
+from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.tangents.optimizers import SGD, Adam, InnerOptimizer
 from fds_dist.tasks.synthetic import LeastSquares, synthetic
 

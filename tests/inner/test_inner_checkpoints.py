@@ -21,8 +21,10 @@ from fds_dist.distributed.environment import LaunchEnvironment, read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.checkpoints import InnerCheckpoints
 from fds_dist.inner.estimators import estimate_forward
+from fds_dist.inner.horizon import zero_tangents
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun, InnerState, initial_state, zero_tangents
+from fds_dist.inner.run import InnerRun, InnerState
+from fds_dist.inner.training import initial_state
 from fds_dist.tangents.optimizers import Adam
 
 HORIZON, CUT = 12, 7

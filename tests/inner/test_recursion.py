@@ -20,7 +20,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from fds_dist.inner.estimators import estimate_forward
-from fds_dist.inner.run import InnerRun, run_horizon
+from fds_dist.inner.horizon import run_horizon
+from fds_dist.inner.run import InnerRun
 from fds_dist.tangents import EXACT_METHODS, METHODS, Point
 from fds_dist.tangents.step import Pruning
 

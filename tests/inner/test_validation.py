@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fds_dist.common.faults import UserError
 from fds_dist.inner.estimate import Evaluation, validate
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import initial_state
+from fds_dist.inner.training import initial_state
 from fds_dist.tangents import Network
 
 ROUNDING = 1e-13

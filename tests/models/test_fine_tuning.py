@@ -22,7 +22,8 @@ from fds_dist.config import Config, dump_config, read_draft
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.inner.estimators import estimate_forward
 from fds_dist.inner.estimators.reverse import estimate_reverse
-from fds_dist.inner.run import InnerRun, run_horizon
+from fds_dist.inner.horizon import run_horizon
+from fds_dist.inner.run import InnerRun
 from fds_dist.models.fine_tuning import FineTuned
 from fds_dist.tasks import build_task
 

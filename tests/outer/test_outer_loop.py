@@ -12,14 +12,8 @@ from problems import ONE_RANK, Buckets, TensorTask, image_task, make_problem, ml
 from fds_dist.inner.estimators import Estimate, estimate_forward, estimate_reverse
 from fds_dist.inner.monitor import Consistency, StepMonitor
 from fds_dist.inner.plan import Plan
-from fds_dist.outer.loop import (
-    HypergradientsNotFinite,
-    OuterListener,
-    OuterLoop,
-    OuterProgress,
-    OuterSettings,
-    initial_progress,
-)
+from fds_dist.outer.loop import HypergradientsNotFinite, OuterListener, OuterLoop
+from fds_dist.outer.progress import OuterProgress, OuterSettings, initial_progress
 from fds_dist.outer.rules import SignRule
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tracking.records import InnerBlock, OuterRecord

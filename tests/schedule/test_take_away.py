@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 import fds_dist
 from fds_dist.common.flat import FlatLayout, trainable_parameters
+from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun, InnerState, run_horizon
+from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.tangents.optimizers import SGD, Adam
 
 LEARNED_OVER, HORIZON = 12, 31

@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from fds_dist.common.batch import Part
 from fds_dist.common.faults import UserError
 from fds_dist.inner.estimators import estimate_forward
-from fds_dist.inner.run import InnerRun, run_horizon
+from fds_dist.inner.horizon import run_horizon
+from fds_dist.inner.run import InnerRun
 from fds_dist.tangents import EXACT_METHODS, METHODS, Network, TrainingLoss
 
 ROUNDING = 1e-12

@@ -18,8 +18,9 @@ from fds_dist.common.modules import independent_copy
 from fds_dist.config import read_draft
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.inner.estimators import estimate_forward
+from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun, run_horizon
+from fds_dist.inner.run import InnerRun
 from fds_dist.models.handed_in import KEEP, SAME_START, HandedIn
 
 ROUNDING = 1e-11

@@ -22,8 +22,8 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.words import bytes_text, counted, duration, percent, ranges_text
 from fds_dist.config import Config, dump_config
 from fds_dist.distributed.agreement import on_all_ranks
+from fds_dist.distributed.devices import reproducible_threads
 from fds_dist.distributed.environment import read_environment
-from fds_dist.distributed.mesh import reproducible_threads
 from fds_dist.inner.plan import PLAIN_STEP_COST, REVERSE_COST, TANGENT_STEP_COST
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.space import HyperparameterSpace

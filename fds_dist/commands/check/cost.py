@@ -16,8 +16,8 @@ from fds_dist.distributed.mesh import MeshShape
 from fds_dist.inner.estimators.reverse import checkpoint_spacing
 from fds_dist.inner.plan import REVERSE_COST, Plan, make_plan
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import initial_state
-from fds_dist.outer.loop import OuterSettings
+from fds_dist.inner.training import initial_state
+from fds_dist.outer.progress import OuterSettings
 
 
 @dataclass(frozen=True)

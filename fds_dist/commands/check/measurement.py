@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from fds_dist.common.batch import common_rows, first_samples
 from fds_dist.common.memory import peak_bytes
 from fds_dist.common.timing import median_seconds
+from fds_dist.inner.horizon import zero_tangents
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import initial_state, zero_tangents
+from fds_dist.inner.training import initial_state
 from fds_dist.tangents import Part, Point
 
 REPEATS = 5

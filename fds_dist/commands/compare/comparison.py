@@ -23,7 +23,7 @@ from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.monitor import Consistency
 from fds_dist.inner.plan import estimator_cost
 from fds_dist.inner.problem import Problem
-from fds_dist.outer.loop import OuterSettings
+from fds_dist.outer.progress import OuterSettings
 from fds_dist.outer.rules import OuterRule
 from fds_dist.schedule.schedule import Schedule
 

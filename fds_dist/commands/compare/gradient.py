@@ -10,7 +10,8 @@ from fds_dist.inner.estimators import ESTIMATORS
 from fds_dist.inner.estimators.greedy import greedy_estimator
 from fds_dist.inner.monitor import StepMonitor
 from fds_dist.inner.plan import Plan, estimator_cost
-from fds_dist.outer.loop import HypergradientsNotFinite, OuterListener, OuterLoop, OuterProgress, initial_progress
+from fds_dist.outer.loop import HypergradientsNotFinite, OuterListener, OuterLoop
+from fds_dist.outer.progress import OuterProgress, initial_progress
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tracking.records import InnerBlock, OuterRecord
 from fds_dist.tracking.trackers import Tracker, Trackers

@@ -14,7 +14,7 @@ from fds_dist.common.words import counted, percent
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.monitor import Consistency
 from fds_dist.inner.problem import Problem
-from fds_dist.outer.loop import OuterSettings
+from fds_dist.outer.progress import OuterSettings
 from fds_dist.outer.rules import OuterRule
 
 

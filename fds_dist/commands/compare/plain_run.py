@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from fds_dist.inner.estimate import Evaluation, evaluate
+from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.monitor import BLOCKS_PER_HORIZON
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun, InnerState, run_horizon
+from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.tangents import Network
 
 AtRung = Callable[[float | None], bool]

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fds_dist.build import Build
-from fds_dist.outer.loop import OuterProgress
+from fds_dist.outer.progress import OuterProgress
 from fds_dist.storage.run_folder import RunFolder
 
 

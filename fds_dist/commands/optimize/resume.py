@@ -11,7 +11,7 @@ from fds_dist.commands.optimize.next_steps import listed_length
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.config import load_config
 from fds_dist.distributed.mesh import Ranks
-from fds_dist.outer.loop import OuterProgress, initial_progress
+from fds_dist.outer.progress import OuterProgress, initial_progress
 from fds_dist.storage.checkpoints import load_checkpoint
 from fds_dist.storage.run_folder import RunFolder
 

@@ -30,7 +30,8 @@ from fds_dist.inner.checkpoints import KIND as INNER
 from fds_dist.inner.checkpoints import InnerCheckpoints
 from fds_dist.inner.monitor import BatchesDiffer, Consistency, StepMonitor
 from fds_dist.inner.plan import Plan, estimator_cost
-from fds_dist.outer.loop import HypergradientsNotFinite, OuterListener, OuterLoop, OuterProgress
+from fds_dist.outer.loop import HypergradientsNotFinite, OuterListener, OuterLoop
+from fds_dist.outer.progress import OuterProgress
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.storage.checkpoints import remove_folders, save_checkpoint
 from fds_dist.storage.provenance import environment_info

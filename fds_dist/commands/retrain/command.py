@@ -18,8 +18,9 @@ from fds_dist.commands.run import RunSource, model_of, run_path, task_of
 from fds_dist.common.faults import UserError
 from fds_dist.config import Config, load_config
 from fds_dist.distributed.agreement import on_all_ranks
+from fds_dist.distributed.devices import choose_device
 from fds_dist.distributed.environment import read_environment
-from fds_dist.distributed.mesh import MeshShape, Ranks, choose_device
+from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.storage.run_folder import RunFolder
 from fds_dist.tasks.base import Task

@@ -14,8 +14,10 @@ from fds_dist.common.faults import UserError
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimate import validate
 from fds_dist.inner.estimators import estimate_forward, estimate_reverse
+from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun, initial_state, run_horizon
+from fds_dist.inner.run import InnerRun
+from fds_dist.inner.training import initial_state
 from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tangents import EXACT_METHODS, Part
 from fds_dist.tangents.methods import TrialPoint, choose_method

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.inner.estimate import Estimate, Evaluation, finished_run, lost_run, validate
+from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.plan import make_plan
-from fds_dist.inner.run import InnerRun, Tangents, run_horizon
+from fds_dist.inner.run import InnerRun, Tangents
 from fds_dist.tangents.averaging import judged
 
 

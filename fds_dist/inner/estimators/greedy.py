@@ -26,8 +26,10 @@ from torch.utils._pytree import tree_map
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.inner.estimate import Estimate, Estimator, evaluate, finished_run, lost_run, validate
+from fds_dist.inner.horizon import element_directions, zero_tangents
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun, InnerState, Tangents, Training, element_directions, zero_tangents
+from fds_dist.inner.run import InnerRun, InnerState, Tangents
+from fds_dist.inner.training import Training
 from fds_dist.schedule.buckets import Segment
 from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tangents import Batch, Point, tangent_step

@@ -23,8 +23,9 @@ from torch import Tensor
 from fds_dist.common.randomness import generator
 from fds_dist.inner.estimate import Estimate, Estimator, finished_run, lost_run, validate
 from fds_dist.inner.estimators.forward import directional_derivatives
+from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.plan import make_plan
-from fds_dist.inner.run import InnerRun, run_horizon
+from fds_dist.inner.run import InnerRun
 from fds_dist.schedule.buckets import Segment
 from fds_dist.schedule.space import HyperparameterSpace
 

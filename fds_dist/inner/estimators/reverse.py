@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fds_dist.common.batch import micro_batches
 from fds_dist.inner.estimate import Estimate, finished_run, lost_run, validate
-from fds_dist.inner.run import InnerRun, InnerState, initial_state
+from fds_dist.inner.run import InnerRun, InnerState
+from fds_dist.inner.training import initial_state
 from fds_dist.schedule.buckets import Segment
 from fds_dist.tangents import Batch, Network, TrainingLoss
 from fds_dist.tangents.averaging import judged

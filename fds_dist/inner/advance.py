@@ -1,0 +1,60 @@
+"""One step of the tangents that this rank owns, chunk by chunk.
+
+Shapes: D = weights, S = those whose state this rank of the `data` axis keeps (all, if it is alone), R = tangents of
+this rank, H = numbers in use at a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from fds_dist.inner.run import Tangents
+from fds_dist.inner.training import Training
+from fds_dist.tangents import (
+    Point,
+    tangent_step,
+)
+
+
+def advance_tangents(
+    training: Training, point: Point, h: Tensor, tangents: Tangents, directions: Tensor, rows: Sequence[int]
+) -> None:
+    """One tangent step of `rows`, in place and chunk by chunk, so that only one chunk's temporaries exist at a time.
+
+    Where micro-batches are summed, the products of all rows exist at once, and the updates follow chunk by chunk.
+    """
+    problem, here = training.problem, training.local_state
+    clip = problem.tangents.clip_hvp
+    vectorize = problem.chunk_size > 1
+    for group in chunks(rows, problem.rows_at_once or max(1, len(rows))):
+        before = {name: tensor[group] for name, tensor in tangents.buffers.items()}
+        products, after = point.products(tangents.weights[group], problem.theta(directions[group]), before)
+        if clip is not None:
+            products = products.clamp(-clip, clip)
+        tree_map(lambda tensor, part, group=group: tensor.__setitem__(group, part), tangents.buffers, after)
+        primals = (here.weights, here.optimizer, point.gradient, h)
+        for first in range(0, len(products), problem.chunk_size):
+            part = slice(first, first + problem.chunk_size)
+            dg, chunk = products[part], within(group, part)
+            dw, ds = tree_map(lambda tensor, chunk=chunk: tensor[chunk], (tangents.weights, tangents.optimizer))
+            new = tangent_step(training.update, primals, (dw, ds, dg, directions[chunk]), vectorize)
+            old = (tangents.weights, tangents.optimizer)
+            tree_map(lambda tensor, rows, chunk=chunk: tensor.__setitem__(chunk, rows), old, new)
+
+
+def within(group: slice | list[int], part: slice) -> slice | list[int]:
+    """The `part` of a `group` of rows."""
+    if isinstance(group, list):
+        return group[part]
+    return slice(group.start + part.start, min(group.start + part.stop, group.stop))
+
+
+def chunks(rows: Sequence[int], size: int) -> Iterator[slice | list[int]]:
+    """`rows` in groups of at most `size`; contiguous groups as slices, which are views and copy nothing."""
+    for first in range(0, len(rows), size):
+        group = list(rows[first : first + size])
+        contiguous = group[-1] - group[0] + 1 == len(group)
+        yield slice(group[0], group[-1] + 1) if contiguous else group

@@ -1,0 +1,99 @@
+"""Training over a horizon, with the tangents that this rank owns pushed along.
+
+Shapes: D = weights, S = those whose state this rank of the `data` axis keeps (all, if it is alone), K = learned
+numbers, H = numbers in use at a step, R = tangents that this rank of the `tangent` axis owns, in order of their first
+steps, so that the live ones are a prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from fds_dist.inner.advance import advance_tangents
+from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import InnerRun, InnerState, Tangents
+from fds_dist.inner.training import Training
+from fds_dist.schedule.buckets import Segment, bucket_of, bucket_window
+from fds_dist.schedule.space import Hyperparameter
+from fds_dist.tangents.step import Pruning
+
+
+def zero_tangents(local: InnerState, elements: Sequence[int], live: Sequence[str]) -> Tangents:
+    """Tangents of an initial state, which does not depend on λ.
+
+    Args:
+        local: the state with this rank's columns of the weights.
+        live: names of the live buffers.
+    """
+    rows = len(elements)
+
+    def zeros(tensor: Tensor) -> Tensor:
+        return tensor.new_zeros((rows, *tensor.shape))
+
+    buffers = {name: zeros(local.buffers[name]) for name in live}
+    return Tangents(tuple(elements), zeros(local.weights), tree_map(zeros, local.optimizer), buffers)
+
+
+def run_horizon(
+    run: InnerRun, elements: Sequence[int] = (), along: Callable[[Segment], Tensor] | None = None
+) -> tuple[Training, Tangents]:
+    """Trains over the horizon and pushes the tangents of `elements` along, which are in order of their first steps.
+
+    Ends early where `on_step` says so. Goes on from where the checkpointer kept it.
+
+    Args:
+        along: dh [R, H] on a segment, for tangents along other directions of λ, which all live from the first step on;
+            `elements` then are their numbers.
+    """
+    problem, training = run.problem, Training(run)
+    tangents = zero_tangents(training.local_state, elements, problem.live_buffers)
+    if run.checkpointer is not None:
+        training.state, tangents = run.checkpointer.restore(training.state, tangents)
+    starts = problem.space.starts(run.horizon)
+    owners = [problem.space.elements[element].owner for element in elements]
+    for segment in run.segments():
+        h = run.hyperparameters(segment)
+        theta = problem.theta(h)
+        live = len(elements) if along else sum(starts[element] <= segment.start for element in elements)
+        directions = along(segment) if along else element_directions(problem, segment, elements[:live])
+        for step in range(max(segment.start, training.state.step), segment.stop):
+            point = training.point(theta)
+            rows = updated_rows(problem.tangents.pruning, owners[:live], step, run.horizon)
+            advance_tangents(training, point, h, tangents, directions, rows)
+            training.step(point, h)
+            loss = point.loss
+            del point  # and its graph, before the next one is made
+            if not run.on_step(training.state, loss):
+                return training, tangents
+            if run.checkpointer is not None:
+                run.checkpointer.keep(training.state, tangents)
+    return training, tangents
+
+
+def element_directions(problem: Problem, segment: Segment, elements: Sequence[int]) -> Tensor:
+    """dh [R, H] on `segment`: the weight with which the hyperparameter reads the element of λ, 0 where it does not."""
+    space = problem.space
+    directions = torch.zeros(len(elements), sum(space.sizes.values()), dtype=problem.dtype)
+    weights = {name: dict(readings) for name, readings in segment.readings.items()}
+    for row, element in enumerate(elements):
+        owner, bucket, entry = space.elements[element]
+        directions[row, space.columns[owner.name].start + entry] = weights[owner.name].get(bucket, 0.0)
+    return directions.to(problem.device)
+
+
+def updated_rows(pruning: Pruning, owners: Sequence[Hyperparameter], step: int, horizon: int) -> Sequence[int]:
+    """The rows whose tangents take part in `step`: all, but for those that pruning skips.
+
+    `owners` are the hyperparameters that the rows' elements of λ belong to.
+    """
+    if not pruning.ratio:
+        return range(len(owners))
+    keeps = {}
+    for owner in set(owners):
+        window = bucket_window(bucket_of(step, owner.buckets, horizon), owner.buckets, horizon)
+        keeps[owner] = pruning.keeps(step - window.start, len(window))
+    return [row for row, owner in enumerate(owners) if keeps[owner]]

@@ -1,0 +1,96 @@
+"""The plain training of an inner run: where it stands, and its next step.
+
+Shapes: D = weights, S = those whose state this rank of the `data` axis keeps (all, if it is alone), H = numbers
+in use at a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+from torch import Tensor
+
+from fds_dist.common.batch import micro_batches
+from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import InnerRun, InnerState
+from fds_dist.tangents import (
+    AccumulatedPoint,
+    Batch,
+    Buffers,
+    MicroBatch,
+    Network,
+    Point,
+    SplitPoint,
+    Update,
+)
+from fds_dist.tangents.averaging import AveragedState
+
+
+class Training:
+    """The primal of an inner run: where it stands, and its next step. Tangents only watch."""
+
+    def __init__(self, run: InnerRun) -> None:
+        self.run, self.problem, self.axis = run, run.problem, run.ranks.data
+        self.network: Network = self.problem.network(run.number)
+        self.width = len(self.network.initial_weights)
+        self.columns = self.axis.columns(self.width)
+        self.update: Update = self.problem.update(self.network, self.columns, self.axis.differentiable_sum)
+        self.state = initial_state(self.problem, self.network, self.columns)
+        self._loss = self.problem.training_loss(self.network)
+        self._batches: Iterator[Batch] | None = None
+
+    @property
+    def local_state(self) -> InnerState:
+        """The state with this rank's columns of the weights [S] alone."""
+        state = self.state
+        return InnerState(state.step, state.weights[self.columns], state.optimizer, state.buffers)
+
+    @property
+    def whole_state(self) -> InnerState:
+        """The state, to be validated: the average of the weights, where there is one, is whole [D]."""
+        optimizer = self.state.optimizer
+        if not isinstance(optimizer, AveragedState):
+            return self.state
+        average = self.axis.gather(optimizer.average, self.width)
+        return replace(self.state, optimizer=optimizer._replace(average=average))
+
+    def point(self, theta: Tensor) -> Point:
+        """The training loss of the next batch at the present state: this rank's columns and its part of the loss.
+
+        Micro-batches are cut from the whole batch and then split over the `data` axis, so that they are the same
+        samples on any number of ranks.
+        """
+        if self._batches is None:
+            self._batches = self.problem.batches(self.run.number, self.state.step)
+        parts = [
+            MicroBatch(partial(self._split_point, batch, index, theta), fraction)
+            for index, (batch, fraction) in enumerate(micro_batches(next(self._batches), self.problem.accumulate))
+        ]
+        if len(parts) == 1:
+            return parts[0].at(self.state.buffers)
+        return AccumulatedPoint(parts, self.state.buffers, self.problem.chunk_size)
+
+    def _split_point(self, batch: Batch, micro_batch: int, theta: Tensor, buffers: Buffers) -> Point:
+        seeds = [
+            self.problem.step_seed(self.run.number, self.state.step, at, micro_batch) for at in (0, self.axis.rank)
+        ]
+        split = self.axis.split(batch, self.problem.reads_inputs)
+        part, seed = replace(self.network.cast(split), seed=seeds[0]), seeds[1]
+        weights, vectorize = self.state.weights, self.problem.chunk_size > 1
+        point = self.problem.make_point(self._loss, weights, theta, buffers, part, seed, vectorize)
+        return SplitPoint(point, self.axis, self.width)
+
+    def step(self, point: Point, h: Tensor) -> None:
+        """Moves to the state after one inner step with the gradient at `point` and h [H]."""
+        here = self.local_state
+        weights, optimizer = self.update(here.weights, here.optimizer, point.gradient, h)
+        self.state = InnerState(here.step + 1, self.axis.gather(weights, self.width), optimizer, point.buffers)
+
+
+def initial_state(problem: Problem, network: Network, columns: slice = slice(None)) -> InnerState:
+    """The state before the first step, with the optimizer's state of the weights in `columns`."""
+    weights = network.initial_weights
+    state = problem.rule(network.layout).init(weights[columns])
+    return InnerState(0, weights, state, network.initial_buffers)
