@@ -20,7 +20,6 @@ from rich.table import Table
 from torch import nn
 
 from fds_dist.build import ModelBuilder
-from fds_dist.commands.check.measurement import measure_step
 from fds_dist.commands.inputs import Source, launched, one_run_per_rank
 from fds_dist.commands.verify.derivatives import relative_error
 from fds_dist.common.batch import Part
@@ -31,6 +30,7 @@ from fds_dist.common.words import ABSENT, counted, duration
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimators import estimate_forward
 from fds_dist.inner.horizon import run_horizon
+from fds_dist.inner.measurement import measure_step
 from fds_dist.inner.plan import make_plan
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun

@@ -6,12 +6,12 @@ import pytest
 from problems import CPU, TensorTask, conv_bn, image_task, images, make_problem, mlp
 from torch import nn
 
-from fds_dist.commands.check import measurement as step_measurement
 from fds_dist.commands.check.cost import CostReport, cost_report
-from fds_dist.commands.check.measurement import measure_step
 from fds_dist.common.memory import peak_bytes
 from fds_dist.distributed.mesh import MeshShape
+from fds_dist.inner import measurement as step_measurement
 from fds_dist.inner.estimators import estimate_reverse
+from fds_dist.inner.measurement import measure_step
 from fds_dist.inner.run import InnerRun
 from fds_dist.outer.progress import OuterSettings
 from fds_dist.tangents.optimizers import SGD, Adam, InnerOptimizer

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import fds_dist
-from fds_dist.commands.check.measurement import measure_step
 from fds_dist.common.batch import call, checked_batch, common_rows, first_samples, named_leaves, samples_in
 from fds_dist.common.faults import UserError
 from fds_dist.distributed.fingerprint import batch_fingerprint
 from fds_dist.inner.estimators import estimate_forward, estimate_reverse
+from fds_dist.inner.measurement import measure_step
 from fds_dist.tasks.inspection import check_finite, same_batch
 from fds_dist.tasks.losses import OnBatch
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from fds_dist.commands.check.measurement import StepMeasurement, measure_step
 from fds_dist.distributed.mesh import MeshShape
 from fds_dist.inner.estimators.reverse import checkpoint_spacing
+from fds_dist.inner.measurement import StepMeasurement, measure_step
 from fds_dist.inner.plan import REVERSE_COST, Plan, make_plan
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.training import initial_state
