@@ -19,17 +19,17 @@ from torch import Tensor, nn
 
 from fds_dist.commands.compare.comparison import compare
 from fds_dist.commands.compare.job import Trial
-from fds_dist.commands.compare.judge import RenumberedTask
-from fds_dist.commands.compare.plain_run import plain_run
 from fds_dist.commands.compare.results import Comparison
 from fds_dist.common.faults import UserError
 from fds_dist.common.records import RecordFile
 from fds_dist.config.compare import CompareConfig
 from fds_dist.inner.estimate import validate
 from fds_dist.inner.horizon import run_horizon
+from fds_dist.inner.plain_run import plain_run
 from fds_dist.inner.plan import estimator_cost, make_plan
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun
+from fds_dist.outer.judge import RenumberedTask
 from fds_dist.outer.progress import OuterSettings
 from fds_dist.outer.rules import SignRule
 from fds_dist.schedule.schedule import Schedule

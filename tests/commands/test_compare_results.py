@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fds_dist.commands.compare.incumbents import incumbents
 from fds_dist.commands.compare.job import Trial
-from fds_dist.commands.compare.judge import Judgement, incumbents
 from fds_dist.commands.compare.plot import judged_curve, plot_comparison
 from fds_dist.commands.compare.results import Comparison, Incumbent, MethodRun
 from fds_dist.commands.compare.table import print_comparison
 from fds_dist.common.faults import UserError
 from fds_dist.common.words import Spread
+from fds_dist.outer.judge import Judgement
 
 HORIZON = 100
 

@@ -17,10 +17,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fds_dist.commands.compare.job import Job, Report, Trial, loss_or_infinity
-from fds_dist.commands.compare.plain_run import plain_run
 from fds_dist.commands.compare.space import SearchRange, cosine_at, values_at
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.randomness import derive_seed
+from fds_dist.inner.plain_run import plain_run
 
 if TYPE_CHECKING:
     import optuna

@@ -10,8 +10,8 @@ from typing import Any
 
 from fds_dist.commands.compare.black_box import BLACK_BOXES, black_box, need_optuna
 from fds_dist.commands.compare.gradient import fds, greedy
+from fds_dist.commands.compare.incumbents import Improvement, incumbents
 from fds_dist.commands.compare.job import Job, Method, Say, SearchLog, Trial
-from fds_dist.commands.compare.judge import Improvement, JudgedRun, Judgement, incumbents, judge, judging, repetition
 from fds_dist.commands.compare.results import Comparison, Incumbent, MethodRun
 from fds_dist.commands.compare.space import SearchRange, search_ranges
 from fds_dist.common.faults import Fault, UserError
@@ -23,6 +23,7 @@ from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.monitor import Consistency
 from fds_dist.inner.plan import estimator_cost
 from fds_dist.inner.problem import Problem
+from fds_dist.outer.judge import Judge, JudgedRun, Judgement, judging, repetition
 from fds_dist.outer.progress import OuterSettings
 from fds_dist.outer.rules import OuterRule
 from fds_dist.schedule.schedule import Schedule
@@ -131,7 +132,8 @@ def _judged_runs(job: Job, options: CompareConfig, folder: Path, say: Say) -> li
     best = [incumbents(search.trials, job.horizon) for search in searches]
     candidates = [incumbent.trial.values for row in best for incumbent in row]
     file = RecordFile(folder / "judge.jsonl", JudgedRun, DAMAGED)
-    judged = judge(judging(job.problem), candidates, job.horizon, options.judge_seeds, job.ranks, file, say)
+    judge = Judge(judging(job.problem), job.horizon, options.judge_seeds, job.ranks, file, say, test=True)
+    judged = judge.judge(candidates)
     return [_run(job.problem, search, row, judged) for search, row in zip(searches, best, strict=True)]
 
 

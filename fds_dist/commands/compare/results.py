@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fds_dist.commands.compare.judge import Judgement
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.records import FloatOrInf, from_values, to_values
 from fds_dist.common.values import RowOrNan
 from fds_dist.common.words import Spread, spread
+from fds_dist.outer.judge import Judgement
 
 REFERENCE = "fds"
 """The method that the others are measured by."""
