@@ -6,7 +6,9 @@ Exit status: 0 done, 2 the user's input is wrong (one line per fault), 1 anythin
 from __future__ import annotations
 
 import argparse
+import atexit
 import ctypes
+import gc
 import os
 import re
 import signal
@@ -38,14 +40,17 @@ HELP_WIDTH = 79
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
+    atexit.register(gc.freeze)  # or the interpreter's last collection walks through all of PyTorch: a third of a second
+    told: list[Fault] = []
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
         _end_with_launcher()
+        told = _tell_config_faults(options)
         return options.command.run(options)
     except UserError as error:
-        return _explain(error.faults, WRONG_INPUT)
+        return _explain([fault for fault in error.faults if fault not in told], WRONG_INPUT)
     except CommandFailed as error:
         return _explain([error], FAILED)
     except KeyboardInterrupt:
@@ -189,12 +194,36 @@ def _end_with_launcher() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def _tell_config_faults(options: argparse.Namespace) -> list[Fault]:
+    """Prints what is wrong with the config alone, and returns it: without PyTorch, whose import takes a while.
+
+    The command then finds the rest: what is wrong with the things that the config names.
+    """
+    if options.command.source is not CONFIG or options.config is None:
+        return []
+    from fds_dist.config import read_draft
+
+    faults = read_draft(options.config, options.overrides).faults
+    if _is_first_here():
+        _print(faults)
+    return faults
+
+
 def _explain(lines: Iterable[object], status: int) -> int:
     """Prints the lines once per node; returns `status`."""
-    if told_local_rank(os.environ) == "0":
-        for line in lines:
-            print(f"fds-dist: {line}", file=sys.stderr, flush=True)
+    if _is_first_here():
+        _print(lines)
     else:
         with suppress(KeyboardInterrupt):  # the first has ended already
             time.sleep(FIRST_WORD_SECONDS)
     return status
+
+
+def _is_first_here() -> bool:
+    """Whether this is the first rank of its node, the one that tells what is wrong."""
+    return told_local_rank(os.environ) == "0"
+
+
+def _print(lines: Iterable[object]) -> None:
+    for line in lines:
+        print(f"fds-dist: {line}", file=sys.stderr, flush=True)

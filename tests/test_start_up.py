@@ -1,0 +1,46 @@
+"""What a command needs before it says its first word. By the modules that are imported, not by the time that takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from launching import clean_environment
+from sklearn.datasets import load_digits
+
+from fds_dist.tasks.digits import read_digits
+
+FAULTY = """
+task: {name: digits, batch_size: 0}
+hyperparameters: {lr: {init: 0.1, step: -1}}
+outer: {stepz: 2}
+"""
+
+
+def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What a fresh interpreter makes of `code`."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=clean_environment())
+
+
+def test_faults_of_a_config_are_told_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(FAULTY)
+    without_torch = "import sys; sys.modules['torch'] = None; from fds_dist.cli import main; "
+    ended = python(without_torch + "main(['check', 'config.yaml', 'seed=x'])", tmp_path)
+    told = [line for line in ended.stderr.splitlines() if line.startswith("fds-dist: ")]
+    assert told == [
+        "fds-dist: hyperparameters.lr.step: -1 is out of range; expected a number above 0",
+        "fds-dist: outer.stepz: unknown key; did you mean outer.steps?",
+        "fds-dist: seed: 'x' is text; expected a whole number of at least 0",
+    ]
+    assert "ModuleNotFoundError" in ended.stderr  # torch would have come next
+
+
+def test_digits_are_read_without_scikit_learn_and_are_its_own(tmp_path: Path) -> None:
+    code = "import sys; from fds_dist.tasks.digits import digits; digits(); sys.exit('sklearn' in sys.modules)"
+    assert python(code, tmp_path).returncode == 0
+    for ours, theirs in zip(read_digits(), load_digits(return_X_y=True), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert np.array_equal(ours, theirs)
