@@ -15,6 +15,8 @@ from fds_dist.config import Config
 from fds_dist.models import build_model, network_of
 from fds_dist.models.fine_tuning import FineTuned, WeightsFile, fine_tuned
 from fds_dist.models.handed_in import KEEP, REDRAW, HandedIn, checked_start
+from fds_dist.models.refusals import unwrapped
+from fds_dist.models.sharded import is_sharded, unsharded
 from fds_dist.tasks.base import Task
 
 ModelBuilder = Callable[[int], nn.Module]
@@ -59,13 +61,21 @@ def model_builder(config: Config, task: Task, model: nn.Module | ModelBuilder | 
     elif own is not None:
         init = options.get("init", KEEP)
         init = checked_start(init) if name is None else REDRAW if init == REDRAW else KEEP
-        make = (lambda seed: own) if isinstance(own, nn.Module) else own
-        builder = HandedIn(make, init, inputs)
+        builder = HandedIn(_maker(own), init, inputs)
     else:
         raise UserError(Fault("model", "is missing, and this task builds none", "a model, such as {name: lenet}"))
     builder = fine_tuned(builder, tuning, options.get("init"))
     builder(0)
     return builder
+
+
+def _maker(own: nn.Module | ModelBuilder) -> ModelBuilder:
+    """seed → the user's module. Sharded weights are gathered here: all ranks come here alike, but not to each call."""
+    if not isinstance(own, nn.Module):
+        return own
+    module = unwrapped(own)
+    whole = unsharded(module) if is_sharded(module) else module
+    return lambda seed: whole
 
 
 def weights_file(builder: ModelBuilder) -> WeightsFile | None:

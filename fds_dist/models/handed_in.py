@@ -22,7 +22,7 @@ from fds_dist.common.modules import Modes, independent_copy
 from fds_dist.common.options import kind_faults
 from fds_dist.common.randomness import seeded
 from fds_dist.common.words import few
-from fds_dist.models.refusals import module_faults, unregistered, unwrapped
+from fds_dist.models.refusals import module_faults, uncompile_parts, unregistered, unwrapped
 
 KEEP, REDRAW = "keep", "redraw"
 Start = Annotated[str, one_of((KEEP, REDRAW))]
@@ -109,10 +109,12 @@ class HandedIn:
         if fault := next(module_faults(module), None):  # the others are mostly the same, of other parameters
             raise UserError(fault)
         try:
-            return independent_copy(module)
+            copied = independent_copy(module)
         except Exception as error:
             problem = f"{type(module).__name__} cannot be copied: {error}"
             raise UserError(Fault("model", problem, "a module that copy.deepcopy can copy")) from error
+        uncompile_parts(copied)
+        return copied
 
     def _initialize(self, module: nn.Module) -> None:
         """Makes the parameters of lazy parts, which read their shapes from the first inputs that they meet.

@@ -16,10 +16,10 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from fds_dist.common.faults import Fault
+from fds_dist.models.sharded import SHARDING, is_sharded
 
 REGISTERED = ("_parameters", "_buffers", "_modules")
 QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
-SHARDED = "torch.distributed.fsdp"
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -30,6 +30,14 @@ def unwrapped(module: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return module
         module = inner
+
+
+def uncompile_parts(module: nn.Module) -> None:
+    """Puts the parts that `torch.compile` has wrapped in the places of their wrappers, whose names vanish with them."""
+    for part in list(module.modules()):
+        for name, child in part._modules.items():
+            if child is not None and isinstance(getattr(child, "_orig_mod", None), nn.Module):
+                part._modules[name] = unwrapped(child)
 
 
 def module_faults(module: nn.Module) -> Iterator[Fault]:
@@ -79,14 +87,15 @@ def _part_fault(path: str, part: nn.Module) -> Fault | None:
     kind = type(part)
     if isinstance(part, torch.jit.ScriptModule):
         return Fault("model", f"{path} is a scripted module, whose parameters cannot be replaced", "the Python module")
-    if kind.__module__.startswith(SHARDED):
-        name = "fully_shard" if any(base.__name__ == "FSDPModule" for base in kind.__mro__) else kind.__name__
+    if kind.__module__.startswith(SHARDING):
         expected = "the module before it was sharded (mesh.data spreads batches and the state of training over ranks)"
-        return Fault("model", f"{path} is sharded by {name}", expected)
+        if is_sharded(part):
+            expected = f"the module itself in place of a function of the seed: it is gathered once; or {expected}"
+        return Fault("model", f"{path} is sharded by {'fully_shard' if is_sharded(part) else kind.__name__}", expected)
     if kind.__module__.startswith(QUANTIZED):
         problem = f"{path} is quantized ({kind.__name__}): it has no gradient"
         return Fault("model", problem, "the network before its quantization")
-    if isinstance(part, WRAPPERS) or isinstance(getattr(part, "_orig_mod", None), nn.Module):
+    if isinstance(part, WRAPPERS):
         return Fault("model", f"{path} is a part inside {kind.__name__}", "the part itself, without that wrapper")
     if part._backward_hooks or part._backward_pre_hooks:
         problem = f"{path} has backward hooks, which may change gradients in ways that have no derivative here"

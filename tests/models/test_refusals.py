@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from problems import CLASSES, images
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from fds_dist.common.faults import UserError
 from fds_dist.models.handed_in import KEEP, REDRAW, HandedIn
@@ -113,16 +109,6 @@ def test_what_cannot_be_trained_as_it_is_takes_one_line(name: str) -> None:
     line = refusal(make())
     assert line.startswith(f"model: {start}"), line
     assert "; expected " in line
-
-
-def test_a_network_that_fully_shard_has_sharded_is_refused_by_name(tmp_path: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        mesh = init_device_mesh("cpu", (1,))
-        line = refusal(changed(lambda module: fully_shard(module[1], mesh=mesh)))
-    finally:
-        dist.destroy_process_group()
-    assert line.startswith("model: 1 is sharded by fully_shard; expected the module before it was sharded (mesh.data")
 
 
 def test_a_builder_that_draws_its_own_random_numbers_is_refused() -> None:
