@@ -15,6 +15,6 @@ case ${1:-} in
     ;;
 esac
 
-"$root/launch/setup.sh" dev,search,tensorboard,deepspeed
+"$root/launch/setup.sh" dev,search,schedulefree,tensorboard,deepspeed
 cd "$root"
 exec .venv/bin/python -m pytest -n "${WORKERS:-2}" --dist loadfile "$@"

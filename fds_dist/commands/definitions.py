@@ -230,7 +230,7 @@ COMMANDS = {
         keys=None,
     ),
     "compare": Command(
-        _compare, "compare FDS with greedy, a tuned cosine, random search, TPE and Hyperband at equal compute"
+        _compare, "compare FDS with tuned schedules, greedy, random search, TPE and Hyperband at equal compute"
     ),
     "bench": Command(
         _bench,

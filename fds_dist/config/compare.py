@@ -9,7 +9,19 @@ from pydantic import AfterValidator, Field
 from fds_dist.common.kinds import Count, Name, Number, Positive, Seed, fault, read_by, show, wrong_kind
 from fds_dist.config.sections import Section
 
-MethodName = Literal["fds", "greedy", "cosine", "random", "tpe", "hyperband", "bohb"]
+MethodName = Literal[
+    "fds",
+    "greedy",
+    "cosine",
+    "linear",
+    "refined",
+    "schedule_free",
+    "cosine_buckets",
+    "random",
+    "tpe",
+    "hyperband",
+    "bohb",
+]
 
 
 def _distinct(methods: list[str]) -> list[str]:
@@ -35,10 +47,13 @@ class CompareConfig(Section):
     """Settings of `fds-dist compare`: FDS and its rivals at equal compute."""
 
     methods: Annotated[list[MethodName], Field(min_length=1), AfterValidator(_distinct)] = Field(
-        default_factory=lambda: ["fds", "greedy", "cosine", "random", "tpe", "hyperband"]
+        default_factory=lambda: ["fds", "greedy", "cosine", "linear", "random", "tpe", "hyperband"]
     )
-    """fds and greedy follow hypergradients. cosine (tpe over the height of a cosine learning rate, and constants),
-    random, tpe, hyperband and bohb (tpe with hyperband) see only losses."""
+    """fds and greedy follow hypergradients. All others see only losses. cosine and linear are a warm-up and a smooth
+    decay to zero with constants for the rest, tuned by tpe; refined has the decay that follows from one run's gradient
+    norms (Defazio et al. 2023); schedule_free is SGD or AdamW of the package schedulefree, also tuned by tpe.
+    cosine_buckets is a cosine in the buckets of the config. random, tpe, hyperband and bohb (tpe with hyperband)
+    search every bucket."""
 
     budget: Positive | None = None
     """Compute of each method in plain training steps; null: the cost of the outer steps of fds."""
@@ -53,7 +68,8 @@ class CompareConfig(Section):
     """Trainings on all training data with each method's answer, for its test accuracy; 0: use the judges' runs."""
 
     ranges: dict[Name, SearchRange] = Field(default_factory=dict)
-    """Name → [low, high] for the black boxes; left out: the hyperparameter's bounds, or a customary range."""
+    """Name → [low, high] for the black boxes; left out: the hyperparameter's bounds, or a customary range. `warmup` is
+    the warm-up's share of the horizon."""
 
     scale: Literal["log", "linear"] = "log"
     """How black boxes search: evenly in the logarithm (in log(1 - x) for momentum and betas) if the range has one, or

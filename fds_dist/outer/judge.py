@@ -140,6 +140,15 @@ Wanted = tuple[tuple[float, ...], int]
 """A λ and a seed."""
 
 
+Arrange = Callable[[Problem, int, Sequence[float]], tuple[Problem, Sequence[float]]]
+"""(problem, horizon, a candidate's numbers) → the problem to train, and λ in its space."""
+
+
+def _as_it_is(problem: Problem, horizon: int, values: Sequence[float]) -> tuple[Problem, Sequence[float]]:
+    """For candidates that are λs of the problem."""
+    return problem, values
+
+
 @dataclass(frozen=True)
 class Judge:
     """Trains λs on the same fresh seeds, and keeps each run in a file. Every method is called alike on all ranks."""
@@ -155,6 +164,8 @@ class Judge:
     """Hears about the progress, on every rank."""
     setting: str = ""
     """See `JudgedRun.setting`."""
+    arrange: Arrange = _as_it_is
+    """Makes the run of a candidate."""
     test: bool = False
     """Whether to evaluate on the test data too."""
 
@@ -189,8 +200,9 @@ class Judge:
 
     def _train(self, job: Wanted, meetings: Meetings) -> JudgedRun:
         values, seed = job
+        problem, numbers = self.arrange(self.problem, self.horizon, values)
         outcome = plain_run(
-            self.problem, values, seed, self.horizon, test=self.test, ranks=self.ranks, on_block=meetings.meet
+            problem, numbers, seed, self.horizon, test=self.test, ranks=self.ranks, on_block=meetings.meet
         )
         accuracy = None if outcome.test is None else outcome.test.accuracy
         return JudgedRun(seed, outcome.val.loss, outcome.val.accuracy, accuracy, list(values), self.setting)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from launching import start_ranks
 from problems import CPU, image_task, make_problem, mlp
 
 from fds_dist.commands.compare.comparison import compare
-from fds_dist.commands.compare.job import Trial
+from fds_dist.commands.compare.job import Job, Trial
 from fds_dist.commands.compare.results import Comparison
 from fds_dist.common.records import RecordFile
 from fds_dist.config.compare import CompareConfig
@@ -20,17 +21,18 @@ from fds_dist.outer.progress import OuterSettings
 from fds_dist.outer.rules import SignRule
 
 HORIZON, TRIALS = 10, 11
+SMOOTH = ["cosine", "refined", *(["schedule_free"] if find_spec("schedulefree") else [])]
 
 
 def compare_here(folder: Path) -> Comparison:
     """The comparison on whatever ranks this process is one of."""
     environment = read_environment()
     options = CompareConfig.model_validate(
-        {"methods": ["fds", "random", "bohb"], "seeds": 1, "judge_seeds": 3, "budget": TRIALS * HORIZON}
+        {"methods": ["fds", "random", "bohb", *SMOOTH], "seeds": 1, "judge_seeds": 3, "budget": TRIALS * HORIZON}
     )
     problem = make_problem(image_task(mlp), {"lr": [0.01, 0.01], "momentum": [0.1]})
     with Ranks(environment, MeshShape(1, environment.world_size, 1), CPU) as ranks:
-        return compare(problem, SignRule(), OuterSettings((10, 10)), "forward", options, ranks, folder)
+        return compare(Job(problem, SignRule(), OuterSettings((10, 10)), "forward", options, ranks), folder)
 
 
 def test_two_ranks_share_trials_and_agree_and_one_rank_reads_what_they_did(tmp_path: Path) -> None:
@@ -40,7 +42,7 @@ def test_two_ranks_share_trials_and_agree_and_one_rank_reads_what_they_did(tmp_p
     two, one = Comparison.load(tmp_path / "two"), compare_here(tmp_path / "one")
     assert json.loads(ended[0].out) == json.loads(two.to_json())
 
-    fds, random, bohb = two.runs
+    fds, random, bohb, *smooth = two.runs
     # The outer loop gives the same bits on any number of ranks; judges train each run on one rank.
     assert [(best.own_loss, best.judgements) for best in fds.incumbents] == [
         (best.own_loss, best.judgements) for best in one.runs[0].incumbents
@@ -53,6 +55,11 @@ def test_two_ranks_share_trials_and_agree_and_one_rank_reads_what_they_did(tmp_p
 
     finished = compare_here(tmp_path / "two")  # nothing is left to search or to judge
     assert finished.runs == two.runs
+
+    assert all(search.trials == TRIALS and search.cost == TRIALS * HORIZON for search in smooth)
+    (tmp_path / "two" / "judge.jsonl").unlink()
+    again = compare_here(tmp_path / "two")  # one rank trains the winners of two ranks anew
+    assert again.runs == two.runs
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from fds_dist.commands.compare.space import cosine_at, search_ranges, values_at
+from fds_dist.commands.compare.rivals.staircase import cosine_buckets
+from fds_dist.commands.compare.space import search_ranges
 from fds_dist.common.domain import NATURAL_DOMAIN
 from fds_dist.common.faults import UserError
 from fds_dist.config import load_config
@@ -41,17 +42,16 @@ def test_ranges_without_a_word_are_the_customary_ones_on_log_scales() -> None:
 
 def test_log_scales_spread_factors_evenly_those_of_one_minus_momentum_too() -> None:
     ranges = search_ranges(ALL, CompareConfig())
-    middle = [sum(found.coordinates) / 2 for found in ranges for _ in range(found.owner.buckets)]
+    middle = [each.value(sum(each.coordinates) / 2) for each in ranges]
     # Half-way in the logarithm: the geometric mean, of 1 and 0.01 for 1 - momentum. 1e-12: a few roundings.
-    assert values_at(ranges, middle) == pytest.approx([1e-2, 1e-2, 0.9, 1e-4], rel=1e-12)
+    assert middle == pytest.approx([1e-2, 0.9, 1e-4], rel=1e-12)
 
 
 def test_a_cosine_falls_from_one_height_and_leaves_the_others_constant() -> None:
     owners = space(learned("lr", low=0.05, buckets=3), learned("momentum", buckets=2), learned("weight_decay"))
-    ranges = search_ranges(owners, CompareConfig(scale="linear", ranges={"lr": [0.1, 1.0]}))
     steps = [(1 + math.cos(math.pi * (step + 0.5) / 3000)) / 2 for step in range(3000)]
     means = [sum(steps[bucket * 1000 : (bucket + 1) * 1000]) / 1000 for bucket in range(3)]
-    found = cosine_at(ranges, [0.4, 0.8, 1e-3])
+    found = cosine_buckets(owners, [0.4, 0.8, 1e-3])
     # 1e-6: the midpoint rule's error on a thousand steps.
     assert found[:2] == pytest.approx([0.4 * mean for mean in means[:2]], rel=1e-6)
     assert 0.4 * means[2] < found[2] == 0.05  # the bound
@@ -61,8 +61,8 @@ def test_a_cosine_falls_from_one_height_and_leaves_the_others_constant() -> None
 def test_linear_scales_spread_values_evenly() -> None:
     options = CompareConfig(scale="linear", ranges={"lr": [0.0, 2.0]})
     ranges = search_ranges(ALL, options)
-    middle = [sum(found.coordinates) / 2 for found in ranges for _ in range(found.owner.buckets)]
-    assert values_at(ranges, middle) == pytest.approx([1.0, 1.0, 0.495, 0.0050005], rel=1e-12)
+    middle = [each.value(sum(each.coordinates) / 2) for each in ranges]
+    assert middle == pytest.approx([1.0, 0.495, 0.0050005], rel=1e-12)
 
 
 def test_the_ends_of_a_range_are_never_left_by_rounding() -> None:
@@ -99,7 +99,7 @@ def test_all_mistakes_in_ranges_are_reported_at_once() -> None:
 
 def test_the_section_has_defaults_and_reads_back() -> None:
     config = load_config({**MINIMAL, "compare": {"ranges": {"lr": [0.001, 1]}, "budget": 500}})
-    assert config.compare.methods == ["fds", "greedy", "cosine", "random", "tpe", "hyperband"]
+    assert config.compare.methods == ["fds", "greedy", "cosine", "linear", "random", "tpe", "hyperband"]
     assert (config.compare.seeds, config.compare.judge_seeds, config.compare.scale) == (3, 3, "log")
     assert load_config(config.resolved()).compare == config.compare
     assert load_config(MINIMAL, ["compare.methods=[fds, bohb]"]).compare.methods == ["fds", "bohb"]

@@ -12,6 +12,7 @@ from torch import nn
 from fds_dist.build import Build, ModelBuilder, model_builder
 from fds_dist.commands.compare.comparison import Retrain
 from fds_dist.commands.compare.comparison import compare as compare_methods
+from fds_dist.commands.compare.job import Job
 from fds_dist.commands.compare.plot import plot_comparison
 from fds_dist.commands.compare.results import Comparison
 from fds_dist.commands.compare.table import print_comparison
@@ -103,19 +104,17 @@ def _retrainer(built: Build, ranks: Ranks, task: Task | None, model: nn.Module |
 
 def _compared(built: Build, ranks: Ranks, folder: Path, retrain: Retrain, say: Callable[[str], None]) -> Comparison:
     config = built.config
-    return compare_methods(
+    job = Job(
         built.problem,
         built.rule,
         built.settings,
         config.estimator,
         config.compare,
         ranks,
-        folder,
-        greedy_discount=config.greedy.discount,
-        say=say,
-        consistency=Consistency(config.consistency.mode, config.consistency.every),
-        retrain=retrain,
+        config.greedy.discount,
+        Consistency(config.consistency.mode, config.consistency.every),
     )
+    return compare_methods(job, folder, say, retrain)
 
 
 def _say_nothing(line: str) -> None:

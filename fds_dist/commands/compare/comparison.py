@@ -4,36 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fds_dist.commands.compare.black_box import BLACK_BOXES, black_box, need_optuna
-from fds_dist.commands.compare.gradient import fds, greedy
 from fds_dist.commands.compare.incumbents import Improvement, incumbents
-from fds_dist.commands.compare.job import Job, Method, Say, SearchLog, Trial
+from fds_dist.commands.compare.job import Job, Say, SearchLog, Trial
 from fds_dist.commands.compare.results import Comparison, Incumbent, MethodRun
-from fds_dist.commands.compare.space import SearchRange, search_ranges
+from fds_dist.commands.compare.rivals import RIVALS
+from fds_dist.commands.compare.rivals.recipe import Candidate
+from fds_dist.commands.compare.space import SearchRange
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import write_text_atomic
 from fds_dist.common.records import RecordFile
 from fds_dist.common.values import RowOrNan
-from fds_dist.config.compare import CompareConfig
-from fds_dist.distributed.mesh import Ranks
-from fds_dist.inner.monitor import Consistency
-from fds_dist.inner.plan import estimator_cost
-from fds_dist.inner.problem import Problem
 from fds_dist.outer.judge import Judge, JudgedRun, Judgement, judging, repetition
-from fds_dist.outer.progress import OuterSettings
-from fds_dist.outer.rules import OuterRule
 from fds_dist.schedule.schedule import Schedule
 
-METHODS: dict[str, Method] = {
-    "fds": fds,
-    "greedy": greedy,
-    **{name: partial(black_box, name) for name in BLACK_BOXES},
-}
-"""Name in `compare.methods` → the method."""
+Judged = dict[Candidate, list[Judgement]]
+"""By candidate the judgements, one per seed."""
 
 Retrain = Callable[[Schedule, Path], list[float]]
 """(learned schedule, a new folder) → test accuracies of `retrain_seeds` networks, trained with it on all training data.
@@ -58,83 +47,83 @@ class Search:
 
     method: str
     repetition: int
+    job: Job
     trials: list[Trial]
     note: str
 
+    @cached_property
+    def best(self) -> list[Improvement]:
+        """The trials that were the best so far."""
+        return incumbents(self.trials, self.job.horizon)
 
-def compare(
-    problem: Problem,
-    rule: OuterRule,
-    settings: OuterSettings,
-    estimator: str,
-    options: CompareConfig,
-    ranks: Ranks,
-    folder: Path,
-    greedy_discount: float = 0.0,
-    say: Say = lambda line: None,
-    consistency: Consistency | None = None,
-    retrain: Retrain | None = None,
-) -> Comparison:
-    """Runs every method of `options` in every repetition, judges the results and writes `folder/compare.json`.
+    def candidate(self, trial: Trial) -> Candidate:
+        """What one of the trials trained."""
+        recipe = RIVALS[self.method].recipe(self.job, self.trials, trial)
+        return Candidate(recipe, tuple(trial.values))
+
+    def run(self, judged: Judged, accuracies: Sequence[float]) -> MethodRun:
+        """The search with the judgements of its incumbents, and its answer's test accuracies after retraining."""
+        return MethodRun(
+            method=self.method,
+            repetition=self.repetition,
+            trials=len(self.trials),
+            cost=sum(trial.cost for trial in self.trials),
+            seconds=sum(trial.seconds for trial in self.trials),
+            incumbents=[self._incumbent(improvement, judged) for improvement in self.best],
+            note=self.note,
+            retrained_accuracies=list(accuracies),
+        )
+
+    def _incumbent(self, improvement: Improvement, judged: Judged) -> Incumbent:
+        trial, candidate = improvement.trial, self.candidate(improvement.trial)
+        return Incumbent(
+            number=trial.number,
+            hyperparameters=candidate.recipe.named(self.job.problem, trial.values),
+            cost=improvement.cost,
+            seconds=improvement.seconds,
+            own_loss=trial.val_loss,
+            judgements=judged[candidate],
+        )
+
+
+def compare(job: Job, folder: Path, say: Say = lambda line: None, retrain: Retrain | None = None) -> Comparison:
+    """Runs every method in every repetition, judges the results and writes `folder/compare.json`.
 
     Called alike on all ranks; every rank returns the same. Each trial is written to `folder` when it is done, and a
     later call with the same folder continues from there.
 
     Args:
-        estimator: the name of the estimator that `fds` uses.
-        greedy_discount: what the estimator of `greedy` remembers from step to step.
+        job: that of the first repetition.
         say: receives lines about the progress, on rank 0.
-        retrain: used if `options.retrain_seeds` is above 0; otherwise the test accuracy is that of the judges' runs.
+        retrain: used if `retrain_seeds` of the options is above 0; otherwise the test accuracy is that of the judges'
+            runs.
 
     Raises:
-        UserError: a range is missing or wrong, Optuna is not installed, the budget is below one run, or the folder
+        UserError: a range is missing or wrong, a method cannot take part, the budget is below one run, or the folder
             holds another comparison.
     """
-    ranges = search_ranges(problem.space, options)
-    if any(name in BLACK_BOXES for name in options.methods):
-        need_optuna()
-    cost = sum(estimator_cost(estimator, problem, horizon, greedy_discount) for horizon in settings.horizons)
-    job = Job(
-        problem=problem,
-        rule=rule,
-        settings=settings,
-        estimator=estimator,
-        greedy_discount=greedy_discount,
-        ranges=ranges,
-        horizon=max(settings.horizons),
-        budget=options.budget or cost,
-        ranks=ranks,
-        consistency=consistency or Consistency(),
-    )
+    options, ranks, methods, ranges = job.options, job.ranks, list[str](job.options.methods), job.ranges
+    say = say if ranks.is_first else lambda line: None
+    if faults := [fault for name in methods for fault in RIVALS[name].faults(job)]:
+        raise UserError(faults)
     if job.budget < job.horizon:
         raise UserError(Fault("compare.budget", f"{job.budget:g} is out of range", f"at least one run: {job.horizon}"))
     ranks.on_first(lambda: _claim(folder, _identity(job)))
-    runs = _judged_runs(job, options, folder, say if ranks.is_first else lambda line: None)
-    if retrain is not None and options.retrain_seeds:
-        runs = [_retrained(job, run, retrain, options.retrain_seeds, folder) for run in runs]
-    order = list[str](options.methods)
-    runs.sort(key=lambda run: order.index(run.method))  # by method, then by repetition
+    searches = [
+        _search(name, index, replace(job, problem=repetition(job.problem, index)), folder, say)
+        for index in range(options.seeds)
+        for name in methods
+    ]
+    searches.sort(key=lambda search: methods.index(search.method))  # by method, then by repetition
+    judged = _judged(job, searches, folder, say)
+    runs = [search.run(judged, _retrained(search, folder, retrain)) for search in searches]
+    described = _described(ranges)
     comparison = Comparison(
-        job.horizon, job.budget, ranks.world_size, options.judge_seeds, estimator, _described(ranges), runs
+        job.horizon, job.budget, ranks.world_size, options.judge_seeds, job.estimator, described, runs
     )
     if ranks.is_first:
         write_text_atomic(folder / "compare.json", comparison.to_json())
     return comparison
-
-
-def _judged_runs(job: Job, options: CompareConfig, folder: Path, say: Say) -> list[MethodRun]:
-    """Runs all searches, one repetition after the other, and judges their incumbents."""
-    searches = [
-        _search(name, index, replace(job, problem=repetition(job.problem, index)), folder, say)
-        for index in range(options.seeds)
-        for name in options.methods
-    ]
-    best = [incumbents(search.trials, job.horizon) for search in searches]
-    candidates = [incumbent.trial.values for row in best for incumbent in row]
-    file = RecordFile(folder / "judge.jsonl", JudgedRun, DAMAGED)
-    judge = Judge(judging(job.problem), job.horizon, options.judge_seeds, job.ranks, file, say, test=True)
-    judged = judge.judge(candidates)
-    return [_run(job.problem, search, row, judged) for search, row in zip(searches, best, strict=True)]
 
 
 def _search(name: str, index: int, job: Job, folder: Path, say: Say) -> Search:
@@ -150,9 +139,31 @@ def _search(name: str, index: int, job: Job, folder: Path, say: Say) -> Search:
         trials.extend(batch)
         log.after(batch)
 
-    note = METHODS[name](job, tuple(trials), report)
+    note = RIVALS[name].search(job, tuple(trials), report)
     log.end(len(trials), note)
-    return Search(name, index, trials, note)
+    return Search(name, index, job, trials, note)
+
+
+def _judged(job: Job, searches: Sequence[Search], folder: Path, say: Say) -> Judged:
+    """Judges all incumbents of all searches, recipe by recipe."""
+    file = RecordFile(folder / "judge.jsonl", JudgedRun, DAMAGED)
+    candidates = [search.candidate(improvement.trial) for search in searches for improvement in search.best]
+    judged: Judged = {}
+    for recipe in dict.fromkeys(candidate.recipe for candidate in candidates):
+        judge = Judge(
+            problem=judging(job.problem),
+            horizon=job.horizon,
+            seeds=job.options.judge_seeds,
+            ranks=job.ranks,
+            file=file,
+            say=say,
+            setting=recipe.name,
+            arrange=recipe.setting,
+            test=True,
+        )
+        numbers = [candidate.numbers for candidate in candidates if candidate.recipe == recipe]
+        judged |= {Candidate(recipe, values): runs for values, runs in judge.judge(numbers).items()}
+    return judged
 
 
 def _affordable(recorded: Sequence[Trial], budget: float) -> list[Trial]:
@@ -166,47 +177,22 @@ def _affordable(recorded: Sequence[Trial], budget: float) -> list[Trial]:
     return trials
 
 
-def _run(
-    problem: Problem, search: Search, improvements: list[Improvement], judged: dict[tuple[float, ...], list[Judgement]]
-) -> MethodRun:
-    """A search with the judgements of its incumbents."""
-    best = [
-        Incumbent(
-            number=trial.number,
-            hyperparameters=problem.space.unpack(trial.values),
-            cost=cost,
-            seconds=seconds,
-            own_loss=trial.val_loss,
-            judgements=judged[tuple(trial.values)],
-        )
-        for trial, cost, seconds in improvements
-    ]
-    return MethodRun(
-        method=search.method,
-        repetition=search.repetition,
-        trials=len(search.trials),
-        cost=sum(trial.cost for trial in search.trials),
-        seconds=sum(trial.seconds for trial in search.trials),
-        incumbents=best,
-        note=search.note,
-    )
-
-
-def _retrained(job: Job, run: MethodRun, retrain: Retrain, seeds: int, folder: Path) -> MethodRun:
-    """The run with the test accuracies of its answer after retraining; recorded accuracies are not measured again."""
-    if run.answer is None:
-        return run
-    values = run.answer.hyperparameters
-    target = folder / run.method / f"retrained-{run.repetition}"
+def _retrained(search: Search, folder: Path, retrain: Retrain | None) -> list[float]:
+    """The test accuracies of the answer after retraining; recorded accuracies are not measured again."""
+    job, seeds = search.job, search.job.options.retrain_seeds
+    if retrain is None or not seeds or not search.best:
+        return []
+    candidate = search.candidate(search.best[-1].trial)
+    values = candidate.recipe.named(job.problem, candidate.numbers)
+    target = folder / search.method / f"retrained-{search.repetition}"
     file = RecordFile(target.with_suffix(".jsonl"), Retrained, DAMAGED)
     for retrained in job.ranks.on_first(file.read):
         if retrained.hyperparameters == values and len(retrained.test_accuracies) == seeds:
-            return replace(run, retrained_accuracies=retrained.test_accuracies)
-    space = job.problem.space
-    accuracies = retrain(space.schedule(space.pack(values), job.horizon, job.problem.optimizer_info), target)
+            return retrained.test_accuracies
+    accuracies = retrain(candidate.setting(job.problem, job.horizon).schedule(job.horizon), target)
     if job.ranks.is_first:
         file.append([Retrained(values, accuracies)])
-    return replace(run, retrained_accuracies=accuracies)
+    return accuracies
 
 
 def _described(ranges: Sequence[SearchRange]) -> dict[str, dict[str, Any]]:

@@ -6,13 +6,16 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any
 
-from fds_dist.commands.compare.space import SearchRange
+from fds_dist.commands.compare.space import SearchRange, search_ranges
 from fds_dist.common.records import FloatOrInf
 from fds_dist.common.words import counted, percent
+from fds_dist.config.compare import CompareConfig
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.monitor import Consistency
+from fds_dist.inner.plan import estimator_cost
 from fds_dist.inner.problem import Problem
 from fds_dist.outer.progress import OuterSettings
 from fds_dist.outer.rules import OuterRule
@@ -24,7 +27,7 @@ class Trial:
 
     number: int
     values: list[float]
-    """[K] λ of the run."""
+    """The numbers of the method's recipe: λ [K], or those of a curve."""
     val_loss: FloatOrInf
     """The loss that the method saw; infinite if the run diverged, or was pruned before its first validation."""
     val_accuracy: float | None
@@ -45,7 +48,7 @@ def loss_or_infinity(value: float | None) -> float:
 
 @dataclass(frozen=True)
 class Job:
-    """The settings of one search by one method."""
+    """What all searches of one repetition share."""
 
     problem: Problem
     """With the seed of the repetition."""
@@ -53,28 +56,35 @@ class Job:
     settings: OuterSettings
     estimator: str
     """The estimator of `fds`, by name."""
-    greedy_discount: float
-    """What greedy hypergradients remember from step to step."""
-    ranges: tuple[SearchRange, ...]
-    horizon: int
-    """Inner steps of the longest outer step: the length of a black box's trial, and of every run that may become a
-    method's best."""
-    budget: float
-    """In plain training steps; no method starts a trial that it could not pay for."""
+    options: CompareConfig
     ranks: Ranks
+    greedy_discount: float = 0.0
+    """What greedy hypergradients remember from step to step."""
     consistency: Consistency = field(default_factory=Consistency)
+
+    @cached_property
+    def ranges(self) -> tuple[SearchRange, ...]:
+        """Of each learned hyperparameter. Raises `UserError` as `search_ranges` does."""
+        return search_ranges(self.problem.space, self.options)
+
+    @property
+    def horizon(self) -> int:
+        """Inner steps of the longest outer step: the length of a black box's trial, and of every run that may become a
+        method's best."""
+        return max(self.settings.horizons)
+
+    @cached_property
+    def budget(self) -> float:
+        """In plain training steps; no method starts a trial that it could not pay for."""
+        return self.options.budget or sum(self.cost(self.estimator, horizon) for horizon in self.settings.horizons)
+
+    def cost(self, estimator: str, horizon: int) -> float:
+        """One outer step with this estimator over `horizon` inner steps, in plain training steps."""
+        return estimator_cost(estimator, self.problem, horizon, self.greedy_discount)
 
 
 Report = Callable[[list[Trial]], None]
 """Receives trials when they are done, alike on every rank."""
-
-
-class Method(Protocol):
-    """Continues from the recorded trials `before` until the budget is spent. Called alike on all ranks; returns a note
-    on how the search ended, or ""."""
-
-    def __call__(self, job: Job, before: Sequence[Trial], report: Report) -> str: ...
-
 
 Say = Callable[[str], None]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fds_dist.commands.compare.results import REFERENCE, Comparison
+from fds_dist.commands.compare.rivals import RIVALS
 from fds_dist.commands.figure_style import BLUE, GREEN, ORANGE, PURPLE, SKY, STYLE, VERMILION
 
 if TYPE_CHECKING:
@@ -21,21 +22,16 @@ LINES = {
     "fds": (VERMILION, "-"),
     "greedy": (PURPLE, (0, (5, 1))),
     "cosine": (SKY, (0, (6, 1, 1, 1))),
+    "linear": (SKY, "-"),
+    "refined": (SKY, ":"),
+    "schedule_free": (GREEN, "-"),
+    "cosine_buckets": (SKY, "--"),
     "random": ("black", ":"),
     "tpe": (BLUE, "--"),
     "hyperband": (GREEN, "-."),
     "bohb": (ORANGE, (0, (3, 1, 1, 1, 1, 1))),
 }
 """Color and dashes of each method's line."""
-
-LABELS = {
-    "fds": "FDS",
-    "cosine": "tuned cosine",
-    "random": "random search",
-    "tpe": "TPE",
-    "hyperband": "Hyperband",
-    "bohb": "BOHB",
-}
 
 
 class Curve(NamedTuple):
@@ -106,7 +102,7 @@ def _draw(axes: Axes, method: str, curve: Curve, top: float) -> None:
         color=color,
         linestyle=dashes,
         linewidth=1.8 if reference else 1.2,
-        label=LABELS.get(method, method),
+        label=RIVALS[method].label if method in RIVALS else method,
         zorder=order,
     )
     axes.plot(cost[-1:], mean[-1:], marker="o", markersize=3.5, color=color, zorder=order)

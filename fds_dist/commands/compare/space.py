@@ -11,7 +11,6 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.registry import nearest
 from fds_dist.config.compare import CompareConfig
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
-from fds_dist.schedule.starts import mean_cosine
 
 CUSTOMARY: dict[str, tuple[float, float]] = {
     "lr": (1e-4, 1.0),
@@ -25,6 +24,11 @@ CUSTOMARY: dict[str, tuple[float, float]] = {
     "momentum_decay": (0.0, 0.1),
 }
 """Ranges of hyperparameters whose bounds are only those of their natural domain."""
+
+WARMUP = "warmup"
+"""The number of a curve that is no hyperparameter: the share of the horizon over which the learning rate rises."""
+
+CUSTOMARY_WARMUP = (0.0, 0.3)
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,12 @@ def search_ranges(space: HyperparameterSpace, options: CompareConfig) -> tuple[S
     """
     known = [name for owner in space.learned for name in (owner.name, owner.base)]
     faults = []
-    for name in options.ranges:
-        if name not in known:
+    for name, ends in options.ranges.items():
+        if name == WARMUP and name not in known:
+            if ends[0] < 0 or ends[1] >= 1:
+                problem = f"[{ends[0]:g}, {ends[1]:g}] is out of range"
+                faults.append(Fault(f"compare.ranges.{name}", problem, "shares of the horizon: at least 0 and below 1"))
+        elif name not in known:
             similar = nearest(name, known)
             suggestion = f"compare.ranges.{similar}" if similar else ""
             learned = ", ".join(owner.name for owner in space.learned)
@@ -79,26 +87,10 @@ def search_ranges(space: HyperparameterSpace, options: CompareConfig) -> tuple[S
     return tuple(ranges)
 
 
-def values_at(ranges: Sequence[SearchRange], coordinates: Sequence[float]) -> list[float]:
-    """λ [K] at `coordinates` [K]."""
-    by_element = [each for each in ranges for _ in range(each.owner.count)]
-    return [each.value(coordinate) for each, coordinate in zip(by_element, coordinates, strict=True)]
-
-
-def cosine_at(ranges: Sequence[SearchRange], coordinates: Sequence[float]) -> list[float]:
-    """λ [K] of half a cosine, from one coordinate per hyperparameter.
-
-    The learning rate falls from its value to 0: each bucket is the cosine's mean over its window, within the bounds.
-    All other hyperparameters are constant, and the numbers of a vector alike.
-    """
-    values: list[float] = []
-    for searched, coordinate in zip(ranges, coordinates, strict=True):
-        owner, height = searched.owner, searched.value(coordinate)
-        falls = owner.base == "lr" and owner.buckets > 1
-        factors = [mean_cosine(bucket / owner.buckets, (bucket + 1) / owner.buckets) for bucket in range(owner.buckets)]
-        falling = [owner.clamp(height * factor) if falls else height for factor in factors]
-        values += [value for value in falling for _ in range(owner.size)]
-    return values
+def warmup_range(options: CompareConfig) -> SearchRange:
+    """The range of a warm-up, as a share of the horizon: `compare.ranges.warmup`, else the customary one."""
+    low, high = options.ranges.get(WARMUP, CUSTOMARY_WARMUP)
+    return SearchRange(Hyperparameter(WARMUP, init=low, step=0.0, bounds=(0.0, 1.0)), low, high)
 
 
 def _range(owner: Hyperparameter, configured: Mapping[str, Sequence[float]], scale: str) -> tuple[float, float]:

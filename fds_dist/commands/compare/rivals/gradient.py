@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fds_dist.commands.compare.job import Job, Report, Trial, loss_or_infinity
+from fds_dist.commands.compare.rivals.recipe import Buckets, Recipe
+from fds_dist.common.faults import Fault
 from fds_dist.inner.estimators import ESTIMATORS
 from fds_dist.inner.estimators.greedy import greedy_estimator
 from fds_dist.inner.monitor import StepMonitor
-from fds_dist.inner.plan import Plan, estimator_cost
+from fds_dist.inner.plan import Plan
 from fds_dist.outer.loop import HypergradientsNotFinite, OuterListener, OuterLoop
 from fds_dist.outer.progress import OuterProgress, initial_progress
 from fds_dist.schedule.schedule import Schedule
@@ -50,30 +52,46 @@ def _ignore(block: InnerBlock) -> None:
     """Nobody watches the inner runs of a comparison."""
 
 
-def fds(job: Job, before: Sequence[Trial], report: Report) -> str:
+@dataclass(frozen=True)
+class Fds:
     """The search of `optimize`: the outer steps of the config, as far as the budget reaches."""
-    return _outer_loop(job, job.estimator, job.settings.horizons, before, report)
+
+    label: str = "FDS"
+
+    def faults(self, job: Job) -> Iterator[Fault]:
+        """See `Rival`."""
+        return iter(())
+
+    def search(self, job: Job, before: Sequence[Trial], report: Report) -> str:
+        """See `Rival`."""
+        return _outer_loop(job, job.estimator, job.settings.horizons, before, report)
+
+    def recipe(self, job: Job, trials: Sequence[Trial], trial: Trial) -> Recipe:
+        """See `Rival`."""
+        return Buckets()
 
 
-def greedy(job: Job, before: Sequence[Trial], report: Report) -> str:
+@dataclass(frozen=True)
+class Greedy(Fds):
     """The same outer loop on greedy hypergradients; it repeats the last horizon until the budget is spent."""
-    horizons = job.settings.horizons
-    more = int(job.budget // _cost(job, "greedy", horizons[-1]))
-    return _outer_loop(job, "greedy", horizons + horizons[-1:] * more, before, report)
+
+    label: str = "greedy"
+
+    def search(self, job: Job, before: Sequence[Trial], report: Report) -> str:
+        """See `Rival`."""
+        horizons = job.settings.horizons
+        more = int(job.budget // job.cost("greedy", horizons[-1]))
+        return _outer_loop(job, "greedy", horizons + horizons[-1:] * more, before, report)
 
 
 def affordable(job: Job, estimator: str, horizons: Sequence[int]) -> tuple[int, ...]:
     """The horizons of the first outer steps, as many as the budget pays for."""
     spent = 0.0
     for done, horizon in enumerate(horizons):
-        spent += _cost(job, estimator, horizon)
+        spent += job.cost(estimator, horizon)
         if spent > job.budget:
             return tuple(horizons[:done])
     return tuple(horizons)
-
-
-def _cost(job: Job, estimator: str, horizon: int) -> float:
-    return estimator_cost(estimator, job.problem, horizon, job.greedy_discount)
 
 
 def _outer_loop(job: Job, estimator: str, horizons: Sequence[int], before: Sequence[Trial], report: Report) -> str:
@@ -103,7 +121,7 @@ def _trial(job: Job, estimator: str, record: OuterRecord, progress: OuterProgres
         val_loss=loss_or_infinity(record.val_loss),
         val_accuracy=record.val_accuracy,
         steps=record.horizon,
-        cost=_cost(job, estimator, record.horizon),
+        cost=job.cost(estimator, record.horizon),
         seconds=record.seconds * job.ranks.world_size,
         state=progress.to_dict(),
     )
