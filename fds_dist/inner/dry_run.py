@@ -111,7 +111,7 @@ def _point(problem: Problem) -> TrialPoint:
     """The training loss on the first batch, or the first micro-batch of it, at the initial state."""
     network = problem.network(0)
     state = initial_state(problem, network)
-    theta = problem.theta(problem.values_in(problem.space.first_step, problem.space.initial()))
+    theta = problem.theta(problem.first_numbers)
     with user_code("task.train_batches", "train_batches(outer_step=0, epoch=0)"):
         _count_batches(problem)
         batch = next(problem.batches(0))

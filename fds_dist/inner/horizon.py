@@ -7,17 +7,16 @@ steps, so that the live ones are a prefix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fds_dist.inner.advance import advance_tangents
-from fds_dist.inner.problem import Problem
+from fds_dist.inner.directions import Along, Directions, along_elements
 from fds_dist.inner.run import InnerRun, InnerState, Tangents
 from fds_dist.inner.training import Training
-from fds_dist.schedule.buckets import Segment, bucket_of, bucket_window
+from fds_dist.schedule.shapes import stretches
 from fds_dist.schedule.space import Hyperparameter
 from fds_dist.tangents.step import Pruning
 
@@ -38,16 +37,14 @@ def zero_tangents(local: InnerState, elements: Sequence[int], live: Sequence[str
     return Tangents(tuple(elements), zeros(local.weights), tree_map(zeros, local.optimizer), buffers)
 
 
-def run_horizon(
-    run: InnerRun, elements: Sequence[int] = (), along: Callable[[Segment], Tensor] | None = None
-) -> tuple[Training, Tangents]:
+def run_horizon(run: InnerRun, elements: Sequence[int] = (), along: Along | None = None) -> tuple[Training, Tangents]:
     """Trains over the horizon and pushes the tangents of `elements` along, which are in order of their first steps.
 
     Ends early where `on_step` says so. Goes on from where the checkpointer kept it.
 
     Args:
-        along: dh [R, H] on a segment, for tangents along other directions of λ, which all live from the first step on;
-            `elements` then are their numbers.
+        along: for tangents along other directions of λ, which all live from the first step on; `elements` then are
+            their numbers.
     """
     problem, training = run.problem, Training(run)
     tangents = zero_tangents(training.local_state, elements, problem.live_buffers)
@@ -56,14 +53,13 @@ def run_horizon(
     starts = problem.space.starts(run.horizon)
     owners = [problem.space.elements[element].owner for element in elements]
     for segment in run.segments():
-        h = run.hyperparameters(segment)
-        theta = problem.theta(h)
         live = len(elements) if along else sum(starts[element] <= segment.start for element in elements)
-        directions = along(segment) if along else element_directions(problem, segment, elements[:live])
+        directions = Directions(problem, segment, run.horizon, along or along_elements(elements[:live]))
         for step in range(max(segment.start, training.state.step), segment.stop):
-            point = training.point(theta)
+            h = run.hyperparameters[segment.row(step)]
+            point = training.point(problem.theta(h))
             rows = updated_rows(problem.tangents.pruning, owners[:live], step, run.horizon)
-            advance_tangents(training, point, h, tangents, directions, rows)
+            advance_tangents(training, point, h, tangents, directions.at(step), rows)
             training.step(point, h)
             loss = point.loss
             del point  # and its graph, before the next one is made
@@ -72,17 +68,6 @@ def run_horizon(
             if run.checkpointer is not None:
                 run.checkpointer.keep(training.state, tangents)
     return training, tangents
-
-
-def element_directions(problem: Problem, segment: Segment, elements: Sequence[int]) -> Tensor:
-    """dh [R, H] on `segment`: the weight with which the hyperparameter reads the element of λ, 0 where it does not."""
-    space = problem.space
-    directions = torch.zeros(len(elements), sum(space.sizes.values()), dtype=problem.dtype)
-    weights = {name: dict(readings) for name, readings in segment.readings.items()}
-    for row, element in enumerate(elements):
-        owner, bucket, entry = space.elements[element]
-        directions[row, space.columns[owner.name].start + entry] = weights[owner.name].get(bucket, 0.0)
-    return directions.to(problem.device)
 
 
 def updated_rows(pruning: Pruning, owners: Sequence[Hyperparameter], step: int, horizon: int) -> Sequence[int]:
@@ -94,6 +79,6 @@ def updated_rows(pruning: Pruning, owners: Sequence[Hyperparameter], step: int, 
         return range(len(owners))
     keeps = {}
     for owner in set(owners):
-        window = bucket_window(bucket_of(step, owner.buckets, horizon), owner.buckets, horizon)
-        keeps[owner] = pruning.keeps(step - window.start, len(window))
+        stretch = next(stretch for stretch in stretches(owner.shaped, horizon) if step in stretch)
+        keeps[owner] = pruning.keeps(step - stretch.start, len(stretch))
     return [row for row, owner in enumerate(owners) if keeps[owner]]

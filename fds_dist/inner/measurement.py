@@ -66,7 +66,7 @@ class _Probe:
         self._batch = next(problem.batches(0))
         self.samples = -(-(common_rows(self._batch) or 1) // parts)
         """Samples that one rank sees; 1 where they cannot be told apart, and every rank sees the whole batch."""
-        self._h = problem.values_in(problem.space.first_step, problem.space.initial())
+        self._h = problem.first_numbers
         self._theta = problem.theta(self._h)
 
     def measured(self, samples: int, repeats: int) -> StepMeasurement:

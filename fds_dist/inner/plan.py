@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fds_dist.inner.problem import Problem
-from fds_dist.schedule.buckets import bucket_window
+from fds_dist.schedule.shapes import stretches
 
 PLAIN_STEP_COST = 1.0
 TANGENT_STEP_COST = 2.0
@@ -72,14 +72,15 @@ REVERSE_COST = 4.0
 def tangent_steps(problem: Problem, horizon: int) -> int:
     """Tangent updates over a horizon, all elements of λ together: those that are live and not pruned.
 
-    In the window of its bucket b, a hyperparameter has size · (b + 1) live tangents: those of buckets 0 to b.
+    From the start of its bucket b to that of the next, a hyperparameter has size · (b + 1) live tangents: those of
+    buckets 0 to b.
     """
     pruning = problem.tangents.pruning
     total = 0
     for owner in problem.space.learned:
-        for bucket in range(owner.buckets):
-            window = len(bucket_window(bucket, owner.buckets, horizon))
-            kept = sum(pruning.keeps(offset, window) for offset in range(window)) if pruning.ratio else window
+        for bucket, stretch in enumerate(stretches(owner.shaped, horizon)):
+            steps = len(stretch)
+            kept = sum(pruning.keeps(offset, steps) for offset in range(steps)) if pruning.ratio else steps
             total += kept * (bucket + 1) * owner.size
     return total
 
@@ -96,10 +97,14 @@ def reverse_cost(problem: Problem, horizon: int) -> float:
 
 def greedy_cost(problem: Problem, horizon: int, discount: float) -> float:
     """Per step a plain step and a validation gradient, charged as another; and where a product is needed, that is with
-    memory or with hyperparameters of the loss, two plain steps per number of a hyperparameter (not per bucket)."""
+    memory or with hyperparameters of the loss, two plain steps per number of each bucket that is read."""
     needs_products = discount > 0 or problem.loss_hyperparameters
-    products = TANGENT_STEP_COST * sum(owner.size for owner in problem.space.learned) if needs_products else 0.0
-    return horizon * (2 * PLAIN_STEP_COST + products)
+    windows = sum(
+        owner.size * len(owner.shaped.window(bucket, horizon))
+        for owner in problem.space.learned
+        for bucket in range(owner.buckets)
+    )
+    return horizon * 2 * PLAIN_STEP_COST + (TANGENT_STEP_COST * windows if needs_products else 0.0)
 
 
 def directions_cost(problem: Problem, horizon: int, count: int) -> float:

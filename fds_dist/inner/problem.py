@@ -15,7 +15,7 @@ from fds_dist.common.domain import UNBOUNDED
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import FlatLayout
 from fds_dist.common.randomness import derive_seed, keyed
-from fds_dist.schedule.buckets import Segment
+from fds_dist.schedule.buckets import Reading
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tangents import (
@@ -210,9 +210,14 @@ class Problem:
         """
         return self.tangents.chunk_size or (1 if self.device.type == "cpu" else GPU_CHUNK)
 
-    def values_in(self, segment: Segment, values: Sequence[float]) -> Tensor:
-        """h [H]: what each hyperparameter is on `segment`, given λ = `values` [K]."""
-        return torch.tensor(self.space.read(segment, values), dtype=self.dtype, device=self.device)
+    def numbers(self, readings: Mapping[str, Sequence[Reading]], values: Sequence[float]) -> Tensor:
+        """h [H] on the CPU: what each hyperparameter is at a step with these `readings`, given λ = `values` [K]."""
+        return torch.tensor(self.space.read(readings, values), dtype=self.dtype)
+
+    @property
+    def first_numbers(self) -> Tensor:
+        """h [H] at the first step, with the initial λ."""
+        return self.numbers(self.space.first_readings, self.space.initial()).to(self.device)
 
     @property
     def rows_at_once(self) -> int | None:

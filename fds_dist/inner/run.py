@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -85,9 +86,13 @@ class InnerRun:
     checkpointer: RunCheckpointer | None = None
 
     def segments(self) -> Iterator[Segment]:
-        """The stretches of the horizon on which all hyperparameters are constant."""
+        """The stretches of the horizon on which every hyperparameter reads the same buckets."""
         return self.problem.space.segments(self.horizon)
 
-    def hyperparameters(self, segment: Segment) -> Tensor:
-        """h [H] on `segment`."""
-        return self.problem.values_in(segment, self.values)
+    @cached_property
+    def hyperparameters(self) -> Tensor:
+        """h [rows, H] over the horizon, on the device after one copy: `Segment.row` is a step's row."""
+        space = self.problem.space
+        steps = (step for segment in self.segments() for step in segment.steps_read)
+        readings = (space.readings(step, self.horizon) for step in steps)
+        return torch.stack([self.problem.numbers(each, self.values) for each in readings]).to(self.problem.device)

@@ -73,7 +73,7 @@ class _Gradient:
             elif isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)):
                 layer.dropout = 0.0
         self.has_batch_norm = any(isinstance(layer, _BatchNorm) for layer in layers)
-        point = training.point(run.problem.theta(run.hyperparameters(next(run.segments()))))
+        point = training.point(run.problem.theta(run.hyperparameters[0]))
         self.gradient: Tensor = point.gradient
         self.loss: Tensor = point.loss
         after = torch.get_rng_state()

@@ -159,8 +159,8 @@ class Witness:
         run = InnerRun(replace(self.problem.by("plain"), task=task), self.values, 0, self.steps)
         training, seen = Training(run), PlainRun()
         for segment in run.segments():
-            h = run.hyperparameters(segment)
-            for _step in range(segment.start, segment.stop):
+            for step in range(segment.start, segment.stop):
+                h = run.hyperparameters[segment.row(step)]
                 point = training.point(run.problem.theta(h))
                 seen.losses.append(float(point.loss))
                 seen.gradients.append({**self.layout.views(point.gradient)})
@@ -175,7 +175,7 @@ class Witness:
     def _point(self, batch: Batch) -> TrialPoint:
         """The training loss of `batch` at the initial weights."""
         training = Training(InnerRun(self.problem, self.values, 0, self.steps))
-        theta = self.problem.theta(training.run.hyperparameters(next(training.run.segments())))
+        theta = self.problem.theta(training.run.hyperparameters[0])
         part, state = training.network.cast(Part(batch)), training.state
         loss = self.problem.training_loss(training.network)
         return TrialPoint(loss, state.weights, theta, state.buffers, part)

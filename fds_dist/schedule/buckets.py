@@ -1,14 +1,12 @@
-"""How a horizon is divided into buckets. Needs no torch.
+"""How a horizon is divided into buckets, and what a step reads of them. Needs no torch.
 
-Hyperparameter `i` has `n_i` buckets over a horizon of `T` steps; step `t` reads bucket `⌊n_i·t/T⌋` (FDS, arXiv
-2007.07869, section 4: contiguous steps share their hyperparameters).
+Hyperparameter `i` has `n_i` buckets over a horizon of `T` steps; with the shape `constant`, step `t` reads bucket
+`⌊n_i·t/T⌋` (FDS, arXiv 2007.07869, section 4: contiguous steps share their hyperparameters).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 
@@ -37,18 +35,23 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class Segment:
-    """Contiguous steps `[start, stop)` on which no hyperparameter changes."""
+    """Contiguous steps `[start, stop)` on which every hyperparameter reads the same buckets."""
 
     start: int
     stop: int
     readings: dict[str, tuple[Reading, ...]]
-    """The buckets in use, by hyperparameter."""
+    """The buckets in use, by hyperparameter, with their weights at the first step."""
+    first_row: int = 0
+    """How many rows the segments before it have: numbers that change with the steps are kept in one row per step of a
+    segment that varies, and else in one row per segment."""
+    varies: bool = False
+    """Whether the weights change from step to step."""
 
+    @property
+    def steps_read(self) -> range:
+        """The step of each of its rows."""
+        return range(self.start, self.stop if self.varies else self.start + 1)
 
-def segments(buckets: Mapping[str, int], horizon: int) -> Iterator[Segment]:
-    """Cuts the horizon wherever a hyperparameter changes its bucket. `buckets`: name → number of buckets."""
-    cuts = {bucket_start(bucket, count, horizon) for count in buckets.values() for bucket in range(count)}
-    edges = sorted(cuts | {0, horizon})
-    for start, stop in pairwise(edges):
-        readings = {name: (Reading(bucket_of(start, count, horizon)),) for name, count in buckets.items()}
-        yield Segment(start, stop, readings)
+    def row(self, step: int) -> int:
+        """The row of one of its steps."""
+        return self.first_row + (step - self.start if self.varies else 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import operator
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +11,15 @@ from typing import TYPE_CHECKING, Any
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.optimizers import BUILT_IN, HYPERPARAMETERS
 from fds_dist.common.paths import expand_path
-from fds_dist.common.values import Value, mapped
-from fds_dist.schedule.buckets import bucket_of
+from fds_dist.common.values import Value, mapped, numbers_of
+from fds_dist.schedule.content import FORMAT, VERSION, WITH_SHAPES, content_faults
 from fds_dist.schedule.groups import base_of, group_of
+from fds_dist.schedule.shapes import DEFAULT, SHAPES, Shape, weighted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from fds_dist.schedule.driver import ScheduleDriver
-
-FORMAT = "fds-dist schedule"
-VERSION = 1
 
 ALMOST_ZERO = 1e-300
 """Stands for momentum 0 in a schedule that also has other momenta. At exactly 0, `torch.optim.SGD` keeps no velocity,
@@ -53,6 +50,9 @@ class Schedule:
     These a training loop must see to itself: `attach` sets hyperparameters alone. One of a user's own, `{"name":
     "package.module:Name"}`, has its arguments under "options" and the names of its hyperparameters under
     "hyperparameters"."""
+    shapes: dict[str, str] = field(default_factory=dict)
+    """Learned name → `constant` or `linear`, the way from the buckets' values to those of the steps (see
+    `fds_dist.schedule.shapes`). Left out, and for a single value, it is constant."""
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -64,6 +64,10 @@ class Schedule:
         vectors = [name for name, row in self.values.items() if any(isinstance(value, (tuple, list)) for value in row)]
         if vectors := [name for name in vectors if name not in others]:
             raise ValueError(f"hyperparameters of the optimizer with several numbers per bucket: {', '.join(vectors)}")
+        if unknown := [name for name in self.shapes if name not in self.values]:
+            raise ValueError(f"shapes of hyperparameters that were not learned: {', '.join(unknown)}")
+        shapes = {name: shape for name, shape in self.shapes.items() if len(self.values[name]) > 1 and shape != DEFAULT}
+        object.__setattr__(self, "shapes", shapes)  # so that equal schedules are equal
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -82,7 +86,7 @@ class Schedule:
 
     def at(self, step: int) -> dict[str, Any]:
         """All hyperparameters at `step`, the fixed ones included: a float each, or a tuple of `size` floats. Steps
-        past the horizon keep the last bucket.
+        past the horizon keep the values of its last step.
 
         Raises:
             ValueError: `step` is negative.
@@ -90,8 +94,19 @@ class Schedule:
         if step < 0:
             raise ValueError(f"step is {step}; steps count from 0")
         step = min(step, self.horizon - 1)
-        learned = {name: values[bucket_of(step, len(values), self.horizon)] for name, values in self.values.items()}
-        return {**learned, **self.fixed}
+        return {**{name: self._value(name, step) for name in self.values}, **self.fixed}
+
+    def shape(self, name: str) -> Shape:
+        """The shape of a learned hyperparameter, with its buckets."""
+        return SHAPES[self.shapes.get(name, DEFAULT)](len(self.values[name]))
+
+    def _value(self, name: str, step: int) -> Value:
+        readings = self.shape(name).readings(step, self.horizon)
+        values = [self.values[name][reading.bucket] for reading in readings]
+        if len(values) == 1:
+            return values[0]
+        numbers = [weighted(readings, entries) for entries in zip(*map(numbers_of, values), strict=True)]
+        return numbers[0] if isinstance(values[0], (int, float)) else tuple(numbers)
 
     def stretch(self, horizon: int) -> Schedule:
         """The same values over another number of steps.
@@ -154,8 +169,9 @@ class Schedule:
         """The schedule as JSON text, from which `from_json` reads the same bits."""
         content = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": WITH_SHAPES if self.shapes else VERSION,
             "horizon": self.horizon,
+            **({"shape": self.shapes} if self.shapes else {}),
             "hyperparameters": {name: list(values) for name, values in self.values.items()},
             "fixed": self.fixed,
             "optimizer": self.optimizer,
@@ -173,7 +189,7 @@ class Schedule:
             content = json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(Fault(source, f"is not JSON ({error})", "a file written by `fds-dist optimize`")) from None
-        faults = _content_faults(content, source)
+        faults = content_faults(content, source)
         if faults:
             raise UserError(faults)
         values = {
@@ -181,7 +197,7 @@ class Schedule:
         }
         fixed = {name: float(value) for name, value in content.get("fixed", {}).items()}
         try:
-            return cls(content["horizon"], values, fixed, content.get("optimizer", {}))
+            return cls(content["horizon"], values, fixed, content.get("optimizer", {}), content.get("shape", {}))
         except ValueError as error:
             raise UserError(Fault(f"{source}: hyperparameters", str(error), "one number per bucket")) from None
 
@@ -203,47 +219,6 @@ class Schedule:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(Fault(str(file), f"cannot be read ({error})", "a schedule.json")) from None
         return cls.from_json(text, str(file))
-
-
-def _content_faults(content: object, source: str) -> list[Fault]:
-    """The reasons why `content` is not a schedule."""
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        return [Fault(source, "is not a schedule", f'an object with "format": "{FORMAT}"')]
-    if content.get("version") != VERSION:
-        problem = f"{content.get('version')!r} is unknown"
-        return [Fault(f"{source}: version", problem, f"{VERSION}; a newer fds-dist may read it")]
-    faults = []
-    horizon = content.get("horizon")
-    if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
-        faults.append(Fault(f"{source}: horizon", f"{horizon!r} is not valid", "a whole number of at least 1"))
-    for section, absent, valid, expected in (
-        ("hyperparameters", None, _is_row, "a list of finite numbers per name, or of lists of one length"),
-        ("fixed", {}, _is_number, "a finite number per name"),
-        ("optimizer", {}, lambda value: True, "the optimizer of the search"),
-    ):
-        mapping = content.get(section, absent)
-        if not isinstance(mapping, dict):
-            faults.append(Fault(f"{source}: {section}", f"{mapping!r} is not valid", f"an object: {expected}"))
-            continue
-        faults += [
-            Fault(f"{source}: {section}.{name}", f"{value!r} is not valid", expected)
-            for name, value in mapping.items()
-            if not valid(value)
-        ]
-    return faults
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _is_row(value: object) -> bool:
-    if not isinstance(value, list) or not value:
-        return False
-    if all(map(_is_number, value)):
-        return True
-    vectors = all(isinstance(each, list) and all(map(_is_number, each)) for each in value)
-    return vectors and len(set(map(len, value))) == 1 and len(value[0]) > 0
 
 
 def load_schedule(path: str | Path) -> Schedule:

@@ -19,9 +19,10 @@ from typing import NamedTuple
 
 from fds_dist.common.domain import BELOW_ONE, UNBOUNDED, UNIT_INTERVAL
 from fds_dist.common.values import Row, Value, flat, mapped, nested, numbers_of, size_of
-from fds_dist.schedule.buckets import Reading, Segment, bucket_start, segments
+from fds_dist.schedule.buckets import Reading, Segment
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
+from fds_dist.schedule.shapes import DEFAULT, SHAPES, Shape, segments, weighted
 
 LARGEST_LOGARITHM = 700.0
 """The bound of a coordinate: exp of a slightly larger one overflows, and exp of one slightly below −700 is 0."""
@@ -40,6 +41,13 @@ class Hyperparameter:
     scale: str = "linear"
     size: int = 1
     """Numbers per bucket."""
+    shape: str = field(default=DEFAULT, repr=False)  # older comparisons name their search space by the repr
+    """Of `SHAPES`."""
+
+    @property
+    def shaped(self) -> Shape:
+        """Its shape, with its buckets."""
+        return SHAPES[self.shape](self.buckets)
 
     @property
     def base(self) -> str:
@@ -164,30 +172,36 @@ class HyperparameterSpace:
         """λ before the first outer step."""
         return [number for owner in self.learned for number in owner.start]
 
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """Learned name → its shape, with its buckets."""
+        return {owner.name: owner.shaped for owner in self.learned}
+
     def segments(self, horizon: int) -> Iterator[Segment]:
-        """The stretches of the horizon on which no hyperparameter changes."""
-        return segments(self.bucket_counts, horizon)
+        """The stretches of the horizon on which every hyperparameter reads the same buckets."""
+        return segments(self.shapes, horizon)
 
     @property
-    def first_step(self) -> Segment:
-        """The first step of any horizon."""
-        return Segment(0, 1, dict.fromkeys(self.bucket_counts, (Reading(0),)))
+    def first_readings(self) -> dict[str, tuple[Reading, ...]]:
+        """What the first step of any horizon reads, by learned name."""
+        return self.readings(0, max(self.bucket_counts.values(), default=1))
 
-    def read(self, segment: Segment, values: Sequence[float]) -> list[float]:
-        """h [H], the numbers in use on `segment`, given λ = `values` [K]."""
+    def readings(self, step: int, horizon: int) -> dict[str, tuple[Reading, ...]]:
+        """What `step` reads, by learned name."""
+        return {name: shape.readings(step, horizon) for name, shape in self.shapes.items()}
+
+    def read(self, readings: Mapping[str, Sequence[Reading]], values: Sequence[float]) -> list[float]:
+        """h [H], the numbers in use at a step with these `readings`, given λ = `values` [K]."""
         numbers: list[float] = []
         for owner in self.learned:
-            (first, weight), *others = segment.readings[owner.name]
-            part = values[self.part(owner, first)]
-            if others or weight != 1:
-                rows = [(weight, part), *((other.weight, values[self.part(owner, other.bucket)]) for other in others)]
-                part = [sum(w * row[index] for w, row in rows) for index in range(owner.size)]
-            numbers += part
+            buckets = readings[owner.name]
+            parts = (values[self.part(owner, reading.bucket)] for reading in buckets)
+            numbers += [weighted(buckets, entries) for entries in zip(*parts, strict=True)]
         return [*numbers, *self.fixed.values()]
 
     def starts(self, horizon: int) -> list[int]:
         """The first step that reads each element of λ; before that step its tangent is exactly zero."""
-        return [bucket_start(bucket, owner.buckets, horizon) for owner, bucket, _ in self.elements]
+        return [self.shapes[owner.name].window(bucket, horizon).start for owner, bucket, _ in self.elements]
 
     def pack(self, named: Mapping[str, Row]) -> list[float]:
         """λ from named buckets.
@@ -220,4 +234,5 @@ class HyperparameterSpace:
     ) -> Schedule:
         """λ as a schedule over `horizon` steps; `optimizer` becomes `Schedule.optimizer`."""
         values = {name: tuple(mapped(float, value) for value in row) for name, row in self.unpack(numbers).items()}
-        return Schedule(horizon, values, dict(self.fixed), dict(optimizer or {}))
+        shapes = {owner.name: owner.shape for owner in self.learned}
+        return Schedule(horizon, values, dict(self.fixed), dict(optimizer or {}), shapes)

@@ -96,7 +96,7 @@ def test_the_elements_of_a_vector_follow_its_buckets() -> None:
     named = {"lr": [0.1, 0.2], "mix": [[1.0, 2.0], [3.0, 4.0]]}
     assert space.unpack(space.pack(named)) == named
     *_, last = space.segments(10)
-    assert space.read(last, space.pack(named)) == [0.2, 3.0, 4.0, 0.9]
+    assert space.read(last.readings, space.pack(named)) == [0.2, 3.0, 4.0, 0.9]
     assert space.schedule(space.pack(named), 10).at(7) == {"lr": 0.2, "mix": (3.0, 4.0), "momentum": 0.9}
     with pytest.raises(ValueError, match="do not fit"):
         space.pack({"lr": [0.1, 0.2], "mix": [1.0, 2.0]})

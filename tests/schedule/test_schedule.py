@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from fds_dist.common.faults import UserError
-from fds_dist.schedule.buckets import bucket_of, bucket_window, segments
+from fds_dist.schedule.buckets import bucket_of, bucket_window
 from fds_dist.schedule.schedule import Schedule, load_schedule
+from fds_dist.schedule.shapes import Constant, segments
 
 SCHEDULE = Schedule(10, {"lr": (0.1, 0.2, 0.3), "momentum": (0.9,)}, {"weight_decay": 5e-4}, {"name": "sgd"})
 
@@ -46,7 +47,7 @@ def test_segments_are_the_longest_stretches_without_a_change_and_agree_with_at(s
     horizon = rng.randint(5, 60)
     counts = {name: rng.randint(1, min(9, horizon)) for name in ("lr", "momentum", "weight_decay")}
     schedule = Schedule(horizon, {name: tuple(map(float, range(count))) for name, count in counts.items()})
-    pieces = list(segments(counts, horizon))
+    pieces = list(segments({name: Constant(count) for name, count in counts.items()}, horizon))
     assert [step for piece in pieces for step in range(piece.start, piece.stop)] == list(range(horizon))
     for piece in pieces:
         buckets = {name: reading.bucket for name, (reading,) in piece.readings.items()}
@@ -139,7 +140,7 @@ def content(**changes: Any) -> str:
         ("[1, 2]", ["file: is not a schedule"]),
         ("{}", ["file: is not a schedule"]),
         (content(format="another"), ["file: is not a schedule"]),
-        (content(version=2), ["file: version: 2 is unknown"]),
+        (content(version=3), ["file: version: 3 is unknown"]),
         (content(horizon=0), ["file: horizon: 0 is not valid; expected a whole number of at least 1"]),
         (content(horizon=True), ["file: horizon: True"]),
         (content(horizon=2.5), ["file: horizon: 2.5"]),

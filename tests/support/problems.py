@@ -165,6 +165,7 @@ def make_problem(
     dtype: torch.dtype = torch.float64,
     groups: Mapping[str, str] | None = None,
     accumulate: int = 1,
+    shape: str = "constant",
 ) -> Problem:
     """A float64 problem on the CPU that learns `buckets`; their first values are the initial ones.
 
@@ -173,7 +174,7 @@ def make_problem(
     """
     optimizer = optimizer or SGD()
     learned = tuple(
-        Hyperparameter(name, init=values[0], step=0.1, buckets=len(values), size=size_of(values))
+        Hyperparameter(name, init=values[0], step=0.1, buckets=len(values), size=size_of(values), shape=shape)
         for name, values in buckets.items()
     )
     given = {name.partition(".")[0] for name in buckets}

@@ -20,6 +20,7 @@ from fds_dist.common.records import RecordFile
 from fds_dist.common.values import RowOrNan
 from fds_dist.outer.judge import Judge, JudgedRun, Judgement, judging, repetition
 from fds_dist.schedule.schedule import Schedule
+from fds_dist.schedule.shapes import DEFAULT
 
 Judged = dict[Candidate, list[Judgement]]
 """By candidate the judgements, one per seed."""
@@ -212,11 +213,12 @@ def _described(ranges: Sequence[SearchRange]) -> dict[str, dict[str, Any]]:
 def _identity(job: Job) -> dict[str, str]:
     """The settings that recorded trials depend on, by the config's key."""
     problem, space = job.problem, job.problem.space
+    shapes = [(owner.name, owner.shape) for owner in space.learned if owner.shape != DEFAULT]  # came later
     further = [pair for pair in problem.step_settings.items() if pair[0] != "clip_gradient"]
     if problem.optimizer.name != "sgd":  # whose switch earlier versions did not record
         further += problem.optimizer.switches.items()
     return {
-        "hyperparameters": repr((space.learned, sorted(space.fixed.items()))),
+        "hyperparameters": repr((space.learned, sorted(space.fixed.items()), *shapes)),
         "inner": repr((problem.optimizer.name, problem.clip_gradient, job.horizon, *further)),
         "outer": repr((job.rule, job.settings.retreat)),
         "estimator": job.estimator,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.values import flat
@@ -41,4 +42,4 @@ def prepared(schedule: Schedule, horizon: int) -> Schedule:
         faults.append(Fault("schedule: lr", "is 0 at every step, which trains nothing", expected))
     if faults:
         raise UserError(faults)
-    return Schedule(horizon, schedule.values, fixed, schedule.optimizer)
+    return replace(schedule, horizon=horizon, fixed=fixed)

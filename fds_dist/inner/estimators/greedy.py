@@ -6,13 +6,13 @@ forget:
     Z ← γ·(∂U/∂w)·Z + ∂U/∂h,    hypergradient_k = Σ_{t in window k} ∇L_val(w_{t+1}) · Z_{t+1}
 
 γ = 0 is hypergradient descent (Baydin et al., 2018), γ = 1 RTHO (Franceschi et al., 2017), between them MARTHE (Donini
-et al., 2020). Tangents start anew with each bucket. The published methods move the hyperparameters during the run; here
-the outer optimizer moves them between runs, so that only the hypergradients differ from the other estimators'.
+et al., 2020). Tangents start anew with each bucket; of the shape `linear`, two knots are in use at a time. The
+published methods move the hyperparameters during the run; here the outer optimizer moves them between runs, so that
+only the hypergradients differ from the other estimators'.
 
 Where the weights are averaged, L_val is that of the average, and Z in the product its tangent.
 
-Cost per step: a plain step, a validation gradient and, for γ > 0, two plain steps per number of a hyperparameter (not
-per bucket).
+Cost per step: a plain step, a validation gradient and, for γ > 0, two plain steps per number of each bucket in use.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.inner.directions import Directions, along_elements
 from fds_dist.inner.estimate import Estimate, Estimator, evaluate, finished_run, lost_run, validate
-from fds_dist.inner.horizon import element_directions, zero_tangents
+from fds_dist.inner.horizon import zero_tangents
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, InnerState, Tangents
 from fds_dist.inner.training import Training
@@ -51,12 +52,12 @@ def estimate_greedy(run: InnerRun, discount: float = 0.0) -> Estimate:
     val_batches = _endless_validation(problem, run.number)
     healthy = True
     for segment in run.segments():
-        h = run.hyperparameters(segment)
         tangents = _carried(tangents, training.local_state, _elements_in_use(space, segment, owned[place]))
-        directions = element_directions(problem, segment, tangents.elements)
-        for _step in range(segment.start, segment.stop):
+        directions = Directions(problem, segment, run.horizon, along_elements(tangents.elements))
+        for step in range(segment.start, segment.stop):
+            h = run.hyperparameters[segment.row(step)]
             point = training.point(problem.theta(h))
-            _advance(training, point, h, tangents, directions, discount)
+            _advance(training, point, h, tangents, directions.at(step), discount)
             training.step(point, h)
             gradient = _validation_gradient(training, next(val_batches)).double()
             for element, row in zip(tangents.elements, judged(tangents.weights, tangents.optimizer), strict=True):

@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 
 from fds_dist.common.randomness import generator
+from fds_dist.inner.directions import along_mixtures
 from fds_dist.inner.estimate import Estimate, Estimator, finished_run, lost_run, validate
 from fds_dist.inner.estimators.forward import directional_derivatives
 from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.plan import make_plan
 from fds_dist.inner.run import InnerRun
-from fds_dist.schedule.buckets import Segment
-from fds_dist.schedule.space import HyperparameterSpace
 
 
 def random_directions(count: int) -> Estimator:
@@ -43,7 +42,7 @@ def estimate_by_directions(run: InnerRun, count: int | None = None) -> Estimate:
     plan = make_plan([0] * count, run.horizon, ranks.shape.tangent)
     mine = plan.owned[ranks.tangent_rank]
     mixture = (basis * units)[list(mine)].to(run.problem.device, run.problem.dtype)
-    training, tangents = run_horizon(run, mine, partial(directions_on, space=run.problem.space, mixture=mixture))
+    training, tangents = run_horizon(run, mine, along_mixtures(mixture))
     validation = validate(run.problem, training.network, training.whole_state, run.number, ranks.data)
     if training.state.step < run.horizon:
         return lost_run(run, validation, training.state.step)
@@ -58,15 +57,6 @@ def orthonormal_rows(run: InnerRun, count: int) -> Tensor:
     gaussian = torch.randn(run.problem.space.size, count, generator=random, dtype=torch.float64)
     columns, triangle = torch.linalg.qr(gaussian)
     return (columns * triangle.diagonal().sign()).mT  # the signs make QR unique, and its Q uniform
-
-
-def directions_on(segment: Segment, space: HyperparameterSpace, mixture: Tensor) -> Tensor:
-    """dh [R, H] on a segment where λ moves along the rows of `mixture` [R, K]."""
-    parts = [
-        sum((weight * mixture[:, space.part(owner, bucket)] for bucket, weight in segment.readings[owner.name]))
-        for owner in space.learned
-    ]
-    return torch.cat([*parts, mixture.new_zeros(len(mixture), len(space.fixed))], dim=1)  # type: ignore[list-item]
 
 
 def element_units(run: InnerRun) -> Tensor:

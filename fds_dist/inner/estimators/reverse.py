@@ -43,7 +43,6 @@ class ReverseSweep:
         self.start = initial_state(self.problem, self.network)
 
         self.segments = list(run.segments())
-        self._read: tuple[Segment, Tensor] | None = None
 
     def segment(self, step: int) -> Segment:
         """The segment that `step` lies in."""
@@ -51,15 +50,12 @@ class ReverseSweep:
 
     def hyperparameters(self, step: int) -> Tensor:
         """h [H] at `step`."""
-        segment = self.segment(step)
-        if self._read is None or self._read[0] is not segment:
-            self._read = segment, self.run.hyperparameters(segment)
-        return self._read[1]
+        return self.run.hyperparameters[self.segment(step).row(step)]
 
     def add(self, total: Tensor, step: int, by_h: Tensor) -> None:
         """Adds the derivative by h [H] at `step` to that by λ, `total` [K]."""
         space = self.problem.space
-        readings = self.segment(step).readings
+        readings = space.readings(step, self.run.horizon)
         for owner in space.learned:
             for bucket, weight in readings[owner.name]:
                 total[space.part(owner, bucket)] += weight * by_h[space.columns[owner.name]].double()
