@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fds_dist.commands.bench import BenchReport, bench
+    from fds_dist.commands.bench.command import bench
+    from fds_dist.commands.bench.report import BenchReport
     from fds_dist.commands.check.command import CheckResult, check
     from fds_dist.commands.compare.command import CompareResult, compare
     from fds_dist.commands.export import export
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BenchReport": "fds_dist.commands.bench",
+    "BenchReport": "fds_dist.commands.bench.report",
     "Callback": "fds_dist.tracking.callbacks",
     "CheckResult": "fds_dist.commands.check.command",
     "CompareResult": "fds_dist.commands.compare.command",
@@ -53,7 +54,7 @@ _HOMES = {
     "Tracker": "fds_dist.tracking.trackers",
     "UserError": "fds_dist.common.faults",
     "VerifyResult": "fds_dist.commands.verify.command",
-    "bench": "fds_dist.commands.bench",
+    "bench": "fds_dist.commands.bench.command",
     "check": "fds_dist.commands.check.command",
     "compare": "fds_dist.commands.compare.command",
     "export": "fds_dist.commands.export",

@@ -127,15 +127,22 @@ def _report(options: Namespace) -> int:
 
 
 def _bench(options: Namespace) -> int:
-    from fds_dist.commands.bench import bench, print_bench
+    from fds_dist.commands.bench.command import SECONDS, bench
+    from fds_dist.commands.bench.report import print_bench
     from fds_dist.common.console import default_console
 
-    report = bench(options.config, options.overrides)
-    if _is_first():
-        if options.json:
-            print(report.to_json())
-        else:
-            print_bench(report, default_console())
+    if options.json and not options.json.endswith(".json"):  # a config, perhaps, which must not be written over
+        raise UserError(Fault("--json", f"{options.json} does not end with .json", "--json, or --json FILE.json"))
+    seconds = SECONDS if options.seconds is None else options.seconds
+    report = bench(options.config, options.overrides, seconds=seconds, progress=True)
+    if not _is_first():
+        return DONE
+    if options.json is None:
+        print_bench(report, default_console())
+    elif options.json:
+        _write(options.json, f"{report.to_json()}\n", "--json")
+    else:
+        print(report.to_json())
     return DONE
 
 
@@ -148,11 +155,7 @@ def _export(options: Namespace) -> int:
     if options.output is None:
         _print_to_pipe(text)
         return DONE
-    file = expand_path(options.output, "--output")
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(Fault("--output", f"{file}: {error.strerror}", "a file to write")) from None
+    _write(options.output, text, "--output")
     return DONE
 
 
@@ -180,6 +183,15 @@ def _print_to_pipe(text: str) -> None:
         print(text, end="", flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit fails again
+
+
+def _write(path: str, text: str, option: str) -> None:
+    """Writes the file that `option` names."""
+    file = expand_path(path, option)
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(Fault(option, f"{file}: {error.strerror}", "a file to write")) from None
 
 
 def _number(text: str) -> dict[str, Any]:
@@ -234,8 +246,11 @@ COMMANDS = {
     ),
     "bench": Command(
         _bench,
-        "measure the cost model's figures on this machine: step cost, scaling, memory, precision",
-        options={"--json": _switch("print one JSON object")},
+        "measure on this machine what steps with k tangents cost, scaling, memory and precision",
+        options={
+            "--json": {"nargs": "?", "const": "", "metavar": "FILE", "help": "print, or write, one JSON object"},
+            "--seconds": {"type": float, "metavar": "N", "help": "about how long it may take (default: 60)"},
+        },
     ),
     "report": Command(
         _report,

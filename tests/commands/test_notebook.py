@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 import fds_dist
-from fds_dist.commands.bench import BenchReport
+from fds_dist.commands.bench.report import BenchReport
 from fds_dist.common.console import default_console, is_live
 from fds_dist.tracking.console import ConsoleTracker
 from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart

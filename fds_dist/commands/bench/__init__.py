@@ -1,0 +1,3 @@
+"""What this machine makes of the cost model."""
+
+from __future__ import annotations
