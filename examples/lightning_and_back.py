@@ -51,6 +51,6 @@ if __name__ == "__main__":
     result = fds_dist.optimize(config, task=task, model=lambda seed: network())
 
     trainer = lightning.Trainer(max_epochs=EPOCHS, accelerator="cpu", logger=False, enable_checkpointing=False)
-    module = Digits(result.best_schedule or result.schedule)
+    module = Digits(result.schedule)
     trainer.fit(module, DataLoader(train, batch_size=64, shuffle=True))
     trainer.test(module, DataLoader(test, batch_size=512))

@@ -149,7 +149,7 @@ def _bench(options: Namespace) -> int:
 def _export(options: Namespace) -> int:
     from fds_dist.commands.export import export
 
-    text = export(options.config, options.format, horizon=options.horizon, best=options.best)
+    text = export(options.config, options.format, horizon=options.horizon, schedule=options.schedule, best=options.best)
     if not _is_first():
         return DONE
     if options.output is None:
@@ -236,7 +236,12 @@ COMMANDS = {
         options={
             "--format": {"choices": ("snippet", "csv", "json"), "default": "snippet", "help": "default: snippet"},
             "--horizon": _number("stretch the schedule to N optimizer steps (default: as learned)"),
-            "--best": _switch("the schedule with the lowest validation loss, not the last one"),
+            "--schedule": {
+                "choices": ("result", "average", "best", "last"),
+                "default": "result",
+                "help": "the result of the search (default), or one of its candidates",
+            },
+            "--best": _switch("short for --schedule best: the values with the lowest validation loss"),
             "--output": {"metavar": "FILE", "help": "where to write (default: standard output)"},
         },
         keys=None,

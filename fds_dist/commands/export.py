@@ -16,13 +16,15 @@ from fds_dist.common.registry import nearest
 from fds_dist.common.values import named_numbers
 from fds_dist.schedule.groups import base_of, group_of
 from fds_dist.schedule.schedule import Schedule
-from fds_dist.storage.run_folder import RunFolder
+from fds_dist.storage.run_folder import RESULT, RunFolder
 
-FILES = {
-    False: ("schedule.json", "the values after the last outer step"),
-    True: ("schedule_best.json", "the values that reached the lowest validation loss"),
+HOLDS = {
+    RESULT: "the result of the search",
+    "average": "the mean of the last values",
+    "best": "the values that reached the lowest validation loss",
+    "last": "the values after the last outer step",
 }
-"""Best schedule (True) or last one (False) → its file in a run's folder, and the content of the file."""
+"""The name of a schedule in a run's folder → what it holds."""
 
 TORCH_CLASSES = {name: facts.torch_class for name, facts in BUILT_IN.items() if facts.torch_class}
 """Name in a config → name of the class in `torch.optim`."""
@@ -34,35 +36,46 @@ _quoted = partial(json.dumps, ensure_ascii=False)
 """Text as a Python literal, in double quotes."""
 
 
-def export(run_dir: RunSource, form: str = "snippet", *, horizon: int | None = None, best: bool = False) -> str:
+def export(
+    run_dir: RunSource,
+    form: str = "snippet",
+    *,
+    horizon: int | None = None,
+    schedule: str = RESULT,
+    best: bool = False,
+) -> str:
     """The learned schedule of a run as text, to use without fds_dist.
 
     Args:
         run_dir: the run's folder, or what `optimize` returned.
         form: "snippet" (Python that needs only torch), "csv" (a row per step) or "json".
         horizon: the number of optimizer steps to stretch the schedule to; None: as learned.
-        best: export the schedule with the lowest validation loss instead of the last one.
+        schedule: "result", or one of its candidates: "average", "best" or "last".
+        best: short for `schedule="best"`.
 
     Raises:
-        UserError: there is no such run, the horizon is below 1, or no snippet can be made of the schedule.
+        UserError: there is no such run or schedule, the horizon is below 1, or no snippet can be made of the schedule.
 
     Example:
         >>> table = fds_dist.export("runs/digits", "csv", horizon=4)
         >>> table.splitlines()[0], len(table.splitlines())
         ('step,lr,weight_decay,momentum', 5)
     """
-    name, holds = FILES[best]
-    folder = RunFolder(run_path(run_dir))
-    faults = folder.faults(file=name, expected="the folder of a run with a finished outer step")
+    name, folder = "best" if best else schedule, RunFolder(run_path(run_dir))
+    faults = []
+    if name not in HOLDS:
+        faults.append(Fault("--schedule", f"{name!r} is unknown", f"one of {', '.join(HOLDS)}", nearest(name, HOLDS)))
+    file = folder.candidate(name if name in HOLDS else RESULT)
+    faults += folder.faults(file=file.name, expected="the folder of a run with a finished outer step")
     if form not in FORMS:
         faults.append(Fault("--format", f"{form!r} is unknown", f"one of {', '.join(FORMS)}", nearest(form, FORMS)))
     if horizon is not None and horizon < 1:
         faults.append(Fault("--horizon", f"{horizon} is out of range", "a whole number of at least 1"))
     if faults:
         raise UserError(faults)
-    schedule = Schedule.load(folder.path / name)
-    schedule = schedule if horizon is None else schedule.stretch(horizon)
-    return FORMS[form](schedule, f"{folder.path.resolve().name}/{name}, {holds}")
+    learned = Schedule.load(file)
+    learned = learned if horizon is None else learned.stretch(horizon)
+    return FORMS[form](learned, f"{folder.path.resolve().name}/{file.name}, {HOLDS[name]}")
 
 
 def table(schedule: Schedule, source: str = "") -> str:

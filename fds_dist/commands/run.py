@@ -13,9 +13,10 @@ from fds_dist.common.values import Row, text_of
 from fds_dist.common.words import counted, duration, number_text, percent
 from fds_dist.config.load import read_mapping
 from fds_dist.schedule.schedule import Schedule
-from fds_dist.storage.run_folder import RunFolder
+from fds_dist.storage.run_folder import CANDIDATES, RunFolder
 from fds_dist.tracking.history import read_history
 from fds_dist.tracking.records import Cell, OuterRecord, flat_row
+from fds_dist.tracking.verdict import Verdict, read_verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,13 +31,20 @@ class Run:
 
     run_dir: Path
     schedule: Schedule | None
-    """The values after the last update; None before the first outer step is done."""
+    """The result, the schedule to use; None before the first outer step is done. It is the candidate with the lowest
+    judged loss, or where nothing was judged the average or the last values."""
     best_schedule: Schedule | None
     """The values that trained to the lowest validation loss; None where every inner run diverged."""
     history: list[OuterRecord]
     """One record per outer step."""
     config: dict[str, Any]
     """The resolved config, as plain values."""
+    last_schedule: Schedule | None = field(default=None, kw_only=True)
+    """The values after the last update; None before the first outer step is done."""
+    average_schedule: Schedule | None = field(default=None, kw_only=True)
+    """The mean of the last values; None with `outer.average: 1`."""
+    verdict: Verdict | None = field(default=None, kw_only=True)
+    """How the candidates did on fresh seeds; None where nothing was judged (yet)."""
 
     @property
     def rows(self) -> list[dict[str, Cell]]:
@@ -52,8 +60,9 @@ class Run:
         return as_html(self._draw)
 
     def _draw(self, console: Console) -> None:
-        """The folder, and a row per outer step."""
-        plain_line(console, f"{self.run_dir}: {counted(len(self.history), 'outer step')}")
+        """The folder, what was judged, and a row per outer step."""
+        judged = "" if self.verdict is None else f"; {self.verdict.headline}"
+        plain_line(console, f"{self.run_dir}: {counted(len(self.history), 'outer step')}{judged}")
         table = plain_table("outer step", "horizon", "val loss", "val accuracy", "time", *self._names)
         for record in self.history:
             facts = [number_text(record.val_loss), percent(record.val_accuracy), duration(record.seconds)]
@@ -71,7 +80,7 @@ class RunResult(Run):
     """What `optimize` did; the same on every rank."""
 
     schedule: Schedule
-    """The values after the last update."""
+    """The result, as in `Run`."""
     converged: bool
     """Whether the step sizes fell below the tolerance before the outer steps were used up."""
     task: Task | None = field(default=None, repr=False, compare=False)
@@ -128,10 +137,15 @@ def load_run(run_dir: str | Path) -> Run:
     config, faults = read_mapping(folder.config)
     if config is None:
         raise UserError(faults or Fault("RUN_DIR", f"cannot read {folder.config}"))
+    schedules = {name: folder.candidate(name) for name in CANDIDATES} | {"result": folder.schedule}
+    loaded = {name: Schedule.load(path) for name, path in schedules.items() if path.is_file()}
     return Run(
         run_dir=folder.path,
-        schedule=Schedule.load(folder.schedule) if folder.schedule.is_file() else None,
-        best_schedule=Schedule.load(folder.best_schedule) if folder.best_schedule.is_file() else None,
+        schedule=loaded.get("result"),
+        best_schedule=loaded.get("best"),
+        last_schedule=loaded.get("last"),
+        average_schedule=loaded.get("average"),
+        verdict=read_verdict(folder.verdict),
         history=read_history(folder.history) if folder.history.is_file() else [],
         config=config,
     )

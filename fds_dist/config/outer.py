@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fds_dist.common.kinds import Count, NonNegative, NumberOrNull, OpenFraction, Ratio, SecondsOrNull, Switch
+from fds_dist.common.kinds import Count, NonNegative, NumberOrNull, OpenFraction, Ratio, SecondsOrNull, Switch, Whole
 from fds_dist.config.sections import Section
 
 
@@ -34,6 +34,15 @@ class OuterConfig(Section):
 
     retreat: Switch = False
     """Return to the best values, with half the steps, when an inner run ends worse than the first one."""
+
+    average: Count = 1
+    """The mean of the last so many values, on the scale of each hyperparameter, joins the candidates for the result; 1:
+    it does not."""
+
+    judge_seeds: Whole = 0
+    """Fresh seeds on which the candidates (average, best, last) and the start are trained by plain runs at the end of
+    the search; the one with the lowest mean validation loss is the result. 0: nothing is judged, and the result is the
+    average, or with `average: 1` the last values."""
 
     tolerance: NonNegative = 0.05
     """Stop when every step is below this fraction of its value."""

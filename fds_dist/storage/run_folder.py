@@ -12,6 +12,12 @@ from pathlib import Path
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.registry import nearest
 
+RESULT = "result"
+"""Names the schedule to use, one of the candidates."""
+
+CANDIDATES = ("average", "best", "last")
+"""The candidates for the result that have a file of their own; see `fds_dist.outer.candidates`."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -36,13 +42,26 @@ class RunFolder:
 
     @property
     def schedule(self) -> Path:
-        """The learned values after the last update."""
+        """The result: the schedule to use."""
         return self.path / "schedule.json"
 
+    def candidate(self, name: str) -> Path:
+        """The schedule called `name`: `RESULT`, or one of `CANDIDATES`.
+
+        Folders of earlier versions have no file of the last values: their result is the last values.
+        """
+        path = self.path / f"schedule_{name}.json"
+        return self.schedule if name == RESULT or (name == "last" and not path.is_file()) else path
+
     @property
-    def best_schedule(self) -> Path:
-        """The values that reached the lowest validation loss."""
-        return self.path / "schedule_best.json"
+    def judged_runs(self) -> Path:
+        """One line per run in which a candidate was judged."""
+        return self.path / "judge.jsonl"
+
+    @property
+    def verdict(self) -> Path:
+        """What the judging has shown; absent where nothing was judged."""
+        return self.path / "judged.json"
 
     @property
     def checkpoints(self) -> Path:

@@ -22,6 +22,7 @@ from fds_dist.common.values import MOST_SHOWN, Row, flat, numbers_of, text_of
 from fds_dist.common.words import counted, duration, number_text, percent
 from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
 from fds_dist.tracking.trackers import Tracker
+from fds_dist.tracking.verdict import DESCRIBED
 
 PLAIN_WIDTH = 60
 """Characters for the buckets of one hyperparameter in output that is not a terminal."""
@@ -115,23 +116,18 @@ class ConsoleTracker(Tracker):
     def finish(self, end: RunEnd) -> None:
         if self._live is not None:
             self._live.stop()
-        best = _best(end)
-        facts = {"message": end.message} if end.message else {}
-        if best:
-            facts["best"] = best
+        facts = _closing_facts(end)
         if not self._terminal:
-            files = ["schedule.json", *(["schedule_best.json"] if best else []), "history.jsonl", *_report(end)]
-            facts["results"] = f"{end.run_dir} ({', '.join(files)})" if end.schedule else str(end.run_dir)
+            files = f"{end.run_dir} ({', '.join(_files(end))})" if end.schedule else str(end.run_dir)
+            facts = {name: fact.replace("\n", "; ") for name, fact in facts.items()} | {"results": files}
             self._line("; ".join([end.status, *(f"{name}: {fact}" for name, fact in facts.items())]))
             for name, line in end.next_steps.items():
                 self._line(f"to {name}: {line}")
             return
         if end.schedule:
             facts["learned"] = "\n".join(_pack(end.schedule, max(20, self._console.width - 18)))
-            lines = ["schedule.json       the learned values"]
-            lines += ["schedule_best.json  the values with the lowest validation loss"] if best else []
-            lines += ["history.jsonl       every outer step"]
-            lines += [f"{page:<20}figures" for page in _report(end)]
+            width = max(map(len, _files(end)))
+            lines = [f"{file:<{width}}  {holds}" for file, holds in _files(end).items()]
             facts["results"] = "\n".join([str(end.run_dir), *lines])
         color = _COLORS.get(end.status, "none")
         title = Text(end.status, f"bold {color}")
@@ -259,6 +255,23 @@ def _facts(facts: Mapping[str, str]) -> Padding:
     for name, fact in facts.items():
         grid.add_row(Text(name), Text(fact))
     return Padding(grid, (0, 1))
+
+
+def _closing_facts(end: RunEnd) -> dict[str, str]:
+    """What the closing lines say of the search, beside its values and files."""
+    facts = {"message": end.message, "best": _best(end)}
+    if end.verdict is not None:
+        facts["result"] = end.verdict.headline
+        facts["judged"] = "\n".join(f"{name} {candidate}" for name, candidate in end.verdict.candidates.items())
+    return {name: fact for name, fact in facts.items() if fact}
+
+
+def _files(end: RunEnd) -> dict[str, str]:
+    """The files in the run's folder that a person may want → what they hold."""
+    files = {"schedule.json": DESCRIBED.get(end.result or "", "the learned values")}
+    candidates = {f"schedule_{name}.json": holds for name, holds in DESCRIBED.items()}
+    files |= {file: holds for file, holds in candidates.items() if (end.run_dir / file).is_file()}
+    return files | {"history.jsonl": "every outer step"} | dict.fromkeys(_report(end), "figures")
 
 
 def _best(end: RunEnd) -> str:

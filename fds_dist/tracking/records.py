@@ -11,6 +11,7 @@ from typing import Any
 
 from fds_dist.common.records import FloatOrNan, from_line, to_values
 from fds_dist.common.values import Row, RowOrNan, Value, figures
+from fds_dist.tracking.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class RunEnd:
     """'finished', 'failed' or 'interrupted'."""
     message: str
     schedule: Mapping[str, Row] | None
-    """The learned values after the last update; None before the first update."""
+    """The values of the result; None before the first update."""
     best_outer_step: int | None
     best_val_loss: float | None
     best_val_accuracy: float | None
@@ -109,6 +110,10 @@ class RunEnd:
     """The page that shows the run."""
     next_steps: dict[str, str] = field(default_factory=dict)
     """What the user may want to do next → the command line for it."""
+    result: str | None = None
+    """The candidate that is the result: average, best, last or start; None before the first update."""
+    verdict: Verdict | None = None
+    """How the candidates did on fresh seeds; None where nothing was judged."""
 
 
 def inner_metrics(block: InnerBlock) -> dict[str, float]:

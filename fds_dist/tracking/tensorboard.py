@@ -12,11 +12,12 @@ from fds_dist.tracking.trackers import Tracker
 
 class TensorBoardTracker(Tracker):
     """Scalars under RUN_DIR/tensorboard: ``outer/*``, ``hyperparameter/NAME/BUCKET`` and
-    ``hypergradient/NAME/BUCKET`` against the outer step, ``inner/*`` against all inner steps so far."""
+    ``hypergradient/NAME/BUCKET`` against the outer step, ``inner/*`` against all inner steps so far, and
+    ``judged/CANDIDATE/*`` once at the end."""
 
     def __init__(self) -> None:
         self._writer: Any = None
-        self._steps_before = 0
+        self._steps_before = self._outer_steps = 0
 
     def start(self, run: RunStart) -> None:
         try:
@@ -25,6 +26,7 @@ class TensorBoardTracker(Tracker):
             raise RuntimeError(
                 "the tensorboard package is missing; install it by: pip install 'fds-dist[tensorboard]'"
             ) from None
+        self._outer_steps = run.first_outer_step
         self._steps_before = steps_before(run.run_dir, run.first_outer_step)
         self._writer = EventFileWriter(str(run.run_dir / "tensorboard"))
 
@@ -33,11 +35,14 @@ class TensorBoardTracker(Tracker):
 
     def outer(self, record: OuterRecord) -> None:
         self._steps_before += record.horizon
+        self._outer_steps = record.outer_step + 1
         self._write(outer_metrics(record), record.outer_step)
         self._writer.flush()
 
     def finish(self, end: RunEnd) -> None:
         if self._writer is not None:
+            if end.verdict is not None:
+                self._write(end.verdict.figures, self._outer_steps)
             self._writer.close()
 
     def _write(self, metrics: dict[str, float], step: int) -> None:

@@ -10,7 +10,10 @@ from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart,
 from fds_dist.tracking.trackers import Tracker
 from fds_dist.tracking.wandb_session import WandbSession
 
-SCHEDULE_FILES = ("schedule.json", "schedule_best.json")
+SCHEDULE_FILES = (
+    *("schedule.json", "schedule_average.json", "schedule_best.json", "schedule_last.json"),
+    "judged.json",
+)
 
 
 class WandbTracker(Tracker):
@@ -42,6 +45,8 @@ class WandbTracker(Tracker):
                     "best_val_loss": end.best_val_loss,
                     "best_val_accuracy": end.best_val_accuracy,
                     "plain_steps": end.plain_steps,
+                    "result": end.result,
+                    **(end.verdict.figures if end.verdict else {}),
                 }
             )
             if end.schedule:

@@ -113,7 +113,7 @@ class WandbSession:
         if self._run is not None:
             self._run.log(dict(metrics))
 
-    def summarize(self, figures: Mapping[str, float | None]) -> None:
+    def summarize(self, figures: Mapping[str, float | str | None]) -> None:
         """Sets the run's summary figures, by which runs can be sorted. None is left out."""
         if self._run is not None:
             self._run.summary.update({name: value for name, value in figures.items() if value is not None})

@@ -169,7 +169,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("digits", snippet(SGD, "digits/schedule.json, the values after the last outer step")),
+        ("digits", snippet(SGD, "digits/schedule.json, the result of the search")),
         (
             "--best digits",
             snippet(ADAMW, "digits/schedule_best.json, the values that reached the lowest validation loss"),

@@ -13,6 +13,7 @@ from fds_dist.commands.inputs import wandb_session
 from fds_dist.commands.optimize.callbacks import Callbacks
 from fds_dist.commands.optimize.from_python import FromPython
 from fds_dist.commands.optimize.next_steps import next_steps
+from fds_dist.commands.optimize.outcome import Outcome, Outcomes, inner_settings
 from fds_dist.commands.optimize.resume import first_progress, nothing_left
 from fds_dist.commands.report.contents import read_run
 from fds_dist.commands.report.page import write_report
@@ -46,9 +47,6 @@ from fds_dist.tracking.wandb_run import WandbTracker
 
 EXPLAINED = (UserError, HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost)
 """Errors whose message is enough: the command line prints it without a traceback."""
-
-MAKES_AN_INNER_RUN = ("task", "model", "inner", "hyperparameters", "tangents", "dtype", "seed")
-"""Sections of the config that an inner run depends on. If one has changed, an interrupted inner run starts anew."""
 
 _searches = count()
 
@@ -88,10 +86,15 @@ class Search(OuterListener):
         )
         self.notes = list(built.remarks)
         self.progress = first_progress(built, ranks, self.folder if self.resumed else None, self.notes.append)
+        self.outcomes = Outcomes(built, self.folder)
+        self.outcome: Outcome | None = None
+        self.stage = ""
 
     def run(self) -> RunResult:
-        """Runs the remaining outer steps. Trackers and callbacks learn how it ended, after an exception too."""
-        if self.resumed and (reason := nothing_left(self.built, self.progress)):
+        """Runs the remaining outer steps and judges the result. Trackers and callbacks learn how it ended, after an
+        exception too."""
+        reason = nothing_left(self.built, self.progress) if self.resumed else ""
+        if reason and self.outcomes.is_settled(self.progress, self._history(), self.ranks):
             if self.show:
                 ConsoleTracker().note(reason)
             return self._result()
@@ -104,17 +107,10 @@ class Search(OuterListener):
             info["launch"] = self.launch
             write_text_atomic(self.folder.environment, json.dumps(info, indent=2) + "\n")
         try:
-            start = self._start()
-            self.trackers.start(start)
-            for note in self.notes:
-                self.trackers.note(note)
-            self.callbacks.run_start(start)
-            self.progress = self.loop.run(self.progress)
-        except Stop as stop:
-            self._finish("finished", f"{_done(self.progress)}, stopped by {stop}")
-            return self._result()
+            ending = self._outer_steps()
+            self._settle()
         except KeyboardInterrupt:
-            self._finish("interrupted", f"stopped in outer step {self.progress.outer_step}")
+            self._finish("interrupted", f"stopped {self.stage or f'in outer step {self.progress.outer_step}'}")
             raise
         except EXPLAINED as error:
             self._finish("failed", str(error))
@@ -122,8 +118,36 @@ class Search(OuterListener):
         except Exception as error:
             self._finish("failed", f"{type(error).__name__}: {error}")
             raise
-        self._finish("finished", self.built.settings.ending(self.progress))
+        self._finish("finished", ending)
         return self._result()
+
+    def _outer_steps(self) -> str:
+        """Runs the remaining outer steps; says why there are fewer than the config asks for, or ""."""
+        if self.progress.outer_step:
+            self.outcome = self.outcomes.unjudged(self.progress, self._history())
+        start = self._start()
+        self.trackers.start(start)
+        for note in self.notes:
+            self.trackers.note(note)
+        try:
+            self.callbacks.run_start(start)
+            self.progress = self.loop.run(self.progress)
+        except Stop as stop:
+            return f"{_done(self.progress)}, stopped by {stop}"
+        return self.built.settings.ending(self.progress)
+
+    def _settle(self) -> None:
+        """Judges the candidates and writes the result; there is none before the first outer step is done."""
+        if self.progress.outer_step:
+            self.stage = "while judging"
+            self.outcome = self.outcomes.judged(self.progress, self._history(), self.ranks, self.trackers.note)
+            if self.ranks.is_first:
+                self.outcome.write(self.folder)
+
+    def _history(self) -> list[OuterRecord]:
+        """The record of each outer step, on every rank."""
+        path = self.folder.history
+        return self.ranks.on_first(lambda: read_history(path) if path.is_file() else [])
 
     def _rank_0_trackers(self) -> list[Tracker]:
         """The trackers of rank 0; the file of the record comes first."""
@@ -162,9 +186,8 @@ class Search(OuterListener):
         self.progress = progress
         if not self.ranks.is_first:
             return
-        write_text_atomic(self.folder.schedule, self.loop.schedule(progress.values, progress.horizon).to_json())
-        if (best := self._best_schedule(read_history(self.folder.history))) is not None:
-            write_text_atomic(self.folder.best_schedule, best.to_json())
+        self.outcome = self.outcomes.unjudged(progress, read_history(self.folder.history))
+        self.outcome.write(self.folder)
         keep = self.built.config.checkpoint.keep
         save_checkpoint(self.folder.checkpoints, progress.outer_step, progress.to_dict(), keep)
         remove_folders(self.folder.checkpoints, INNER)
@@ -173,18 +196,10 @@ class Search(OuterListener):
         """See `OuterListener`."""
         self.callbacks.outer_step(record)
 
-    def _best_schedule(self, history: Sequence[OuterRecord]) -> Schedule | None:
-        """The schedule with the lowest validation loss so far, over the horizon of the inner run that reached it."""
-        if self.progress.best is None:
-            return None
-        outer_step, values, *_ = self.progress.best
-        horizons = {record.outer_step: record.horizon for record in history}
-        return self.loop.schedule(values, horizons.get(outer_step, self.progress.horizon))
-
     def checkpointer(self, outer_step: int, values: Sequence[float], horizon: int) -> InnerCheckpoints:
         """See `OuterListener`."""
         config, options = self.built.config, self.built.config.checkpoint
-        run = {key: value for key, value in config.resolved().items() if key in MAKES_AN_INNER_RUN}
+        run = dict(inner_settings(self.built))
         if config.estimator == "random_directions":
             run |= {"directions": config.random_directions.count}
         run |= {"mesh": {"batch_norm": config.mesh.batch_norm}, "outer_step": outer_step, "values": list(values)}
@@ -206,7 +221,9 @@ class Search(OuterListener):
         end = RunEnd(
             status=status,
             message=message,
-            schedule=self.built.problem.space.unpack(progress.values) if progress.outer_step else None,
+            schedule=self.outcome.schedule.values if self.outcome else None,
+            result=self.outcome.name if self.outcome else None,
+            verdict=self.outcome.verdict if self.outcome else None,
             best_outer_step=outer_step,
             best_val_loss=val_loss,
             best_val_accuracy=val_accuracy,
@@ -240,15 +257,19 @@ class Search(OuterListener):
 
     def _result(self) -> RunResult:
         """The same on every rank."""
-        progress = self.progress
-        history = self.ranks.on_first(lambda: read_history(self.folder.history))
+        history = self._history()
+        outcome = self.outcome or self.outcomes.judged(self.progress, history, self.ranks, self.trackers.note)
+        schedules = outcome.schedules
         return RunResult(
             run_dir=self.folder.path,
-            schedule=self.loop.schedule(progress.values, progress.horizon),
-            best_schedule=self._best_schedule(history),
+            schedule=outcome.schedule,
+            best_schedule=schedules.get("best"),
+            last_schedule=schedules["last"],
+            average_schedule=schedules.get("average"),
+            verdict=outcome.verdict,
             history=history,
             config=self.built.config.resolved(),
-            converged=progress.converged,
+            converged=self.progress.converged,
             task=self.handed.task,
             model=self.handed.model,
         )

@@ -21,6 +21,7 @@ from fds_dist.schedule.groups import base_of, group_of
 from fds_dist.storage.run_folder import RunFolder
 from fds_dist.tracking.history import read_history
 from fds_dist.tracking.records import OuterRecord
+from fds_dist.tracking.verdict import Verdict, read_verdict
 
 MOST_DRAWN = 100
 """The most elements of one hyperparameter in a figure: of more, some are taken at even distances."""
@@ -60,7 +61,9 @@ class RunContents:
     environment: dict[str, Any]
     records: list[OuterRecord]
     retrained: dict[str, list[dict[str, Any]]]
-    """By seed, a record per epoch of the retraining with the last schedule, else of that with the best schedule."""
+    """By seed, a record per epoch of the retraining with the result, else of that with the best schedule."""
+    verdict: Verdict | None = None
+    """How the candidates for the result did on fresh seeds; None where nothing was judged."""
 
     @property
     def name(self) -> str:
@@ -182,6 +185,7 @@ def read_run(path: Path) -> RunContents:
         environment=_json_object(folder.environment),
         records=read_history(folder.history) if folder.history.is_file() else [],
         retrained=_retrained(path / "retrain") or _retrained(path / "retrain-best"),
+        verdict=read_verdict(folder.verdict),
     )
 
 

@@ -14,7 +14,15 @@ from fds_dist.commands.report import figures
 from fds_dist.commands.report.contents import RunContents, labels
 from fds_dist.commands.report.hypergradients import hypergradients
 from fds_dist.commands.report.panels import DARK_RAMP, INK, RAMP, SIZE, STYLE, Panel, compose
-from fds_dist.commands.report.tables import cards, config_differences, event_table, outer_step_table, run_table, table
+from fds_dist.commands.report.tables import (
+    cards,
+    config_differences,
+    event_table,
+    outer_step_table,
+    run_table,
+    table,
+    verdict_table,
+)
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import write_text_atomic
 from fds_dist.common.words import ABSENT
@@ -164,6 +172,7 @@ def _one(run: RunContents, drawn: Sequence[str]) -> str:
         f'<header><h1>{escape(run.name)}</h1>\n<p class="sub">{escape(_described(run))}</p></header>',
         cards(run),
         "" if run.records else "<p>No outer step is done yet.</p>",
+        _section("The result", verdict_table(run), "result"),
         *drawn,
         _section("Events", event_table([run]), "events"),
         _section("Outer steps", outer_step_table(run), "outer-steps"),

@@ -10,6 +10,7 @@ from typing import Any
 from fds_dist.commands.report.contents import RunContents, labels
 from fds_dist.common.values import Row, flat
 from fds_dist.common.words import ABSENT, bytes_text, counted, duration, number_text, percent
+from fds_dist.tracking.verdict import DESCRIBED
 
 MOST_VALUES = 12
 """The most values of a hyperparameter that a table shows; `history.jsonl` has all of them."""
@@ -19,6 +20,7 @@ def cards(run: RunContents) -> str:
     """The figures of a run that readers look for first."""
     best, records, weights = run.best, run.records, run.environment.get("weights")
     facts = {
+        **_judged_facts(run),
         "best validation loss": number_text(best.val_loss if best else None),
         "best validation accuracy": percent(_best_accuracy(run)),
         "outer steps": _done(run),
@@ -38,10 +40,41 @@ def cards(run: RunContents) -> str:
     return f'<dl class="cards">{"".join(items)}</dl>'
 
 
+def _judged_facts(run: RunContents) -> dict[str, str]:
+    """The result's figures on the fresh seeds; empty where nothing was judged."""
+    if run.verdict is None:
+        return {}
+    result = run.verdict.candidates[run.verdict.result]
+    accuracy = {} if result.val_accuracy is None else {"judged validation accuracy": percent(result.val_accuracy)}
+    return {"judged validation loss": number_text(result.val_loss), **accuracy}
+
+
+def verdict_table(run: RunContents) -> str:
+    """A row per candidate with its runs on the fresh seeds; that of the result stands out."""
+    verdict = run.verdict
+    if verdict is None:
+        return ""
+    headings = ("candidate", "what it is", "validation loss", "standard error", "validation accuracy", "diverged")
+    rows = [
+        (
+            f"{name} (result)" if name == verdict.result else name,
+            DESCRIBED.get(name, ""),
+            number_text(candidate.val_loss),
+            number_text(candidate.val_loss_error, 2),
+            percent(candidate.val_accuracy),
+            f"{candidate.lost} of {verdict.seeds}",
+        )
+        for name, candidate in verdict.candidates.items()
+    ]
+    words = f"<p>{escape(verdict.headline.capitalize())}: {verdict.horizon:,} steps each.</p>"
+    return words + table(headings, rows, range(2, len(headings)), list(verdict.candidates).index(verdict.result))
+
+
 def run_table(runs: Sequence[RunContents]) -> str:
     """A row per run."""
     headings = (
-        *("run", "task", "model", "best validation loss", "at outer step", "best validation accuracy"),
+        *("run", "task", "model", "judged validation loss", "best validation loss", "at outer step"),
+        "best validation accuracy",
         *("retrained test accuracy", "outer steps", "learned numbers", "ranks", "time", "peak memory"),
     )
     rows = []
@@ -52,6 +85,7 @@ def run_table(runs: Sequence[RunContents]) -> str:
                 label,
                 run.section("task").get("name", ABSENT),
                 run.section("model").get("name", ABSENT),
+                number_text(run.verdict.candidates[run.verdict.result].val_loss if run.verdict else None),
                 number_text(best.val_loss if best else None),
                 best.outer_step if best else ABSENT,
                 percent(_best_accuracy(run)),

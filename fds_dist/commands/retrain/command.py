@@ -22,7 +22,7 @@ from fds_dist.distributed.devices import choose_device
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.schedule.schedule import Schedule
-from fds_dist.storage.run_folder import RunFolder
+from fds_dist.storage.run_folder import RESULT, RunFolder
 from fds_dist.tasks.base import Task
 
 
@@ -77,7 +77,7 @@ def retrain(
     make_task = task_maker(config, task)
     build_model = on_all_ranks(environment, lambda: model_builder(config, make_task(settings.seed), model))
     on_all_ranks(environment, lambda: check_weights(folder, build_model))
-    target = folder.path / ("retrain-best" if settings.schedule == "best" else "retrain")
+    target = folder.path / ("retrain" if settings.schedule == RESULT else f"retrain-{settings.schedule}")
     session = on_all_ranks(environment, lambda: wandb_session(config, "retrain"))
     reporters: list[Reporter] = [ConsoleReporter()] if progress else []
     reporters.append(WandbReporter(session, target, {**config.resolved(), "retrain": settings.resolved()}))
@@ -90,4 +90,4 @@ def _read(folder: RunFolder, overrides: Sequence[str]) -> tuple[Config, Schedule
     """The run's config, the schedule to train with, and the settings."""
     config = load_config(folder.checked().config)
     settings = read_settings(overrides, config)
-    return config, Schedule.load(folder.best_schedule if settings.schedule == "best" else folder.schedule), settings
+    return config, Schedule.load(folder.candidate(settings.schedule)), settings

@@ -34,8 +34,9 @@ class RetrainSettings(Section):
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """DeepSpeed's own config, such as `deepspeed.zero_optimization.stage=3`; also `deepspeed=FILE`, JSON or YAML."""
 
-    schedule: Literal["last", "best"] = "last"
-    """The learned values: last (after the last outer step), or best (those with the lowest validation loss)."""
+    schedule: Literal["result", "average", "best", "last"] = "result"
+    """The learned values: the result of the search, or one of its candidates: average (the mean of the last values),
+    best (those with the lowest validation loss) or last (after the last outer step)."""
 
     epochs: PositiveOrNone = None
     """Passes over the training data; the schedule is stretched to them. Default: those of the longest inner run."""
