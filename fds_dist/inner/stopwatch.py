@@ -86,10 +86,8 @@ def run_steps(problem: Problem, tangents: int, steps: int, on_step: OnStep | Non
     space = problem.space
     owners = [space.learned[row % len(space.learned)] for row in range(tangents)]
     element_of = {slot.owner.name: place for place, slot in reversed(list(enumerate(space.elements)))}
-    directions = torch.zeros(tangents, sum(space.sizes.values()), dtype=problem.dtype)
-    for row, owner in enumerate(owners):
-        directions[row, space.columns[owner.name].start] = 1.0
-    directions = directions.to(problem.device)
+    columns = torch.arange(sum(space.sizes.values()))
+    moved = torch.tensor([space.columns[owner.name].start for owner in owners]).reshape(-1, 1) == columns  # [k, H]
     horizon = max(steps, *(owner.buckets for owner in space.learned))
     left = iter(range(steps - 1))
 
@@ -98,4 +96,4 @@ def run_steps(problem: Problem, tangents: int, steps: int, on_step: OnStep | Non
         return more and next(left, None) is not None
 
     run = InnerRun(problem, problem.trial_values(), 0, horizon, on_step=go_on)
-    return run_horizon(run, [element_of[owner.name] for owner in owners], lambda segment: directions)
+    return run_horizon(run, [element_of[owner.name] for owner in owners], lambda places: moved[:, None] & (places >= 0))
