@@ -14,6 +14,9 @@ from fds_dist.common.words import plural
 
 _INTEGER_OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
+BLOCK = 2**20
+"""Elements that are hashed at once: 64-bit numbers for all of a large network would take several times its memory."""
+
 
 def fingerprint(tensor: Tensor) -> Tensor:
     """A 0-d int64 tensor on `tensor`'s device, a hash of its bits by position.
@@ -24,9 +27,12 @@ def fingerprint(tensor: Tensor) -> Tensor:
     """
     flat = tensor.detach().reshape(-1)
     flat = torch.view_as_real(flat.resolve_conj()).reshape(-1) if flat.is_complex() else flat
-    bits = flat.view(_INTEGER_OF_SIZE[flat.element_size()]).to(torch.int64)
-    positions = torch.arange(1, len(flat) + 1, device=flat.device)
-    return _mix(bits + positions * -0x61C8864680B583EB).sum()
+    total = torch.zeros((), dtype=torch.int64, device=flat.device)
+    for first, part in zip(range(0, len(flat), BLOCK), flat.split(BLOCK), strict=False):
+        bits = part.view(_INTEGER_OF_SIZE[flat.element_size()]).to(torch.int64)
+        positions = torch.arange(first + 1, first + len(part) + 1, device=flat.device)
+        total += _mix(bits + positions * -0x61C8864680B583EB).sum()
+    return total
 
 
 def batch_fingerprint(batch: Batch, device: torch.device) -> Tensor:

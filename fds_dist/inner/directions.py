@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fds_dist.common.transfer import to_device
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.buckets import Segment
 from fds_dist.schedule.space import HyperparameterSpace
@@ -31,7 +32,7 @@ def along_elements(elements: Sequence[int]) -> Along:
 def along_mixtures(mixture: Tensor) -> Along:
     """Tangents by other directions of λ: the rows of `mixture` [R, K]."""
     padded = torch.cat([mixture, mixture.new_zeros(len(mixture), 1)], dim=1)  # for −1
-    return lambda places: padded[:, places.to(mixture.device)]
+    return lambda places: padded[:, to_device(places, mixture.device)]
 
 
 class Directions:
@@ -40,8 +41,8 @@ class Directions:
     def __init__(self, problem: Problem, segment: Segment, horizon: int, along: Along) -> None:
         space, device = problem.space, problem.device
         self._segment = segment
-        self._moved = along(places_read(space, segment)).to(device, problem.dtype)
-        self._weights = weights_read(space, segment, horizon).to(device, problem.dtype)
+        self._moved = to_device(along(places_read(space, segment)), device, problem.dtype)
+        self._weights = to_device(weights_read(space, segment, horizon), device, problem.dtype)
         self._constant = None if segment.varies else self._at(0)
 
     def at(self, step: int) -> Tensor:
@@ -72,4 +73,5 @@ def weights_read(space: HyperparameterSpace, segment: Segment, horizon: int) -> 
         weights = [[reading.weight for reading in readings.get(name, ())] for name in space.names]
         rows.append([[*row, *[0.0] * (most - len(row))] for row in weights])
     by_name = torch.tensor(rows, dtype=torch.float64).transpose(1, 2)  # [S, M, hyperparameters]
-    return by_name.repeat_interleave(torch.tensor([*space.sizes.values()]), dim=2)
+    counts = [*space.sizes.values()]
+    return by_name.repeat_interleave(torch.tensor(counts), dim=2, output_size=sum(counts))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,21 +23,37 @@ from fds_dist.tangents import Buffers, Network
 from fds_dist.tangents.averaging import judged
 from fds_dist.tasks.base import validation_loss
 from fds_dist.tasks.losses import OnBatch
-from fds_dist.tasks.metrics import Mean
+from fds_dist.tasks.metrics import Mean, Score
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The mean over all samples of some batches."""
+    """The mean over all samples of some batches. The figures stay on the device until they are asked for."""
 
-    loss: float
-    accuracy: float | None
-    """See `Score`."""
+    mean: Mean
     gradient: Tensor | None = None  # [D] this rank's part of ∇L; the parts of the `data` axis add up to it
     buffer_gradients: Buffers = field(default_factory=dict)
     """This rank's part of the gradient by each live buffer."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """The task's own, but for the accuracy."""
+
+    @cached_property
+    def score(self) -> Score:
+        """The figures, for which the host waits."""
+        return self.mean.score()
+
+    @property
+    def loss(self) -> float:
+        """See `Score`."""
+        return self.score.loss
+
+    @property
+    def accuracy(self) -> float | None:
+        """See `Score`."""
+        return self.score.accuracy
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """See `Score`."""
+        return self.score.metrics
 
 
 def evaluate(
@@ -77,8 +94,7 @@ def evaluate(
     if not mean.samples:
         return None
     gradient, *by_buffers = [total / mean.samples for total in totals] or [None]
-    score, by_name = mean.score(), dict(zip(leaves, by_buffers, strict=False))
-    return Evaluation(score.loss, score.accuracy, gradient, by_name, score.metrics)  # type: ignore[arg-type]
+    return Evaluation(mean, gradient, dict(zip(leaves, by_buffers, strict=False)))  # type: ignore[arg-type]
 
 
 def validate(

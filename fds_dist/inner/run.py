@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fds_dist.common.transfer import to_device
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.problem import Problem
@@ -95,4 +96,5 @@ class InnerRun:
         space = self.problem.space
         steps = (step for segment in self.segments() for step in segment.steps_read)
         readings = (space.readings(step, self.horizon) for step in steps)
-        return torch.stack([self.problem.numbers(each, self.values) for each in readings]).to(self.problem.device)
+        numbers = torch.stack([self.problem.numbers(each, self.values) for each in readings])
+        return to_device(numbers, self.problem.device)

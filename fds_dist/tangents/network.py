@@ -21,6 +21,7 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.common.modules import Modes, convert
 from fds_dist.common.precision import in_dtype
+from fds_dist.common.transfer import to_device
 from fds_dist.tangents.autocast import autocast
 from fds_dist.tangents.running_statistics import RunningStatistics
 from fds_dist.tangents.second_derivatives import write_out
@@ -143,8 +144,7 @@ class Network:
         return replace(part, batch=map_tensors(self._cast, part.batch))
 
     def _cast(self, tensor: Tensor) -> Tensor:
-        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(device=self.device, dtype=dtype, non_blocking=True)
+        return to_device(tensor, self.device, self.dtype if tensor.is_floating_point() else tensor.dtype)
 
     def averaged(self, buffers: Buffers, add: Callable[[Tensor], Tensor], parts: int) -> Buffers:
         """`buffers` with the running statistics averaged over `parts` networks, which saw different parts of batches.

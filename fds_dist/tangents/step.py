@@ -68,8 +68,11 @@ def tangent_step(
     One at a time (`vectorize` off) gives the same bits whatever C is.
     """
 
+    weights, state, gradient, h = primals
+    numbers = h.clone()  # h is a row of all steps' numbers, and each tangent of a view would be as large as all of them
+
     def push(*directions: Any) -> tuple[Tensor, Any]:
-        return jvp(update, primals, directions)[1]
+        return jvp(update, (weights, state, gradient, numbers), directions)[1]
 
     if vectorize:
         return vmap(push)(*tangents)
@@ -96,7 +99,8 @@ class WeightGroups:
         """
         group, names = assigned(patterns, layout.names), tuple(patterns)
         of_parameter = torch.tensor([names.index(group[name]) for name in layout.names], dtype=torch.int32)
-        return cls(names, of_parameter.repeat_interleave(torch.tensor(layout.sizes))[columns].to(device))
+        of_weight = of_parameter.repeat_interleave(torch.tensor(layout.sizes), output_size=layout.size)
+        return cls(names, of_weight[columns].to(device))
 
     def stacked(self, base: str, values: Mapping[str, Tensor]) -> Tensor:
         """The copies of the hyperparameter `base` in `values` (by name, [] each) as one tensor [G]."""

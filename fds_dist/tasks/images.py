@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.kinds import Count, CountOrAll, FolderOrNone, OpenFraction, Pixels, Seed, Switch, one_of
 from fds_dist.common.options import checked
 from fds_dist.common.paths import expand_path
+from fds_dist.common.transfer import to_device
 from fds_dist.common.vision import import_torchvision
 from fds_dist.tasks.augmentation import Augmentation
 from fds_dist.tasks.download import download_once
@@ -127,12 +128,19 @@ class Normalize:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    _constants: dict[torch.device, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+    """Scale and shift [C, 1, 1] on each device that there were images on."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        scale = 1 / (255 * torch.tensor(self.std))
-        shift = torch.tensor(self.mean) / torch.tensor(self.std)
-        per_channel = (tensor[:, None, None].to(images.device) for tensor in (scale, shift))
-        return images.float() * next(per_channel) - next(per_channel)
+        if images.device not in self._constants:
+            scale = 1 / (255 * torch.tensor(self.std))
+            shift = torch.tensor(self.mean) / torch.tensor(self.std)
+            scale, shift = (to_device(constant[:, None, None], images.device) for constant in (scale, shift))
+            self._constants[images.device] = scale, shift
+        scale, shift = self._constants[images.device]
+        return images.float() * scale - shift
 
 
 def image_task(images: ImageSet) -> Callable[..., TensorTask]:

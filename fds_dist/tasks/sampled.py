@@ -16,6 +16,7 @@ from fds_dist.common.options import checked
 from fds_dist.common.randomness import derive_seed, generator
 from fds_dist.common.words import counted
 from fds_dist.tasks.augment import takes_values
+from fds_dist.tasks.augmentation import Augmentation, EpochOfChanges
 from fds_dist.tasks.base import Loss, Metrics
 from fds_dist.tasks.sources import IterableSource, Source
 
@@ -96,12 +97,24 @@ class DrawnTask:
         raise NotImplementedError
 
     def _augmented(self, purpose: str, *keys: int) -> Iterator[Batch]:
+        change = self._change(purpose, *keys)
         for step, batch in enumerate(self._read(purpose, *keys)):
             prepared = self._prepared(batch)
-            if self._augment is not None:
-                random = generator(self._seed, f"{purpose} augmentation", *keys, step)
-                prepared = with_inputs(prepared, self._augment(inputs_of(prepared), random))
-            yield prepared
+            yield prepared if change is None else with_inputs(prepared, change(inputs_of(prepared), step))
+
+    def _change(self, purpose: str, *keys: int) -> Callable[[Any, int], Any] | None:
+        """(inputs, step) → the inputs as `augment` changes them in an epoch; None without one."""
+        augment = self._augment
+        if augment is None:
+            return None
+
+        def random(step: int) -> torch.Generator:
+            return generator(self._seed, f"{purpose} augmentation", *keys, step)
+
+        if isinstance(augment, Augmentation):
+            steps = self.steps_per_epoch if purpose == "train" else self.retrain_steps_per_epoch
+            return EpochOfChanges(augment, random, steps)
+        return lambda inputs, step: augment(inputs, random(step))
 
     def _evaluation(self, source: Source, samples: Tensor) -> Iterator[Batch]:
         chunks = list(samples.split(self._val_batch_size))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from fds_dist.common.batch import Batch, checked_batch, map_tensors, tensors_in
 from fds_dist.common.faults import Fault, UserError, user_line
 from fds_dist.common.randomness import derive_seed, drawing, keyed
+from fds_dist.common.transfer import to_device
 
 Collate = Callable[[list[Any]], Any]
 """A list of samples → a batch."""
@@ -24,7 +25,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, chunks: Iterable[Tensor], seed: int) -> Iterator[Batch]:
+    def batches(self, chunks: Sequence[Tensor], seed: int) -> Iterator[Batch]:
         """The batch of each chunk of indices, in order, on the device of the last `to`; what is random about reading
         them depends on ``seed`` alone."""
         ...
@@ -43,12 +44,16 @@ class TensorSource:
     def __len__(self) -> int:
         return len(tensors_in(self.samples)[0])
 
-    def batches(self, chunks: Iterable[Tensor], seed: int) -> Iterator[Batch]:
-        for chunk in chunks:
-            yield map_tensors(lambda tensor, rows=chunk: tensor[rows.to(tensor.device)], self.samples)
+    def batches(self, chunks: Sequence[Tensor], seed: int) -> Iterator[Batch]:
+        """All indices go to the device in one copy."""
+        if not chunks:
+            return
+        indices = to_device(torch.cat(list(chunks)), tensors_in(self.samples)[0].device)
+        for rows in indices.split([len(chunk) for chunk in chunks]):
+            yield map_tensors(lambda tensor, rows=rows: tensor[rows], self.samples)
 
     def to(self, device: torch.device) -> None:
-        self.samples = map_tensors(lambda tensor: tensor.to(device), self.samples)
+        self.samples = map_tensors(lambda tensor: to_device(tensor, device), self.samples)
 
 
 class StreamSource:
@@ -79,7 +84,7 @@ class StreamSource:
     def __len__(self) -> int:
         return len(self._dataset)  # type: ignore[arg-type]
 
-    def batches(self, chunks: Iterable[Tensor], seed: int) -> Iterator[Batch]:
+    def batches(self, chunks: Sequence[Tensor], seed: int) -> Iterator[Batch]:
         """Raises `UserError` for a sample that cannot be read."""
         keys = [(derive_seed(seed, number), chunk.tolist()) for number, chunk in enumerate(chunks)]
         with told(self._name):
@@ -216,7 +221,7 @@ def told(name: str) -> Iterator[None]:
 
 def on_device(batch: object, name: str, device: torch.device) -> Batch:
     """The batch, checked, on the device."""
-    return map_tensors(lambda tensor: tensor.to(device), checked_batch(batch, name))
+    return map_tensors(lambda tensor: to_device(tensor, device), checked_batch(batch, name))
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fds_dist.distributed import fingerprint as fingerprint_module
 from fds_dist.distributed.fingerprint import RunsDiverged, deviating_ranks, fingerprint
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int8, torch.bool]
@@ -28,6 +29,21 @@ def test_equal_bits_give_equal_fingerprints_wherever_they_lie(dtype: torch.dtype
     spread = torch.stack([tensor, tensor], dim=1)[:, 0]  # not contiguous
     for same in (tensor.clone(), tensor.view(8, 8), spread, torch.cat([tensor[:1], tensor])[1:]):
         assert fingerprint(same) == expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_blocks_have_no_part_in_it(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = values(dtype)
+    expected = fingerprint(tensor)
+    for size in (1, 7, 63, 64):
+        monkeypatch.setattr(fingerprint_module, "BLOCK", size)
+        assert fingerprint(tensor) == expected
+
+
+def test_a_value_stays_what_it_was() -> None:
+    """Checkpoints hold none, but ranks of one run may have different releases: they compare these numbers."""
+    assert fingerprint(torch.arange(5.0)).item() == -3367832807171140968
+    assert fingerprint(torch.empty(0)).item() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.int8], ids=str)

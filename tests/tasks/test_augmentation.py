@@ -9,7 +9,7 @@ import torch
 
 from fds_dist.common.faults import UserError
 from fds_dist.common.randomness import generator
-from fds_dist.tasks.augmentation import Augmentation, random_crop, random_cutout, random_flip
+from fds_dist.tasks.augmentation import Augmentation, EpochOfChanges
 from fds_dist.tasks.datasets import TensorTask
 
 IMAGE = torch.arange(1.0, 19.0).reshape(2, 3, 3)  # no pixel is zero, none twice
@@ -44,11 +44,11 @@ def test_a_crop_is_any_window_of_the_padded_image():
     shifts = (-1, 0, 1)
     expected = outcomes(naive_window(IMAGE, top, left) for top in shifts for left in shifts)
     assert len(expected) == 9
-    assert outcomes(random_crop(MANY, 1, generator(0))) == expected
+    assert outcomes(Augmentation(crop=1)(MANY, generator(0))) == expected
 
 
 def test_a_flip_mirrors_about_half_of_the_images():
-    flipped = random_flip(MANY, generator(0))
+    flipped = Augmentation(flip=True)(MANY, generator(0))
     assert outcomes(flipped) == outcomes([IMAGE, IMAGE.flip(-1)])
     share = (flipped[:, 0, 0, 0] == IMAGE[0, 0, 2]).float().mean().item()
     assert share == pytest.approx(0.5, abs=0.1)  # five standard deviations of 600 throws
@@ -57,12 +57,10 @@ def test_a_flip_mirrors_about_half_of_the_images():
 @pytest.mark.parametrize("side", [1, 2, 3, 7])
 def test_a_cutout_is_a_square_around_any_pixel(side):
     expected = outcomes(naive_cutout(IMAGE, row, column, side) for row in range(3) for column in range(3))
-    assert outcomes(random_cutout(MANY, side, generator(0))) == expected
+    assert outcomes(Augmentation(cutout=side)(MANY, generator(0))) == expected
 
 
-@pytest.mark.parametrize(
-    "change", [lambda x, g: random_crop(x, 2, g), random_flip, lambda x, g: random_cutout(x, 2, g)]
-)
+@pytest.mark.parametrize("change", [Augmentation(crop=2), Augmentation(flip=True), Augmentation(cutout=2)])
 def test_images_of_any_shape_keep_it_and_the_original(change):
     images = torch.rand(4, 1, 5, 8)
     before = images.clone()
@@ -74,9 +72,29 @@ def test_all_three_work_together_and_none_changes_nothing():
     images = torch.rand(8, 3, 6, 6)
     assert torch.equal(Augmentation()(images, generator(0)), images)
     both = Augmentation(crop=2, flip=True, cutout=2)
-    expected = generator(5)
-    by_hand = random_cutout(random_flip(random_crop(images, 2, expected), expected), 2, expected)
+    expected, by_hand = generator(5), images
+    for one in (Augmentation(crop=2), Augmentation(flip=True), Augmentation(cutout=2)):
+        by_hand = one(by_hand, expected)
     assert torch.equal(both(images, generator(5)), by_hand)
+
+
+def test_numbers_are_those_of_the_generator_in_this_order():
+    """They may not change between versions: a run that goes on meets the images of the one that began."""
+    top, left, mirrored, row, column = Augmentation(2, True, 2).draw(torch.Size((6, 3, 5, 8)), generator(3))
+    by_hand = generator(3)
+    assert torch.equal(torch.stack([top, left]), torch.randint(5, (2, 6), generator=by_hand))
+    assert torch.equal(mirrored, torch.randint(2, (6, 1, 1, 1), generator=by_hand).flatten())
+    assert torch.equal(row, torch.randint(5, (6, 1), generator=by_hand).flatten())
+    assert torch.equal(column, torch.randint(8, (6, 1), generator=by_hand).flatten())
+
+
+@pytest.mark.parametrize("change", [Augmentation(2, True, 2), Augmentation(flip=True), Augmentation()])
+def test_an_epoch_at_once_is_the_same_as_step_by_step(change):
+    """Also where a batch has another shape than the first, or there are more batches than were announced."""
+    shapes = [(4, 3, 6, 6), (4, 3, 6, 6), (4, 3, 8, 5), (3, 3, 6, 6), (4, 3, 6, 6)]
+    epoch = EpochOfChanges(change, generator, steps=4)
+    for step, images in enumerate(map(torch.rand, shapes)):
+        assert torch.equal(epoch(images, step), change(images, generator(step)))
 
 
 @pytest.mark.gpu

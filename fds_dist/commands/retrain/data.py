@@ -17,6 +17,7 @@ from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.batch import Batch, checked_batch, common_rows, inputs_of, map_tensors, samples_in, take_rows
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.randomness import keyed
+from fds_dist.common.transfer import to_device
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.tasks.base import Task
 
@@ -131,8 +132,7 @@ def part_of(batch: Batch, ranks: Ranks, dtype: torch.dtype, augment: Callable[[A
     """
 
     def cast(tensor: Tensor) -> Tensor:
-        kind = dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(ranks.device, kind, non_blocking=True)
+        return to_device(tensor, ranks.device, dtype if tensor.is_floating_point() else tensor.dtype)
 
     if (total := common_rows(batch)) is None:
         whole = map_tensors(cast, batch)

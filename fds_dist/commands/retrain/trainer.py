@@ -28,6 +28,7 @@ from fds_dist.common.files import write_text_atomic
 from fds_dist.common.precision import DTYPES
 from fds_dist.common.randomness import derive_seed, seeded
 from fds_dist.common.records import from_values, to_line, to_values
+from fds_dist.common.transfer import to_device
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.driver import ScheduleDriver
 from fds_dist.schedule.groups import base_of
@@ -188,9 +189,8 @@ class _SeedRun:
     def _values(self) -> dict[str, Tensor]:
         """The hyperparameters that are the task's own at this step."""
         values = self.driver.values
-        return {
-            name: torch.tensor(values[name], dtype=self.dtype, device=self.ranks.device) for name in self.loss_names
-        }
+        device = self.ranks.device
+        return {name: to_device(torch.tensor(values[name], dtype=self.dtype), device) for name in self.loss_names}
 
     def _augment(self, values: Mapping[str, Tensor], micro_batch: int) -> Callable[[Any], Any] | None:
         """The task's `augment` as a function of the inputs of a whole micro-batch; None if it has none."""

@@ -9,6 +9,7 @@ is that of the average.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fds_dist.distributed.data_axis import DataAxis
@@ -37,12 +38,15 @@ def directional_derivatives(validation: Evaluation, tangents: Tangents, axis: Da
     One row at a time in float64: a matrix product's last bits would depend on how many rows this rank owns.
     """
     assert validation.gradient is not None
-    products = _row_products(axis.reduce(validation.gradient), judged(tangents.weights, tangents.optimizer))
+    gradient = axis.reduce(validation.gradient)
+    if not tangents.elements:
+        return []
+    products = _row_products(gradient, judged(tangents.weights, tangents.optimizer))
     for name, rows in tangents.buffers.items():
-        by_buffer = _row_products(validation.buffer_gradients[name], rows)
-        products = [sum(pair) for pair in zip(products, by_buffer, strict=True)]
-    return products
+        products = products + _row_products(validation.buffer_gradients[name], rows)
+    return products.tolist()
 
 
-def _row_products(gradient: Tensor, rows: Tensor) -> list[float]:
-    return [(row.double() * gradient.double()).sum().item() for row in rows]
+def _row_products(gradient: Tensor, rows: Tensor) -> Tensor:
+    gradient = gradient.double()
+    return torch.stack([(row.double() * gradient).sum() for row in rows])

@@ -69,7 +69,8 @@ def estimate_greedy(run: InnerRun, discount: float = 0.0) -> Estimate:
     validation = validate(problem, training.network, training.whole_state, run.number, ranks.data, with_gradient=False)
     if training.state.step < run.horizon:
         return lost_run(run, validation, training.state.step)
-    return finished_run(run, validation, ranks.gather_elements(total[owned[place]].tolist(), owned))
+    totals = total.tolist()
+    return finished_run(run, validation, ranks.gather_elements([totals[element] for element in owned[place]], owned))
 
 
 def _elements_of(space: HyperparameterSpace, rank: int, ranks: int) -> list[int]:
@@ -92,10 +93,10 @@ def _carried(tangents: Tangents, local: InnerState, elements: Sequence[int]) -> 
         return tangents
     carried = zero_tangents(local, elements, live=())
     rows = {element: row for row, element in enumerate(tangents.elements)}
-    pairs = [(row, rows[element]) for row, element in enumerate(elements) if element in rows]
-    new, old = map(list, zip(*pairs, strict=True)) if pairs else ([], [])
     into, of = (carried.weights, carried.optimizer), (tangents.weights, tangents.optimizer)
-    tree_map(lambda tensor, before: tensor.__setitem__(new, before[old]), into, of)
+    for new, element in enumerate(elements):
+        if (old := rows.get(element)) is not None:  # row by row: a list of them would be sent to the device
+            tree_map(lambda tensor, before, new=new, old=old: tensor[new].copy_(before[old]), into, of)
     return carried
 
 

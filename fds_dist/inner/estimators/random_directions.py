@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fds_dist.common.randomness import generator
+from fds_dist.common.transfer import to_device
 from fds_dist.inner.directions import along_mixtures
 from fds_dist.inner.estimate import Estimate, Estimator, finished_run, lost_run, validate
 from fds_dist.inner.estimators.forward import directional_derivatives
@@ -41,7 +42,7 @@ def estimate_by_directions(run: InnerRun, count: int | None = None) -> Estimate:
     basis, units = orthonormal_rows(run, count), element_units(run)
     plan = make_plan([0] * count, run.horizon, ranks.shape.tangent)
     mine = plan.owned[ranks.tangent_rank]
-    mixture = (basis * units)[list(mine)].to(run.problem.device, run.problem.dtype)
+    mixture = to_device((basis * units)[list(mine)], run.problem.device, run.problem.dtype)
     training, tangents = run_horizon(run, mine, along_mixtures(mixture))
     validation = validate(run.problem, training.network, training.whole_state, run.number, ranks.data)
     if training.state.step < run.horizon:
