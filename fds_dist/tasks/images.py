@@ -24,6 +24,7 @@ from fds_dist.tasks.augmentation import Augmentation
 from fds_dist.tasks.download import download_once
 from fds_dist.tasks.in_memory import TensorTask
 from fds_dist.tasks.sampled import EVALUATION_BATCH
+from fds_dist.tasks.smoothing import smoothed_cross_entropy
 
 Samples = tuple[Tensor, Tensor]
 """Images and labels."""
@@ -161,6 +162,7 @@ def image_task(images: ImageSet) -> Callable[..., TensorTask]:
         cutout: Pixels = 0,
         train_size: CountOrAll = None,
         downsample: Count = 1,
+        label_smoothing: Switch = False,
     ) -> TensorTask:
         """Normalized images in memory with the data set's own test part; see `TensorTask` for splits and batches.
 
@@ -170,6 +172,7 @@ def image_task(images: ImageSet) -> Callable[..., TensorTask]:
             crop, flip, cutout: random changes of training images, see `Augmentation`.
             train_size: samples for training and validation, spread evenly over the training part; default: all.
             downsample: side of the squares of pixels that are averaged into one.
+            label_smoothing: whether the training loss has the hyperparameter `label_smoothing`.
 
         Raises `UserError` naming each option out of range, and where the files are missing or damaged.
         """
@@ -185,6 +188,8 @@ def image_task(images: ImageSet) -> Callable[..., TensorTask]:
             seed=seed,
             prepare=Normalize(images.mean, images.std),
             augment=Augmentation(crop, flip, cutout),
+            loss=smoothed_cross_entropy if label_smoothing else F.cross_entropy,
+            val_loss=F.cross_entropy if label_smoothing else None,
         )
         made.classes = images.classes  # whatever labels a small training part has
         return made

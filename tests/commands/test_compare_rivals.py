@@ -53,6 +53,10 @@ def test_the_config_names_all_rivals_and_the_figure_draws_them() -> None:
 @pytest.mark.parametrize("horizon", [7, 40])
 def test_a_curve_has_a_value_of_its_own_at_each_step(name: str, horizon: int) -> None:
     problem = make_problem(image_task(mlp), {"lr": [0.1, 0.1, 0.1], "momentum": [0.1, 0.1], "weight_decay": [1e-4]})
+    straight = tuple(replace(owner, shape="linear") for owner in problem.space.learned)
+    problem = replace(
+        problem, space=replace(problem.space, learned=straight)
+    )  # the shape of the buckets is not the curve's
     setting = Curve(name).setting(problem, horizon, [0.25, 0.8, 0.9, 1e-3])
     points = 2000
     expected = [

@@ -427,3 +427,22 @@ def test_real_images_are_complete_and_normalized(name):
     # The constants have four digits, and up to 2 % of the images are missing: both change a mean by less than 0.002.
     assert everything.mean((0, 2, 3)).abs().max() < 0.005
     assert (everything.std((0, 2, 3)) - 1).abs().max() < 0.005
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_label_smoothing_is_torch_s_and_has_its_derivative(smoothing):
+    task = build("mnist", **PLAIN, label_smoothing=True)
+    output = torch.randn(6, 10, generator=generator(0), dtype=torch.float64)
+    target = torch.tensor([3, 1, 4, 1, 5, 9])
+
+    def loss(s):
+        return torch.nn.functional.cross_entropy(output, target, label_smoothing=s).item()
+
+    s = torch.tensor(smoothing, dtype=torch.float64, requires_grad=True)
+    value = task.loss(output, target, {"label_smoothing": s})
+    value.backward()
+    assert value.item() == pytest.approx(loss(smoothing), rel=1e-14)
+    # It is linear in s: the difference is exact but for rounding.
+    assert s.grad.item() == pytest.approx((loss(smoothing + 0.1) - loss(smoothing)) / 0.1, rel=1e-12)
+    assert task.val_loss(output, target).item() == pytest.approx(loss(0.0), rel=1e-14)
+    assert not hasattr(build("mnist", **PLAIN), "val_loss")

@@ -11,6 +11,7 @@ from fds_dist.commands.compare.space import SearchRange, warmup_range
 from fds_dist.common.faults import Fault
 from fds_dist.common.values import Value
 from fds_dist.inner.problem import Problem
+from fds_dist.schedule.shapes import DEFAULT
 from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.schedule.starts import curve_means
 
@@ -72,7 +73,7 @@ def scaled(problem: Problem, factors: Sequence[float], numbers: Sequence[float])
     constant, owners, values = constants(space, by_base), [], list[float]()
     for owner in space.learned:
         decays = owner.base in DECAYING
-        owners.append(replace(owner, buckets=len(factors) if decays else 1))
+        owners.append(replace(owner, buckets=len(factors) if decays else 1, shape=DEFAULT))
         peak = by_base[owner.base]
         values += [owner.clamp(peak * factor) for factor in factors] if decays else constant[owner.name]
     return Setting(replace(problem, space=replace(space, learned=tuple(owners))), values)

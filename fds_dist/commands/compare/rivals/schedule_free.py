@@ -24,6 +24,7 @@ from fds_dist.common.faults import Fault
 from fds_dist.common.values import Value
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.groups import base_of
+from fds_dist.schedule.shapes import DEFAULT
 from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tangents.averaging import AveragedState
 from fds_dist.tangents.optimizers import PerWeight, same_for_all
@@ -86,7 +87,7 @@ class ScheduleFree:
         optimizer = PackageOptimizer(CLASSES[name], settings, warmup)
         of_loss = [owner for owner in space.learned if owner.base not in defaults]
         rest = HyperparameterSpace(
-            tuple(replace(owner, buckets=1) for owner in of_loss),
+            tuple(replace(owner, buckets=1, shape=DEFAULT) for owner in of_loss),
             {key: value for key, value in space.fixed.items() if base_of(key) not in defaults},
         )
         numbers = [number for owner in of_loss for number in constants(space, by_base)[owner.name]]
