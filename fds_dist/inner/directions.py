@@ -72,6 +72,7 @@ def weights_read(space: HyperparameterSpace, segment: Segment, horizon: int) -> 
         readings = space.readings(step, horizon)
         weights = [[reading.weight for reading in readings.get(name, ())] for name in space.names]
         rows.append([[*row, *[0.0] * (most - len(row))] for row in weights])
-    by_name = torch.tensor(rows, dtype=torch.float64).transpose(1, 2)  # [S, M, hyperparameters]
+    shape = len(rows), len(space.names), most  # said, as there may be no hyperparameters
+    by_name = torch.tensor(rows, dtype=torch.float64).reshape(shape).transpose(1, 2)  # [S, M, hyperparameters]
     counts = [*space.sizes.values()]
-    return by_name.repeat_interleave(torch.tensor(counts), dim=2, output_size=sum(counts))
+    return by_name.repeat_interleave(torch.tensor(counts, dtype=torch.long), dim=2, output_size=sum(counts))

@@ -151,16 +151,16 @@ def _as_it_is(problem: Problem, horizon: int, values: Sequence[float]) -> tuple[
 
 @dataclass(frozen=True)
 class Judge:
-    """Trains λs on the same fresh seeds, and keeps each run in a file. Every method is called alike on all ranks."""
+    """Trains λs on the same fresh seeds. Every method is called alike on all ranks."""
 
     problem: Problem
     """That `judging` made."""
     horizon: int
     seeds: int
     ranks: Ranks
-    file: RecordFile[JudgedRun]
-    """Holds each run that has ended, so that a judging that was cut off goes on."""
-    say: Callable[[str], None]
+    file: RecordFile[JudgedRun] | None = None
+    """Holds each run that has ended, so that a judging that was cut off goes on; None: none is kept."""
+    say: Callable[[str], None] = lambda line: None
     """Hears about the progress, on every rank."""
     setting: str = ""
     """See `JudgedRun.setting`."""
@@ -184,7 +184,7 @@ class Judge:
             self.say(f"judging {values} on {counted(self.seeds, 'fresh seed')}: {counted(len(missing), 'run')}")
         for batch in in_batches(self.ranks, missing, self._train, blocks_of(self.horizon)):
             judged |= {job: run.judgement for job, run in batch}
-            if self.ranks.is_first:
+            if self.file and self.ranks.is_first:
                 self.file.append(run for _, run in batch)
         return {values: [judged[values, seed] for seed in range(self.seeds)] for values, _ in self._wanted(candidates)}
 
@@ -195,7 +195,7 @@ class Judge:
         return [job for job in self._wanted(candidates) if job not in judged]
 
     def _recorded(self) -> dict[Wanted, Judgement]:
-        runs = self.ranks.on_first(self.file.read)
+        runs = self.ranks.on_first(self.file.read) if self.file else []
         return {(tuple(run.values), run.seed): run.judgement for run in runs if run.setting == self.setting}
 
     def _train(self, job: Wanted, meetings: Meetings) -> JudgedRun:

@@ -32,7 +32,9 @@ def compare_here(folder: Path) -> Comparison:
     )
     problem = make_problem(image_task(mlp), {"lr": [0.01, 0.01], "momentum": [0.1]})
     with Ranks(environment, MeshShape(1, environment.world_size, 1), CPU) as ranks:
-        return compare(Job(problem, SignRule(), OuterSettings((10, 10)), "forward", options, ranks), folder)
+        settings = OuterSettings((10, 10))
+        job = Job(problem, SignRule(), settings, "forward", options, ranks, average=2, judge_seeds=1)
+        return compare(job, folder)
 
 
 def test_two_ranks_share_trials_and_agree_and_one_rank_reads_what_they_did(tmp_path: Path) -> None:

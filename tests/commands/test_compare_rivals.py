@@ -15,7 +15,7 @@ import pytest
 import torch
 from comparing import HORIZON, Interrupting, comparable, comparison_job, rates, run, small_problem
 from problems import conv_bn, image_task, make_problem, mlp, smoothed_task
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fds_dist.commands.compare.plot import LINES
@@ -27,7 +27,8 @@ from fds_dist.common.faults import UserError
 from fds_dist.config.compare import MethodName
 from fds_dist.inner.plain_run import plain_run
 from fds_dist.inner.problem import Problem
-from fds_dist.tangents.optimizers import Adam
+from fds_dist.schedule.space import HyperparameterSpace
+from fds_dist.tangents.optimizers import SGD, Adam
 
 needs_schedulefree = pytest.mark.skipif(
     importlib.util.find_spec("schedulefree") is None, reason="needs the extra schedulefree"
@@ -221,3 +222,17 @@ def test_what_a_rival_cannot_do_is_refused_by_name(tmp_path: Path, monkeypatch: 
     with pytest.raises(UserError, match=r"pip install 'fds-dist\[schedulefree\]'"):
         run(tmp_path, problem, methods=["fds", "schedule_free"])
     assert not list(tmp_path.iterdir())  # before anything is trained
+
+
+def test_a_run_without_any_hyperparameter_trains() -> None:
+    class Fixed(SGD):
+        """Steps of .1, whatever the space says."""
+
+        defaults: Mapping[str, float] = {}  # type: ignore[assignment]
+
+        def update(self, weights: Tensor, state: Any, gradient: Tensor, h: Any, per_weight: Any = None) -> Any:
+            return weights - 0.1 * gradient, state
+
+    problem = make_problem(image_task(mlp), {"lr": [0.1]})
+    bare = replace(problem, optimizer=Fixed(), space=HyperparameterSpace(()))
+    assert plain_run(bare, [], 0, HORIZON).val.loss == pytest.approx(plain_run(problem, [0.1], 0, HORIZON).val.loss)

@@ -432,7 +432,7 @@ def test_real_images_are_complete_and_normalized(name):
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_label_smoothing_is_torch_s_and_has_its_derivative(smoothing):
     task = build("mnist", **PLAIN, label_smoothing=True)
-    output = torch.randn(6, 10, generator=generator(0), dtype=torch.float64)
+    output = torch.randn(6, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     target = torch.tensor([3, 1, 4, 1, 5, 9])
 
     def loss(s):

@@ -113,6 +113,8 @@ def _compared(built: Build, ranks: Ranks, folder: Path, retrain: Retrain, say: C
         ranks,
         config.greedy.discount,
         Consistency(config.consistency.mode, config.consistency.every),
+        config.outer.average,
+        config.outer.judge_seeds,
     )
     return compare_methods(job, folder, say, retrain)
 

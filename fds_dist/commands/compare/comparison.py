@@ -13,7 +13,7 @@ from fds_dist.commands.compare.job import Job, Say, SearchLog, Trial
 from fds_dist.commands.compare.results import Comparison, Incumbent, MethodRun
 from fds_dist.commands.compare.rivals import RIVALS
 from fds_dist.commands.compare.rivals.recipe import Candidate
-from fds_dist.commands.compare.space import SearchRange
+from fds_dist.commands.compare.space import WARMUP, SearchRange
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import write_text_atomic
 from fds_dist.common.records import RecordFile
@@ -130,7 +130,8 @@ def compare(job: Job, folder: Path, say: Say = lambda line: None, retrain: Retra
 def _search(name: str, index: int, job: Job, folder: Path, say: Say) -> Search:
     """Runs one search; it continues from the trials that an earlier call recorded."""
     file = RecordFile(folder / name / f"trials-{index}.jsonl", Trial, DAMAGED)
-    trials = _affordable(job.ranks.on_first(file.read), job.budget)
+    recorded = job.ranks.on_first(file.read)
+    trials = _affordable(recorded, job.budget)
     log = SearchLog(f"{name}, repetition {index}", job, say)
     log.before(trials)
 
@@ -140,7 +141,8 @@ def _search(name: str, index: int, job: Job, folder: Path, say: Say) -> Search:
         trials.extend(batch)
         log.after(batch)
 
-    note = RIVALS[name].search(job, tuple(trials), report)
+    ended = len(trials) < len(recorded)  # an earlier call had a larger budget
+    note = "" if ended else RIVALS[name].search(job, tuple(trials), report)
     log.end(len(trials), note)
     return Search(name, index, job, trials, note)
 
@@ -213,6 +215,8 @@ def _described(ranges: Sequence[SearchRange]) -> dict[str, dict[str, Any]]:
 def _identity(job: Job) -> dict[str, str]:
     """The settings that recorded trials depend on, by the config's key."""
     problem, space = job.problem, job.problem.space
+    warmup = [job.options.ranges[WARMUP]] if WARMUP in job.options.ranges else []
+    answer = [(job.average, job.judge_seeds)] if job.runs_to_answer else []  # came later, too
     shapes = [(owner.name, owner.shape) for owner in space.learned if owner.shape != DEFAULT]  # came later
     further = [pair for pair in problem.step_settings.items() if pair[0] != "clip_gradient"]
     if problem.optimizer.name != "sgd":  # whose switch earlier versions did not record
@@ -220,11 +224,11 @@ def _identity(job: Job) -> dict[str, str]:
     return {
         "hyperparameters": repr((space.learned, sorted(space.fixed.items()), *shapes)),
         "inner": repr((problem.optimizer.name, problem.clip_gradient, job.horizon, *further)),
-        "outer": repr((job.rule, job.settings.retreat)),
+        "outer": repr((job.rule, job.settings.retreat, *answer)),
         "estimator": job.estimator,
         "greedy": str(job.greedy_discount),
         "tangents": repr((problem.tangents.clip_hvp, problem.tangents.pruning)),
-        "compare.ranges": repr([(each.low, each.high, each.owner.scale) for each in job.ranges]),
+        "compare.ranges": repr([*((each.low, each.high, each.owner.scale) for each in job.ranges), *warmup]),
         "seed": str(problem.seed),
     }
 

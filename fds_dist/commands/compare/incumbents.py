@@ -18,14 +18,14 @@ class Improvement(NamedTuple):
 
 
 def incumbents(trials: Sequence[Trial], horizon: int) -> list[Improvement]:
-    """The trials that improved on all trials before them.
+    """The trials that improved on all trials before them, and the method's answer.
 
     Only whole runs count: the loss after a part of the horizon says nothing about the whole schedule.
     """
     best, cost, seconds, improvements = math.inf, 0.0, 0.0, []
     for trial in trials:
         cost, seconds = cost + trial.cost, seconds + trial.seconds
-        if trial.steps == horizon and trial.val_loss < best:
+        if trial.steps == horizon and (trial.val_loss < best or (trial.is_answer and math.isfinite(trial.val_loss))):
             best = trial.val_loss
             improvements.append(Improvement(trial, cost, seconds))
     return improvements

@@ -39,6 +39,9 @@ class Trial:
     """Summed over the ranks that took part."""
     state: dict[str, Any] = field(default_factory=dict)
     """What the method needs to continue from here."""
+    is_answer: bool = False
+    """Whether the method answers with it, whatever the losses of the trials before: `val_loss` is a mean over seeds
+    that were drawn to choose it."""
 
 
 def loss_or_infinity(value: float | None) -> float:
@@ -61,6 +64,10 @@ class Job:
     greedy_discount: float = 0.0
     """What greedy hypergradients remember from step to step."""
     consistency: Consistency = field(default_factory=Consistency)
+    average: int = 1
+    """`outer.average`: how many last values of the search of `fds` are averaged."""
+    judge_seeds: int = 0
+    """`outer.judge_seeds`: fresh seeds on which `fds` chooses its answer."""
 
     @cached_property
     def ranges(self) -> tuple[SearchRange, ...]:
@@ -75,8 +82,18 @@ class Job:
 
     @cached_property
     def budget(self) -> float:
-        """In plain training steps; no method starts a trial that it could not pay for."""
-        return self.options.budget or sum(self.cost(self.estimator, horizon) for horizon in self.settings.horizons)
+        """In plain training steps; no method starts a trial that it could not pay for.
+
+        Without a word in the options, it is what all outer steps of `fds` and the choice of its answer cost.
+        """
+        steps = sum(self.cost(self.estimator, horizon) for horizon in self.settings.horizons)
+        return self.options.budget or steps + self.runs_to_answer * self.horizon
+
+    @property
+    def runs_to_answer(self) -> int:
+        """The plain runs by which `fds` chooses its answer, at the most: of three candidates with an average, else of
+        two; without judging, the average trains once."""
+        return self.judge_seeds * (3 if self.average > 1 else 2) or int(self.average > 1)
 
     def cost(self, estimator: str, horizon: int) -> float:
         """One outer step with this estimator over `horizon` inner steps, in plain training steps."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fds_dist.commands.compare.job import Job, Report, Trial, loss_or_infinity
+from fds_dist.commands.compare.rivals.answer import final_trial
 from fds_dist.commands.compare.rivals.recipe import Buckets, Recipe
 from fds_dist.common.faults import Fault
 from fds_dist.inner.estimators import ESTIMATORS
@@ -54,7 +55,10 @@ def _ignore(block: InnerBlock) -> None:
 
 @dataclass(frozen=True)
 class Fds:
-    """The search of `optimize`: the outer steps of the config, as far as the budget reaches."""
+    """The search of `optimize`: the outer steps of the config, as far as the budget reaches, and its answer.
+
+    An answered search is over: a larger budget does not go on with it.
+    """
 
     label: str = "FDS"
 
@@ -64,7 +68,18 @@ class Fds:
 
     def search(self, job: Job, before: Sequence[Trial], report: Report) -> str:
         """See `Rival`."""
-        return _outer_loop(job, job.estimator, job.settings.horizons, before, report)
+        if before and before[-1].is_answer:
+            return ""
+        steps = list(before)
+
+        def collect(batch: list[Trial]) -> None:
+            steps.extend(batch)
+            report(batch)
+
+        note = _outer_loop(job, job.estimator, job.settings.horizons, before, collect)
+        if answer := final_trial(job, steps):
+            report([answer])
+        return note
 
     def recipe(self, job: Job, trials: Sequence[Trial], trial: Trial) -> Recipe:
         """See `Rival`."""
