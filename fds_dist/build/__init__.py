@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from fds_dist.build.choice import as_before, settled
 from fds_dist.build.model import ModelBuilder, model_builder, weights_file
 from fds_dist.build.run import Build, build
 
-__all__ = ["Build", "ModelBuilder", "build", "model_builder", "weights_file"]
+__all__ = ["Build", "ModelBuilder", "as_before", "build", "model_builder", "settled", "weights_file"]

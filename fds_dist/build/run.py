@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fds_dist.build.estimators import ReverseTrial, estimator_of, tried
 from fds_dist.build.model import ModelBuilder, builder_or_none
 from fds_dist.build.optimizer import check_fit, inner_optimizer, remark_on
 from fds_dist.build.space import NOTHING, bucket_faults, hyperparameter_space
@@ -23,10 +24,8 @@ from fds_dist.config import Config, Draft, Faults, OuterConfig
 from fds_dist.distributed.devices import choose_device
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks, mesh_shape
-from fds_dist.inner.dry_run import dry_run
-from fds_dist.inner.estimators import ESTIMATORS, Estimator
-from fds_dist.inner.estimators.greedy import greedy_estimator
-from fds_dist.inner.estimators.random_directions import random_directions
+from fds_dist.inner.choice import Choice
+from fds_dist.inner.estimators import Estimator
 from fds_dist.inner.problem import Problem, TangentOptions
 from fds_dist.models.fine_tuning import FineTuned
 from fds_dist.models.handed_in import HandedIn
@@ -54,6 +53,10 @@ class Build:
     shape: MeshShape
     remarks: tuple[str, ...] = ()
     """What a person should know before the run."""
+    reverse: ReverseTrial | None = None
+    """What was learned of reverse mode, with `estimator: auto` until it is settled."""
+    choice: Choice | None = None
+    """What `estimator: auto` has come to; None where the config names the estimator."""
 
     def ranks(self, environment: LaunchEnvironment) -> Ranks:
         """The ranks of `environment` on this run's mesh, to be entered."""
@@ -101,20 +104,18 @@ def build(
         faults.add(bucket_faults(config, space, min(horizons(config, built_task))))
     if faults.all or built_task is None or builder is None or optimizer is None or shape is None:
         raise UserError(faults.all)
-    problem = _problem(config, built_task, builder, optimizer, space, device)
+    untried = _problem(config, built_task, builder, optimizer, space, device)
     settings = _outer_settings(config, built_task)
-    plain_steps = min(settings.horizons) if config.consistency.witness == "on" else 0
-    problem, remarks = dry_run(problem, config.tangents.method, config.estimator, plain_steps)
-    if not plain_steps:
-        remarks += ("consistency.witness is off: this run was not checked against plain PyTorch",)
+    problem, remarks, reverse = tried(untried, config, settings, shape, environment)
     remarks += (remark_on(optimizer), _unused_groups(config, problem))
     return Build(
         config=config,
         problem=problem,
         settings=settings,
         rule=outer_rule(config.outer),
-        estimator=_estimator(config),
+        estimator=estimator_of(config),
         shape=shape,
+        reverse=reverse,
         remarks=tuple(filter(None, (*draft.remarks, *(notes or ()), *remarks))),
     )
 
@@ -181,12 +182,6 @@ def _mesh_shape(config: Config, environment: LaunchEnvironment) -> MeshShape | N
     if faults:
         raise UserError(faults)
     return shape
-
-
-def _estimator(config: Config) -> Estimator:
-    if config.estimator == "random_directions":
-        return random_directions(config.random_directions.count)
-    return greedy_estimator(config.greedy.discount) if config.estimator == "greedy" else ESTIMATORS[config.estimator]
 
 
 RPROP_GROWTH = 1.2

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from fds_dist.build import Build, ModelBuilder, build, weights_file
+from fds_dist.build import Build, ModelBuilder, build, settled, weights_file
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.values import Row
 from fds_dist.config import Config, Draft, HyperparameterConfig, read_draft
@@ -43,6 +43,7 @@ def launched(
     resume: Path | None = None,
     task: Task | None = None,
     model: nn.Module | ModelBuilder | None = None,
+    spread: bool = True,
 ) -> Iterator[tuple[Build, Ranks]]:
     """The objects that the config describes, and the ranks of this launch; inside, the ranks can communicate.
 
@@ -51,6 +52,7 @@ def launched(
         resume: the folder of a run to continue, in place of `config`.
         task: used in place of the config's task.
         model: used in place of the config's model.
+        spread: see `settled`.
 
     Raises:
         UserError: on all ranks, with the faults of all of them.
@@ -63,7 +65,7 @@ def launched(
 
     built = on_all_ranks(environment, built_here)
     with built.ranks(environment) as ranks:
-        yield built, ranks
+        yield settled(built, ranks, spread), ranks
 
 
 def draft_of(

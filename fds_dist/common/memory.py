@@ -1,11 +1,14 @@
-"""How much memory a computation needs at its peak."""
+"""How much memory a computation needs at its peak, and how much is free."""
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +46,49 @@ class _LiveBytes(TorchDispatchMode):
         self._alive[key] = weakref.ref(storage, gone)
         self.now += size
         self.peak = max(self.peak, self.now)
+
+
+def free_bytes(device: torch.device, processes: int = 1) -> int:
+    """Bytes that this process may still take: of a GPU what is free, elsewhere its part of this host's free memory.
+
+    Args:
+        processes: processes on this host, which share its memory equally.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min([_free_on_host(), *_free_in_control_groups()]) // processes
+
+
+def _free_on_host() -> int:
+    """What Linux can give without swapping; on other systems the whole memory, because they do not say."""
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+_GROUPS = {
+    "": ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""Linux's control groups, version 2 and 1: their place, the limit, what is in use, and the part of it that is cache."""
+
+
+def _free_in_control_groups() -> Iterator[int]:
+    """What each limit of a batch system or a container leaves, from this process's group up to the root."""
+    groups = Path("/proc/self/cgroup")
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        for controller in set(controllers.split(",")) & set(_GROUPS):
+            root, limit, used, cache = _GROUPS[controller]
+            folder = Path(root) / path.lstrip("/")
+            while folder.is_relative_to(root):
+                with suppress(OSError, ValueError, KeyError):  # no such file, or no limit: "max"
+                    room = int((folder / limit).read_text()) - int((folder / used).read_text())
+                    fields = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    yield max(room + int(fields[cache]), 0)
+                folder = folder.parent
 
 
 def own_peak_bytes(device: torch.device) -> int:

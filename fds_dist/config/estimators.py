@@ -42,6 +42,14 @@ class RandomDirectionsConfig(Section):
     length."""
 
 
+class ReverseConfig(Section):
+    """Settings of the estimator reverse."""
+
+    memory_share: UnitInterval = 0.25
+    """The share of a rank's free memory for the states of an inner run. Where those of all T steps fit, all are kept,
+    and a step costs 4 plain steps; else every ⌈√T⌉-th is kept, the others are computed again, and a step costs 5."""
+
+
 class GreedyConfig(Section):
     """Settings of the estimator greedy."""
 

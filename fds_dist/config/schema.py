@@ -19,7 +19,7 @@ from fds_dist.common.kinds import (
     show,
 )
 from fds_dist.config.compare import CompareConfig
-from fds_dist.config.estimators import GreedyConfig, RandomDirectionsConfig, TangentsConfig
+from fds_dist.config.estimators import GreedyConfig, RandomDirectionsConfig, ReverseConfig, TangentsConfig
 from fds_dist.config.hyperparameters import Hyperparameters, hyperparameter_contradictions
 from fds_dist.config.inner import InnerConfig
 from fds_dist.config.optimizer import takes_nesterov
@@ -93,9 +93,12 @@ class Config(Section):
     outer: OuterConfig = OuterConfig()
     """How hypergradients move the hyperparameters."""
 
-    estimator: Literal["forward", "reverse", "greedy", "random_directions"] = "forward"
-    """How hypergradients are computed: forward mode with sharing (FDS), reverse mode, greedily step by step, or without
-    bias from fewer tangents than learned numbers, along random directions."""
+    estimator: Literal["forward", "reverse", "auto", "greedy", "random_directions"] = "forward"
+    """How hypergradients are computed: forward mode with sharing (FDS), reverse mode, auto (the cheaper of these two),
+    greedily step by step, or without bias from fewer tangents than learned numbers, along random directions."""
+
+    reverse: ReverseConfig = ReverseConfig()
+    """Settings of the estimator reverse."""
 
     greedy: GreedyConfig = GreedyConfig()
     """Settings of the estimator greedy."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isqrt
 
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.shapes import stretches
@@ -66,7 +67,21 @@ def make_plan(starts: Sequence[int], horizon: int, ranks: int) -> Plan:
 
 
 REVERSE_COST = 4.0
-"""Plain steps per step of a reverse sweep, whatever K is: forward twice, and a pull-back that costs two."""
+"""Plain steps per step of a reverse sweep, whatever K is: one forward, and a pull-back that takes the step once more
+(one) and goes back through it (two)."""
+REPLAY_COST = 1.0
+"""What comes on top where only some states are kept, and the others are computed a second time."""
+
+
+def stretch(horizon: int) -> int:
+    """Steps whose batches a reverse sweep has at once, and from one kept state to the next where not all are: ⌈√T⌉."""
+    return max(1, isqrt(horizon - 1) + 1)
+
+
+def kept_states(problem: Problem, horizon: int) -> int:
+    """The most states that a reverse sweep keeps at once: all, or one per stretch and those of one stretch."""
+    spacing = stretch(horizon)
+    return horizon if problem.keeps_every_state(horizon) else -(-horizon // spacing) + spacing
 
 
 def tangent_steps(problem: Problem, horizon: int) -> int:
@@ -91,8 +106,8 @@ def forward_cost(problem: Problem, horizon: int) -> float:
 
 
 def reverse_cost(problem: Problem, horizon: int) -> float:
-    """The same for every number of hyperparameters."""
-    return REVERSE_COST * horizon
+    """The same for every number of hyperparameters; less where the state of every step is kept."""
+    return horizon * (REVERSE_COST if problem.keeps_every_state(horizon) else REVERSE_COST + REPLAY_COST)
 
 
 def greedy_cost(problem: Problem, horizon: int, discount: float) -> float:

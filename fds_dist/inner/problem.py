@@ -9,6 +9,7 @@ from itertools import count, islice
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fds_dist.common.batch import checked_batch
 from fds_dist.common.domain import UNBOUNDED
@@ -38,6 +39,9 @@ from fds_dist.tasks.augment import augmentation
 from fds_dist.tasks.base import Task, loss_takes_hyperparameters, validation_loss
 from fds_dist.tasks.losses import OnBatch
 
+KEPT_BYTES = 2**30
+"""What the states of a reverse sweep may take where nobody has said what there is."""
+
 GPU_CHUNK = 16
 """Tangents that a GPU takes at once where `chunk_size` is auto."""
 
@@ -56,6 +60,8 @@ class TangentOptions:
     """Tangents per Hessian-vector product; None means auto."""
     twice: bool = True
     """Whether the network is made for second derivatives, as exact methods need it; see `Network`."""
+    kept_bytes: int = KEPT_BYTES
+    """Bytes in which a reverse sweep keeps the state of every step, if all of them fit."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +215,17 @@ class Problem:
         batch, and so on the number of ranks.
         """
         return self.tangents.chunk_size or (1 if self.device.type == "cpu" else GPU_CHUNK)
+
+    @cached_property
+    def state_bytes(self) -> int:
+        """Bytes of the weights and the optimizer's state, both whole."""
+        network = self.network(0)
+        tensors = tree_leaves((network.initial_weights, self.rule(network.layout).init(network.initial_weights)))
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def keeps_every_state(self, horizon: int) -> bool:
+        """Whether a reverse sweep keeps the state of every step, or some and computes the others a second time."""
+        return horizon * self.state_bytes <= self.tangents.kept_bytes
 
     def numbers(self, readings: Mapping[str, Sequence[Reading]], values: Sequence[float]) -> Tensor:
         """h [H] on the CPU: what each hyperparameter is at a step with these `readings`, given λ = `values` [K]."""

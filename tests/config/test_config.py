@@ -125,7 +125,15 @@ def test_a_resolved_config_lists_every_section_in_the_contracts_order():
     keys = list(yaml.safe_load(dump_config(load_config(MINIMAL))))
     contract = list(yaml.safe_load(CONTRACT))
     assert [key for key in keys if key in contract] == contract
-    assert set(keys) - set(contract) == {"compare", "consistency", "device", "greedy", "name", "random_directions"}
+    assert set(keys) - set(contract) == {
+        "compare",
+        "consistency",
+        "device",
+        "greedy",
+        "name",
+        "random_directions",
+        "reverse",
+    }
 
 
 def test_floats_keep_every_bit_through_the_resolved_config():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -91,6 +91,7 @@ def cases() -> dict[str, Case]:
         "adamw jvp": Case(make_problem(task(), ADAM_BUCKETS, optimizer=Adam(decoupled=True), method="jvp")),
         "running": Case(make_problem(task(mlp_with_batch_norm), SGD_BUCKETS, val_batch_norm="running")),
         "reverse": Case(sgd(), estimate_reverse),
+        "reverse, some states": Case(keeping_some(sgd()), estimate_reverse),
         "greedy": Case(sgd(), greedy_estimator(0.5)),
         "accumulated": Case(sgd(accumulate=3)),  # 4, 3 and 3 samples: four ranks take three samples whole
         "accumulated jvp": Case(sgd(accumulate=2, method="jvp", chunk_size=2)),
@@ -103,6 +104,11 @@ def cases() -> dict[str, Case]:
         "grouped": Case(grouped),
         "grouped reverse": Case(grouped, estimate_reverse),
     }
+
+
+def keeping_some(problem: Problem) -> Problem:
+    """The problem whose reverse sweep has no memory to keep every state in."""
+    return replace(problem, tangents=replace(problem.tangents, kept_bytes=0))
 
 
 class Losses:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from fds_dist.build import Build, ModelBuilder, build
+from fds_dist.build import Build, ModelBuilder, build, settled
 from fds_dist.commands.check.cost import CostReport, Memory, cost_report
 from fds_dist.commands.inputs import Source, draft_of
 from fds_dist.common.console import as_html, default_console, paragraph, plain_table
@@ -24,7 +24,7 @@ from fds_dist.config import Config, dump_config
 from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.devices import reproducible_threads
 from fds_dist.distributed.environment import read_environment
-from fds_dist.inner.plan import PLAIN_STEP_COST, REVERSE_COST, TANGENT_STEP_COST
+from fds_dist.inner.plan import PLAIN_STEP_COST, TANGENT_STEP_COST
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tasks.base import Task
@@ -79,6 +79,7 @@ def check(
         raise UserError(Fault("--world-size", f"{world_size} is out of range", "a whole number of at least 1"))
     built = on_all_ranks(environment, lambda: build(draft_of(config, overrides, None, task), planned, task, model))
     with reproducible_threads(built.problem.device):
+        built = settled(built, built.ranks(environment))
         config = built.config
         count = config.random_directions.count
         report = cost_report(built.problem, built.settings, built.shape, config.estimator, count)
@@ -166,7 +167,7 @@ def _predictions(report: CostReport) -> list[str]:
         lines.append("The plan is forward mode's; estimator=greedy looks only one step ahead and costs less.")
     if report.estimator == "random_directions":
         lines.append(_directions_line(report))
-    alone = REVERSE_COST * report.plan.horizon if reverse else report.one_rank_plain_steps
+    alone = report.reverse.plain_steps * report.shape.data if reverse else report.one_rank_plain_steps
     if (speed := alone / report.chosen.plain_steps) > 1:
         ranks = report.shape.data if reverse else report.shape.tangent * report.shape.data
         lines.append(f"{ranks} ranks are {speed:.2f} times as fast as one.")
@@ -178,10 +179,16 @@ def _directions_line(report: CostReport) -> str:
     count, size = report.directions, len(report.plan.starts)
     return (
         f"The plan is forward mode's; estimator=random_directions has {counted(count, 'tangent')} instead of {size}: "
-        f"a step costs {PLAIN_STEP_COST + TANGENT_STEP_COST * count:g} plain steps ({REVERSE_COST:g} by reverse mode), "
+        f"a step costs {PLAIN_STEP_COST + TANGENT_STEP_COST * count:g} plain steps ({_reverse_step(report):g} by "
+        "reverse mode), "
         f"and the hypergradients are right in the mean, with an error of {math.sqrt(size / count - 1):.2g} times their "
         "length in one outer step (none by forward and reverse mode)."
     )
+
+
+def _reverse_step(report: CostReport) -> float:
+    """Plain steps of the whole batch per step of a reverse sweep."""
+    return report.reverse.plain_steps * report.shape.data / report.plan.horizon
 
 
 def _largest(report: CostReport) -> Memory:
@@ -244,8 +251,8 @@ def _cheaper(report: CostReport) -> str:
     return (
         f"By forward mode an inner step costs {forward / horizon:.1f} plain steps and takes "
         f"{bytes_text(_largest(report).total)}, whatever the horizon; by reverse mode it costs "
-        f"{reverse / horizon:.1f} and takes {bytes_text(report.reverse.memory.total)}, which grow with the square root "
-        f"of the horizon: "
+        f"{reverse / horizon:.1f} and takes {bytes_text(report.reverse.memory.total)}, which grow with "
+        f"{'the horizon' if report.keeps_every_state else 'the square root of the horizon'}: "
         f"estimator={'reverse' if reverse < forward else 'forward'} is faster here."
     )
 

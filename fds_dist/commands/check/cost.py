@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from fds_dist.distributed.mesh import MeshShape
-from fds_dist.inner.estimators.reverse import checkpoint_spacing
 from fds_dist.inner.measurement import StepMeasurement, measure_step
-from fds_dist.inner.plan import REVERSE_COST, Plan, make_plan
+from fds_dist.inner.plan import Plan, kept_states, make_plan, reverse_cost
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.training import initial_state
 from fds_dist.outer.progress import OuterSettings
@@ -74,6 +73,8 @@ class CostReport:
     """Cost of the horizon if one rank owned all tangents and saw whole batches."""
     reverse: RankCost
     """The cost of reverse mode, the same on every rank."""
+    keeps_every_state: bool = True
+    """Whether reverse mode keeps the state of every step."""
     estimator: str = "forward"
     """The estimator that the config asks for."""
     directions: int = 0
@@ -139,27 +140,32 @@ def cost_report(
         ranks=tuple(map(cost_of, range(shape.tangent))),
         measured=measured,
         one_rank_plain_steps=make_plan(plan.starts, horizon, 1).cost(0),
-        reverse=_reverse_cost(weights, state, horizon, shape, measured),
+        reverse=_reverse_cost(problem, weights, state, horizon, shape, measured),
+        keeps_every_state=problem.keeps_every_state(horizon),
         estimator=estimator,
         directions=directions,
     )
 
 
 def _reverse_cost(
-    weights: Tensor, state: Sequence[Tensor], horizon: int, shape: MeshShape, measured: StepMeasurement
+    problem: Problem,
+    weights: Tensor,
+    state: Sequence[Tensor],
+    horizon: int,
+    shape: MeshShape,
+    measured: StepMeasurement,
 ) -> RankCost:
     """The cost of reverse mode, which shares out work along the `data` axis only; every rank has the whole state."""
-    spacing = checkpoint_spacing(horizon)
-    states = -(-horizon // spacing) + spacing  # checkpoints over the horizon, and all steps between two checkpoints
+    states, steps = kept_states(problem, horizon), reverse_cost(problem, horizon)
+    sums = 3 if problem.keeps_every_state(horizon) else 4  # gradients (sweep, replay, pull-back) and the adjoint
     peak = measured.peak_bytes  # a pull-back goes through the graph twice, like one tangent's product
     return RankCost(
         ranks=tuple(range(shape.replica * shape.tangent * shape.data)),
         elements=(),
-        plain_steps=REVERSE_COST * horizon / shape.data,
+        plain_steps=steps / shape.data,
         memory=Memory(_bytes([weights]), _bytes(state), states * _bytes([weights, *state]), peak),
-        # The gradient, summed three times (forward sweep, replay, pull-back), and the adjoint of the weights.
-        step_traffic=round(8 * _bytes([weights]) * (shape.data - 1) / shape.data),
-        seconds=REVERSE_COST * horizon * measured.plain_seconds,
+        step_traffic=round(2 * sums * _bytes([weights]) * (shape.data - 1) / shape.data),
+        seconds=steps * measured.plain_seconds,
     )
 
 

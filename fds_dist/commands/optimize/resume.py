@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from fds_dist.build import Build
+from fds_dist.build import Build, as_before
 from fds_dist.commands.inputs import check_weights
 from fds_dist.commands.optimize.next_steps import listed_length
 from fds_dist.common.faults import Fault, UserError
@@ -14,6 +14,18 @@ from fds_dist.distributed.mesh import Ranks
 from fds_dist.outer.progress import OuterProgress, initial_progress
 from fds_dist.storage.checkpoints import load_checkpoint
 from fds_dist.storage.run_folder import RunFolder
+
+
+def going_on(built: Build, ranks: Ranks, folder: RunFolder) -> Build:
+    """The run with the estimator that `estimator: auto` took when it began in `folder`."""
+
+    def earlier() -> str | None:
+        try:
+            return load_config(folder.config).estimator
+        except (UserError, OSError):  # it ended before it wrote its config
+            return None
+
+    return as_before(built, ranks.on_first(earlier))
 
 
 def first_progress(built: Build, ranks: Ranks, resumed: RunFolder | None, note: Callable[[str], None]) -> OuterProgress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -14,7 +15,7 @@ from fds_dist.commands.optimize.callbacks import Callbacks
 from fds_dist.commands.optimize.from_python import FromPython
 from fds_dist.commands.optimize.next_steps import next_steps
 from fds_dist.commands.optimize.outcome import Outcome, Outcomes, inner_settings
-from fds_dist.commands.optimize.resume import first_progress, nothing_left
+from fds_dist.commands.optimize.resume import first_progress, going_on, nothing_left
 from fds_dist.commands.report.contents import read_run
 from fds_dist.commands.report.page import write_report
 from fds_dist.commands.run import RunResult
@@ -66,12 +67,13 @@ class Search(OuterListener):
     """
 
     def __init__(self, built: Build, ranks: Ranks, resume: Path | None, show: bool, handed: FromPython) -> None:
-        self.built, self.ranks = built, ranks
+        self.ranks = ranks
         self.show, self.handed = show and ranks.is_first, handed
         launchers = {name for name in ranks.gather_objects(launcher_process()) if name}
         self.launch = {"search": next(_searches), "launchers": sorted(launchers)}
         resume = ranks.on_first(lambda: resume or folder_of_launch(built.config.output_dir, **self.launch))
         self.resumed = resume is not None
+        self.built = built = built if resume is None else going_on(built, ranks, RunFolder(resume))
         self.folder = RunFolder(resume or ranks.on_first(lambda: _new_folder(built, handed.model_name)))
         self.trackers = Trackers(self._rank_0_trackers() if ranks.is_first else [])
         self.callbacks = Callbacks(handed.callbacks, ranks)
@@ -105,6 +107,8 @@ class Search(OuterListener):
             if (file := weights_file(self.built.problem.build_model)) is not None:
                 info["weights_file"] = {"path": str(file.path), "sha256": file.digest}
             info["launch"] = self.launch
+            if self.built.choice is not None:
+                info["estimator"] = {"asked": "auto", **asdict(self.built.choice)}
             write_text_atomic(self.folder.environment, json.dumps(info, indent=2) + "\n")
         try:
             ending = self._outer_steps()

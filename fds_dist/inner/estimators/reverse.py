@@ -4,9 +4,10 @@ The adjoints (w̄, s̄) of the final state are pulled back step by step through 
 
     (w̄, s̄, h̄) ← (w̄, s̄) · ∂U∘∇L / ∂(w, s, h),    λ̄_k += h̄ · (the weight with which h reads element k).
 
-States are kept every ⌈√T⌉ steps and recomputed in between: memory O(√T·D), about 4 plain steps per step whatever K is
-(one to get there, one to come back to each segment, two to pull back). The sweep is sequential: every rank repeats it.
-It shares no derivative code with the forward estimator, and so serves as its check.
+The cost is 4 plain steps per step whatever K is: one to get there, and a pull-back that takes the step once more (one)
+and goes back through it (two). That needs the state of every step: memory O(T·D). Where these do not fit, states are
+kept every ⌈√T⌉ steps and recomputed in between: memory O(√T·D), 5 plain steps. The sweep is sequential: every rank
+repeats it. It shares no derivative code with the forward estimator, and so serves as its check.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
-from math import isqrt
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fds_dist.common.batch import micro_batches
 from fds_dist.inner.estimate import Estimate, finished_run, lost_run, validate
+from fds_dist.inner.plan import stretch
 from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.inner.training import initial_state
 from fds_dist.schedule.buckets import Segment
@@ -81,12 +83,14 @@ class ReverseSweep:
         after = InnerState(state.step + 1, new_weights, optimizer, buffers)
         return (after if create_graph else _detached(after)), sum(losses[1:], losses[0])
 
+    def batches(self, step: int, stop: int) -> Iterator[Batch]:
+        """The training batches of the steps from `step` to `stop`."""
+        return islice(self.problem.batches(self.run.number, step), stop - step)
+
     def replay(self, start: InnerState, stop: int) -> Iterator[tuple[InnerState, Batch, Tensor, InnerState]]:
         """Steps from `start` to `stop`: (state before, batch, loss, state after)."""
-        batches = self.problem.batches(self.run.number, start.step)
         state = start
-        while state.step < stop:
-            batch = next(batches)
+        for batch in self.batches(start.step, stop):
             after, loss = self.differentiable_step(state, self.hyperparameters(state.step), batch, create_graph=False)
             yield state, batch, loss, after
             state = after
@@ -113,19 +117,14 @@ class ReverseSweep:
         return list(pulled[:-1]), pulled[-1]
 
 
-def checkpoint_spacing(horizon: int) -> int:
-    """Steps from one kept state to the next: ⌈√T⌉."""
-    return max(1, isqrt(horizon - 1) + 1)
-
-
 def estimate_reverse(run: InnerRun) -> Estimate:
     """See `Estimator`; the sweep spreads over the `data` axis alone, with the whole state on every rank."""
     sweep, axis, horizon = ReverseSweep(run), run.ranks.data, run.horizon
-    spacing = checkpoint_spacing(horizon)
-    state, checkpoints = sweep.start, [sweep.start]
+    spacing = 1 if run.problem.keeps_every_state(horizon) else stretch(horizon)
+    state, kept = sweep.start, [sweep.start]
     for _, _, loss, state in sweep.replay(sweep.start, horizon):
         if state.step % spacing == 0 and state.step < horizon:
-            checkpoints.append(state)
+            kept.append(state)
         if not run.on_step(state, loss / axis.size):
             break
     validation = validate(run.problem, sweep.network, state, run.number, axis)
@@ -138,14 +137,17 @@ def estimate_reverse(run: InnerRun) -> Estimate:
         validation.buffer_gradients[name] for name in sweep.network.live
     ]  # parts, which add up in the network
     adjoints = [*_final_adjoints(state, axis.sum(validation.gradient)), *by_buffers]
-    stop = horizon
-    for start in reversed(checkpoints):
-        steps = [(before, batch) for before, batch, _, _ in sweep.replay(start, stop)]
+    for start in reversed(range(0, horizon, stretch(horizon))):
+        stop = min(start + stretch(horizon), horizon)
+        if spacing == 1:
+            steps = list(zip(kept[start:], sweep.batches(start, stop), strict=True))
+            del kept[start:]
+        else:
+            steps = [(before, batch) for before, batch, _, _ in sweep.replay(kept.pop(), stop)]
         while steps:  # taken out one by one, or the next stretch would be replayed beside this one
             before, batch = steps.pop()
             adjoints, by_h = sweep.pull_back(before, batch, adjoints)
             sweep.add(total, before.step, by_h)
-        stop = start.step
     return finished_run(run, validation, total.tolist())
 
 

@@ -1,0 +1,67 @@
+"""The choice between forward and reverse mode: by plain steps, by memory, forward mode in doubt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from problems import image_task, make_problem, mlp
+
+from fds_dist.distributed.mesh import MeshShape
+from fds_dist.inner.choice import Way, choose, forward_way, may_pay, reverse_way
+from fds_dist.inner.plan import make_plan
+from fds_dist.inner.problem import Problem
+
+PLENTY = 10**12
+
+
+def problem(buckets: int, kept_bytes: int = PLENTY) -> Problem:
+    made = make_problem(image_task(mlp), {"lr": [0.1] * buckets, "momentum": [0.5]})
+    return replace(made, tangents=replace(made.tangents, kept_bytes=kept_bytes))
+
+
+@pytest.mark.parametrize(
+    ("forward", "reverse", "free", "obstacle", "expected"),
+    [
+        (Way(300, 10), Way(400, 10), 20, "", ("forward", "3.0 plain steps on the slowest rank, 4.0 by reverse mode")),
+        (Way(500, 10), Way(400, 10), 20, "", ("reverse", "4.0 plain steps on the slowest rank, 5.0 by forward mode")),
+        (Way(400, 10), Way(400, 10), 20, "", ("forward", "4.0 plain steps")),  # it keeps checkpoints on its way
+        (Way(900, 10), Way(400, 30), 20, "", ("forward", "the other's kept states (30 B) exceed free memory, 20 B")),
+        (Way(300, 30), Way(400, 10), 20, "", ("reverse", "the other's tangents (30 B) exceed free memory, 20 B")),
+        (Way(500, 30), Way(400, 30), 20, "", ("reverse", "4.0 plain steps")),  # neither fits: the faster one
+        (Way(900, 30), Way(400, 10), 20, "it is Monday", ("forward", "it is Monday")),
+    ],
+)
+def test_the_better_one_is_taken(forward: Way, reverse: Way, free: int, obstacle: str, expected: Any) -> None:
+    choice = choose(forward, reverse, 100, free, obstacle)
+    assert choice.estimator == expected[0]
+    assert expected[1] in choice.reason
+
+
+@pytest.mark.parametrize("shape", [MeshShape(1, 1, 1), MeshShape(2, 2, 1), MeshShape(1, 3, 2)])
+def test_forward_mode_takes_what_the_plan_says_of_the_slowest_rank(shape: MeshShape) -> None:
+    horizons = (20, 20, 40)
+    way = forward_way(problem(4), horizons, shape)
+    plans = [make_plan(problem(4).space.starts(horizon), horizon, shape.tangent) for horizon in horizons]
+    costs = [max(plan.cost(rank) for rank in range(shape.tangent)) for plan in plans]
+    assert way.steps == sum(costs) / shape.data
+    most = max(len(owned) for owned in plans[0].owned)
+    assert way.held == most * -(-problem(4).state_bytes // shape.data)
+
+
+def test_reverse_mode_costs_the_same_on_every_tangent_rank_and_holds_what_it_keeps() -> None:
+    horizons, state = (20, 36), problem(4).state_bytes
+    for shape in (MeshShape(1, 1, 1), MeshShape(1, 4, 1)):
+        assert reverse_way(problem(4), horizons, shape) == Way(4 * 56, 36 * state)
+        assert reverse_way(problem(4, 0), horizons, shape) == Way(5 * 56, 12 * state)
+        # The state of 20 steps fits, that of 36 does not.
+        assert reverse_way(problem(4, 30 * state), horizons, shape) == Way(4 * 20 + 5 * 36, 12 * state)
+    assert reverse_way(problem(4), horizons, MeshShape(1, 1, 2)) == Way(4 * 56 / 2, 36 * state)
+
+
+def test_reverse_mode_is_tried_only_where_it_may_pay() -> None:
+    alone, many = MeshShape(1, 1, 1), MeshShape(1, 9, 1)
+    assert may_pay(problem(8), (20,), alone, PLENTY)
+    assert not may_pay(problem(8), (20,), many, PLENTY)  # a tangent per rank: 3 plain steps
+    assert may_pay(problem(8), (20,), many, free=problem(8).state_bytes - 1)
