@@ -11,6 +11,7 @@ from fds_dist.config.schema import config_contradictions
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape
 from fds_dist.inner.choice import may_pay
+from fds_dist.inner.compile_choice import with_compile
 from fds_dist.inner.dry_run import dry_run
 from fds_dist.inner.estimators import ESTIMATORS, Estimator
 from fds_dist.inner.estimators.greedy import greedy_estimator
@@ -54,12 +55,24 @@ def tried(
         UserError: see `dry_run`.
     """
     plain_steps = min(settings.horizons) if config.consistency.witness == "on" else 0
-    problem, remarks = dry_run(untried, config.tangents.method, first_estimator(config), plain_steps)
+    asked, way = with_way(untried, config, settings, shape)
+    problem, remarks = dry_run(asked, config.tangents.method, first_estimator(config), plain_steps)
+    if problem.tangents.compile == asked.tangents.compile and way:
+        remarks += (way,)
     if not plain_steps:
         remarks += ("consistency.witness is off: this run was not checked against plain PyTorch",)
     if config.estimator != AUTO:
         return problem, remarks, None
     return problem, remarks, tried_reverse(untried, problem, config, settings, shape, environment, plain_steps)
+
+
+def with_way(problem: Problem, config: Config, settings: OuterSettings, shape: MeshShape) -> tuple[Problem, str]:
+    """The problem with its way to take steps, and a remark on it; see `with_compile`."""
+    starts = problem.space.starts(max(settings.horizons))
+    if config.estimator == "random_directions":  # which all live from the first step on
+        starts = [0] * min(config.random_directions.count, len(starts))
+    requested = config.tangents.compile, first_estimator(config)
+    return with_compile(problem, *requested, settings.horizons, starts, shape.data)
 
 
 def tried_reverse(

@@ -26,7 +26,8 @@ from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks, mesh_shape
 from fds_dist.inner.choice import Choice
 from fds_dist.inner.estimators import Estimator
-from fds_dist.inner.problem import Problem, TangentOptions
+from fds_dist.inner.problem import Problem
+from fds_dist.inner.tangent_options import TangentOptions
 from fds_dist.models.fine_tuning import FineTuned
 from fds_dist.models.handed_in import HandedIn
 from fds_dist.outer.progress import OuterSettings

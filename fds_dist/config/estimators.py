@@ -33,6 +33,10 @@ class TangentsConfig(Section):
     chunk_size: AutoCount = "auto"
     """Tangents per batched Hessian-vector product."""
 
+    compile: Literal["auto", "off", "trace", "inductor"] = "auto"
+    """How a step with its tangents is taken: operator by operator (off), as one traced graph (trace), or as that graph
+    compiled (inductor). auto: compiled where the search is long enough for it to pay, else off."""
+
 
 class RandomDirectionsConfig(Section):
     """Settings of the estimator random_directions."""

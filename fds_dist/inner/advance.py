@@ -1,4 +1,4 @@
-"""One step of the tangents that this rank owns, chunk by chunk.
+"""One step of an inner run and of the tangents that this rank owns, chunk by chunk.
 
 Shapes: D = weights, S = those whose state this rank of the `data` axis keeps (all, if it is alone), R = tangents of
 this rank, H = numbers in use at a step.
@@ -6,17 +6,46 @@ this rank, H = numbers in use at a step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from fds_dist.inner.compiled_training import CompiledTraining
+from fds_dist.inner.rows import chunks, within
 from fds_dist.inner.run import Tangents
 from fds_dist.inner.training import Training
 from fds_dist.tangents import (
     Point,
     tangent_step,
 )
+
+
+class Steps:
+    """Takes the steps of one inner run: compiled where they can be (see `CompiledTraining`), else eagerly."""
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        problem = training.problem
+        whole = training.axis.size == 1 and problem.accumulate == 1
+        self._compiled = CompiledTraining(training) if whole and problem.tangents.compile != "off" else None
+
+    def take(self, h: Tensor, tangents: Tangents, directions: Tensor, rows: Sequence[int]) -> Tensor:
+        """The next step of the run with h [H], and of the tangents' `rows` along `directions` [R, H], in place.
+
+        Returns:
+            This rank's part of the training loss [].
+        """
+        training = self._training
+        batch = training.next_batch()
+        if self._compiled is not None:
+            loss = self._compiled.take(batch, h, tangents, directions, rows)
+            if loss is not None:
+                return loss
+        point = training.point(training.problem.theta(h), batch)
+        advance_tangents(training, point, h, tangents, directions, rows)
+        training.step(point, h)
+        return point.loss
 
 
 def advance_tangents(
@@ -43,18 +72,3 @@ def advance_tangents(
             new = tangent_step(training.update, primals, (dw, ds, dg, directions[chunk]), vectorize)
             old = (tangents.weights, tangents.optimizer)
             tree_map(lambda tensor, rows, chunk=chunk: tensor.__setitem__(chunk, rows), old, new)
-
-
-def within(group: slice | list[int], part: slice) -> slice | list[int]:
-    """The `part` of a `group` of rows."""
-    if isinstance(group, list):
-        return group[part]
-    return slice(group.start + part.start, min(group.start + part.stop, group.stop))
-
-
-def chunks(rows: Sequence[int], size: int) -> Iterator[slice | list[int]]:
-    """`rows` in groups of at most `size`; contiguous groups as slices, which are views and copy nothing."""
-    for first in range(0, len(rows), size):
-        group = list(rows[first : first + size])
-        contiguous = group[-1] - group[0] + 1 == len(group)
-        yield slice(group[0], group[-1] + 1) if contiguous else group

@@ -28,6 +28,7 @@ from fds_dist.common.faults import Fault, UserError, user_code
 from fds_dist.common.randomness import seeded
 from fds_dist.common.words import counted
 from fds_dist.inner.augment_check import check_augment
+from fds_dist.inner.compile_choice import without_compile_where_wrong
 from fds_dist.inner.data_checks import check_repeatable, smallest_train_batch, smallest_val_batch
 from fds_dist.inner.estimators import ESTIMATORS
 from fds_dist.inner.live_buffers import check_derivatives, live_buffers
@@ -85,6 +86,8 @@ def dry_run(
             problem = problem.by(chosen)
             remarks += [remark] if remark else []
             remarks += _difference_remarks(problem, reverse, remark) if chosen == "difference" else []
+        problem, remark = without_compile_where_wrong(problem, _few_samples(point))
+        remarks += [remark] if remark else []
         if problem.live_buffers and problem.tangents.method != "difference":  # which sees hidden dependence too
             with raised_to_float64(problem) as (_, exact):
                 checked = problem.in_float64() if exact else problem

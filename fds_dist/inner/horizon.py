@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fds_dist.inner.advance import advance_tangents
+from fds_dist.inner.advance import Steps
 from fds_dist.inner.directions import Along, Directions, along_elements
 from fds_dist.inner.run import InnerRun, InnerState, Tangents
 from fds_dist.inner.training import Training
@@ -47,6 +47,7 @@ def run_horizon(run: InnerRun, elements: Sequence[int] = (), along: Along | None
             their numbers.
     """
     problem, training = run.problem, Training(run)
+    steps = Steps(training)
     tangents = zero_tangents(training.local_state, elements, problem.live_buffers)
     if run.checkpointer is not None:
         training.state, tangents = run.checkpointer.restore(training.state, tangents)
@@ -57,12 +58,8 @@ def run_horizon(run: InnerRun, elements: Sequence[int] = (), along: Along | None
         directions = Directions(problem, segment, run.horizon, along or along_elements(elements[:live]))
         for step in range(max(segment.start, training.state.step), segment.stop):
             h = run.hyperparameters[segment.row(step)]
-            point = training.point(problem.theta(h))
             rows = updated_rows(problem.tangents.pruning, owners[:live], step, run.horizon)
-            advance_tangents(training, point, h, tangents, directions.at(step), rows)
-            training.step(point, h)
-            loss = point.loss
-            del point  # and its graph, before the next one is made
+            loss = steps.take(h, tangents, directions.at(step), rows)
             if not run.on_step(training.state, loss):
                 return training, tangents
             if run.checkpointer is not None:

@@ -16,6 +16,7 @@ from fds_dist.common.domain import UNBOUNDED
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import FlatLayout
 from fds_dist.common.randomness import derive_seed, keyed
+from fds_dist.inner.tangent_options import TangentOptions
 from fds_dist.schedule.buckets import Reading
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.space import HyperparameterSpace
@@ -32,36 +33,18 @@ from fds_dist.tangents import (
 )
 from fds_dist.tangents.averaging import Averaged
 from fds_dist.tangents.clipping import clipping, unchanged
+from fds_dist.tangents.compiled import CompiledSteps
 from fds_dist.tangents.network import named_values
 from fds_dist.tangents.optimizers import InnerOptimizer, bound
-from fds_dist.tangents.step import Pruning
 from fds_dist.tasks.augment import augmentation
 from fds_dist.tasks.base import Task, loss_takes_hyperparameters, validation_loss
 from fds_dist.tasks.losses import OnBatch
-
-KEPT_BYTES = 2**30
-"""What the states of a reverse sweep may take where nobody has said what there is."""
 
 GPU_CHUNK = 16
 """Tangents that a GPU takes at once where `chunk_size` is auto."""
 
 ALL = slice(None)
 """All columns of a vector over the weights."""
-
-
-@dataclass(frozen=True)
-class TangentOptions:
-    """How tangents are computed."""
-
-    method: str
-    clip_hvp: float | None = None
-    pruning: Pruning = field(default_factory=Pruning)
-    chunk_size: int | None = None
-    """Tangents per Hessian-vector product; None means auto."""
-    twice: bool = True
-    """Whether the network is made for second derivatives, as exact methods need it; see `Network`."""
-    kept_bytes: int = KEPT_BYTES
-    """Bytes in which a reverse sweep keeps the state of every step, if all of them fit."""
 
 
 @dataclass(frozen=True)
@@ -201,11 +184,17 @@ class Problem:
     def by(self, method: str) -> Problem:
         """The same problem with `method` of `METHODS`; a plain step runs the network that the method before it ran."""
         twice = self.tangents.twice if method == "plain" else method in EXACT_METHODS
-        return replace(self, tangents=replace(self.tangents, method=method, twice=twice))
+        compile = self.tangents.compile if method in EXACT_METHODS else "off"
+        return replace(self, tangents=replace(self.tangents, method=method, twice=twice, compile=compile))
 
     def in_float64(self) -> Problem:
-        """The same problem in float64 throughout."""
-        return replace(self, dtype=torch.float64, low=None)
+        """The same problem in float64 throughout, without a compiler, which would take longer than what it is for."""
+        return replace(self.traced(), dtype=torch.float64, low=None)
+
+    def traced(self) -> Problem:
+        """The same problem; steps that would be compiled are traced."""
+        way = "off" if self.tangents.compile == "off" else "trace"
+        return replace(self, tangents=replace(self.tangents, compile=way))
 
     @property
     def chunk_size(self) -> int:
@@ -226,6 +215,12 @@ class Problem:
     def keeps_every_state(self, horizon: int) -> bool:
         """Whether a reverse sweep keeps the state of every step, or some and computes the others a second time."""
         return horizon * self.state_bytes <= self.tangents.kept_bytes
+
+    @cached_property
+    def compiled_steps(self) -> CompiledSteps:
+        """What the steps of all its inner runs are compiled to; a problem that is not this very one has its own."""
+        first_batch = next(self.batches(0))
+        return CompiledSteps(self.tangents.compile, self.tangents.compiled_chunk, first_batch)
 
     def numbers(self, readings: Mapping[str, Sequence[Reading]], values: Sequence[float]) -> Tensor:
         """h [H] on the CPU: what each hyperparameter is at a step with these `readings`, given λ = `values` [K]."""

@@ -55,6 +55,10 @@ def go_on(state: InnerState, loss: Tensor) -> bool:
     return True
 
 
+def unsaid(remark: str) -> None:
+    """Tells nobody."""
+
+
 class RunCheckpointer(Protocol):
     """Keeps what an inner run has so far, so that one that was cut off can go on."""
 
@@ -85,6 +89,8 @@ class InnerRun:
     """That share the run."""
     on_step: OnStep = go_on
     checkpointer: RunCheckpointer | None = None
+    note: Callable[[str], None] = unsaid
+    """Is told what a person should know of how the run is computed."""
 
     def segments(self) -> Iterator[Segment]:
         """The stretches of the horizon on which every hyperparameter reads the same buckets."""

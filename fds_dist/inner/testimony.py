@@ -22,7 +22,7 @@ def testimony(problem: Problem, estimator_name: str, estimator: Estimator, steps
         UserError: something differs; names the likely cause.
     """
     with raised_to_float64(problem) as (coarse, exact):
-        compared = problem.in_float64() if exact else replace(problem, low=None)
+        compared = problem.in_float64() if exact else replace(problem.traced(), low=None)
         witness = Witness(compared, min(STEPS, steps), exact)
         error = witness.compare_steps()
         seen = Testimony(compared.dtype, error, coarse=coarse)

@@ -23,6 +23,7 @@ from fds_dist.tangents import (
     Network,
     Point,
     SplitPoint,
+    TrainingLoss,
     Update,
 )
 from fds_dist.tangents.averaging import AveragedState
@@ -38,7 +39,7 @@ class Training:
         self.columns = self.axis.columns(self.width)
         self.update: Update = self.problem.update(self.network, self.columns, self.axis.differentiable_sum)
         self.state = initial_state(self.problem, self.network, self.columns)
-        self._loss = self.problem.training_loss(self.network)
+        self.loss: TrainingLoss = self.problem.training_loss(self.network)
         self._batches: Iterator[Batch] | None = None
 
     @property
@@ -56,17 +57,25 @@ class Training:
         average = self.axis.gather(optimizer.average, self.width)
         return replace(self.state, optimizer=optimizer._replace(average=average))
 
-    def point(self, theta: Tensor) -> Point:
-        """The training loss of the next batch at the present state: this rank's columns and its part of the loss.
+    def next_batch(self) -> Batch:
+        """The batch of the next step, as the task gives it."""
+        if self._batches is None:
+            self._batches = self.problem.batches(self.run.number, self.state.step)
+        return next(self._batches)
+
+    def point(self, theta: Tensor, batch: Batch | None = None) -> Point:
+        """The training loss of `batch` at the present state: this rank's columns and its part of the loss.
 
         Micro-batches are cut from the whole batch and then split over the `data` axis, so that they are the same
         samples on any number of ranks.
+
+        Args:
+            batch: that of `next_batch`; None: asks for it.
         """
-        if self._batches is None:
-            self._batches = self.problem.batches(self.run.number, self.state.step)
+        whole = self.next_batch() if batch is None else batch
         parts = [
             MicroBatch(partial(self._split_point, batch, index, theta), fraction)
-            for index, (batch, fraction) in enumerate(micro_batches(next(self._batches), self.problem.accumulate))
+            for index, (batch, fraction) in enumerate(micro_batches(whole, self.problem.accumulate))
         ]
         if len(parts) == 1:
             return parts[0].at(self.state.buffers)
@@ -79,7 +88,7 @@ class Training:
         split = self.axis.split(batch, self.problem.reads_inputs)
         part, seed = replace(self.network.cast(split), seed=seeds[0]), seeds[1]
         weights, vectorize = self.state.weights, self.problem.chunk_size > 1
-        point = self.problem.make_point(self._loss, weights, theta, buffers, part, seed, vectorize)
+        point = self.problem.make_point(self.loss, weights, theta, buffers, part, seed, vectorize)
         return SplitPoint(point, self.axis, self.width)
 
     def step(self, point: Point, h: Tensor) -> None:

@@ -98,6 +98,7 @@ class OuterLoop:
             self.ranks,
             self.listener.monitor(number, self.schedule(values, horizon), plan),
             self.listener.checkpointer(number, values, horizon),
+            lambda text: self.trackers.note(f"outer step {number}: {text}"),
         )
         check_batches(self.problem, run.number, self.ranks.data)
         if number == 0:

@@ -84,7 +84,10 @@ def cases() -> dict[str, Case]:
     # The columns of four ranks end within parameters of `conv_bn`, whose layers 1 and 4 are batch-norm.
     grouped = make_problem(task(), GROUPED_BUCKETS, groups={"norm": "^[14]", "rest": ""})
     averaged = make_problem(task(mlp_with_batch_norm), SGD_BUCKETS, ema=0.7, val_batch_norm="running")
+    traced = sgd(clip_gradient=0.2)
+    traced = replace(traced, tangents=replace(traced.tangents, compile="trace", compiled_chunk=2))
     return {
+        "traced": Case(traced),
         "double backward": Case(sgd(clip_gradient=0.2, clip_hvp=3.0)),
         "jvp in chunks": Case(sgd(method="jvp", chunk_size=2, optimizer=SGD(nesterov=True))),
         "adamw": Case(make_problem(task(), ADAM_BUCKETS, optimizer=Adam(decoupled=True))),

@@ -15,8 +15,9 @@ from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.estimate import validate
 from fds_dist.inner.estimators import estimate_greedy
 from fds_dist.inner.horizon import run_horizon
-from fds_dist.inner.problem import Problem, TangentOptions
+from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, InnerState
+from fds_dist.inner.tangent_options import TangentOptions
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 from fds_dist.tangents.optimizers import SGD
 from fds_dist.tasks.synthetic import synthetic

@@ -159,7 +159,7 @@ def test_pruned_steps_count_from_one_knots_first_step_to_the_next(
 ) -> None:
     problem = make_problem(image_task(mlp), KNOTS, shape="linear", pruning=pruning)
     taken = []
-    from fds_dist.inner import horizon as room
+    from fds_dist.inner import advance as room
 
     original = room.advance_tangents
     monkeypatch.setattr(room, "advance_tangents", lambda *args: taken.append(len(args[-1])) or original(*args))

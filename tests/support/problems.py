@@ -20,8 +20,9 @@ from fds_dist.common.randomness import generator
 from fds_dist.common.values import size_of
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks
-from fds_dist.inner.problem import Problem, TangentOptions
+from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerState
+from fds_dist.inner.tangent_options import TangentOptions
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 from fds_dist.tangents.optimizers import SGD, InnerOptimizer
 from fds_dist.tangents.step import Pruning

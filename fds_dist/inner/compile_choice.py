@@ -1,0 +1,125 @@
+"""How a run takes its steps, `tangents.compile`: whether they can be compiled, whether that pays, and in what chunks.
+
+The choice depends on the config alone, so that it is the same on every rank and in a run that goes on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from fds_dist.common.faults import UserError
+from fds_dist.inner.plan import PLAIN_STEP_COST, TANGENT_STEP_COST, make_plan
+from fds_dist.inner.problem import GPU_CHUNK, Problem
+from fds_dist.tangents.methods import TrialPoint, choose_method
+from fds_dist.tasks.augment import augmentation
+
+LONG = 10_000
+"""Inner steps, of all outer steps together, from which on `auto` compiles: a compilation takes one to three minutes,
+and saves some 10 ms in the step of a small network and more in that of a large one."""
+RANKS = (1, 2, 4)
+"""Numbers of ranks for which a chunk should be good: it is the same for all, or the bits would not be."""
+CPU_CHUNKS = range(1, 9)
+"""Sizes to choose from on a CPU."""
+STEPPING = ("forward", "random_directions")
+"""Estimators whose steps can be compiled."""
+
+
+def with_compile(
+    problem: Problem, requested: str, estimator: str, horizons: Sequence[int], starts: Sequence[int], data_ranks: int
+) -> tuple[Problem, str]:
+    """The problem with its way to take steps, and a remark on it ("" where steps run eagerly as they always did).
+
+    Args:
+        requested: `tangents.compile` of the config.
+        estimator: its name in the config.
+        horizons: inner steps of each outer step.
+        starts: the first step of each tangent over the longest horizon.
+        data_ranks: ranks that share out each batch.
+    """
+    steps = sum(horizons)
+    if requested == "off" or (requested == "auto" and steps < LONG):
+        return problem, ""
+    if obstacle := _obstacle(problem, estimator, data_ranks):
+        return problem, "" if requested == "auto" else f"tangents.compile has no effect: {obstacle}"
+    way, chunk = requested, problem.tangents.chunk_size or chunk_for(starts, max(horizons), problem.device)
+    remark = ""
+    if requested == "auto":
+        way = "inductor" if has_compiler(problem.device) else "trace"
+        how = "compiled by inductor" if way == "inductor" else "traced (there is no compiler)"
+        remark = f"steps are {how}, {chunk} tangents at a time: with {steps:,} inner steps this pays"
+    return replace(problem, tangents=replace(problem.tangents, compile=way, compiled_chunk=chunk)), remark
+
+
+def _obstacle(problem: Problem, estimator: str, data_ranks: int) -> str:
+    """What steps cannot be compiled with, or ""."""
+    if estimator not in STEPPING:
+        return f"estimator {estimator} takes its steps eagerly"
+    if data_ranks > 1:
+        return "along mesh.data steps are taken eagerly"
+    if problem.accumulate > 1:
+        return "micro-batches (inner.accumulate) are taken eagerly"
+    if augmentation(problem.task) is not None:
+        return "the random numbers of the task's augment are drawn outside of PyTorch's generators"
+    return ""
+
+
+def without_compile_where_wrong(problem: Problem, point: TrialPoint) -> tuple[Problem, str]:
+    """The problem with eager steps, and a remark, where the method of compiled steps fails or is wrong at `point`."""
+    if problem.tangents.compile == "off":
+        return problem, ""
+    reason = "they are taken by difference of gradients" if problem.tangents.method == "difference" else ""
+    try:
+        if not reason:
+            choose_method("jvp", point)
+    except UserError as error:
+        reason = error.faults[0].problem
+    if not reason:
+        return problem, ""
+    eager = replace(problem, tangents=replace(problem.tangents, compile="off"))
+    return eager, f"steps are taken eagerly, not compiled: {reason}"
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether inductor finds what it compiles with: a C++ compiler, and on a GPU Triton too."""
+    names = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
+    found = any(shutil.which(name) for name in names if name)
+    return found and (device.type == "cpu" or importlib.util.find_spec("triton") is not None)
+
+
+def chunk_for(starts: Sequence[int], horizon: int, device: torch.device) -> int:
+    """C: tangents per chunk of a compiled step.
+
+    A chunk costs 1 + 2C plain steps, padding included. On a CPU, the C with the least time of the busiest rank, as a
+    share of the best possible, over some numbers of ranks. A GPU takes as many as there are at once, up to `GPU_CHUNK`:
+    small kernels take the same time for one tangent and for many.
+    """
+    if not starts:
+        return 1
+    if device.type != "cpu":
+        return min(GPU_CHUNK, len(starts))
+    counts = [ranks for ranks in RANKS if ranks <= len(starts)]
+    return min(CPU_CHUNKS, key=lambda chunk: sum(_share(starts, horizon, chunk, ranks) for ranks in counts))
+
+
+def _share(starts: Sequence[int], horizon: int, chunk: int, ranks: int) -> float:
+    """Time of the busiest rank with chunks of `chunk`, over that without padding and without repeated plain steps."""
+    plan = make_plan(starts, horizon, ranks)
+    call = PLAIN_STEP_COST + TANGENT_STEP_COST * chunk
+    return max(
+        call * _calls([starts[index] for index in owned], horizon, chunk) / plan.cost(rank)
+        for rank, owned in enumerate(plan.owned)
+    )
+
+
+def _calls(starts: Sequence[int], horizon: int, chunk: int) -> int:
+    """Chunks over the horizon on a rank with tangents that begin at `starts`, at least one a step."""
+    ends = [*sorted(starts), horizon]
+    before = ends[0] if starts else 0
+    live = [max(1, -(-(place + 1) // chunk)) * (ends[place + 1] - ends[place]) for place in range(len(starts))]
+    return before + sum(live) if starts else horizon

@@ -1,0 +1,83 @@
+"""One inner step and the step of one chunk of tangents, as one pure function of tensors.
+
+Shapes: D = weights, H = numbers in use at a step, P = those of them inside the loss, C = tangents in a chunk.
+
+    g = ∇_w L(w, θ(h); b, batch),    dg = H·dw + (∂²L/∂w∂θ)·θ(dh),    (w', s') = U(w, s, g, h),
+    (dw', ds') = JVP of U at (w, s, g, h) along (dw, ds, dg, dh).
+
+Its pieces are those of the eager step (`point.py`, `step.py`), so that both compute the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fds_dist.common.batch import Batch, Part
+from fds_dist.tangents.network import Buffers, TrainingLoss
+from fds_dist.tangents.point import PointMaker
+from fds_dist.tangents.products import JvpPoint
+from fds_dist.tangents.step import Update, tangent_step
+
+
+class ChunkTangents(NamedTuple):
+    """Derivatives of the state along the C directions of a chunk."""
+
+    weights: Tensor  # [C, D]
+    optimizer: Any  # tensors [C, ...], one per tensor of the optimizer's state
+    buffers: Buffers  # [C, ...] of each live buffer
+
+
+class StepInputs(NamedTuple):
+    """What one step is a function of: a pytree of tensors, apart from plain values in the batch."""
+
+    weights: Tensor  # [D]
+    optimizer: Any  # pytree of tensors [D] or []
+    buffers: Buffers
+    h: Tensor  # [H]
+    batch: Batch
+    tangents: ChunkTangents
+    directions: Tensor  # dh [C, H]
+
+
+class StepOutputs(NamedTuple):
+    """The state and the tangents after the step, and the loss before it."""
+
+    weights: Tensor  # [D]
+    optimizer: Any
+    buffers: Buffers
+    loss: Tensor  # []
+    tangents: ChunkTangents
+
+
+@dataclass(frozen=True)
+class StepFunction:
+    """See the module. The random numbers of the forward pass are those of the network's generator as it stands."""
+
+    loss: TrainingLoss
+    update: Update
+    theta: Callable[[Tensor], Tensor]
+    """h [..., H] → the numbers inside the loss [..., P]."""
+    clip_hvp: float | None = None
+    """Elementwise bound on the products."""
+    make_point: PointMaker = JvpPoint
+    """The method of Hessian-vector products."""
+    vectorize: bool = True
+    """Whether the tangents are batched."""
+
+    def __call__(self, inputs: StepInputs, seed: int = 0) -> StepOutputs:
+        """One step from `inputs`; `seed` is that of the random numbers."""
+        weights, optimizer, buffers, h, batch, tangents, directions = inputs
+        place = weights, self.theta(h), buffers, Part(batch), seed, self.vectorize
+        point = self.make_point(self.loss, *place)
+        products, live = point.products(tangents.weights, self.theta(directions), tangents.buffers)
+        if self.clip_hvp is not None:
+            products = products.clamp(-self.clip_hvp, self.clip_hvp)
+        primals = weights, optimizer, point.gradient, h
+        along = tangents.weights, tangents.optimizer, products, directions
+        new_tangents = tangent_step(self.update, primals, along, self.vectorize)
+        new_weights, new_optimizer = self.update(*primals)
+        return StepOutputs(new_weights, new_optimizer, point.buffers, point.loss, ChunkTangents(*new_tangents, live))

@@ -1,0 +1,133 @@
+"""A function of tensors as a graph of PyTorch's elementary operators: traced once, then run as it is or compiled.
+
+The graph has no Python left in it: no transforms, no layers, no views of flat vectors to be made. Tensors that the
+function reads beside its arguments are of two kinds. Those of the network's module, such as frozen parameters, become
+arguments, since the next inner run has another module; all others are constants of the graph.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+Flat = Callable[..., Sequence[Tensor]]
+"""(tensors) → tensors"""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A traced function of a pytree, whose leaves are tensors or plain values."""
+
+    run: Flat
+    """Of the tensors among the arguments, followed by those of the module."""
+    tensors_of_module: tuple[str, ...]
+    """Their qualified names."""
+    result: TreeSpec
+    draws: bool
+    """Whether random numbers are drawn."""
+    module: GraphModule
+
+    def __call__(self, arguments: Any, module: nn.Module) -> Any:
+        """The function's result for `arguments` of the same structure and shapes as those of the trace."""
+        with torch.no_grad():
+            results = self.run(*_tensors_in(arguments), *_named(module, self.tensors_of_module))
+        return tree_unflatten(list(results), self.result)
+
+
+def trace(function: Callable[[Any], Any], arguments: Any, module: nn.Module) -> Graph:
+    """The graph of `function` of one pytree, a pure function of its tensors and of those of `module`.
+
+    Raises:
+        Exception: whatever stops the trace, such as a branch on the value of a tensor.
+    """
+    leaves, spec = tree_flatten(arguments)
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    structure: list[TreeSpec] = []
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        values = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            values[place] = tensor
+        results, result_spec = tree_flatten(function(tree_unflatten(values, spec)))
+        structure.append(result_spec)
+        return results
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch about its own inside
+        # Fake tensors have no values: what branches on a value stops here, instead of becoming a constant.
+        examples = [leaves[place].detach().clone() for place in places]  # one tensor may be two arguments
+        traced = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+    names = _lift(traced, module)
+    draws = any(_is_random(node.target) for node in traced.graph.nodes)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    return Graph(traced, names, structure[0], draws, traced)
+
+
+def compiled(graph: Graph, arguments: Any, module: nn.Module) -> Graph:
+    """The same graph compiled by inductor, which keeps what it has compiled in a folder (`TORCHINDUCTOR_CACHE_DIR`).
+
+    Raises:
+        Exception: whatever stops the compiler, such as a missing one.
+    """
+    from torch import _inductor as inductor
+    from torch._inductor import config
+
+    examples: list[Any] = [
+        tensor.clone() for tensor in (*_tensors_in(arguments), *_named(module, graph.tensors_of_module))
+    ]
+    # Random numbers are those of the eager kernels, so that the same seed gives the same masks.
+    options: dict[str, Any] = {"fallback_random": True}
+    if hasattr(config, "deterministic"):  # kernels are not chosen by their times, which differ by rank
+        options["deterministic"] = True
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run: Any = inductor.compile(graph.module, examples, options)
+        run(*examples)  # some faults show only when it runs
+    return Graph(run, graph.tensors_of_module, graph.result, graph.draws, graph.module)
+
+
+def _lift(traced: GraphModule, module: nn.Module) -> tuple[str, ...]:
+    """Makes arguments of the constants of `traced` that are tensors of `module`; returns their names, in order."""
+    names = {id(tensor): name for name, tensor in _tensors_of(module).items()}
+    lifted: dict[str, Any] = {}
+    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    for node in [node for node in traced.graph.nodes if node.op == "get_attr"]:
+        tensor = getattr(traced, str(node.target), None)
+        name = names.get(id(tensor))
+        if name is None:
+            continue
+        if name not in lifted:
+            with traced.graph.inserting_after(placeholders[-1]):
+                lifted[name] = traced.graph.placeholder(f"module_tensor_{len(lifted)}")
+            lifted[name].meta = dict(node.meta)
+            placeholders.append(lifted[name])
+        node.replace_all_uses_with(lifted[name])
+        traced.graph.erase_node(node)
+    return tuple(lifted)
+
+
+def _tensors_of(module: nn.Module) -> Mapping[str, Tensor]:
+    """The parameters and buffers of `module` by qualified name."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _named(module: nn.Module, names: Sequence[str]) -> list[Tensor]:
+    tensors = _tensors_of(module) if names else {}
+    return [tensors[name].detach() for name in names]
+
+
+def _tensors_in(arguments: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(arguments)[0] if isinstance(leaf, Tensor)]
+
+
+def _is_random(operator: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ())

@@ -1,0 +1,91 @@
+"""How `tangents.compile` becomes the way in which a run takes its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from problems import Buckets, image_task, make_problem, mlp
+
+from fds_dist.inner import compile_choice
+from fds_dist.inner.compile_choice import LONG, chunk_for, with_compile
+from fds_dist.inner.problem import Problem
+
+BUCKETS: Buckets = {"lr": [0.2, 0.1], "momentum": [0.6]}
+PAPER = [*(round(300 * bucket / 7) for bucket in range(7)), 0, 0]
+"""Where the tangents of 7 learning rates, a momentum and a weight decay begin over 300 steps."""
+
+
+def chosen(requested: str, problem: Problem | None = None, **changes: Any) -> tuple[Problem, str]:
+    problem = problem or make_problem(image_task(mlp), BUCKETS)
+    arguments = {"estimator": "forward", "horizons": [LONG], "starts": [0, 0, 0], "data_ranks": 1}
+    return with_compile(problem, requested, **{**arguments, **changes})
+
+
+def test_short_searches_stay_as_they_were() -> None:
+    problem, remark = chosen("auto", horizons=[LONG // 2 - 1, LONG // 2])
+    assert (problem.tangents.compile, remark) == ("off", "")
+
+
+@pytest.mark.parametrize(("compiler", "way"), [(True, "inductor"), (False, "trace")])
+def test_long_searches_are_compiled_where_there_is_a_compiler(
+    compiler: bool, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compile_choice, "has_compiler", lambda device: compiler)
+    problem, remark = chosen("auto", horizons=[LONG // 2, LONG // 2])
+    assert problem.tangents.compile == way
+    assert f"with {LONG:,} inner steps this pays" in remark
+
+
+@pytest.mark.parametrize("requested", ["off", "trace", "inductor"])
+def test_a_way_that_is_named_is_taken(requested: str) -> None:
+    problem, remark = chosen(requested, horizons=[1])
+    assert (problem.tangents.compile, remark) == (requested, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "cause"),
+    [
+        ({"estimator": "reverse"}, {}, "estimator reverse takes its steps eagerly"),
+        ({"data_ranks": 2}, {}, "along mesh.data steps are taken eagerly"),
+        ({}, {"accumulate": 2}, "micro-batches (inner.accumulate) are taken eagerly"),
+    ],
+)
+def test_what_cannot_be_compiled_is_named_and_runs_eagerly(
+    changes: dict[str, Any], options: dict[str, Any], cause: str
+) -> None:
+    problem, remark = chosen("trace", make_problem(image_task(mlp), BUCKETS, **options), **changes)
+    assert problem.tangents.compile == "off"
+    assert remark == f"tangents.compile has no effect: {cause}"
+
+
+def test_other_forms_of_a_problem() -> None:
+    problem, _ = chosen("inductor")
+    assert problem.by("plain").tangents.compile == "off"
+    assert problem.in_float64().tangents.compile == "trace"
+    assert replace(problem).compiled_steps is not problem.compiled_steps is problem.compiled_steps
+
+
+def calls(starts: Sequence[int], horizon: int, chunk: int) -> float:
+    """Plain steps on one rank, counted step by step."""
+    live = [sum(start <= step for start in starts) for step in range(horizon)]
+    return sum(max(1, -(-count // chunk)) * (1 + 2 * chunk) for count in live)
+
+
+@pytest.mark.parametrize("starts", [PAPER, [0, 0, 0], [100, 200], [0] * 8])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 8])
+def test_the_cost_of_a_chunk_is_that_of_its_calls(starts: list[int], chunk: int) -> None:
+    exact = calls(starts, 300, chunk) / (300 + 2 * sum(300 - start for start in starts))
+    assert compile_choice._share(starts, 300, chunk, 1) == pytest.approx(exact, rel=1e-12)
+
+
+def test_chunks_fit_the_tangents() -> None:
+    cpu = torch.device("cpu")
+    assert chunk_for([0], 300, cpu) == 1
+    assert chunk_for([0] * 8, 300, cpu) == 2  # no padding on 1, 2 and 4 ranks
+    assert chunk_for(PAPER, 300, torch.device("cuda")) == 9
+    assert chunk_for([0] * 40, 300, torch.device("cuda")) == 16
+    assert chunk_for([], 300, cpu) == 1

@@ -1,0 +1,233 @@
+"""Runs whose steps are traced or compiled, beside runs whose steps are taken operator by operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from problems import (
+    Buckets,
+    TensorTask,
+    conv_bn,
+    flat,
+    image_task,
+    images,
+    make_problem,
+    mlp,
+    regression_task,
+    relative_error,
+    smoothed_task,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fds_dist.inner.compile_choice import has_compiler
+from fds_dist.inner.estimate import Estimate
+from fds_dist.inner.estimators import estimate_forward
+from fds_dist.inner.estimators.reverse import estimate_reverse
+from fds_dist.inner.horizon import run_horizon
+from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import InnerRun
+from fds_dist.tangents.compiled import steps as steps_module
+from fds_dist.tangents.compiled.graph import Graph
+from fds_dist.tangents.optimizers import Adam
+from fds_dist.tangents.step import Pruning
+
+ROUNDING = 1e-11
+"""Float64 rounding through ten steps; Adam's division by small moments amplifies it."""
+BUCKETS: Buckets = {"lr": [0.2, 0.1], "momentum": [0.6], "weight_decay": [0.02]}
+HORIZON = 10
+
+
+def traced(problem: Problem, chunk: int = 4, way: str = "trace") -> Problem:
+    """The problem with compiled steps."""
+    return replace(problem, tangents=replace(problem.tangents, compile=way, compiled_chunk=chunk))
+
+
+def with_dropout() -> nn.Module:
+    """`mlp` with random masks."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.Tanh(), nn.Dropout(0.4), nn.Linear(5, 4))
+
+
+def estimated(problem: Problem, buckets: Buckets = BUCKETS, number: int = 0) -> tuple[Estimate, list[str]]:
+    """The estimate of a run, and what it noted."""
+    notes: list[str] = []
+    return estimate_forward(InnerRun(problem, flat(buckets), number, HORIZON, note=notes.append)), notes
+
+
+LOSS_BUCKETS: Buckets = {"lr": [0.2, 0.1], "smoothing": [0.1, 0.3, 0.2]}
+ADAM_BUCKETS: Buckets = {"lr.bias": [0.02], "lr.rest": [0.02, 0.01], "beta1": [0.8], "weight_decay": [0.1]}
+CASES: dict[str, tuple[Callable[[], TensorTask], Buckets, dict[str, Any]]] = {
+    "mlp": (lambda: image_task(mlp), BUCKETS, {}),
+    "batch-norm": (image_task, BUCKETS, {}),
+    "pruned and clipped": (
+        lambda: image_task(mlp),
+        BUCKETS,
+        {"pruning": Pruning("alternate", 0.5), "clip_hvp": 0.05, "clip_gradient": 0.1, "clip_norm": 0.3},
+    ),
+    "loss hyperparameters": (smoothed_task, LOSS_BUCKETS, {}),
+    "squared error and average": (regression_task, BUCKETS, {"ema": 0.9}),
+    "dropout": (lambda: image_task(with_dropout), BUCKETS, {"method": "jvp"}),
+    "adam and groups": (
+        lambda: image_task(mlp),
+        ADAM_BUCKETS,
+        {"optimizer": Adam(), "groups": {"bias": "bias", "rest": "."}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_traced_steps_give_what_eager_steps_give(name: str) -> None:
+    task, buckets, options = CASES[name]
+    problem = make_problem(task(), buckets, **options)
+    exact, _ = estimated(problem, buckets)
+    estimate, _ = estimated(traced(problem, chunk=3), buckets)  # four tangents or more: the last chunk is filled up
+    assert relative_error(estimate.hypergradients, exact.hypergradients) < ROUNDING
+    assert estimate.val_loss == pytest.approx(exact.val_loss, rel=ROUNDING)
+
+
+def test_live_buffers_have_their_tangents_in_traced_steps() -> None:
+    problem = make_problem(image_task(), BUCKETS, method="jvp", val_batch_norm="running")
+    names = [name for name, _ in problem.module(0).named_buffers() if "running" in name]
+    problem = replace(problem, live_buffers=tuple(names))
+    exact, estimate = estimated(problem)[0], estimated(traced(problem))[0]
+    assert relative_error(estimate.hypergradients, exact.hypergradients) < ROUNDING
+
+
+def test_traced_steps_agree_with_reverse_mode() -> None:
+    problem = make_problem(image_task(), BUCKETS)
+    reverse = estimate_reverse(InnerRun(problem, flat(BUCKETS), 0, HORIZON))
+    assert relative_error(estimated(traced(problem))[0].hypergradients, reverse.hypergradients) < ROUNDING
+
+
+@pytest.mark.parametrize("build", [mlp, conv_bn, with_dropout])
+def test_a_tangent_has_the_same_bits_beside_any_others(build: Callable[[], nn.Module]) -> None:
+    problem = traced(make_problem(image_task(build), BUCKETS, dtype=torch.float32), chunk=4)
+    run = InnerRun(problem, flat(BUCKETS), 0, HORIZON)
+    _, together = run_horizon(run, [0, 2, 3, 1])
+    for elements in ([0, 1], [3], [2]):
+        training, alone = run_horizon(run, elements)
+        rows = [together.elements.index(element) for element in elements]
+        assert torch.equal(alone.weights, together.weights[rows])
+        assert torch.equal(alone.optimizer[0], together.optimizer[0][rows])
+    training, _ = run_horizon(run, [0, 2, 3, 1])
+    idle, _ = run_horizon(run, [])  # a rank without tangents
+    assert torch.equal(idle.state.weights, training.state.weights)
+
+
+def test_batches_of_another_shape_are_taken_eagerly() -> None:
+    task = image_task(mlp)
+    task.train = images(37, "train")  # the last of five batches has five images
+    problem = make_problem(task, BUCKETS)
+    assert {len(batch[0]) for batch in task.train_batches(0, 0)} == {8, 5}
+    estimate, notes = estimated(traced(problem))
+    assert relative_error(estimate.hypergradients, estimated(problem)[0].hypergradients) < ROUNDING
+    assert notes == []
+
+
+class Scaled(nn.Module):
+    """A network with a frozen scale that is drawn anew for every outer step."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.network = mlp()
+        self.scale = nn.Parameter(torch.tensor(scale), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x) * self.scale
+
+
+def test_frozen_parameters_are_those_of_the_outer_step() -> None:
+    seeds: dict[int, float] = {}
+
+    def build(seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            return Scaled(seeds.setdefault(seed, 1.0 + len(seeds)))
+
+    eager = replace(make_problem(image_task(mlp), BUCKETS), build_model=build)
+    problem = traced(eager)
+    for number in (0, 1):
+        exact, (estimate, notes) = estimated(eager, number=number)[0], estimated(problem, number=number)
+        assert relative_error(estimate.hypergradients, exact.hypergradients) < ROUNDING
+        assert notes == []
+
+
+class Counting(nn.Module):
+    """A network that changes with every call, which a trace does not see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.calls = mlp(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.network(x) * (1 + 0.1 * self.calls)
+
+
+class Branching(nn.Module):
+    """A network with a branch on the value of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x) * (2.0 if x.sum().item() > 0 else 1.0)
+
+
+def test_a_network_that_hides_its_state_from_the_trace_runs_eagerly() -> None:
+    _, notes = estimated(traced(make_problem(image_task(Counting), BUCKETS)))
+    assert len(notes) == 1
+    assert "the step by trace is not right: " in notes[0] and notes[0].endswith("; steps are taken eagerly")
+
+
+def test_a_network_that_cannot_be_traced_runs_eagerly() -> None:
+    problem = make_problem(image_task(Branching), BUCKETS)
+    estimate, notes = estimated(traced(problem))
+    assert estimate == estimated(problem)[0]  # to the last bit
+    assert len(notes) == 1
+    assert notes[0].startswith("the step cannot be traced (") and notes[0].endswith("; steps are taken eagerly")
+
+
+def test_a_wrong_compilation_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(graph: Graph, inputs: Any, module: nn.Module) -> Graph:
+        """Off by a hundredth of one tensor's tangents."""
+
+        def run(*tensors: Tensor) -> list[Tensor]:
+            results = list(graph.run(*tensors))
+            results[-1] = results[-1] * 1.011
+            return results
+
+        return replace(graph, run=run)
+
+    problem = make_problem(image_task(mlp), BUCKETS, dtype=torch.float32)
+    monkeypatch.setattr(steps_module, "compiled", wrong)
+    estimate, notes = estimated(traced(problem, way="inductor"))
+    assert len(notes) == 1 and "differ by 1.1e-02 from the eager step's; steps are taken by trace" in notes[0]
+    assert estimate == estimated(traced(problem))[0]
+
+
+def test_a_failing_compiler_leaves_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any) -> Graph:
+        raise RuntimeError("no compiler\nhere")
+
+    monkeypatch.setattr(steps_module, "compiled", failing)
+    _, notes = estimated(traced(make_problem(image_task(mlp), BUCKETS), way="inductor"))
+    assert notes == ["the step cannot be compiled (RuntimeError: no compiler); steps are taken by trace"]
+
+
+@pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="needs a C++ compiler")
+def test_inductor_compiles_a_step() -> None:
+    def linear() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+
+    problem = make_problem(image_task(linear, F.cross_entropy), {"lr": [0.2, 0.1]}, dtype=torch.float32)
+    compiled = traced(problem, chunk=2, way="inductor")
+    estimate, notes = estimated(compiled, {"lr": [0.2, 0.1]})
+    assert notes == [] and compiled.compiled_steps.way == 2
+    # Float32 rounding, in another order of sums.
+    assert relative_error(estimate.hypergradients, estimated(problem, {"lr": [0.2, 0.1]})[0].hypergradients) < 1e-5
