@@ -38,7 +38,8 @@ _NAMED_IN_MESSAGE = (
 )
 _FAILURES = (RuntimeError, NotImplementedError, ValueError, TypeError)
 OR_DIFFERENCE = "or tangents.method=difference, which takes differences of gradients"
-_KNOWN_CAUSES = {"saved tensor hooks": "activation checkpointing (saved tensor hooks)"}
+CHECKPOINTING = "activation checkpointing (saved tensor hooks)"
+_KNOWN_CAUSES = {"saved tensor hooks": CHECKPOINTING}
 
 
 def default_method(device: torch.device) -> str:
@@ -227,6 +228,8 @@ def operator_at_fault(error: BaseException, anomalies: list[str]) -> str:
     """
     message = str(error)
     if "autograd.Function" in message:
+        if _raised_by(error, "torch/utils/checkpoint.py"):
+            return CHECKPOINTING
         return f"a custom autograd.Function{user_line(error)}"
     for pattern in _NAMED_IN_MESSAGE:
         if found := re.search(pattern, message):
@@ -240,3 +243,13 @@ def operator_at_fault(error: BaseException, anomalies: list[str]) -> str:
             return frame.name
     kind = message.splitlines()[0] if message else type(error).__name__
     return f"an operator{user_line(error)} (PyTorch says: {kind})"
+
+
+def _raised_by(error: BaseException, file: str) -> bool:
+    """Whether the `file` of torch failed by itself: it lies between the last line of other code and the error."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.endswith(file):
+            return True
+        if "/torch/" not in frame.filename:
+            return False
+    return False
