@@ -40,9 +40,10 @@ def free_port() -> int:
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
-    """This process's environment without what a launcher sets, and with these modules importable."""
+    """This process's environment without what a launcher sets, and with these modules and the package importable."""
     kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    return {**kept, "PYTHONPATH": str(SUPPORT), "COLUMNS": "80", **changes}
+    path = os.pathsep.join(map(str, (SUPPORT, SUPPORT.parents[1])))
+    return {**kept, "PYTHONPATH": path, "COLUMNS": "80", **changes}
 
 
 def wait_for(condition: Callable[[], object]) -> None:
