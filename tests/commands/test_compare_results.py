@@ -114,6 +114,14 @@ def test_the_table_tells_who_reached_what() -> None:
     assert "0.4500 ± 0.0707" in rows["fds"] and "80.0% ± 0.0%" in rows["fds"]
 
 
+def test_the_table_says_what_the_searches_searched() -> None:
+    assert "lr 0.0001 to 1 (log, 7 buckets)" in printed(FULL) and "warm-up" not in printed(FULL)
+    space = {"lr": {**FULL.search_space["lr"], "shape": "linear"}}
+    smooth = replace(FULL, search_space=space, runs=[*FULL.runs, searched("cosine", 0, (100.0, [0.3]))])
+    assert "(log, 7 buckets of shape linear)" in printed(smooth)
+    assert "cosine: a value at every step; searched are the warm-up's share" in printed(smooth)
+
+
 def test_the_table_says_how_searches_ended() -> None:
     noted = comparison(replace(searched("fds", 1, (200.0, [0.9])), note="over [so to say]"))
     assert "fds, repetition 1: over [so to say]" in printed(noted)

@@ -207,6 +207,7 @@ def _described(ranges: Sequence[SearchRange]) -> dict[str, dict[str, Any]]:
             "scale": each.owner.scale,
             "buckets": each.owner.buckets,
             **({"size": each.owner.size} if each.owner.size > 1 else {}),
+            **({"shape": each.owner.shape} if each.owner.shape != DEFAULT else {}),
         }
         for each in ranges
     }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from fds_dist.commands.compare.results import REFERENCE, Comparison, Reach
+from fds_dist.commands.compare.rivals import CURVES
 from fds_dist.common.console import default_console
 from fds_dist.common.words import ABSENT, duration, percent, spread
 
@@ -50,7 +52,7 @@ def comparison_table(comparison: Comparison) -> Table:
 def explanations(comparison: Comparison) -> list[str]:
     """Lines on what the columns mean, and on searches that ended before their budget was spent."""
     space = ", ".join(
-        f"{name} {search['low']:g} to {search['high']:g} ({search['scale']}{_buckets(search['buckets'])})"
+        f"{name} {search['low']:g} to {search['high']:g} ({search['scale']}{_buckets(search)})"
         for name, search in comparison.search_space.items()
     )
     retrained = max(len(run.retrained_accuracies) for run in comparison.runs)
@@ -63,6 +65,11 @@ def explanations(comparison: Comparison) -> list[str]:
         f"{comparison.estimator}.",
         f"black boxes search {space}.",
     ]
+    if smooth := [method for method in comparison.methods if method in CURVES]:
+        lines.append(
+            f"{', '.join(smooth)}: a value at every step; searched are the warm-up's share of the horizon and one "
+            "number per hyperparameter, for all buckets and parameter groups."
+        )
     ends = [f"{run.method}, repetition {run.repetition}: {run.note}" for run in comparison.runs if run.note]
     return lines + ends
 
@@ -100,5 +107,7 @@ def _factor(value: float) -> str:
     return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
-def _buckets(count: int) -> str:
-    return f", {count} buckets" if count > 1 else ""
+def _buckets(search: Mapping[str, Any]) -> str:
+    if search["buckets"] == 1:
+        return ""
+    return f", {search['buckets']} buckets" + (f" of shape {search['shape']}" if "shape" in search else "")

@@ -26,3 +26,6 @@ RIVALS: dict[str, Rival] = {
     "bohb": BlackBox("bohb", "BOHB", Buckets(), Kind(guided=True, pruned=True)),
 }
 """Name in `compare.methods` → the method."""
+
+CURVES = ("cosine", "linear", "refined", "schedule_free")
+"""The methods that search a few numbers of a schedule with a value at every step, instead of the config's buckets."""
