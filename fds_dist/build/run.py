@@ -21,7 +21,8 @@ from fds_dist.common.flat import trainable_parameters
 from fds_dist.common.precision import AUTOCAST, DTYPES
 from fds_dist.common.values import Row
 from fds_dist.config import Config, Draft, Faults, OuterConfig
-from fds_dist.distributed.devices import choose_device
+from fds_dist.distributed.arithmetic import Arithmetic
+from fds_dist.distributed.devices import set_up
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks, mesh_shape
 from fds_dist.inner.choice import Choice
@@ -87,6 +88,8 @@ def build(
     if config is None:
         raise UserError(draft.faults)
     faults = Faults(draft, "task" if task is not None else "")
+    arithmetic = Arithmetic(config.consistency.mode == "verify", config.precision)
+    chosen = faults.attempt("device", lambda: set_up(config.device, arithmetic, environment))
     built_task = faults.attempt("task", lambda: _task(config, task))
     builder = faults.attempt("model", lambda: builder_or_none(config, built_task, model))
     optimizer = faults.attempt("inner.optimizer", lambda: inner_optimizer(config))
@@ -98,14 +101,12 @@ def build(
     shape = faults.attempt("mesh", lambda: _mesh_shape(config, environment))
     if optimizer is not None and builder is not None and shape is not None:
         faults.attempt("inner.optimizer", lambda: check_fit(optimizer, builder, space, shape))
-    device, device_faults = choose_device(config.device, environment)
-    faults.add(device_faults)
     faults.attempt("tracking.wandb.mode", lambda: effective_mode(config.tracking.wandb.mode))
     if built_task is not None and faults.is_sound("inner.epochs") and faults.is_sound("inner.steps"):
         faults.add(bucket_faults(config, space, min(horizons(config, built_task))))
-    if faults.all or built_task is None or builder is None or optimizer is None or shape is None:
+    if faults.all or built_task is None or builder is None or optimizer is None or shape is None or chosen is None:
         raise UserError(faults.all)
-    untried = _problem(config, built_task, builder, optimizer, space, device)
+    untried = _problem(config, built_task, builder, optimizer, space, chosen.device)
     settings = _outer_settings(config, built_task)
     problem, remarks, reverse = tried(untried, config, settings, shape, environment)
     remarks += (remark_on(optimizer), _unused_groups(config, problem))
@@ -117,7 +118,7 @@ def build(
         estimator=estimator_of(config),
         shape=shape,
         reverse=reverse,
-        remarks=tuple(filter(None, (*draft.remarks, *(notes or ()), *remarks))),
+        remarks=tuple(filter(None, (*chosen.remarks, *draft.remarks, *(notes or ()), *remarks))),
     )
 
 

@@ -17,6 +17,8 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.values import Row
 from fds_dist.config import Config, Draft, HyperparameterConfig, read_draft
 from fds_dist.distributed.agreement import on_all_ranks
+from fds_dist.distributed.arithmetic import arithmetic_restored
+from fds_dist.distributed.devices import with_gpus
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.storage.run_folder import RunFolder
@@ -57,15 +59,16 @@ def launched(
     Raises:
         UserError: on all ranks, with the faults of all of them.
     """
-    environment = read_environment()
+    environment = with_gpus(read_environment())
 
     def built_here() -> Build:
         draft = prepare(draft_of(config, overrides, resume, task))
         return build(draft, environment, task, model, {} if resume is None else _first_values(RunFolder(resume)))
 
-    built = on_all_ranks(environment, built_here)
-    with built.ranks(environment) as ranks:
-        yield settled(built, ranks, spread), ranks
+    with arithmetic_restored():
+        built = on_all_ranks(environment, built_here)
+        with built.ranks(environment) as ranks:
+            yield settled(built, ranks, spread), ranks
 
 
 def draft_of(

@@ -49,6 +49,14 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def random_state(device: torch.device) -> torch.Tensor:
+    """The state of the global generators that a network on `device` draws from, as bytes."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return torch.cat(states)
+
+
 def keyed(items: Callable[[], Iterable[Item]], *keys: int | str) -> Iterator[Item]:
     """The items of ``items()``, whose draws from the global generators of torch (CPU), numpy and ``random`` depend on
     the keys alone. Whoever takes the items meets these generators as if nothing was drawn.

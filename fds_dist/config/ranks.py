@@ -28,7 +28,8 @@ class ConsistencyConfig(Section):
     """Checks that ranks hold the same bits, and that an inner run equals plain PyTorch."""
 
     mode: Literal["verify", "broadcast", "off"] = "verify"
-    """verify compares fingerprints of the weights, broadcast copies the weights of rank 0, off does neither."""
+    """verify compares fingerprints of the weights, and asks GPUs for deterministic kernels; broadcast copies the
+    weights, optimizer state and buffers of rank 0; off does neither."""
 
     every: Count = 100
     """Inner steps from one comparison or copy to the next."""

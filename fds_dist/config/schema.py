@@ -128,7 +128,10 @@ class Config(Section):
     """Precision of weights, data and tangents."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto: a GPU if there is one for each rank."""
+    """Where to compute; auto: GPUs, if each rank can have one of its own."""
+
+    precision: Literal["ieee", "tf32"] = "ieee"
+    """Of float32 convolutions and matrix products on GPUs: ieee, or tf32, which is faster and keeps 11 of 24 bits."""
 
     output_dir: Folder = "runs"
     """The folder that holds the runs' folders; `~` and `$VARIABLES` are filled in."""
@@ -161,6 +164,10 @@ def config_contradictions(config: Config) -> Iterator[Contradiction]:
     if config.inner.precision and config.dtype != "float32":
         problem = f"{config.inner.precision} has no effect on {config.dtype}"
         yield Contradiction(("inner", "precision"), problem, "null, or dtype: float32", ("dtype",))
+    if config.precision == "tf32" and config.dtype != "float32":
+        yield Contradiction(
+            ("precision",), f"tf32 has no effect on {config.dtype}", "ieee, or dtype: float32", ("dtype",)
+        )
     if config.estimator in NO_TANGENT_PER_ELEMENT:
         prune = config.tangents.prune
         if config.tangents.method == "difference":

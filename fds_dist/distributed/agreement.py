@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import Store
@@ -49,6 +49,18 @@ def on_all_ranks(environment: LaunchEnvironment, make: Callable[[], Made]) -> Ma
         return made  # type: ignore[return-value]
     _leave_last(store, environment)
     raise UserError(all_faults)
+
+
+def told_by_all(environment: LaunchEnvironment, value: Any) -> list[Any]:
+    """Each rank's `value` (of JSON), in rank order, before there is a process group. All ranks call this alike."""
+    if not environment.distributed:
+        return [value]
+    with rank_errors():
+        store = shared_store(environment)
+        store.set(f"told/{environment.rank}", json.dumps(value))
+        names = [f"told/{rank}" for rank in range(environment.world_size)]
+        store.wait(names, TIMEOUT)
+        return [json.loads(store.get(name)) for name in names]
 
 
 def merged_faults(by_rank: Sequence[Sequence[Fault]]) -> list[Fault]:

@@ -176,11 +176,11 @@ class DataAxis:
         padded[: len(part)] = part.detach()
         parts = padded.new_empty(self.size * len(padded), *padded.shape[1:])
         with rank_errors():
-            _all_gather(_as_numbers(parts), _as_numbers(padded), group=self.group)
+            _all_gather(as_numbers(parts), as_numbers(padded), group=self.group)
         return torch.cat([rows[:size] for rows, size in zip(parts.split(len(padded)), sizes, strict=True)])
 
 
-def _as_numbers(tensor: Tensor) -> Tensor:
+def as_numbers(tensor: Tensor) -> Tensor:
     """The same memory, of a dtype that every backend sends."""
     if tensor.dtype == torch.bool:
         return tensor.view(torch.uint8)

@@ -5,12 +5,22 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.distributed.launchers import Launcher, Told, is_number, is_told_one, started_by, told_by
+
+
+class GpuView(NamedTuple):
+    """What a rank sees of the GPUs of its host, in JSON values."""
+
+    local_rank: int
+    local_world_size: int
+    gpus: int
+    uuids: Sequence[str] = ()
+    """Of these GPUs where they are fewer than the ranks of the host, which may then see others each; else empty."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,8 @@ class LaunchEnvironment:
     """Whether the launcher says that all ranks are on this host."""
     has_group: bool = False
     """Whether the caller's process group of all ranks is used, instead of one of the run's own."""
+    gpus: tuple[GpuView, ...] = field(default=(), compare=False)
+    """What each rank sees of GPUs, this rank first; empty: the ranks did not tell each other. No part of the place."""
 
     @property
     def distributed(self) -> bool:

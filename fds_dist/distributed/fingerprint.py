@@ -56,16 +56,23 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
+_KERNELS = (
+    ", and take the same kernels (a custom CUDA operator may add in another order each time, and a rank short of "
+    "memory takes another algorithm)"
+)
+
+
 class RunsDiverged(RuntimeError):
     """Ranks that must replay one primal run bit for bit have different weights."""
 
-    def __init__(self, step: int, ranks: Sequence[int], last_agreed: int | None) -> None:
+    def __init__(self, step: int, ranks: Sequence[int], last_agreed: int | None, on_gpus: bool = False) -> None:
         self.step, self.ranks = step, tuple(ranks)
         since = "" if last_agreed is None else f"; they were still the same at step {last_agreed}"
         super().__init__(
             f"the weights of {plural(len(ranks), 'rank')} {', '.join(map(str, ranks))} differ from the other "
             f"ranks' at inner step {step}{since}. Every rank must see the same batches and random numbers "
-            "(a task may depend only on its arguments and the seed); consistency.mode=broadcast copies rank 0's weights"
+            f"(a task may depend only on its arguments and the seed){_KERNELS if on_gpus else ''}; "
+            "consistency.mode=broadcast copies rank 0's weights"
         )
 
 

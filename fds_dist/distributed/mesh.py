@@ -25,7 +25,7 @@ from torch import Tensor
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.words import counted
 from fds_dist.distributed.addresses import name_interface
-from fds_dist.distributed.data_axis import DataAxis
+from fds_dist.distributed.data_axis import DataAxis, as_numbers
 from fds_dist.distributed.devices import reproducible_threads
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.errors import TIMEOUT, rank_errors
@@ -113,7 +113,9 @@ class Ranks:
 
     @property
     def _backend(self) -> str:
-        return "nccl" if self.device.type == "cuda" else "gloo"
+        """Tensors on GPUs go by nccl. What ranks tell each other beside them is on CPUs and goes by gloo, which raises
+        where a rank is gone; nccl's watchdog would end the process without a word of ours."""
+        return "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
 
     def _begin_group(self) -> None:
         # This module takes the world group of the moment as default arguments, for ever: imported within the run (by
@@ -127,7 +129,6 @@ class Ranks:
             rank=self.rank,
             world_size=self.world_size,
             timeout=TIMEOUT,
-            device_id=self.device if self.device.type == "cuda" else None,
         )
 
     def _new_group(self, stack: ExitStack, ranks: list[int]) -> dist.ProcessGroup | None:
@@ -187,26 +188,22 @@ class Ranks:
         return (self.replica * self.shape.tangent + place) * self.shape.data + self._place("data")
 
     def gather_axis(self, axis: str, values: Tensor) -> list[Tensor]:
-        """The `values` of each rank along one axis of the mesh, in order. They have the same shape on all ranks."""
+        """The `values` of each rank along one axis of the mesh, in order, on the CPU: few numbers, of the same shape on
+        all ranks."""
+        values = values.cpu().contiguous()  # which ends this rank's pending computation: that is no waiting time
         group = self._axis_groups.get(axis)
         if group is None:
             return [values]
         parts = [torch.empty_like(values) for _ in range(getattr(self.shape, axis))]
-        self._synchronize()  # this rank's pending computation is not waiting time
         began = time.perf_counter()
         with rank_errors():
-            dist.all_gather(parts, values.contiguous(), group=group)
-        self._synchronize()
+            dist.all_gather(parts, values, group=group)
         self.waited += time.perf_counter() - began
         return parts
 
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
     def gather_numbers(self, axis: str, numbers: Sequence[float]) -> list[list[float]]:
         """The `numbers` of each rank along `axis`, in order, exactly (float64). Each rank passes equally many."""
-        local = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        local = torch.tensor(numbers, dtype=torch.float64)
         return [part.tolist() for part in self.gather_axis(axis, local)]
 
     def gather_elements(self, local: Sequence[float], owned: Sequence[Sequence[int]]) -> list[float]:
@@ -229,8 +226,11 @@ class Ranks:
         group = self._axis_groups.get("tangent")
         if group is None:
             return
+        sent = tensor.contiguous()
         with rank_errors():
-            dist.broadcast(tensor, group=group, group_src=0)
+            dist.broadcast(as_numbers(sent), group=group, group_src=0)
+        if sent is not tensor:
+            tensor.copy_(sent)
 
     def broadcast_object(self, value: Value) -> Value:
         """Rank 0's `value` on all ranks. For small values and rare calls."""
@@ -238,7 +238,7 @@ class Ranks:
             return value
         box = [value]
         with rank_errors():
-            dist.broadcast_object_list(box, src=0, device=self.device, group=self.group)
+            dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
     def gather_objects(self, value: Value) -> list[Value]:

@@ -31,6 +31,7 @@ from fds_dist.inner.augment_check import check_augment
 from fds_dist.inner.compile_choice import without_compile_where_wrong
 from fds_dist.inner.data_checks import check_repeatable, smallest_train_batch, smallest_val_batch
 from fds_dist.inner.estimators import ESTIMATORS
+from fds_dist.inner.kernels import deterministic_kernels, run_kernels
 from fds_dist.inner.live_buffers import check_derivatives, live_buffers
 from fds_dist.inner.micro_batches import check_micro_batches, separability, smallest_micro_batch
 from fds_dist.inner.problem import Problem
@@ -67,7 +68,9 @@ def dry_run(
     """
     remarks = []
     with seeded(problem.step_seed(0, 0)):
-        point, val_part = _tried_losses(problem)
+        with deterministic_kernels():
+            point, val_part = _tried_losses(problem)
+            run_kernels(problem, method, _few_samples(point), val_part)
         if plain_steps and (untouched := untouched_parameters(problem, plain_steps)):
             problem = replace(problem, untouched=untouched)
             names = ", ".join(untouched[:3]) + (" ..." if len(untouched) > 3 else "")

@@ -125,5 +125,6 @@ class StepMonitor:
             return
         prints = [int(part) for part in ranks.gather_axis("tangent", fingerprint(state.weights))]
         if deviating := deviating_ranks(prints):
-            raise RunsDiverged(state.step, [ranks.on_tangent_axis(place) for place in deviating], self._agreed)
+            differing = [ranks.on_tangent_axis(place) for place in deviating]
+            raise RunsDiverged(state.step, differing, self._agreed, on_gpus=ranks.device.type == "cuda")
         self._agreed = state.step

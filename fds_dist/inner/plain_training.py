@@ -32,6 +32,7 @@ from fds_dist.common.batch import (
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.common.modules import Modes, averaged_model, convert, independent_copy
 from fds_dist.common.precision import default_dtype, in_dtype
+from fds_dist.common.randomness import random_state
 from fds_dist.common.timing import seconds_of
 from fds_dist.common.values import Value
 from fds_dist.inner.culprits import Call, calls_within
@@ -167,13 +168,13 @@ class PlainTraining:
             return OnBatch(validation_loss(self.problem.task))(self.output(module, inputs_of(batch)), batch).item()
 
     def draws_random_numbers(self) -> bool:
-        """Whether the forward pass draws from PyTorch's generator."""
-        module = self.module()
+        """Whether the forward pass draws from PyTorch's generators."""
+        module, device = self.module(), self.problem.device
         with torch.no_grad():
             torch.manual_seed(0)
-            before = torch.get_rng_state()
+            before = random_state(device)
             call(module, inputs_of(self.cast(self.train[0])))
-        return not torch.equal(before, torch.get_rng_state())
+        return not torch.equal(before, random_state(device))
 
     def seconds_on(self, whole: Batch) -> float:
         """How long a plain step on the batch `whole` would take, from one on the first batch here."""

@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.randomness import random_state
 from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.distributed.fingerprint import batch_fingerprint, deviating_ranks
 from fds_dist.inner.monitor import BatchesDiffer
@@ -76,7 +77,7 @@ class _Gradient:
         point = training.point(run.problem.theta(run.hyperparameters[0]))
         self.gradient: Tensor = point.gradient
         self.loss: Tensor = point.loss
-        after = torch.get_rng_state()
+        after = random_state(run.problem.device)
         training.network.seed(training.network.last_seed)
-        self.draws = not torch.equal(after, torch.get_rng_state())
-        """Whether the forward pass drew from PyTorch's generator all the same."""
+        self.draws = not torch.equal(after, random_state(run.problem.device))
+        """Whether the forward pass drew from PyTorch's generators all the same."""

@@ -31,7 +31,6 @@ class HypergradientsNotFinite(RuntimeError):
 class RankReport(NamedTuple):
     """What one rank tells all others after an outer step."""
 
-    val_loss: float
     seconds: float
     busy_seconds: float
     """The part of `seconds` in which the rank did not wait for others."""
@@ -103,9 +102,9 @@ class OuterLoop:
         check_batches(self.problem, run.number, self.ranks.data)
         if number == 0:
             check_split(run)
-        estimate = mean_over_replicas(self.estimator(run), self.ranks)
-        reports = self._reports(estimate, time.perf_counter() - began, self.ranks.waited - waited)
-        estimate = replace(estimate, val_loss=reports[0].val_loss)  # one rank's rounding decides alike on all
+        # Rounding may differ between ranks, on GPUs above all: one rank's numbers decide alike on all.
+        estimate = self.ranks.broadcast_object(mean_over_replicas(self.estimator(run), self.ranks))
+        reports = self._reports(time.perf_counter() - began, self.ranks.waited - waited)
         step, retreated = self.next_values(progress, estimate)
         best, first_val_loss = progress.best, progress.first_val_loss
         if number == 0 and math.isfinite(estimate.val_loss):
@@ -128,10 +127,9 @@ class OuterLoop:
         self.listener.done(record)
         return after
 
-    def _reports(self, estimate: Estimate, seconds: float, waited: float) -> list[RankReport]:
+    def _reports(self, seconds: float, waited: float) -> list[RankReport]:
         """Of each rank, in the order of the ranks."""
-        peak = own_peak_bytes(self.ranks.device)
-        return self.ranks.gather_objects(RankReport(estimate.val_loss, seconds, seconds - waited, peak))
+        return self.ranks.gather_objects(RankReport(seconds, seconds - waited, own_peak_bytes(self.ranks.device)))
 
     def next_values(self, progress: OuterProgress, estimate: Estimate) -> tuple[OuterStep, bool]:
         """The rule's step along the hypergradients, or a retreat to the best λ if the inner run diverged."""

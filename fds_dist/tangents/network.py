@@ -5,8 +5,8 @@ Shapes: D = number of weights, P = numbers of the hyperparameters inside the los
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -43,8 +43,8 @@ class Network:
     Args:
         live: names of the buffers through which derivatives pass; the others are constants of a step.
         low: the dtype that forward passes are autocast to; None: they are not. Weights and outputs have `dtype`.
-        twice: whether the network will be differentiated twice: attention then runs on the math kernel, since the fused
-            ones have no second derivative, and `write_out` replaces layers. Else the network runs as it was built.
+        twice: whether the network will be differentiated twice: attention and recurrent layers then run on kernels
+            with a second derivative, and `write_out` replaces layers. Else the network runs as it was built.
     """
 
     def __init__(
@@ -104,7 +104,11 @@ class Network:
         """
         self._install(weights, buffers)
         self._statistics.share = share
-        with self._attention(), self.autocast(), _WithoutOut() if self.live and self.twice else nullcontext():
+        with (
+            self._twice_differentiable(),
+            self.autocast(),
+            _WithoutOut() if self.live and self.twice else nullcontext(),
+        ):
             output = call(self.module, inputs)
         if self.low is not None:
             output = in_dtype(output, self.dtype)
@@ -117,16 +121,28 @@ class Network:
         """The autocast of forward passes. A loss is computed within, too, from outputs in the weights' dtype."""
         return autocast(self.device, self.low)
 
-    def _attention(self) -> AbstractContextManager[object]:
-        """The attention kernels that the network may take."""
-        return sdpa_kernel(SDPBackend.MATH) if self.twice else nullcontext()
+    @contextmanager
+    def _twice_differentiable(self) -> Iterator[None]:
+        """Inside, attention takes the math kernel and recurrent layers PyTorch's own cells, where the network will be
+        differentiated twice: the fused attention kernels and cuDNN's recurrent ones have no second derivative."""
+        if not self.twice:
+            yield
+            return
+        native = bool(self._recurrent) and self.device.type == "cuda"
+        before = torch.backends.cudnn.enabled
+        torch.backends.cudnn.enabled = before and not native
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            torch.backends.cudnn.enabled = before
 
     def differentiate(self, outputs: Any, inputs: Any, directions: Any = None, **options: Any) -> tuple[Tensor, ...]:
-        """`torch.autograd.grad` of what a call gave, on the attention kernel of that forward pass.
+        """`torch.autograd.grad` of what a call gave, on the kernels of that forward pass.
 
-        Activation checkpointing runs parts of the forward pass again in here, and must meet the same kernel.
+        Activation checkpointing runs parts of the forward pass again in here, and must meet the same kernels.
         """
-        with self._attention():
+        with self._twice_differentiable():
             return torch.autograd.grad(outputs, inputs, directions, **options)
 
     def seed(self, seed: int) -> None:

@@ -131,6 +131,7 @@ def test_a_resolved_config_lists_every_section_in_the_contracts_order():
         "device",
         "greedy",
         "name",
+        "precision",
         "random_directions",
         "reverse",
     }

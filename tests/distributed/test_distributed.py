@@ -13,8 +13,9 @@ from launching import clean_environment, free_port, run_jobs, start_ranks
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.distributed.agreement import merged_faults, on_all_ranks
-from fds_dist.distributed.devices import choose_device
-from fds_dist.distributed.environment import LaunchEnvironment
+from fds_dist.distributed.arithmetic import Arithmetic
+from fds_dist.distributed.devices import choose_device, set_up
+from fds_dist.distributed.environment import GpuView, LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks, mesh_shape
 
 BUCKETS = {1: {"lr": 1}, 3: {"lr": 1, "momentum": 1, "weight_decay": 1}, 9: {"lr": 7, "momentum": 1, "weight_decay": 1}}
@@ -319,3 +320,24 @@ def test_a_single_process_gathers_from_itself() -> None:
         assert ranks.gather_elements([0.25, 0.5, 1 / 3], [[2, 0, 1]]) == [0.5, 1 / 3, 0.25]
         assert ranks.broadcast_object({"a": 1}) == {"a": 1}
     assert not torch.distributed.is_initialized()
+
+
+def test_ranks_that_each_see_another_gpu_take_them_and_agree() -> None:
+    bound = [GpuView(rank, 2, 1, [f"GPU-{rank}"]) for rank in (0, 1)]  # as srun --gpus-per-task=1 shows them
+    shared = [GpuView(rank, 2, 1, ["GPU-0"]) for rank in (0, 1)]
+    without = GpuView(0, 1, 0)  # a host that has none
+
+    def device(requested: str, *views: GpuView) -> str:
+        return str(choose_device(requested, LaunchEnvironment(rank=1, world_size=2, gpus=views))[0])
+
+    assert [device("auto", *bound), device("auto", *reversed(bound)), device("cuda", *bound)] == ["cuda:0"] * 3
+    assert [device("auto", *shared), device("cuda", *shared)] == ["cpu"] * 2
+    pair = [GpuView(rank, 2, 2) for rank in (1, 0)]
+    assert device("auto", *pair) == "cuda:1"
+    assert device("auto", *pair, without) == "cpu"  # all ranks take the same kind
+    environment = LaunchEnvironment(world_size=3, gpus=(*pair, without))
+    (remark,) = set_up("auto", Arithmetic(), environment).remarks
+    assert remark.startswith(
+        "ALL GPUs STAY UNUSED and the CPUs compute: not every rank has a GPU of its own (1 rank for 0"
+    )
+    assert set_up("cpu", Arithmetic(), environment).remarks == []

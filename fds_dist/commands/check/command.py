@@ -22,7 +22,8 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.words import bytes_text, counted, duration, percent, ranges_text
 from fds_dist.config import Config, dump_config
 from fds_dist.distributed.agreement import on_all_ranks
-from fds_dist.distributed.devices import reproducible_threads
+from fds_dist.distributed.arithmetic import arithmetic_restored
+from fds_dist.distributed.devices import reproducible_threads, with_gpus
 from fds_dist.distributed.environment import read_environment
 from fds_dist.inner.plan import PLAIN_STEP_COST, TANGENT_STEP_COST
 from fds_dist.inner.problem import Problem
@@ -73,16 +74,17 @@ def check(
         >>> [rank.elements for rank in result.report.ranks]
         [(0, 3), (1, 2)]
     """
-    environment = read_environment()
+    environment = with_gpus(read_environment())
     planned = environment if world_size is None else replace(environment, rank=0, world_size=world_size)
     if planned.world_size < 1:
         raise UserError(Fault("--world-size", f"{world_size} is out of range", "a whole number of at least 1"))
-    built = on_all_ranks(environment, lambda: build(draft_of(config, overrides, None, task), planned, task, model))
-    with reproducible_threads(built.problem.device):
-        built = settled(built, built.ranks(environment))
-        config = built.config
-        count = config.random_directions.count
-        report = cost_report(built.problem, built.settings, built.shape, config.estimator, count)
+    with arithmetic_restored():
+        built = on_all_ranks(environment, lambda: build(draft_of(config, overrides, None, task), planned, task, model))
+        with reproducible_threads(built.problem.device):
+            built = settled(built, built.ranks(environment))
+            config = built.config
+            count = config.random_directions.count
+            report = cost_report(built.problem, built.settings, built.shape, config.estimator, count)
     return CheckResult(built, report)
 
 

@@ -13,6 +13,7 @@ from fds_dist.commands.optimize.from_python import FromPython
 from fds_dist.commands.optimize.search import Search
 from fds_dist.commands.run import RunResult, RunSource, model_of, run_path, task_of
 from fds_dist.distributed.environment import read_environment
+from fds_dist.inner.kernels import check_alike
 from fds_dist.tasks.base import Task
 from fds_dist.tracking.callbacks import Callback
 from fds_dist.tracking.trackers import Tracker
@@ -68,5 +69,6 @@ def optimize(
             built, ranks = stack.enter_context(
                 launched(config, overrides, prepare=handed.prepare, resume=folder, task=task, model=model)
             )
+            check_alike(built.problem, ranks, built.config.consistency.mode, built.config.estimator)
             search = Search(built, ranks, folder, show=progress, handed=handed)
         return search.run()

@@ -20,7 +20,7 @@ from fds_dist.storage.run_folder import CANDIDATES, RunFolder
 from fds_dist.tracking.records import OuterRecord
 from fds_dist.tracking.verdict import JudgedCandidate, Verdict
 
-MAKES_AN_INNER_RUN = ("task", "model", "inner", "hyperparameters", "tangents", "dtype", "seed")
+MAKES_AN_INNER_RUN = ("task", "model", "inner", "hyperparameters", "tangents", "dtype", "precision", "seed")
 """Sections of the config that an inner run depends on. If one has changed, an interrupted inner run starts anew, and a
 judged run is trained again."""
 

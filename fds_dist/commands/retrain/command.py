@@ -15,11 +15,11 @@ from fds_dist.commands.retrain.reporting import ConsoleReporter, Reporter, Wandb
 from fds_dist.commands.retrain.settings import RetrainSettings, read_settings
 from fds_dist.commands.retrain.trainer import retrain as retrain_seeds
 from fds_dist.commands.run import RunSource, model_of, run_path, task_of
-from fds_dist.common.faults import UserError
 from fds_dist.config import Config, load_config
 from fds_dist.distributed.agreement import on_all_ranks
-from fds_dist.distributed.devices import choose_device
-from fds_dist.distributed.environment import read_environment
+from fds_dist.distributed.arithmetic import Arithmetic, arithmetic_restored
+from fds_dist.distributed.devices import set_up, with_gpus
+from fds_dist.distributed.environment import LaunchEnvironment, read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.storage.run_folder import RESULT, RunFolder
@@ -68,22 +68,30 @@ def retrain(
         >>> [result.seed for result in done.results]
         [0, 1]
     """
-    environment, folder = read_environment(), RunFolder(run_path(run_dir))
+    environment, folder = with_gpus(read_environment()), RunFolder(run_path(run_dir))
     task, model = task_of(run_dir, task), model_of(run_dir, model)
     config, schedule, settings = on_all_ranks(environment, lambda: _read(folder, overrides))
-    device, faults = choose_device(config.device, environment)
-    if faults:
-        raise UserError(faults)
-    make_task = task_maker(config, task)
-    build_model = on_all_ranks(environment, lambda: model_builder(config, make_task(settings.seed), model))
-    on_all_ranks(environment, lambda: check_weights(folder, build_model))
-    target = folder.path / ("retrain" if settings.schedule == RESULT else f"retrain-{settings.schedule}")
-    session = on_all_ranks(environment, lambda: wandb_session(config, "retrain"))
-    reporters: list[Reporter] = [ConsoleReporter()] if progress else []
-    reporters.append(WandbReporter(session, target, {**config.resolved(), "retrain": settings.resolved()}))
-    with Ranks(environment, MeshShape(1, environment.world_size, 1), device) as ranks:
-        results = retrain_seeds(make_task, build_model, schedule, settings, ranks, target, reporters)
+    with arithmetic_restored():
+        arithmetic = Arithmetic(config.consistency.mode == "verify", config.precision)
+        chosen = on_all_ranks(environment, lambda: set_up(config.device, arithmetic, environment))
+        make_task = task_maker(config, task)
+        build_model = on_all_ranks(environment, lambda: model_builder(config, make_task(settings.seed), model))
+        on_all_ranks(environment, lambda: check_weights(folder, build_model))
+        target = folder.path / ("retrain" if settings.schedule == RESULT else f"retrain-{settings.schedule}")
+        session = on_all_ranks(environment, lambda: wandb_session(config, "retrain"))
+        reporters: list[Reporter] = [_console(chosen.remarks, environment)] if progress else []
+        reporters.append(WandbReporter(session, target, {**config.resolved(), "retrain": settings.resolved()}))
+        with Ranks(environment, MeshShape(1, environment.world_size, 1), chosen.device) as ranks:
+            results = retrain_seeds(make_task, build_model, schedule, settings, ranks, target, reporters)
     return Retraining(target, settings, results)
+
+
+def _console(remarks: Sequence[str], environment: LaunchEnvironment) -> ConsoleReporter:
+    """The reporter that prints; rank 0 begins with `remarks`."""
+    reporter = ConsoleReporter()
+    for remark in remarks if environment.rank == 0 else ():
+        reporter.note(remark)
+    return reporter
 
 
 def _read(folder: RunFolder, overrides: Sequence[str]) -> tuple[Config, Schedule, RetrainSettings]:

@@ -115,10 +115,12 @@ def _run_here(checked: Sweep, output_dir: Path, count: int | None) -> int:
 def _build_faults(draft: Draft) -> Sequence[Fault]:
     """The faults that `fds-dist check` finds, except the mesh's: the command's launcher decides the number of ranks."""
     from fds_dist.build import build
+    from fds_dist.distributed.arithmetic import arithmetic_restored
     from fds_dist.distributed.environment import LaunchEnvironment
 
     try:
-        build(draft, LaunchEnvironment())
+        with arithmetic_restored():
+            build(draft, LaunchEnvironment())
     except UserError as error:
         return [fault for fault in error.faults if fault.key.partition(".")[0] != "mesh"]
     return []
