@@ -1,113 +1,171 @@
-"""Time and memory of one inner step, measured on this device."""
+"""Time and memory of one inner step, measured on this device.
+
+Shapes: k = live tangents, C = tangents per chunk.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from math import ceil
+from typing import Any
 
-from fds_dist.common.batch import common_rows, first_samples
+from fds_dist.common.batch import Batch, common_rows, first_samples
 from fds_dist.common.memory import peak_bytes
-from fds_dist.common.timing import median_seconds
-from fds_dist.inner.horizon import zero_tangents
+from fds_dist.inner.estimate import validate
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.training import initial_state
-from fds_dist.tangents import Part, Point
+from fds_dist.inner.stopwatch import run_steps, time_steps
+from fds_dist.tasks.base import Task
 
 REPEATS = 5
-FEW = 2
-"""Samples of the first measurement. An extrapolation uses this number and twice this number."""
+FEW = 4
+"""The fewest samples of a measurement. An extrapolation uses some number of samples and half of that."""
 PATIENCE = 2.0
 """Seconds that a plain step may take. If it takes longer, the whole batch is extrapolated from a few samples."""
 
 
 @dataclass(frozen=True)
 class StepMeasurement:
-    """One inner step on one rank's part of a batch."""
+    """One inner step on one rank's part of a batch: a + b·⌈k/C⌉ + c·k seconds with k live tangents."""
 
     plain_seconds: float
-    """A step without tangents."""
-    tangent_seconds: float
-    """The time that one more tangent adds."""
+    """A step of plain training."""
+    idle_seconds: float
+    """A step without a live tangent, by the method of the others: some push a zero tangent then."""
+    fixed_seconds: float
+    """a: what a step with tangents takes whatever their number."""
+    chunk_seconds: float
+    """b: what each chunk of tangents adds; 0 where all tangents fit into one."""
+    row_seconds: float
+    """c: what each tangent adds."""
+    chunk: int
+    """C."""
+    tangents: int
+    """With which the memory was measured."""
     peak_bytes: int
     """Activations, gradient and the products of one chunk of tangents, without weights, state and tangents."""
     extrapolated: bool = False
-    """Whether only `FEW` and twice as many samples were measured."""
+    """Whether it was measured on a part of the samples."""
+
+    def seconds(self, tangents: int) -> float:
+        """A step with so many live tangents."""
+        if not tangents:
+            return self.idle_seconds
+        return self.fixed_seconds + self.chunk_seconds * ceil(tangents / self.chunk) + self.row_seconds * tangents
+
+    @property
+    def tangent_seconds(self) -> float:
+        """What one more tangent adds in the mean over many."""
+        return self.row_seconds + self.chunk_seconds / self.chunk
 
 
-def measure_step(problem: Problem, parts: int = 1, chunk: int = 1) -> StepMeasurement:
-    """Measures a few steps on one of `parts` equal parts of the first batch, and takes medians.
+def measure_step(problem: Problem, parts: int = 1, most: int = 1) -> StepMeasurement:
+    """Measures a few eager steps on one of `parts` equal parts of the first batch, and takes medians.
 
     Args:
-        chunk: tangents in the product whose memory is measured.
+        most: the most tangents that a rank owns.
     """
-    probe = _Probe(problem, parts, chunk)
-    if probe.samples <= 2 * FEW or probe.plain_seconds(FEW) * probe.samples / FEW <= PATIENCE:
-        return probe.measured(probe.samples, REPEATS)
-    few, more = (probe.measured(count, repeats=1) for count in (FEW, 2 * FEW))
+    problem = replace(problem, tangents=replace(problem.tangents, compile="off"))
+    rows = common_rows(next(problem.batches(0)))
+    samples = ceil((rows or 1) / parts)  # 1 where they cannot be told apart, and every rank sees the whole batch
+    enough = _affordable(problem, samples)
+    if enough == samples:
+        return _measured(problem if samples == rows else on_few(problem, samples), most, REPEATS)
+    few, more = (_measured(on_few(problem, count), most, 1) for count in (enough // 2, enough))
+    quantities = ("plain_seconds", "idle_seconds", "fixed_seconds", "chunk_seconds", "row_seconds", "peak_bytes")
+    at_all: dict[str, Any] = {}
+    for name in quantities:
+        ends = getattr(few, name), getattr(more, name)
+        at_all[name] = max(ends[1] + (ends[1] - ends[0]) * (samples - enough) / (enough - enough // 2), ends[1])
+    return replace(more, **{**at_all, "peak_bytes": round(at_all["peak_bytes"])}, extrapolated=True)
 
-    def at_all(quantity: str) -> float:
-        ends = getattr(few, quantity), getattr(more, quantity)
-        return max(ends[1] + (ends[1] - ends[0]) * (probe.samples - 2 * FEW) / FEW, ends[1])
 
+def _affordable(problem: Problem, samples: int) -> int:
+    """How many of the `samples` a measurement is made of: all, or as many as take no longer than they may.
+
+    The more there are, the more of the peak memory is what grows with them, and the better an extrapolation is.
+    """
+    count = 2 * FEW
+    while count < samples:
+        seconds = plain_seconds(problem, samples=count)
+        if seconds * samples / count <= PATIENCE:
+            break
+        if 2 * seconds > PATIENCE / 4:
+            return count
+        count *= 2
+    return samples
+
+
+def plain_seconds(problem: Problem, parts: int = 1, samples: int | None = None) -> float:
+    """The time of one step without tangents, on one of `parts` equal parts of the first batch, or on some `samples`."""
+    if samples is None:
+        samples = ceil((common_rows(next(problem.batches(0))) or 1) / parts)
+    return _median(on_few(problem, samples).by("plain"), 0, repeats=1)
+
+
+def _measured(problem: Problem, most: int, repeats: int) -> StepMeasurement:
+    """The fit to the times of steps with 0 and 1 tangents, with one chunk, and with one tangent more."""
+    chunk = problem.chunk_size
+    full = max(1, min(chunk, most))
+    counts = {0, 1, full, *([full + 1] if most > full else [])}
+    seconds = {count: _median(problem, count, repeats) for count in sorted(counts)}
+    row = max(0.0, seconds[full] - seconds[1]) / (full - 1) if full > 1 else 0.0
+    beyond = max(0.0, seconds[full + 1] - seconds[full] - row) if most > full else 0.0
     return StepMeasurement(
-        at_all("plain_seconds"), at_all("tangent_seconds"), round(at_all("peak_bytes")), extrapolated=True
+        plain_seconds=_median(problem.by("plain"), 0, repeats),
+        idle_seconds=seconds[0],
+        fixed_seconds=max(0.0, seconds[1] - row - beyond),
+        chunk_seconds=beyond,
+        row_seconds=row,
+        chunk=chunk,
+        tangents=(held := max(1, min(2 * chunk, most))),  # what is left of one chunk is there beside the next
+        peak_bytes=_peak_bytes(problem, held),
     )
 
 
-def plain_seconds(problem: Problem, parts: int = 1) -> float:
-    """The time of one step without tangents, on one of `parts` equal parts of the first batch."""
-    probe = _Probe(problem, parts, 1)
-    return probe.plain_seconds(probe.samples)
+def _median(problem: Problem, tangents: int, repeats: int) -> float:
+    return statistics.median(time_steps(problem, tangents, repeats, long_enough=0.0, warm_up=1).seconds)
 
 
-class _Probe:
-    """Steps of a problem at its initial weights, with any tangents."""
+def _peak_bytes(problem: Problem, tangents: int) -> int:
+    """The peak of two steps and the validation after them, without weights, state and tangents, on each of which an
+    inner run needs more."""
 
-    def __init__(self, problem: Problem, parts: int, chunk: int) -> None:
-        self._problem, self._chunk = problem, chunk
-        self._network = problem.network(0)
-        self._loss = problem.training_loss(self._network)
-        self._state = initial_state(problem, self._network)
-        self._update = problem.update(self._network)
-        self._batch = next(problem.batches(0))
-        self.samples = -(-(common_rows(self._batch) or 1) // parts)
-        """Samples that one rank sees; 1 where they cannot be told apart, and every rank sees the whole batch."""
-        self._h = problem.first_numbers
-        self._theta = problem.theta(self._h)
+    def run() -> None:
+        training, _tangents = run_steps(problem, tangents, 2)
+        validate(one_val_batch, training.network, training.whole_state, 0)
 
-    def measured(self, samples: int, repeats: int) -> StepMeasurement:
-        """Medians over `repeats` steps on as many samples; memory is that of a micro-batch."""
-        device = self._problem.device
-        one, two = (median_seconds(self._with_tangents(samples, count), device, repeats) for count in (1, 2))
-        return StepMeasurement(
-            self.plain_seconds(samples, repeats),
-            max(two - one, 0.0),
-            peak_bytes(self._with_tangents(-(-samples // self._problem.accumulate), self._chunk), device),
-        )
+    one_val_batch = replace(problem, task=FewSamples(problem.task, None))
+    return peak_bytes(run, problem.device) - (1 + tangents) * problem.state_bytes
 
-    def plain_seconds(self, samples: int, repeats: int = 1) -> float:
-        """The time of a step without tangents."""
-        state, point = self._state, self._point_maker(self._problem.by("plain"), samples)
 
-        def plain() -> None:
-            self._update(state.weights, state.optimizer, point().gradient, self._h)
+def on_few(problem: Problem, samples: int) -> Problem:
+    """The same problem on the first `samples` of each batch, with a single validation batch."""
+    return replace(problem, task=FewSamples(problem.task, samples))
 
-        return median_seconds(plain, self._problem.device, repeats)
 
-    def _with_tangents(self, samples: int, count: int) -> Callable[[], None]:
-        carried = self._problem.tangents.method != "double_backward"
-        tangents = zero_tangents(self._state, range(count), self._network.live if carried else ())
-        tangents.weights.fill_(1.0)  # of a zero tangent, a difference would cost nothing
-        theta_tangents = self._theta.new_zeros(count, len(self._theta))
-        point = self._point_maker(self._problem, samples)
+class FewSamples:
+    """A task whose batches are the beginnings of those of another; it has one validation batch.
 
-        def step() -> None:
-            point().products(tangents.weights, theta_tangents, tangents.buffers)
+    Args:
+        samples: of each batch; None: all.
+    """
 
-        return step
+    def __init__(self, task: Task, samples: int | None) -> None:
+        self._task, self._samples = task, samples
 
-    def _point_maker(self, problem: Problem, samples: int) -> Callable[[], Point]:
-        """A function that prepares products at the training loss of the first `samples`."""
-        part = self._network.cast(Part(first_samples(self._batch, samples)))
-        state, vectorize = self._state, problem.chunk_size > 1
-        return lambda: problem.make_point(self._loss, state.weights, self._theta, state.buffers, part, 0, vectorize)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def train_batches(self, outer_step: int, epoch: int) -> Iterator[Batch]:
+        """See `Task`."""
+        return map(self._cut, self._task.train_batches(outer_step, epoch))
+
+    def val_batches(self, outer_step: int) -> Iterator[Batch]:
+        """See `Task`."""
+        return map(self._cut, islice(self._task.val_batches(outer_step), 1))
+
+    def _cut(self, batch: Batch) -> Batch:
+        return batch if self._samples is None else first_samples(batch, self._samples)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isqrt
 
 from fds_dist.inner.problem import Problem
@@ -35,6 +36,11 @@ class Plan:
     def load(self, rank: int) -> int:
         """Tangent steps that `rank` takes over the horizon."""
         return sum(self.horizon - self.starts[index] for index in self.owned[rank])
+
+    def live_steps(self, rank: int) -> dict[int, int]:
+        """Number of live tangents → on how many steps of the horizon `rank` has so many."""
+        begun = [0, *sorted(self.starts[index] for index in self.owned[rank]), self.horizon]
+        return {live: stop - start for live, (start, stop) in enumerate(pairwise(begun)) if stop > start}
 
     def cost(self, rank: int) -> float:
         """Cost of one outer step on `rank`, in plain training steps."""

@@ -35,6 +35,8 @@ class Stopwatch:
     device: torch.device
     repeats: int = REPEATS
     long_enough: float = LONG_ENOUGH
+    warm_up: int = WARM_UP
+    """Steps that do not count."""
     first_seconds: float = 0.0
     """Of the first step: what is done once, such as compilation, is in it."""
     seconds: list[float] = field(default_factory=list)
@@ -56,24 +58,26 @@ class Stopwatch:
         self._steps, self._in_block = self._steps + self._in_block, 0
         if self._steps == 1:
             self.first_seconds = per_step
-        elif self._steps <= WARM_UP:
-            is_short = self.device.type == "cuda" and per_step < SHORT_STEP
-            self._block = BLOCK if is_short else 1
-        else:
+        if self._steps > self.warm_up:
             self.seconds.append(per_step)
+        elif self._steps > 1 and self.device.type == "cuda" and per_step < SHORT_STEP:
+            self._block = BLOCK
         enough = self.repeats if sum(self.seconds) * self._block >= self.long_enough else max(MOST, self.repeats)
         return len(self.seconds) < enough
 
 
-def time_steps(problem: Problem, tangents: int, repeats: int = REPEATS, long_enough: float = LONG_ENOUGH) -> Stopwatch:
+def time_steps(
+    problem: Problem, tangents: int, repeats: int = REPEATS, long_enough: float = LONG_ENOUGH, warm_up: int = WARM_UP
+) -> Stopwatch:
     """Times steps with `tangents` live tangents, from the state before the first step on.
 
     Args:
         repeats: the fewest steps that are timed.
         long_enough: seconds after which no more than `repeats` are.
+        warm_up: steps before them that do not count.
     """
-    watch = Stopwatch(problem.device, repeats, long_enough)
-    most = WARM_UP + BLOCK * max(MOST, repeats)
+    watch = Stopwatch(problem.device, repeats, long_enough, warm_up)
+    most = warm_up + BLOCK * max(MOST, repeats)
     run_steps(problem, tangents, most, watch)
     return watch
 

@@ -37,8 +37,9 @@ def test_plan_owns_each_tangent_once_and_costs_what_its_windows_say(ranks: int) 
     for rank in found.ranks:
         tangent_steps = sum(20 - starts[element] for element in rank.elements)
         assert rank.plain_steps == 20 + 2 * tangent_steps  # an exact product costs two plain steps
-        measured = found.measured
-        assert rank.seconds == pytest.approx(20 * measured.plain_seconds + tangent_steps * measured.tangent_seconds)
+        live = [sum(starts[element] <= step for element in rank.elements) for step in range(20)]
+        assert sum(live) == tangent_steps
+        assert rank.seconds == pytest.approx(sum(map(found.measured.seconds, live)))
         memory = rank.memory
         assert memory.weights == memory.state == WEIGHTS * FLOAT64
         assert memory.tangents == 2 * len(rank.elements) * WEIGHTS * FLOAT64  # of weights and velocity

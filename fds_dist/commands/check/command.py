@@ -30,6 +30,9 @@ from fds_dist.inner.problem import Problem
 from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tasks.base import Task
 
+WORTH_IT = 1.15
+"""The least speed-up that is worth more ranks."""
+
 
 class CheckResult(NamedTuple):
     """The result of `check`."""
@@ -108,7 +111,7 @@ def _print_plan(problem: Problem, report: CostReport, remarks: Sequence[str], co
     console.print()
     console.print(_plan_table(problem.space, report))
     console.print()
-    for line in _predictions(report):
+    for line in _predictions(problem, report):
         paragraph(console, line)
 
 
@@ -148,7 +151,7 @@ def _plan_table(space: HyperparameterSpace, report: CostReport) -> Table:
     return table
 
 
-def _predictions(report: CostReport) -> list[str]:
+def _predictions(problem: Problem, report: CostReport) -> list[str]:
     """Sentences on the table's figures, the parts of memory, total time, network traffic, and advice."""
     measured, reverse = report.measured, report.estimator == "reverse"
     memory = report.reverse.memory if reverse else _largest(report)
@@ -165,6 +168,8 @@ def _predictions(report: CostReport) -> list[str]:
         f"about {duration(report.total_seconds)}, without communication.",
         _traffic_line(report),
     ]
+    if problem.tangents.compile != "off":
+        lines.append("Times and memory are those of eager steps; the run's own are compiled, and shorter.")
     if report.estimator == "greedy":
         lines.append("The plan is forward mode's; estimator=greedy looks only one step ahead and costs less.")
     if report.estimator == "random_directions":
@@ -233,10 +238,7 @@ def _forward_advice(report: CostReport) -> list[str]:
             "or give them to mesh.replica (less noise) or mesh.data (less memory, less time on large batches)."
         )
     elif shape.tangent < tangents:
-        lines.append(
-            f"More ranks on the tangent axis save time: with {tangents}, one for each tangent, an outer step is "
-            f"{report.speed_up(tangents):.2f} times as fast, with no more traffic on the network."
-        )
+        lines.append(_more_ranks(report, tangents))
     memory = _largest(report)
     if memory.tangents > memory.step:
         halved = memory.total - (memory.tangents + memory.state + memory.step) // 2
@@ -245,6 +247,22 @@ def _forward_advice(report: CostReport) -> list[str]:
             f"mesh.data={2 * shape.data} would need about {bytes_text(halved)} per rank."
         )
     return lines
+
+
+def _more_ranks(report: CostReport, tangents: int) -> str:
+    """A sentence on the ranks of the tangent axis, up to one for each of the `tangents`."""
+    measured = report.measured_speed_up(tangents)
+    if measured < WORTH_IT:
+        return (
+            f"More ranks on the tangent axis bring next to nothing: with {tangents}, one for each tangent, an outer "
+            f"step would be {measured:.2f} times as fast, for a step takes {duration(report.measured.seconds(1))} with "
+            "one tangent already. Give them to mesh.replica (less noise) or mesh.data (less memory)."
+        )
+    return (
+        f"More ranks on the tangent axis save time: with {tangents}, one for each tangent, an outer step is "
+        f"{report.speed_up(tangents):.2f} times as fast by the cost model and {measured:.2f} times by the measured "
+        "step, with no more traffic on the network."
+    )
 
 
 def _cheaper(report: CostReport) -> str:

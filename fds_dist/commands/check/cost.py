@@ -100,6 +100,21 @@ class CostReport:
         plan = make_plan(self.plan.starts, self.plan.horizon, tangent)
         return self.costliest.plain_steps * self.shape.data / max(map(plan.cost, range(tangent)))
 
+    def measured_speed_up(self, tangent: int) -> float:
+        """The same by the measured step, in which tangents may share what a step takes: on a GPU its launches."""
+        plan = make_plan(self.plan.starts, self.plan.horizon, tangent)
+        return predicted_seconds(self.plan, self.measured) / predicted_seconds(plan, self.measured)
+
+
+def predicted_seconds(plan: Plan, measured: StepMeasurement) -> float:
+    """The time of an outer step by `plan`: that of the rank for which all others wait."""
+    return max(rank_seconds(plan, measured, rank) for rank in range(len(plan.owned)))
+
+
+def rank_seconds(plan: Plan, measured: StepMeasurement, rank: int) -> float:
+    """The time of an outer step on `rank`: each step has the tangents that have begun."""
+    return sum(steps * measured.seconds(live) for live, steps in plan.live_steps(rank).items())
+
 
 def cost_report(
     problem: Problem, settings: OuterSettings, shape: MeshShape, estimator: str = "forward", directions: int = 0
@@ -107,8 +122,7 @@ def cost_report(
     """Plans the longest outer step for `shape`, and measures one inner step on this device, without training."""
     horizon = max(settings.horizons)
     plan = make_plan(problem.space.starts(horizon), horizon, shape.tangent)
-    chunk = min(problem.chunk_size, max(1, *map(len, plan.owned)))
-    measured = measure_step(problem, shape.data, chunk)
+    measured = measure_step(problem, shape.data, max(map(len, plan.owned)))
     network = problem.network(0)
     weights = network.initial_weights
     state = tree_flatten(initial_state(problem, network).optimizer)[0]
@@ -116,8 +130,9 @@ def cost_report(
 
     def cost_of(place: int) -> RankCost:
         elements = plan.owned[place]
-        gathered = chunk * _bytes([weights]) if shape.data > 1 else 0
-        summed = len(elements) * _bytes([weights], shape.data) if problem.accumulate > 1 else 0  # over micro-batches
+        gathered = measured.tangents * _bytes([weights]) if shape.data > 1 else 0
+        beyond = max(0, len(elements) - measured.tangents)  # whose sums over micro-batches were not measured
+        summed = beyond * _bytes([weights], shape.data) if problem.accumulate > 1 else 0
         return RankCost(
             ranks=_ranks_at(place, shape),
             elements=elements,
@@ -129,7 +144,7 @@ def cost_report(
                 step=measured.peak_bytes + gathered + summed,
             ),
             step_traffic=_traffic(_bytes([weights]), len(elements), shape.data),
-            seconds=horizon * measured.plain_seconds + plan.load(place) * measured.tangent_seconds,
+            seconds=rank_seconds(plan, measured, place),
         )
 
     return CostReport(
