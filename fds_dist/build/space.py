@@ -10,7 +10,7 @@ from fds_dist.build.starts import start_of
 from fds_dist.common.domain import UNBOUNDED, interval
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.registry import nearest
-from fds_dist.common.values import Row
+from fds_dist.common.values import Row, Value
 from fds_dist.common.words import counted
 from fds_dist.config import Config
 from fds_dist.config.hyperparameters import HyperparameterConfig
@@ -52,12 +52,16 @@ def hyperparameter_space(
                 except UserError as error:
                     faults += error.faults
                     continue
-                learned.append(Hyperparameter(copy_name, start, copy.step, copy.buckets, bounds, copy.scale, copy.size))
+                learned.append(_learned(copy_name, copy, start, bounds))
     if not learned and not faults:
         expected = "at least one like lr: {init: 0.1, step: 0.1, buckets: 5}"
         faults.append(Fault("hyperparameters", "nothing is learned, all are fixed numbers", expected))
     space = HyperparameterSpace(tuple(learned), fixed)
     return space, [*faults, *direction_faults(config, space)]
+
+
+def _learned(name: str, entry: HyperparameterConfig, start: Value, bounds: tuple[float, float]) -> Hyperparameter:
+    return Hyperparameter(name, start, entry.step, entry.buckets, bounds, entry.scale, entry.size, entry.shape)
 
 
 def _bounds(name: str, entry: HyperparameterConfig, domains: Mapping[str, tuple[float, float]]) -> tuple[float, float]:

@@ -11,7 +11,11 @@ from fds_dist.config.hyperparameters import HyperparameterConfig, number_contrad
 from fds_dist.config.starts import CurveConfig, ShapedStart
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
-from fds_dist.schedule.starts import curve_means, schedule_means
+from fds_dist.schedule.shapes import shape_of
+from fds_dist.schedule.starts import curve_values, schedule_values
+
+LEAST = 0.01
+"""On the log scale, a knot where a curve is 0 begins at this share of the curve's peak: 0 has no logarithm."""
 
 
 def start_of(
@@ -31,7 +35,7 @@ def start_of(
     """
     start: Value = entry.init
     if isinstance(entry.init, ShapedStart):
-        start = began[name] if entry.init.kind == "file" and name in began else _means(name, entry.init, entry, key)
+        start = began[name] if entry.init.kind == "file" and name in began else _values(name, entry.init, entry, key)
     numbers = numbers_of(start)
     faults = [Fault(key, each.problem, each.expected) for each in number_contradictions(base_of(name), entry, numbers)]
     if not faults and (wrong := [number for number in numbers if not bounds[0] <= number <= bounds[1]]):
@@ -41,12 +45,14 @@ def start_of(
     return tuple(start) if isinstance(start, list) else start
 
 
-def _means(name: str, start: ShapedStart, entry: HyperparameterConfig, key: str) -> list[float]:
+def _values(name: str, start: ShapedStart, entry: HyperparameterConfig, key: str) -> list[float]:
+    shape = shape_of(entry.shape, entry.buckets)
     if start.kind == "file":
         schedule = _schedule(start.file, f"{key}.file")
-        return schedule_means(schedule, _name_within(schedule, name, f"{key}.file", start.file), entry.buckets)
+        return schedule_values(schedule, _name_within(schedule, name, f"{key}.file", start.file), shape)
     curve: CurveConfig = getattr(start, start.kind)
-    return curve_means(start.kind, curve.peak, curve.floor, curve.warmup, entry.buckets)
+    values = curve_values(start.kind, curve.peak, curve.floor, curve.warmup, shape)
+    return [value or LEAST * curve.peak for value in values] if entry.scale == "log" else values
 
 
 def _schedule(file: str, key: str) -> Schedule:

@@ -98,7 +98,8 @@ def snippet(schedule: Schedule, source: str = "fds-dist") -> str:
     grouped = bool(schedule.groups)
     head = "".join(f"# {line}".rstrip() + "\n" for line in _head(schedule, source))
     imports = "import re\n\nimport torch" if grouped else "import torch"
-    parts = [f"{head}\n{imports}\n\n{_values(schedule)}", VALUE_AT, _set_hyperparameters(schedule)]
+    value_at = LINEAR_VALUE_AT if schedule.shapes else VALUE_AT
+    parts = [f"{head}\n{imports}\n\n{_values(schedule)}", value_at, _set_hyperparameters(schedule)]
     parts += [_groups(schedule.optimizer["groups"]), PARAMETER_GROUPS] if grouped else []
     return "\n\n\n".join([*parts, _make_optimizer(schedule)]) + "\n"
 
@@ -177,7 +178,12 @@ def _values(schedule: Schedule) -> str:
     return f"""\
 HORIZON = {schedule.horizon}  # optimizer steps; another number stretches the schedule
 SCHEDULE = {{  # each row is spread evenly over the horizon{note}
-{lines}}}"""
+{lines}}}{_knots(schedule)}"""
+
+
+def _knots(schedule: Schedule) -> str:
+    names = ", ".join(map(_quoted, schedule.shapes))
+    return f"\nLINEAR = [{names}]  # rows of knots, from the first step to the last" if names else ""
 
 
 VALUE_AT = '''\
@@ -185,6 +191,23 @@ def value_at(name, step):
     """The value of a hyperparameter at a step, counted from 0; past the horizon, the last value."""
     row = SCHEDULE[name]
     return row[len(row) * min(step, HORIZON - 1) // HORIZON]'''
+
+LINEAR_VALUE_AT = '''\
+def value_at(name, step):
+    """The value of a hyperparameter at a step, counted from 0; past the horizon, the last value."""
+    row, step = SCHEDULE[name], min(step, HORIZON - 1)
+    if name not in LINEAR:
+        return row[len(row) * step // HORIZON]
+    length = max(1, HORIZON - 1)
+    left, rest = divmod(step * (len(row) - 1), length)
+    return between(row[left], row[left + 1], rest / length, (length - rest) / length) if rest else row[left]
+
+
+def between(left, right, weight, other):
+    """A straight line's value, of a number or of each number of a list."""
+    if isinstance(left, (list, tuple)):
+        return [between(*pair, weight, other) for pair in zip(left, right)]
+    return min(max(other * left + weight * right, min(left, right)), max(left, right))'''
 
 
 def _set_hyperparameters(schedule: Schedule) -> str:

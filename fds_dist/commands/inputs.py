@@ -120,7 +120,7 @@ def _fixed_part(hyperparameter: HyperparameterConfig | float | None, groups: Map
     if isinstance(hyperparameter, HyperparameterConfig):
         per_group = bool(hyperparameter.per_group)
         copies = map(hyperparameter.for_group, groups or ()) if per_group else [hyperparameter]
-        return per_group, [(copy.init, copy.buckets, copy.size, copy.scale) for copy in copies]
+        return per_group, [(copy.init, copy.buckets, copy.size, copy.scale, copy.shape) for copy in copies]
     return hyperparameter
 
 

@@ -13,17 +13,22 @@ from fds_dist.common.kinds import Bound, Count, Name, Number, Positive, fault, r
 from fds_dist.config.sections import Contradiction, Section
 from fds_dist.config.starts import LEFT_OUT, ShapedStart, Start
 
+ShapeName = Literal["constant", "linear"]
+
 
 class GroupOverride(Section):
     """The keys in which one parameter group's copy of a hyperparameter differs from the rest."""
 
-    MEANINGFUL_ABSENCE = frozenset({"init", "buckets", "step", "min", "max", "scale"})
+    MEANINGFUL_ABSENCE = frozenset({"init", "buckets", "shape", "step", "min", "max", "scale"})
 
     init: Start = LEFT_OUT
     """The values before the first outer step, as in the hyperparameter itself."""
 
     buckets: Count = LEFT_OUT
     """The number of values over the horizon."""
+
+    shape: ShapeName = LEFT_OUT
+    """How the values become one for each step."""
 
     step: Positive = LEFT_OUT
     """Size of the first outer step."""
@@ -58,11 +63,16 @@ class HyperparameterConfig(Section):
     init: Start
     """The values before the first outer step. A number, or a list of `size` numbers: that of every bucket. A list of
     `buckets` numbers. `{cosine: {peak, floor, warmup}}` or `{linear: ...}`: a warm-up and a decay. `{file: FILE}`: the
-    schedule.json of an earlier search. Of a curve or a file, each bucket has the mean over its stretch of the horizon.
-    With a `size`: a number or a list of `size` alone."""
+    schedule.json of an earlier search. Of a curve or a file, each bucket has the mean over its stretch of the horizon,
+    and each knot of the shape linear the value where it stands. With a `size`: a number or a list of `size` alone."""
 
     buckets: Count = 1
     """The number of values over the horizon."""
+
+    shape: ShapeName = "constant"
+    """constant: each value holds for a stretch of steps, all of the same length. linear: the values are knots at equal
+    distances, the first at the first step and the last at the last, with straight lines between them, in the value
+    itself whatever the `scale`. A single value is constant."""
 
     size: Count = 1
     """The numbers of each value: above 1 the loss or `augment` of the task gets a tensor [size], such as a weight per
@@ -122,6 +132,7 @@ def hyperparameter_contradictions(
         return
     contradictions = list(_start_contradictions(name, entry))
     yield from contradictions
+    yield from _shape_contradictions(entry, groups)
     overrides = entry.per_group
     if overrides and not groups:
         yield Contradiction(("per_group",), "there are no groups", "groups in inner.groups", ("inner.groups",))
@@ -134,6 +145,21 @@ def hyperparameter_contradictions(
                 for contradiction in _start_contradictions(name, entry.for_group(group)):
                     below = contradiction.path if contradiction.path[0] in override.model_fields_set else ()
                     yield contradiction._replace(path=("per_group", group, *below))
+
+
+def _shape_contradictions(entry: HyperparameterConfig, groups: tuple[str, ...]) -> Iterator[Contradiction]:
+    """`shape: linear`, asked for by name, of a single value. A group that only asks for a single value is constant."""
+    overrides = entry.per_group if isinstance(entry.per_group, dict) else {}
+    for group in groups if overrides else ("",):
+        override = overrides.get(group)
+        keys = override.model_fields_set & {"shape", "buckets"} if override else set[str]()
+        copy = entry.for_group(group) if override else entry
+        is_asked_for = "shape" in entry.model_fields_set or "shape" in keys
+        if is_asked_for and copy.shape == "linear" and copy.buckets == 1 and keys != {"buckets"}:
+            path = ("per_group", group, "shape") if "shape" in keys else ("shape",)
+            problem = "linear is not possible with 1 bucket: it needs a knot at each end"
+            yield Contradiction(path, problem, "buckets of at least 2, or shape: constant")
+            return
 
 
 def _start_contradictions(name: str, entry: HyperparameterConfig) -> Iterator[Contradiction]:

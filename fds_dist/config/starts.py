@@ -37,7 +37,8 @@ class CurveConfig(Section):
 
 
 class ShapedStart(Section):
-    """A curve, or an earlier schedule; each bucket begins with the mean over its stretch of the horizon."""
+    """A curve, or an earlier schedule; each bucket begins with the mean over its stretch of the horizon, and
+    each knot of the shape `linear` with the value where it stands."""
 
     MEANINGFUL_ABSENCE: ClassVar[frozenset[str]] = frozenset({"cosine", "linear", "file"})
 
@@ -48,7 +49,8 @@ class ShapedStart(Section):
     """A straight line, after a warm-up."""
 
     file: Text = LEFT_OUT
-    """The schedule.json of an earlier search, or the folder of its run; with other buckets or another horizon too."""
+    """The schedule.json of an earlier search, or the folder of its run; with other buckets, another shape or another
+    horizon too."""
 
     @property
     def kind(self) -> str:

@@ -29,7 +29,8 @@ def html(schedule: Schedule) -> str:
         texts = [text_of(value) for value in row]
         if len(texts) > MOST_BUCKETS:
             texts = [*texts[: MOST_BUCKETS // 2], "…", *texts[-MOST_BUCKETS // 2 :]]
-        table.add_row(escape(name), str(len(row)), "  ".join(texts))
+        shape = f" ({schedule.shapes[name]})" if name in schedule.shapes else ""
+        table.add_row(escape(name), f"{len(row)}{shape}", "  ".join(texts))
     for name, value in schedule.fixed.items():
         table.add_row(escape(name), "fixed", text_of(value))
     optimizer = schedule.optimizer.get("name")
@@ -49,10 +50,11 @@ def plot(schedule: Schedule, ax: Axes | None = None) -> Axes:
     for name in schedule.values:
         rows = [numbers_of(at[name]) for at in values]
         for index in range(len(rows[0])):
-            curve = [row[index] for row in (*rows, rows[-1])]
-            ax.step(
-                [*steps, schedule.horizon], curve, where="post", label=name if len(rows[0]) == 1 else f"{name}[{index}]"
-            )
+            curve, label = [row[index] for row in rows], name if len(rows[0]) == 1 else f"{name}[{index}]"
+            if name in schedule.shapes:
+                ax.plot(steps, curve, label=label)
+            else:
+                ax.step([*steps, schedule.horizon], [*curve, curve[-1]], where="post", label=label)
     if all(number > 0 for row in schedule.values.values() for value in row for number in numbers_of(value)):
         ax.set_yscale("log")
     ax.set_xlabel("step")

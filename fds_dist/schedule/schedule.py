@@ -14,7 +14,7 @@ from fds_dist.common.paths import expand_path
 from fds_dist.common.values import Value, mapped, numbers_of
 from fds_dist.schedule.content import FORMAT, VERSION, WITH_SHAPES, content_faults
 from fds_dist.schedule.groups import base_of, group_of
-from fds_dist.schedule.shapes import DEFAULT, SHAPES, Shape, weighted
+from fds_dist.schedule.shapes import DEFAULT, Shape, shape_of, weighted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +98,16 @@ class Schedule:
 
     def shape(self, name: str) -> Shape:
         """The shape of a learned hyperparameter, with its buckets."""
-        return SHAPES[self.shapes.get(name, DEFAULT)](len(self.values[name]))
+        return shape_of(self.shapes.get(name, DEFAULT), len(self.values[name]))
+
+    @property
+    def places(self) -> dict[str, list[tuple[float, float]]]:
+        """Learned name → where in the relative horizon each value stands; see `Shape.place`."""
+        shapes = {name: self.shape(name) for name in self.values}
+        return {
+            name: [(float(start), float(stop)) for start, stop in map(shape.place, range(shape.buckets))]
+            for name, shape in shapes.items()
+        }
 
     def _value(self, name: str, step: int) -> Value:
         readings = self.shape(name).readings(step, self.horizon)
@@ -128,7 +137,10 @@ class Schedule:
             for name, row in self.values.items()
             if name not in others
         }
-        return replace(self, values=values, fixed={name: self.fixed[name] for name in self.fixed if name not in others})
+        fixed, shapes = (
+            {name: entry for name, entry in part.items() if name not in others} for part in (self.fixed, self.shapes)
+        )
+        return replace(self, values=values, fixed=fixed, shapes=shapes)
 
     def attach(self, optimizer: Any, horizon: int | None = None, *, fixed: bool = False) -> ScheduleDriver:
         """An LR scheduler that sets these values on a `torch.optim` optimizer, step by step.

@@ -26,7 +26,7 @@ class Shape(Protocol):
     """How `buckets` values become one value for each step."""
 
     fewest: ClassVar[int]
-    """Buckets below which it is no different from `constant`."""
+    """Of fewer buckets no such shape can be made."""
 
     @property
     def buckets(self) -> int:
@@ -70,14 +70,14 @@ class Constant:
 @dataclass(frozen=True)
 class Linear:
     """Straight lines between n knots, of which knot i stands at step i·(T−1)/(n−1): the first at the first step, the
-    last at the last. A single knot is a constant."""
+    last at the last."""
 
     fewest: ClassVar[int] = 2
     buckets: int
 
     def readings(self, step: int, horizon: int) -> tuple[Reading, ...]:
         """See `Shape`."""
-        length = max(1, horizon - 1)
+        length = max(1, horizon - 1)  # a single step reads the first knot
         left, rest = divmod(step * (self.buckets - 1), length)
         if not rest:
             return (Reading(left),)
@@ -92,12 +92,18 @@ class Linear:
 
     def place(self, bucket: int) -> tuple[Fraction, Fraction]:
         """See `Shape`."""
-        point = Fraction(bucket, max(1, self.buckets - 1))
+        point = Fraction(bucket, self.buckets - 1)
         return point, point
 
 
 SHAPES: dict[str, type[Constant] | type[Linear]] = {"constant": Constant, "linear": Linear}
 """By name in the config, `shape`."""
+
+
+def shape_of(name: str, buckets: int) -> Shape:
+    """The shape with as many buckets; constant where they are fewer than it needs."""
+    shape = SHAPES[name]
+    return shape(buckets) if buckets >= shape.fewest else Constant(buckets)
 
 
 def weighted(readings: Sequence[Reading], numbers: Sequence[float]) -> float:

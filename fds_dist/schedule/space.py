@@ -22,7 +22,7 @@ from fds_dist.common.values import Row, Value, flat, mapped, nested, numbers_of,
 from fds_dist.schedule.buckets import Reading, Segment
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
-from fds_dist.schedule.shapes import DEFAULT, SHAPES, Shape, segments, weighted
+from fds_dist.schedule.shapes import DEFAULT, Shape, segments, shape_of, weighted
 
 LARGEST_LOGARITHM = 700.0
 """The bound of a coordinate: exp of a slightly larger one overflows, and exp of one slightly below −700 is 0."""
@@ -42,12 +42,12 @@ class Hyperparameter:
     size: int = 1
     """Numbers per bucket."""
     shape: str = field(default=DEFAULT, repr=False)  # older comparisons name their search space by the repr
-    """Of `SHAPES`."""
+    """Of `SHAPES`; a single bucket is constant all the same."""
 
     @property
     def shaped(self) -> Shape:
         """Its shape, with its buckets."""
-        return SHAPES[self.shape](self.buckets)
+        return shape_of(self.shape, self.buckets)
 
     @property
     def base(self) -> str:

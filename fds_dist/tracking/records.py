@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,14 @@ class RunEnd:
     """The candidate that is the result: average, best, last or start; None before the first update."""
     verdict: Verdict | None = None
     """How the candidates did on fresh seeds; None where nothing was judged."""
+    places: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    """By name the part of the relative horizon, from 0 to 1, that each value of the schedule stands for: twice the same
+    number for a knot of the shape `linear`. Left out, all values share the horizon equally."""
+
+    def place(self, name: str, bucket: int) -> tuple[float, float]:
+        """Where the value `bucket` of a hyperparameter of the schedule stands."""
+        count = len((self.schedule or {})[name])
+        return self.places[name][bucket] if name in self.places else (bucket / count, (bucket + 1) / count)
 
 
 def inner_metrics(block: InnerBlock) -> dict[str, float]:

@@ -50,13 +50,13 @@ class WandbTracker(Tracker):
                 }
             )
             if end.schedule:
-                self._log_schedule(end.schedule)
+                self._log_schedule(end, end.schedule)
         finally:
             self._session.finish(exit_code=0 if end.status == "finished" else 1)
 
-    def _log_schedule(self, schedule: Mapping[str, Row]) -> None:
+    def _log_schedule(self, end: RunEnd, schedule: Mapping[str, Row]) -> None:
         rows = [
-            [label, bucket, number, bucket / len(values), (bucket + 1) / len(values)]
+            [label, bucket, number, *end.place(name, bucket)]
             for name, values in schedule.items()
             for bucket, value in enumerate(values)
             for label, number in named_numbers({name: value}).items()

@@ -15,8 +15,9 @@ from fds_dist.common.domain import UNBOUNDED
 from fds_dist.common.faults import UserError
 from fds_dist.config import HyperparameterConfig, dump_config, load_config
 from fds_dist.schedule.schedule import Schedule
+from fds_dist.schedule.shapes import Constant, Linear
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
-from fds_dist.schedule.starts import curve_means, schedule_means
+from fds_dist.schedule.starts import curve_means, curve_values, schedule_values
 
 COSINE = {"cosine": {"peak": 0.1, "warmup": 0.25}}
 QUARTER = 2 / math.pi
@@ -75,11 +76,11 @@ def test_the_mean_never_leaves_the_curve() -> None:
 
 def test_an_earlier_schedule_is_averaged_over_the_steps_of_each_bucket() -> None:
     earlier = Schedule(10, {"lr": (0.1, 0.2, 0.7)}, {"momentum": 0.9})  # 4, 3 and 3 steps
-    assert schedule_means(earlier, "lr", 3) == [0.1, 0.2, 0.7]
-    assert schedule_means(earlier, "lr", 1) == pytest.approx([(0.4 + 0.6 + 2.1) / 10], rel=1e-15)
-    assert schedule_means(earlier, "lr", 2) == pytest.approx([(0.4 + 0.2) / 5, (0.4 + 2.1) / 5], rel=1e-15)
-    assert schedule_means(earlier, "lr", 30) == [0.1] * 10 + [0.2] * 10 + [0.7] * 10
-    assert schedule_means(earlier, "momentum", 2) == [0.9, 0.9]
+    assert schedule_values(earlier, "lr", Constant(3)) == [0.1, 0.2, 0.7]
+    assert schedule_values(earlier, "lr", Constant(1)) == pytest.approx([(0.4 + 0.6 + 2.1) / 10], rel=1e-15)
+    assert schedule_values(earlier, "lr", Constant(2)) == pytest.approx([(0.4 + 0.2) / 5, (0.4 + 2.1) / 5], rel=1e-15)
+    assert schedule_values(earlier, "lr", Constant(30)) == [0.1] * 10 + [0.2] * 10 + [0.7] * 10
+    assert schedule_values(earlier, "momentum", Constant(2)) == [0.9, 0.9]
 
 
 def test_a_space_begins_with_a_number_per_bucket_or_per_entry() -> None:
@@ -161,3 +162,44 @@ def test_a_file_without_the_hyperparameter_or_with_a_vector_is_refused(name: str
     with pytest.raises(UserError) as caught:
         start_of(name, entry, "KEY", UNBOUNDED, {})
     assert str(caught.value).startswith(message)
+
+
+def test_a_knot_takes_the_value_of_the_curve_where_it_stands() -> None:
+    # A few roundings of numbers of about 1.
+    assert curve_values("linear", 1.0, 0.0, 0.0, Linear(5)) == pytest.approx([1, 3 / 4, 1 / 2, 1 / 4, 0], abs=1e-15)
+    assert curve_values("cosine", 3.0, 1.0, 0.0, Linear(3)) == pytest.approx([3, 2, 1], abs=1e-15)
+    assert curve_values("linear", 1.0, 0.0, 0.5, Linear(5)) == pytest.approx([0, 1 / 2, 1, 1 / 2, 0], abs=1e-15)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_an_earlier_schedule_starts_one_of_another_shape(count: int) -> None:
+    row = tuple(0.1 * (bucket + 1) ** 2 for bucket in range(count))
+    lines, steps = Schedule(11, {"lr": row}, shapes={"lr": "linear"}), Schedule(11, {"lr": row})
+    assert schedule_values(lines, "lr", Linear(count)) == [*row]  # the same bits
+    assert schedule_values(steps, "lr", Linear(count)) == [*row]
+    rates = [lines.at(step)["lr"] for step in range(11)]
+    # Sums of at most eleven numbers of about 1, in another order.
+    assert schedule_values(lines, "lr", Constant(1)) == pytest.approx([sum(rates) / 11], rel=1e-14)
+    assert schedule_values(lines, "lr", Constant(11)) == pytest.approx(rates, rel=1e-14)
+    finer = schedule_values(lines, "lr", Linear(4 * (count - 1) + 1))
+    assert finer[::4] == [*row]  # knots at quarters of the lines: the line itself, whatever the horizon
+    assert finer == pytest.approx([Schedule(4 * count - 3, {"lr": row}, shapes={"lr": "linear"}).at(i)["lr"]
+                                   for i in range(4 * count - 3)], rel=1e-15)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("init", "scale", "values"),
+    [
+        (COSINE, "linear", [0.0, 0.1 * (1 + math.cos(math.pi / 9)) / 2, 0.1 * (1 + math.cos(5 * math.pi / 9)) / 2, 0]),
+        (COSINE, "log", [1e-3, 0.1 * (1 + math.cos(math.pi / 9)) / 2, 0.1 * (1 + math.cos(5 * math.pi / 9)) / 2, 1e-3]),
+        ({"file": "lines.json"}, "log", [0.01, 0.02, 0.03, 0.04]),
+        ({"file": "one.json"}, "log", [0.05] * 4),
+    ],
+)
+def test_a_search_over_knots_begins_there(init: Any, scale: str, values: list[float]) -> None:
+    Schedule(100, {"lr": (0.01, 0.04)}, shapes={"lr": "linear"}).save("lines.json")
+    Schedule(100, {"lr": (0.05,)}).save("one.json")
+    learned = {"init": init, "scale": scale, "shape": "linear"}
+    fds_dist.optimize(config(learned, outer={"steps": 1}), progress=False)
+    assert first_line()["lr"] == pytest.approx(values, rel=1e-14, abs=1e-17)
+    assert fds_dist.load_schedule("runs/run").shapes == {"lr": "linear"}

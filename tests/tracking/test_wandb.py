@@ -120,6 +120,7 @@ def test_a_whole_run_is_mirrored_as_its_history_has_it(
     assert shown["hyperparameters"]["lr"] == {
         **config["hyperparameters"]["lr"],
         "size": 1,
+        "shape": "constant",
         "scale": "linear",
         "per_group": False,
     }

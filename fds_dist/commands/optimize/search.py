@@ -226,6 +226,7 @@ class Search(OuterListener):
             status=status,
             message=message,
             schedule=self.outcome.schedule.values if self.outcome else None,
+            places=self.outcome.schedule.places if self.outcome else {},
             result=self.outcome.name if self.outcome else None,
             verdict=self.outcome.verdict if self.outcome else None,
             best_outer_step=outer_step,

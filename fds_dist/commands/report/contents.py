@@ -16,8 +16,8 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.optimizers import BUILT_IN
 from fds_dist.common.values import Row, numbers_of, size_of
 from fds_dist.inner.plan import Plan, make_plan
-from fds_dist.schedule.buckets import bucket_start
 from fds_dist.schedule.groups import base_of, group_of
+from fds_dist.schedule.shapes import DEFAULT, SHAPES, Shape, shape_of
 from fds_dist.storage.run_folder import RunFolder
 from fds_dist.tracking.history import read_history
 from fds_dist.tracking.records import OuterRecord
@@ -137,11 +137,19 @@ class RunContents:
         """A section of the config; empty where the config does not have it."""
         return _mapping(self.config.get(key))
 
+    def settings(self, name: str) -> dict[str, Any]:
+        """The config's keys of a hyperparameter, or of its copy for a parameter group."""
+        keys = _mapping(self.section("hyperparameters").get(base_of(name)))
+        return {**keys, **_mapping(_mapping(keys.get("per_group")).get(group_of(name)))}
+
+    def shape(self, name: str) -> Shape:
+        """The shape of a learned hyperparameter, with its buckets."""
+        shape = str(self.settings(name).get("shape"))
+        return shape_of(shape if shape in SHAPES else DEFAULT, self.buckets(name))
+
     def moved(self, name: str) -> str:
         """What the outer optimizer moves: the value, or its logarithm."""
-        keys = _mapping(self.section("hyperparameters").get(base_of(name)))
-        group_keys = _mapping(_mapping(keys.get("per_group")).get(group_of(name)))
-        if {**keys, **group_keys}.get("scale") != "log":
+        if self.settings(name).get("scale") != "log":
             return name
         return f"log(1 − {name})" if base_of(name) in UNIT_INTERVAL else f"log {name}"
 
@@ -150,7 +158,7 @@ class RunContents:
         if not self.records or self.estimator != "forward":
             return None
         horizon = max(record.horizon for record in self.records)
-        starts = [bucket_start(each.bucket, self.buckets(each.name), horizon) for each in self.elements]
+        starts = [self.shape(each.name).window(each.bucket, horizon).start for each in self.elements]
         mesh = self.section("mesh")
         others = int(mesh.get("data", 1)) * int(mesh.get("replica", 1))
         return make_plan(starts, horizon, max(1, self.records[-1].world_size // others))

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -57,16 +57,26 @@ def schedules(runs: Sequence[RunContents]) -> list[Panel]:
 
 def _schedule(runs: Sequence[RunContents], name: str, ax: Axes) -> None:
     lines = _outer_steps(runs[0]) if len(runs) == 1 else _best_of_each(runs)
-    drawn = [(record.hyperparameters[name], style) for record, style in lines if name in record.hyperparameters]
-    for values, style in drawn:
+    drawn = [line for line in lines if name in line.record.hyperparameters]
+    for run, record, style in drawn:
+        values, shape = record.hyperparameters[name], run.shape(name)
         columns = np.array([*map(numbers_of, values)], dtype=float).T  # [size, buckets]
+        ends = [float(end) for bucket in range(len(values)) for end in shape.place(bucket)]  # alike for a knot
         for column in columns[:: -(-len(columns) // MOST_SHOWN)]:
-            ax.stairs(column, np.linspace(0, 1, len(values) + 1), baseline=None, **style)
+            ax.plot(ends, np.repeat(column, 2), **style)
     ax.set(title=name, ylabel="value", xlabel="share of the horizon", xlim=(0, 1))
-    value_axis(ax, (number for values, _ in drawn for number in flat(values)))
+    value_axis(ax, (number for line in drawn for number in flat(line.record.hyperparameters[name])))
 
 
-def _outer_steps(run: RunContents) -> list[tuple[OuterRecord, dict[str, Any]]]:
+class _Line(NamedTuple):
+    """The schedule of one outer step, to be drawn."""
+
+    run: RunContents
+    record: OuterRecord
+    style: dict[str, Any]
+
+
+def _outer_steps(run: RunContents) -> list[_Line]:
     """Outer steps with the styles of their lines, from back to front: others, first and last, best."""
     roles = {"first": run.records[0], "last": run.records[-1], "best": run.best}
     stride = -(-len(run.records) // MOST_OTHERS)
@@ -76,16 +86,16 @@ def _outer_steps(run: RunContents) -> list[tuple[OuterRecord, dict[str, Any]]]:
         if not words and index % stride:
             continue
         label = f"{', '.join(words)}: step {record.outer_step}" if words else "others"
-        lines.append((record, {**OUTER_STEPS[words[-1] if words else "others"], "label": label}))
-    return sorted(lines, key=lambda line: line[1]["zorder"])
+        lines.append(_Line(run, record, {**OUTER_STEPS[words[-1] if words else "others"], "label": label}))
+    return sorted(lines, key=lambda line: line.style["zorder"])
 
 
-def _best_of_each(runs: Sequence[RunContents]) -> list[tuple[OuterRecord, dict[str, Any]]]:
+def _best_of_each(runs: Sequence[RunContents]) -> list[_Line]:
     lines = []
     for index, (run, label) in enumerate(zip(runs, labels(runs), strict=True)):
         style = {key: value for key, value in run_style(index).items() if not key.startswith("marker")}
         if run.best is not None:
-            lines.append((run.best, {**style, "linewidth": 1.8, "label": label}))
+            lines.append(_Line(run, run.best, {**style, "linewidth": 1.8, "label": label}))
     return lines
 
 

@@ -54,7 +54,7 @@ ONE_RUN = {
     "paths": Figure(
         figures.paths,
         "Values over the outer steps",
-        "A line per bucket, with its number: 0 is the first of the horizon.",
+        "A line per bucket or knot, with its number: 0 is the first of the horizon.",
     ),
     "hypergradients": Figure(hypergradients, "Hypergradients and their signs", SIGNS),
     "step_sizes": Figure(

@@ -12,7 +12,7 @@ from fds_dist.common.faults import Fault
 from fds_dist.common.values import Value
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.space import HyperparameterSpace
-from fds_dist.schedule.starts import curve_means
+from fds_dist.schedule.starts import curve_values
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,14 @@ class Staircase:
 def cosine_buckets(space: HyperparameterSpace, heights: Sequence[float]) -> list[float]:
     """λ [K] of half a cosine, from one height per learned hyperparameter.
 
-    The learning rate falls from its height to 0: each bucket is the cosine's mean over its window, within the bounds.
+    The learning rate falls from its height to 0: each bucket is the cosine's mean over its window, and each knot of the
+    shape `linear` the cosine where it stands, within the bounds.
     All other hyperparameters are constant, and the numbers of a vector alike.
     """
     values: list[float] = []
     for owner, height in zip(space.learned, heights, strict=True):
         row = [height] * owner.buckets
         if owner.base == "lr" and owner.buckets > 1:
-            row = [owner.clamp(height * factor) for factor in curve_means("cosine", 1.0, 0.0, 0.0, owner.buckets)]
+            row = [owner.clamp(height * factor) for factor in curve_values("cosine", 1.0, 0.0, 0.0, owner.shaped)]
         values += [value for value in row for _ in range(owner.size)]
     return values
