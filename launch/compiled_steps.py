@@ -1,7 +1,7 @@
 """Steps of an inner run with tangents, eager and compiled, beside a plain step: one JSON line per figure.
 
     python launch/compiled_steps.py [--networks mlp lenet wrn-16-1] [--tangents 1 4 9 16] [--ways off trace inductor]
-                                    [--chunk 16] [--batch 64] [--seconds 240]
+                                    [--chunk 16] [--batch 64] [--seconds 240] [--no-cuda-graph]
 
 Networks are measured on random images, on a GPU where there is one. Each network is compiled once, for chunks of
 `--chunk` tangents, whatever the number of live ones. Every way is compared with the eager one: `error` is the relative
@@ -55,9 +55,10 @@ def problem_of(name: str, batch: int, chunk: int) -> Problem:
     ).problem
 
 
-def by_way(problem: Problem, way: str, chunk: int) -> Problem:
+def by_way(problem: Problem, way: str, chunk: int, cuda_graph: bool) -> Problem:
     """The problem with its steps taken so."""
-    return replace(problem, tangents=replace(problem.tangents, compile=way, compiled_chunk=chunk))
+    tangents = replace(problem.tangents, compile=way, compiled_chunk=chunk, cuda_graph=cuda_graph)
+    return replace(problem, tangents=tangents)
 
 
 def measured(problem: Problem, tangents: int, exact: torch.Tensor, plain: float) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def measured(problem: Problem, tangents: int, exact: torch.Tensor, plain: float)
         "error": error,
         "kernels": kernels_per_step(lambda count: run_steps(problem, tangents, count), problem.device),
         "way": WAYS[problem.compiled_steps.way] if compiled else "off",
+        "cuda_graph": compiled and problem.compiled_steps.capture,
         "chunk": problem.compiled_steps.chunk if compiled else problem.chunk_size,
     }
 
@@ -93,6 +95,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=16)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=240.0)
+    parser.add_argument("--no-cuda-graph", action="store_true")
     options = parser.parse_args()
     ends = time.monotonic() + options.seconds
     for name in options.networks:
@@ -103,7 +106,7 @@ def main() -> None:
             print(json.dumps({"network": name, "device": device, "plain_ms": 1000 * plain}), flush=True)
             exact = {k: run_steps(problem, k, 3)[1].weights for k in options.tangents}
             for way in options.ways:
-                chosen, began = by_way(problem, way, options.chunk), time.monotonic()
+                chosen, began = by_way(problem, way, options.chunk, not options.no_cuda_graph), time.monotonic()
                 for k in options.tangents:
                     if time.monotonic() > ends:
                         print(json.dumps({"network": name, "asked": way, "k": k, "left_out": "no time left"}))

@@ -148,6 +148,7 @@ def _problem(
         clip_hvp=config.tangents.clip_hvp,
         pruning=Pruning(config.tangents.prune.mode, config.tangents.prune.ratio),
         chunk_size=None if config.tangents.chunk_size == "auto" else config.tangents.chunk_size,
+        cuda_graph=config.tangents.cuda_graph == "auto",
     )
     uses_groups = any(hyperparameter.base != hyperparameter.name for hyperparameter in space.learned)
     return Problem(

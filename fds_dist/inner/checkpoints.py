@@ -187,7 +187,8 @@ class _Part:
     """[R] of λ, whose tangents are the rows of its tangents."""
 
 
-CAME_LATER = {"accumulate": 1, "size": 1, "shape": "constant", "compile": "auto", "precision": "ieee"}
+CAME_LATER = {"accumulate": 1, "size": 1, "shape": "constant", "precision": "ieee"}
+CAME_LATER |= {"compile": "auto", "cuda_graph": "auto"}
 """Keys of the config that earlier checkpoints do not have → the value that their runs had, or one that computes the
 same (to rounding, where steps are compiled from there on)."""
 

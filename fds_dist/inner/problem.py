@@ -219,8 +219,9 @@ class Problem:
     @cached_property
     def compiled_steps(self) -> CompiledSteps:
         """What the steps of all its inner runs are compiled to; a problem that is not this very one has its own."""
-        first_batch = next(self.batches(0))
-        return CompiledSteps(self.tangents.compile, self.tangents.compiled_chunk, first_batch)
+        options, first_batch = self.tangents, next(self.batches(0))
+        capture = options.cuda_graph and self.device.type == "cuda"
+        return CompiledSteps(options.compile, options.compiled_chunk, first_batch, capture)
 
     def numbers(self, readings: Mapping[str, Sequence[Reading]], values: Sequence[float]) -> Tensor:
         """h [H] on the CPU: what each hyperparameter is at a step with these `readings`, given λ = `values` [K]."""

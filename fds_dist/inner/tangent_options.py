@@ -27,3 +27,5 @@ class TangentOptions:
     """`off`: the steps run eagerly; `trace`: as one graph of elementary operators; `inductor`: as that, compiled."""
     compiled_chunk: int = 1
     """Tangents in a chunk of a compiled step, the same on any number of ranks."""
+    cuda_graph: bool = True
+    """Whether a traced or compiled step on a GPU is captured as a CUDA graph."""

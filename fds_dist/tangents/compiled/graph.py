@@ -38,8 +38,14 @@ class Graph:
     def __call__(self, arguments: Any, module: nn.Module) -> Any:
         """The function's result for `arguments` of the same structure and shapes as those of the trace."""
         with torch.no_grad():
-            results = self.run(*_tensors_in(arguments), *_named(module, self.tensors_of_module))
+            results = self.run(*self.tensors(arguments, module))
         return tree_unflatten(list(results), self.result)
+
+    def tensors(self, arguments: Any, module: nn.Module) -> list[Tensor]:
+        """What `run` gets: the tensors in `arguments`, and those of the module."""
+        of_module = _tensors_of(module) if self.tensors_of_module else {}
+        given = [leaf for leaf in tree_flatten(arguments)[0] if isinstance(leaf, Tensor)]
+        return [*given, *(of_module[name].detach() for name in self.tensors_of_module)]
 
 
 def trace(function: Callable[[Any], Any], arguments: Any, module: nn.Module) -> Graph:
@@ -81,9 +87,7 @@ def compiled(graph: Graph, arguments: Any, module: nn.Module) -> Graph:
     from torch import _inductor as inductor
     from torch._inductor import config
 
-    examples: list[Any] = [
-        tensor.clone() for tensor in (*_tensors_in(arguments), *_named(module, graph.tensors_of_module))
-    ]
+    examples: list[Any] = [tensor.clone() for tensor in graph.tensors(arguments, module)]
     # Random numbers are those of the eager kernels, so that the same seed gives the same masks.
     options: dict[str, Any] = {"fallback_random": True}
     if hasattr(config, "deterministic"):  # kernels are not chosen by their times, which differ by rank
@@ -118,15 +122,6 @@ def _lift(traced: GraphModule, module: nn.Module) -> tuple[str, ...]:
 def _tensors_of(module: nn.Module) -> Mapping[str, Tensor]:
     """The parameters and buffers of `module` by qualified name."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def _named(module: nn.Module, names: Sequence[str]) -> list[Tensor]:
-    tensors = _tensors_of(module) if names else {}
-    return [tensors[name].detach() for name in names]
-
-
-def _tensors_in(arguments: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_flatten(arguments)[0] if isinstance(leaf, Tensor)]
 
 
 def _is_random(operator: Any) -> bool:
