@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fds_dist.inner.compiled_training import CompiledTraining
-from fds_dist.inner.rows import chunks, within
+from fds_dist.inner.rows import within
 from fds_dist.inner.run import Tangents
 from fds_dist.inner.training import Training
 from fds_dist.tangents import (
@@ -58,7 +58,7 @@ def advance_tangents(
     problem, here = training.problem, training.local_state
     clip = problem.tangents.clip_hvp
     vectorize = problem.chunk_size > 1
-    for group in chunks(rows, problem.rows_at_once or max(1, len(rows))):
+    for group in training.row_groups(rows, problem.rows_at_once or max(1, len(rows))):
         before = {name: tensor[group] for name, tensor in tangents.buffers.items()}
         products, after = point.products(tangents.weights[group], problem.theta(directions[group]), before)
         if clip is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fds_dist.common.batch import Batch, Part
-from fds_dist.inner.rows import Rows, chunks
+from fds_dist.inner.rows import NO_ROWS, Rows
 from fds_dist.inner.run import InnerState, Tangents
 from fds_dist.inner.training import Training
 from fds_dist.tangents.compiled import (
@@ -57,11 +57,12 @@ class CompiledTraining:
         seed = training.problem.step_seed(training.run.number, state.step)
         if self._to_compare:
             self._to_compare -= 1
-            self._prepare(lambda: StepInputs(*place, *chunk_of(tangents, directions, [], steps.chunk)), seed)
+            self._prepare(lambda: StepInputs(*place, *chunk_of(tangents, directions, NO_ROWS, steps.chunk)), seed)
             if not steps.way:
                 return None
         outputs: StepOutputs | None = None
-        for group in chunks(rows, steps.chunk) if rows else [[]]:  # without tangents, the step of no tangent
+        # Without tangents, the step of no tangent.
+        for group in training.row_groups(rows, steps.chunk) if rows else [NO_ROWS]:
             outputs = steps(StepInputs(*place, *chunk_of(tangents, directions, group, steps.chunk)), network, seed)
             store(outputs.tangents, tangents, group)
         assert outputs is not None

@@ -4,20 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-Rows = slice | list[int]
-"""Some rows: contiguous ones as a slice, whose tensors are views."""
+import torch
+from torch import Tensor
+
+from fds_dist.common.transfer import to_device
+
+Rows = slice | Tensor
+"""Some rows: contiguous ones as a slice, whose tensors are views; others as their numbers on the device."""
+
+NO_ROWS = slice(0, 0)
 
 
 def within(group: Rows, part: slice) -> Rows:
     """The `part` of a `group` of rows."""
-    if isinstance(group, list):
+    if isinstance(group, Tensor):
         return group[part]
     return slice(group.start + part.start, min(group.start + part.stop, group.stop))
 
 
-def chunks(rows: Sequence[int], size: int) -> Iterator[Rows]:
-    """`rows` in groups of at most `size`; contiguous groups as slices, which are views and copy nothing."""
-    for first in range(0, len(rows), size):
-        group = list(rows[first : first + size])
-        contiguous = group[-1] - group[0] + 1 == len(group)
-        yield slice(group[0], group[-1] + 1) if contiguous else group
+class RowGroups:
+    """Cuts rows into groups. The numbers of a group are sent to the device once, not at each step that takes them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._sent: dict[tuple[int, ...], Tensor] = {}
+
+    def __call__(self, rows: Sequence[int], size: int) -> Iterator[Rows]:
+        """`rows` in groups of at most `size`."""
+        for first in range(0, len(rows), size):
+            group = tuple(rows[first : first + size])
+            yield slice(group[0], group[-1] + 1) if group[-1] - group[0] + 1 == len(group) else self._numbers(group)
+
+    def _numbers(self, group: tuple[int, ...]) -> Tensor:
+        if group not in self._sent:
+            self._sent[group] = to_device(torch.tensor(group), self._device)
+        return self._sent[group]

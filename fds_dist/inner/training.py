@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fds_dist.common.batch import micro_batches
 from fds_dist.inner.problem import Problem
+from fds_dist.inner.rows import RowGroups
 from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.tangents import (
     AccumulatedPoint,
@@ -40,6 +41,7 @@ class Training:
         self.update: Update = self.problem.update(self.network, self.columns, self.axis.differentiable_sum)
         self.state = initial_state(self.problem, self.network, self.columns)
         self.loss: TrainingLoss = self.problem.training_loss(self.network)
+        self.row_groups = RowGroups(self.problem.device)
         self._batches: Iterator[Batch] | None = None
 
     @property

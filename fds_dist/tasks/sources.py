@@ -110,6 +110,7 @@ class StreamSource:
             collate_fn=_as_it_is,
             worker_init_fn=self._worker_init,
             persistent_workers=True,
+            pin_memory=self._device.type == "cuda",
             generator=torch.Generator(),  # the caller's generators stay as they are
         )
         return loader, order

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import tempfile
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -239,13 +238,13 @@ def searches() -> Iterator[tuple[str, Callable[[Watch], Record]]]:
 
     for method in ("jvp", "double_backward", "difference"):
         yield named(f"forward {method}", images, conv_net, by(method))
-    yield named("jvp, chunks of 2", images, conv_net, by("jvp", chunk_size=2))
+    yield named("slow jvp, chunks of 2", images, conv_net, by("jvp", chunk_size=2))
     yield named("pruned", images, conv_net, by("jvp", prune={"ratio": 0.5}, clip_hvp=1.0))
     yield named("groups, clipped", images, conv_net, GROUPS, {"inner": {"nesterov": True, "clip_norm": 1.0}})
     yield named("accumulate, ema", images, conv_net, {"inner": {"accumulate": 2, "ema": 0.9}})
     yield named("bf16", images, conv_net, {"inner": {"precision": "bf16"}})
-    yield named("running batch-norm", images, conv_net, {"outer": {"val_batch_norm": "running"}})
-    yield named("float64", regression, lambda seed: nn.Linear(20, 2), {"dtype": "float64"})
+    yield named("slow running batch-norm", images, conv_net, {"outer": {"val_batch_norm": "running"}})
+    yield named("slow float64", regression, lambda seed: nn.Linear(20, 2), {"dtype": "float64"})
     own = {"hyperparameters": {"strength": {"init": 0.1, "step": 0.1, "buckets": 2}}}
     yield named("hyperparameter of the loss", lambda: images(loss=penalized, val_loss=F.cross_entropy), mlp, own)
     noise = {"hyperparameters": {"noise": {"init": 0.1, "step": 0.1}}}
@@ -253,14 +252,14 @@ def searches() -> Iterator[tuple[str, Callable[[Watch], Record]]]:
     yield named("augmented images", augmented, conv_net)
     yield named("stream", stream, conv_net)
     yield named("slow transformer", tokens, built_in("transformer", (8,), 256, layers=1, width=16, dropout=0.1))
-    yield named("greedy", images, conv_net, {"estimator": "greedy"})
+    yield named("slow greedy", images, conv_net, {"estimator": "greedy"})
     yield named("greedy, discount 0.9", images, conv_net, {"estimator": "greedy", "greedy": {"discount": 0.9}})
     yield named("reverse", images, conv_net, {"estimator": "reverse"})
     yield named("reverse, groups", images, conv_net, {"estimator": "reverse"}, GROUPS)
     yield named("random directions", images, mlp, {"estimator": "random_directions", "random_directions": {"count": 2}})
     for name in ("adam", "nadam", "adamw", "rmsprop", "adagrad", "lion", "lamb", "muon"):
         learned = ADAM if name in ("adam", "adamw", "nadam", "lamb") else {"lr": ADAM["lr"]}
-        slow = "" if name in ("adam", "nadam") else "slow "
+        slow = "" if name == "adam" else "slow "
         yield slow + name, partial(with_optimizer, optimizer=name, hyperparameters=learned)
 
 
@@ -309,8 +308,8 @@ def on_mesh(watch: Watch, shape: MeshShape, *parts: Mapping[str, Any]) -> Record
 def meshes() -> Iterator[tuple[str, Callable[[Watch], Record]]]:
     """Inner runs on several GPUs."""
     for method in ("jvp", "double_backward"):
-        yield f"mesh 1x2x1 {method}", lambda watch, m=method: on_mesh(watch, MeshShape(1, 2, 1), by(m))
         slow = "" if method == "jvp" else "slow "
+        yield f"{slow}mesh 1x2x1 {method}", lambda watch, m=method: on_mesh(watch, MeshShape(1, 2, 1), by(m))
         yield f"{slow}mesh 1x1x3 {method}", lambda watch, m=method: on_mesh(watch, MeshShape(1, 1, 3), by(m))
     part = {"mesh": {"batch_norm": "part"}}
     yield "mesh 2x2x2", lambda watch: on_mesh(watch, MeshShape(2, 2, 2), part)
@@ -353,22 +352,27 @@ def command(name: str) -> Callable[[Watch], Record]:
     return run
 
 
-def kernels_of(model: str, method: str, count: int) -> Callable[[Watch], Record]:
-    """Two inner steps of a network of the literature, with `count` live tangents, at batch 64."""
+def kernels_of(model: str, way: str, count: int) -> Callable[[Watch], Record]:
+    """Inner steps of a network of the literature, with `count` live tangents, at batch 64.
+
+    Args:
+        way: a method, or `trace`, whose first two steps are compared with eager ones.
+    """
     shape = (3, 32, 32) if model.startswith("wrn") else (1, 28, 28)
     options: dict[str, Any] = {"hidden": [64, 64]} if model == "mlp" else {}
+    method = {"plain": "double_backward", "trace": "jvp"}.get(way, way)
+    compiled = {"compile": "trace", "chunk_size": count} if way == "trace" else {"compile": "off"}
 
     def run(watch: Watch) -> Record:
         task = TensorTask(torch.randn(128, *shape), torch.randint(10, (128,)), batch_size=64, val_fraction=0.5)
         task.classes = 10
         learned = {"lr": {"init": 0.05, "step": 0.05}, "momentum": 0.9, "weight_decay": 1e-4}
-        exact = "double_backward" if method == "plain" else method
         with mock.patch.dict(BASE, {"hyperparameters": learned}):
-            config, environment, recorder = merged(by(exact)), read_environment(), Recorder(watch)
-        built = build(draft_of(config, (), None, task), environment, task, built_in(model, shape, **options))
-        with built.ranks(environment) as ranks:
-            run = InnerRun(built.problem.by(method), built.problem.space.initial(), 0, 2, ranks, recorder)
-            run_horizon(run, [0] * count)  # tangents of one element: their number is what counts
+            config, environment, recorder = merged(by(method, **compiled)), read_environment(), Recorder(watch)
+        problem = build(draft_of(config, (), None, task), environment, task, built_in(model, shape, **options)).problem
+        problem = problem.by("plain") if way == "plain" else problem
+        inner = InnerRun(problem, problem.space.initial(), 0, 4 if way == "trace" else 2, on_step=recorder)
+        run_horizon(inner, [0] * count)  # tangents of one element: their number is what counts
         return recorder.record
 
     return run
@@ -376,11 +380,11 @@ def kernels_of(model: str, method: str, count: int) -> Callable[[Watch], Record]
 
 SEARCHES: dict[str, Callable[[Watch], Record]] = {**dict(searches()), **dict(meshes())}
 RETRAININGS: dict[str, Callable[[Watch], Record]] = {
-    "retrain": retraining,
+    "slow retrain": retraining,
     "retrain, augmented bf16": lambda watch: retraining(watch, augmented, mixed_precision="bf16", clip_norm=1.0),
     "retrain, stream": lambda watch: retraining(watch, stream, accumulate=2),
 }
-COMMANDS = {"optimize": command("optimize"), "check": command("check"), "slow verify": command("verify")}
+COMMANDS = {"optimize": command("optimize"), "slow check": command("check"), "slow verify": command("verify")}
 MOST = {
     ("mlp", "jvp", 9): 134,
     ("mlp", "double_backward", 1): 98,
@@ -388,6 +392,7 @@ MOST = {
     ("lenet", "jvp", 9): 195,
     ("lenet", "double_backward", 1): 149,
     ("lenet", "plain", 0): 41,
+    ("mlp", "trace", 4): 114,
     ("wrn-16-1", "jvp", 1): 1612,
     ("wrn-16-1", "jvp", 9): 1728,
     ("wrn-16-1", "double_backward", 1): 1787,
@@ -423,7 +428,7 @@ def run_all(pattern: str) -> None:
                 told: dict[str, Any] = {name_: _plain(part) for name_, part in vars(scenario(watch)).items()}
             except Exception as error:
                 told = {"error": f"{type(error).__name__}: {error} in {_places(error)}"}
-        print(json.dumps({"name": name, "s": time.process_time(), **told}), flush=True)
+        print(json.dumps({"name": name, **told}), flush=True)
 
 
 def _places(error: Exception) -> str:
