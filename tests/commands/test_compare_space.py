@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -56,6 +57,12 @@ def test_a_cosine_falls_from_one_height_and_leaves_the_others_constant() -> None
     assert found[:2] == pytest.approx([0.4 * mean for mean in means[:2]], rel=1e-6)
     assert 0.4 * means[2] < found[2] == 0.05  # the bound
     assert found[3:] == pytest.approx([0.8, 0.8, 1e-3], rel=1e-12)
+
+
+def test_a_cosine_in_knots_is_its_values_there() -> None:
+    owners = space(replace(learned("lr", buckets=5), shape="linear"))
+    expected = [0.2 * (1 + math.cos(math.pi * knot / 4)) for knot in range(5)]
+    assert cosine_buckets(owners, [0.4]) == pytest.approx(expected, rel=1e-14, abs=1e-15)
 
 
 def test_linear_scales_spread_values_evenly() -> None:

@@ -1,0 +1,36 @@
+"""The shipped configs can be read, and the twins say how they are compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fds_dist.config import HyperparameterConfig, load_config
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "sweeps")
+COMPARED = ["cifar", "fashion", "lenet", "many"]
+"""The twins whose comparisons are figures of the documentation."""
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_shipped_config_has_no_fault(path: Path) -> None:
+    assert load_config(path).hyperparameters
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_the_figures_compare_fds_with_what_people_use_over_whole_runs(name: str) -> None:
+    config = load_config(CONFIGS / "twins" / f"{name}.yaml")
+    assert {"fds", "cosine", "linear", "tpe"} <= set(config.compare.methods)
+    assert config.compare.seeds == 3 and config.compare.budget
+    plain_runs = 4 * config.outer.steps + (1 if config.outer.average > 1 else 0) + 3 * config.outer.judge_seeds
+    assert config.estimator == "reverse" and plain_runs <= 20
+
+
+def test_the_twin_with_many_numbers_has_at_least_sixty() -> None:
+    config = load_config(CONFIGS / "twins" / "many.yaml")
+    groups = len(config.inner.groups or ())
+    learned = {name: each for name, each in config.hyperparameters.items() if isinstance(each, HyperparameterConfig)}
+    assert sum(each.buckets * (groups if each.per_group else 1) for each in learned.values()) >= 60
+    assert {"lr", "momentum", "weight_decay", "label_smoothing"} == set(learned)
