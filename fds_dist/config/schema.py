@@ -131,7 +131,8 @@ class Config(Section):
     """Where to compute; auto: GPUs, if each rank can have one of its own."""
 
     precision: Literal["ieee", "tf32"] = "ieee"
-    """Of float32 convolutions and matrix products on GPUs: ieee, or tf32, which is faster and keeps 11 of 24 bits."""
+    """Of float32 convolutions and matrix products on GPUs: ieee, or tf32, which is faster and keeps 11 of 24 bits.
+    `retrain` trains with it, too; what `export` writes leaves it to PyTorch's own setting."""
 
     output_dir: Folder = "runs"
     """The folder that holds the runs' folders; `~` and `$VARIABLES` are filled in."""
