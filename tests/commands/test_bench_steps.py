@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from problems import CPU, conv_bn, image_task, make_problem, mlp
-from torch import Tensor
+from torch import Tensor, nn
 
 from fds_dist.cli import main
 from fds_dist.commands.bench import steps
@@ -24,8 +26,8 @@ BUCKETS = {"lr": [0.2, 0.1], "momentum": [0.5], "weight_decay": [0.01]}
 STEPS = 4
 
 
-def problem(**changes: object) -> Problem:
-    return make_problem(image_task(conv_bn), BUCKETS, **changes)  # type: ignore[arg-type]
+def problem(build: Callable[[], nn.Module] = conv_bn, **changes: Any) -> Problem:
+    return make_problem(image_task(build), BUCKETS, **changes)
 
 
 def test_plain_steps_and_the_papers_tangents_are_those_of_an_inner_run() -> None:
@@ -47,7 +49,7 @@ def test_the_paper_has_sgd_alone() -> None:
     assert PaperStep.can_do(problem())
     adam = make_problem(image_task(mlp), {"lr": [0.1]}, optimizer=Adam())
     assert not PaperStep.can_do(adam)
-    assert {method for method, _ in rows(adam)} == {"double_backward", "jvp"}
+    assert {row.method for row in rows(adam)} == {"double_backward", "jvp"}
 
 
 def test_more_tangents_than_learned_numbers_can_be_timed() -> None:
@@ -83,19 +85,31 @@ def test_batched_tangents_share_their_kernels(method: str, per_tangent: bool) ->
 
 def test_all_rows_of_a_network_are_measured_and_what_has_no_time_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "TANGENTS", (1, 4))
+    monkeypatch.setattr(steps, "COMPILED", ("trace",))  # a compiler would take longer than all else
     done: list[int] = []
-    figures = measure_network(problem(), Clock.of(float("inf")), lambda: done.append(1))
-    assert [(row.method, row.k) for row in figures.steps] == list(rows(problem()))
+    figures = measure_network(problem(mlp), Clock.of(float("inf")), lambda: done.append(1))
+    assert [(row.method, row.compile, row.k) for row in figures.steps] == list(rows(problem(mlp)))
     assert {row.k for row in figures.steps} == {1, 4}
     assert len(done) == len(figures.steps)
     for row in figures.steps:
         assert 0 < row.q25 <= row.median_ms <= row.q75
         assert row.over_limit == pytest.approx(row.median_ms / figures.plain_ms / (1 + 2 * row.k))
-        assert row.kernels > figures.plain_kernels > 0
+        assert row.kernels is not None and row.kernels > figures.plain_kernels > 0
+        assert (row.compile_s is None) == (row.compile == "off")
         assert row.peak_bytes > 0
-    hurried = measure_network(problem(), Clock.of(0.0), lambda: None)
+    hurried = measure_network(problem(mlp), Clock.of(0.0), lambda: None)
     assert hurried.steps == ()
     assert len(hurried.left_out[NO_TIME]) == len(figures.steps)
+
+
+def test_what_cannot_be_compiled_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "TANGENTS", (2,))
+    monkeypatch.setattr(steps, "has_compiler", lambda device: False)
+    whole = measure_network(problem(mlp), Clock.of(float("inf")), lambda: None)
+    assert whole.left_out == {"there is no compiler": ("jvp inductor k = 2",)}
+    cut = measure_network(problem(mlp, accumulate=2), Clock.of(float("inf")), lambda: None)
+    (reason,) = (reason for reason, names in cut.left_out.items() if "jvp trace k = 2" in names)
+    assert "micro-batches" in reason
 
 
 def test_figures_are_written_to_a_file_and_a_config_is_not_written_over(

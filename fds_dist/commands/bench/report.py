@@ -93,7 +93,7 @@ def _cells(row: StepFigures) -> tuple[str, ...]:
         middle,
         f"{low} - {high}",
         f"{row.over_limit:.2f}",
-        f"{row.kernels:,}",
+        ABSENT if row.kernels is None else f"{row.kernels:,}",
         ABSENT if row.compile_s is None else duration(row.compile_s),
         bytes_text(row.peak_bytes),
     )
