@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 
 from fds_dist.common.faults import UserError
+from fds_dist.common.words import counted
 from fds_dist.inner.plan import PLAIN_STEP_COST, TANGENT_STEP_COST, make_plan
 from fds_dist.inner.problem import GPU_CHUNK, Problem
 from fds_dist.tangents.methods import TrialPoint, choose_method
@@ -26,6 +27,9 @@ RANKS = (1, 2, 4)
 """Numbers of ranks for which a chunk should be good: it is the same for all, or the bits would not be."""
 CPU_CHUNKS = range(1, 9)
 """Sizes to choose from on a CPU."""
+EAGER, COMPILED = 1.33, 1.1
+"""Time of a step on a CPU over 1 + 2k plain steps, eager and compiled by inductor in one chunk, of the network that
+gains least (WRN-16-1, batch 64). Padding and plain steps that chunks repeat come on top of the latter."""
 STEPPING = ("forward", "random_directions")
 """Estimators whose steps can be compiled."""
 
@@ -33,7 +37,7 @@ STEPPING = ("forward", "random_directions")
 def with_compile(
     problem: Problem, requested: str, estimator: str, horizons: Sequence[int], starts: Sequence[int], data_ranks: int
 ) -> tuple[Problem, str]:
-    """The problem with its way to take steps, and a remark on it ("" where steps run eagerly as they always did).
+    """The problem with its way to take steps, and a remark on it ("" where there is nothing to say).
 
     Args:
         requested: `tangents.compile` of the config.
@@ -50,9 +54,13 @@ def with_compile(
     way, chunk = requested, problem.tangents.chunk_size or chunk_for(starts, max(horizons), problem.device)
     remark = ""
     if requested == "auto":
+        share = _share(starts, max(horizons), chunk, 1)
+        if problem.device.type == "cpu" and COMPILED * share > EAGER:
+            remark = f"steps are not compiled: in chunks of {counted(chunk, 'tangent')} as good on any number of ranks"
+            return problem, f"{remark}, they would cost {share:.2f} times 1 + 2k plain steps (tangents.compile)"
         way = "inductor" if has_compiler(problem.device) else "trace"
         how = "compiled by inductor" if way == "inductor" else "traced (there is no compiler)"
-        remark = f"steps are {how}, {chunk} tangents at a time: with {steps:,} inner steps this pays"
+        remark = f"steps are {how}, {counted(chunk, 'tangent')} at a time: with {steps:,} inner steps this pays"
     return replace(problem, tangents=replace(problem.tangents, compile=way, compiled_chunk=chunk)), remark
 
 

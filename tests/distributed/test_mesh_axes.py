@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from launching import start_ranks
-from problems import CPU, ONE_RANK, TensorTask, conv_bn, flat, images, make_problem, relative_error
+from problems import CPU, ONE_RANK, TensorTask, conv_bn, flat, images, make_problem, mlp, relative_error
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
@@ -84,7 +84,7 @@ def cases() -> dict[str, Case]:
     # The columns of four ranks end within parameters of `conv_bn`, whose layers 1 and 4 are batch-norm.
     grouped = make_problem(task(), GROUPED_BUCKETS, groups={"norm": "^[14]", "rest": ""})
     averaged = make_problem(task(mlp_with_batch_norm), SGD_BUCKETS, ema=0.7, val_batch_norm="running")
-    traced = sgd(clip_gradient=0.2)
+    traced = make_problem(task(mlp), SGD_BUCKETS, clip_gradient=0.2)
     traced = replace(traced, tangents=replace(traced.tangents, compile="trace", compiled_chunk=2))
     return {
         "traced": Case(traced),

@@ -21,7 +21,7 @@ PAPER = [*(round(300 * bucket / 7) for bucket in range(7)), 0, 0]
 
 def chosen(requested: str, problem: Problem | None = None, **changes: Any) -> tuple[Problem, str]:
     problem = problem or make_problem(image_task(mlp), BUCKETS)
-    arguments = {"estimator": "forward", "horizons": [LONG], "starts": [0, 0, 0], "data_ranks": 1}
+    arguments = {"estimator": "forward", "horizons": [LONG], "starts": [0] * 8, "data_ranks": 1}
     return with_compile(problem, requested, **{**arguments, **changes})
 
 
@@ -38,6 +38,13 @@ def test_long_searches_are_compiled_where_there_is_a_compiler(
     problem, remark = chosen("auto", horizons=[LONG // 2, LONG // 2])
     assert problem.tangents.compile == way
     assert f"with {LONG:,} inner steps this pays" in remark
+
+
+def test_chunks_that_would_cost_too_much_leave_steps_eager_on_a_cpu() -> None:
+    problem, remark = chosen("auto", starts=[min(start, LONG - 1) for start in PAPER])
+    assert problem.tangents.compile == "off" and "steps are not compiled: in chunks of 1 tangent" in remark
+    named, _ = chosen("trace", starts=PAPER)
+    assert named.tangents.compile == "trace"
 
 
 @pytest.mark.parametrize("requested", ["off", "trace", "inductor"])
