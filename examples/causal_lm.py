@@ -44,8 +44,8 @@ CONFIG = {
     },
     "inner": {"optimizer": "adamw", "steps": 60, "clip_norm": 1.0, "ema": 0.9, "groups": GROUPS},
     "hyperparameters": {
-        "lr": {"init": 3e-3, "buckets": 3, "step": 1e-3},
-        "weight_decay": {"init": 0.1, "step": 0.05, "per_group": {"no_decay": HELD_AT_0}},
+        "lr": {"init": 3e-3, "buckets": 3},
+        "weight_decay": {"init": 0.1, "per_group": {"no_decay": HELD_AT_0}},
     },
     "outer": {"steps": 3},
 }

@@ -52,8 +52,11 @@ class Sentences:
 
 
 if __name__ == "__main__":
-    lr = {"init": 0.001, "buckets": 4, "step": 0.0005}
-    search = {"inner": {"optimizer": "adamw", "epochs": 3}, "hyperparameters": {"lr": lr}, "outer": {"steps": 6}}
+    search = {
+        "inner": {"optimizer": "adamw", "epochs": 3},
+        "hyperparameters": {"lr": {"buckets": 4}},
+        "outer": {"steps": 6},
+    }
     result = fds_dist.optimize(search, task=Sentences())
     for record in result.history:
         print(record.outer_step, record.hyperparameters["lr"], f"{record.val_loss:.3f} {record.val_accuracy:.1%}")

@@ -46,7 +46,7 @@ def network() -> nn.Module:
 if __name__ == "__main__":
     train, test = random_split(DATA, [1400, len(DATA) - 1400], generator=torch.Generator().manual_seed(0))
     task = fds_dist.task_from_datasets(train, test=test, batch_size=64, val_fraction=0.2, loss=F.cross_entropy)
-    knobs = {"lr": {"init": 0.02, "buckets": 4, "step": 0.05}, "momentum": {"init": 0.5, "step": 0.1, "max": 0.99}}
+    knobs = {"lr": {"init": 0.02, "buckets": 4}, "momentum": {"max": 0.99}}
     config = {"inner": {"epochs": EPOCHS}, "hyperparameters": knobs, "outer": {"steps": 4}}
     result = fds_dist.optimize(config, task=task, model=lambda seed: network())
 

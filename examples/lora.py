@@ -48,8 +48,8 @@ adapted.print_trainable_parameters()
 task = fds_dist.task_from_datasets((images.flip(1), labels), batch_size=64, val_fraction=0.3)  # upside down
 config = {
     "inner": {"optimizer": "adamw", "steps": 40},
-    "hyperparameters": {"lr": {"init": 1e-3, "buckets": 3, "step": 0.7, "scale": "log"}, "weight_decay": 0.01},
-    "outer": {"optimizer": "adam", "steps": 4},
+    "hyperparameters": {"lr": {"init": 1e-3, "buckets": 3}, "weight_decay": 0.01},
+    "outer": {"steps": 4},
 }
 result = fds_dist.optimize(config, task=task, model=adapted)
 print("validation accuracy of each outer step:", [record.val_accuracy for record in result.history])

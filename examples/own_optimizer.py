@@ -45,8 +45,8 @@ if __name__ == "__main__":
             # In a module of one's own: "package.module:AdaBelief", by which retrain finds it again.
             "inner": {"optimizer": {"name": "own_optimizer:AdaBelief", "lr": 3e-3}, "steps": 60},
             "hyperparameters": {
-                "lr": {"init": 3e-3, "buckets": 4, "step": 0.5, "scale": "log"},
-                "beta1": {"init": 0.9, "step": 0.5, "scale": "log"},
+                "lr": {"init": 3e-3, "buckets": 4, "step": 0.5},
+                "beta1": {"init": 0.9, "step": 0.5},
             },
             "outer": {"steps": 4},
         }

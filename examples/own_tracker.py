@@ -14,7 +14,7 @@ CONFIG = {
     "task": {"name": "digits", "batch_size": 64},
     "model": {"name": "mlp", "hidden": [32]},
     "inner": {"epochs": 3},
-    "hyperparameters": {"lr": {"init": 0.02, "buckets": 3, "step": 0.05}, "momentum": 0.9},
+    "hyperparameters": {"lr": {"init": 0.02, "buckets": 3}, "momentum": 0.9},
     "outer": {"steps": 8},
 }
 

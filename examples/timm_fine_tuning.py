@@ -44,10 +44,10 @@ CONFIG = {
     },
     "inner": {"optimizer": "adamw", "steps": 30, "groups": {"head": r"^fc\.", "body": ".*"}},
     "hyperparameters": {  # the first of the four buckets is the warm-up
-        "lr": {"init": 3e-4, "buckets": 4, "step": 0.7, "scale": "log", "per_group": {"head": {"init": 3e-3}}},
+        "lr": {"init": 3e-4, "buckets": 4, "per_group": {"head": {"init": 3e-3}}},
         "weight_decay": 0.05,
     },
-    "outer": {"optimizer": "adam", "steps": 3},
+    "outer": {"steps": 3},
     "estimator": "reverse",
 }
 

@@ -17,7 +17,7 @@ CONFIG = {
     "task": {"name": "digits", "batch_size": 64},
     "model": {"name": "mlp", "hidden": [16]},
     "inner": {"epochs": 2},
-    "hyperparameters": {"lr": {"init": 0.05, "buckets": 1, "step": 0.1}, "momentum": 0.9},
+    "hyperparameters": {"lr": {"buckets": 1}, "momentum": 0.9},
     "outer": {"steps": 4},
     "tracking": {"wandb": {"mode": "online" if "--wandb" in sys.argv else "offline"}},
 }

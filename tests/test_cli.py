@@ -23,7 +23,7 @@ CONFIG = """
 task: {name: "own_tasks:blobs"}
 inner: {epochs: 2}
 hyperparameters: {lr: {init: 0.1, step: 0.05, buckets: 2}}
-outer: {steps: 2}
+outer: {optimizer: sign, steps: 2}
 """
 
 

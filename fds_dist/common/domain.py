@@ -12,6 +12,7 @@ BELOW_ONE = 1 - 2.0**-24
 """The largest float32 below 1: anything between would train as 1 in float32, with Adam's bias correction 0."""
 
 UNBOUNDED = (-math.inf, math.inf)
+NON_NEGATIVE = (0.0, math.inf)
 
 NATURAL_DOMAIN: dict[str, tuple[float, float]] = {
     "lr": (0.0, math.inf),

@@ -10,15 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fds_dist.common.domain import BELOW_ONE
+from fds_dist.common.domain import BELOW_ONE, NON_NEGATIVE
 from fds_dist.common.faults import Fault
 from fds_dist.common.kinds import show, wrong_kind
 from fds_dist.common.registry import nearest
 
 Domain = tuple[float, float]
 """The bounds of a hyperparameter, inclusive."""
-
-NON_NEGATIVE: Domain = (0.0, math.inf)
 
 USER_FORM = "package.module:Name"
 """How the config names an optimizer of a user's own."""
@@ -92,6 +90,22 @@ BUILT_IN: dict[str, OptimizerFacts] = {
 
 HYPERPARAMETERS = tuple(dict.fromkeys(name for facts in BUILT_IN.values() for name in facts.defaults))
 """The names of all built-in optimizers' hyperparameters."""
+
+
+STARTS = {"lr": 0.05, "momentum": 0.5, "weight_decay": 1e-4}
+"""Where a search begins with a hyperparameter that is 0 by default, and with SGD's learning rate: a run learns from it,
+and there is room on both sides."""
+
+
+def usual_start(optimizer: str, name: str) -> float | None:
+    """The value with which a search for the hyperparameter `name` begins where none is given; None: it has no such.
+
+    It is what `torch.optim` takes, or of `STARTS` where that is 0 or, for SGD's learning rate, says nothing.
+    """
+    usual = BUILT_IN[optimizer].defaults.get(name) if optimizer in BUILT_IN else None
+    if usual is None:
+        return None
+    return STARTS.get(name, usual) if not usual or (optimizer, name) == ("sgd", "lr") else usual
 
 
 def switch_faults(name: str, options: Mapping[str, object], key: str) -> Iterator[Fault]:

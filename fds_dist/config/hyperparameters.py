@@ -64,7 +64,8 @@ class HyperparameterConfig(Section):
     """The values before the first outer step. A number, or a list of `size` numbers: that of every bucket. A list of
     `buckets` numbers. `{cosine: {peak, floor, warmup}}` or `{linear: ...}`: a warm-up and a decay. `{file: FILE}`: the
     schedule.json of an earlier search. Of a curve or a file, each bucket has the mean over its stretch of the horizon,
-    and each knot of the shape linear the value where it stands. With a `size`: a number or a list of `size` alone."""
+    and each knot of the shape linear the value where it stands. With a `size`: a number or a list of `size` alone.
+    Default: what the optimizer usually takes; a hyperparameter of the loss needs one."""
 
     buckets: Count = 1
     """The number of values over the horizon."""
@@ -72,14 +73,16 @@ class HyperparameterConfig(Section):
     shape: ShapeName = "constant"
     """constant: each value holds for a stretch of steps, all of the same length. linear: the values are knots at equal
     distances, the first at the first step and the last at the last, with straight lines between them, in the value
-    itself whatever the `scale`. A single value is constant."""
+    itself whatever the `scale`. A single value is constant. Default: linear for several values; constant with
+    `outer.optimizer: sign`."""
 
     size: Count = 1
     """The numbers of each value: above 1 the loss or `augment` of the task gets a tensor [size], such as a weight per
     class, per data source or per sample. All `buckets` · `size` numbers are learned."""
 
     step: Positive
-    """Size of the first outer step, in units of the value (of its logarithm where `scale` is log)."""
+    """Size of the first outer step, in units of the value (of its logarithm where `scale` is log). Default: 0.7 on the
+    log scale; else half the start or a tenth of the range, whichever is less."""
 
     min: Bound = None
     """Lower bound; null: none; left out (not in `model_fields_set`): that of the natural domain."""
@@ -88,7 +91,8 @@ class HyperparameterConfig(Section):
     """Upper bound; null: none; left out (not in `model_fields_set`): that of the natural domain."""
 
     scale: Literal["linear", "log"] = "linear"
-    """The outer optimizer moves the value, or its logarithm (log(1 - x) for momentum, beta1 and beta2)."""
+    """The outer optimizer moves the value, or its logarithm (log(1 - x) for momentum, beta1 and beta2). Default: log
+    where the natural domain and the start allow it; linear with `outer.optimizer: sign`."""
 
     per_group: Annotated[bool | dict[str, GroupOverride], read_by(_per_group)] = False
     """One copy for each of `inner.groups`: true, or a mapping from group to the keys that differ there."""
@@ -115,7 +119,7 @@ def _hyperparameter(value: Any) -> float | HyperparameterConfig:
         return HyperparameterConfig.model_validate(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return _NUMBER.validate_python(value)
-    raise fault(wrong_kind(value), "a number (fixed), or a mapping with init and step (learned)")
+    raise fault(wrong_kind(value), "a number (fixed), or a mapping (learned), such as {buckets: 7}")
 
 
 Hyperparameters = dict[Name, Annotated[float | HyperparameterConfig, read_by(_hyperparameter)]]

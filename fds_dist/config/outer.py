@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import model_validator
 
 from fds_dist.common.kinds import Count, NonNegative, NumberOrNull, OpenFraction, Ratio, SecondsOrNull, Switch, Whole
+from fds_dist.config.defaults import AVERAGE, STEPS, outer_defaults
 from fds_dist.config.sections import Section
 
 
 class OuterConfig(Section):
-    """How hypergradients move the hyperparameters."""
+    """How hypergradients move the hyperparameters.
 
-    optimizer: Literal["sign", "rprop", "sgd", "adam"] = "sign"
+    `optimizer: sign` brings the paper's defaults: linear scales, constant shapes, no retreat, no average, no judging.
+    """
+
+    optimizer: Literal["sign", "rprop", "sgd", "adam"] = "adam"
     """The outer optimizer: sign (the paper's: fixed steps against the sign of each hypergradient), rprop, sgd, adam."""
 
-    steps: Count = 3
+    steps: Count = STEPS
     """Outer steps, i.e. inner runs from fresh weights."""
 
     step_decay: OpenFraction | None = None
@@ -32,17 +38,18 @@ class OuterConfig(Section):
     beta2: Ratio = 0.9
     """Decay of the running mean square in the outer optimizer adam."""
 
-    retreat: Switch = False
-    """Return to the best values, with half the steps, when an inner run ends worse than the first one."""
+    retreat: Switch = True
+    """Return to the best values, with half the steps, when an inner run ends worse than the first one. Default: true;
+    false with `optimizer: sign`."""
 
-    average: Count = 1
+    average: Count = AVERAGE
     """The mean of the last so many values, on the scale of each hyperparameter, joins the candidates for the result; 1:
-    it does not."""
+    it does not. Default: 4, or `steps` where they are fewer; 1 with `optimizer: sign`."""
 
-    judge_seeds: Whole = 0
+    judge_seeds: Whole = 3
     """Fresh seeds on which the candidates (average, best, last) and the start are trained by plain runs at the end of
     the search; the one with the lowest mean validation loss is the result. 0: nothing is judged, and the result is the
-    average, or with `average: 1` the last values."""
+    average, or with `average: 1` the last values. Default: 3; 0 with `optimizer: sign`."""
 
     tolerance: NonNegative = 0.05
     """Stop when every step is below this fraction of its value."""
@@ -64,3 +71,9 @@ class OuterConfig(Section):
 
     A batch-norm that rests in evaluation mode while the network trains (a frozen one) uses its running averages alone.
     """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_rule(cls, section: Any) -> Any:
+        """The section with those defaults that depend on other keys."""
+        return outer_defaults(section) if isinstance(section, dict) else section

@@ -19,6 +19,7 @@ from fds_dist.common.kinds import (
     show,
 )
 from fds_dist.config.compare import CompareConfig
+from fds_dist.config.defaults import config_defaults
 from fds_dist.config.estimators import GreedyConfig, RandomDirectionsConfig, ReverseConfig, TangentsConfig
 from fds_dist.config.hyperparameters import Hyperparameters, hyperparameter_contradictions
 from fds_dist.config.inner import InnerConfig
@@ -142,6 +143,12 @@ class Config(Section):
 
     seed: Seed = 0
     """The seed from which every random number of the run is derived."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_rule(cls, config: Any) -> Any:
+        """The config with those defaults of learned hyperparameters that depend on other sections."""
+        return config_defaults(config) if isinstance(config, dict) else config
 
     @model_validator(mode="after")
     def _no_contradictions(self) -> Config:

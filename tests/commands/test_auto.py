@@ -22,7 +22,7 @@ MANY: dict[str, Any] = {
         "lr": {"init": 0.05, "step": 0.02, "buckets": 6},
         "momentum": {"init": 0.5, "step": 0.1, "buckets": 3},
     },
-    "outer": {"steps": 2, "tolerance": 1e-9},
+    "outer": {"optimizer": "sign", "steps": 2, "tolerance": 1e-9},
     "consistency": {"witness": "off"},
     "estimator": "auto",
     "name": "run",

@@ -535,7 +535,7 @@ def test_deepspeed_launcher_starts_commands(command: str, tmp_path: Path) -> Non
         "task": {"name": "own_tasks:blobs"},
         "inner": {"epochs": 1},
         "hyperparameters": {"lr": {"init": 0.1, "step": 0.1, "buckets": 2}},
-        "outer": {"steps": 1},
+        "outer": {"optimizer": "sign", "steps": 1},
         "output_dir": str(tmp_path / "runs"),
         "name": "run",
     }

@@ -16,7 +16,7 @@ CONFIG: dict[str, Any] = {
     "task": {"name": "own_tasks:blobs"},  # 4 batches per epoch
     "inner": {"steps": 6},
     "hyperparameters": {"lr": {"init": 0.05, "step": 0.02, "buckets": 3}},
-    "outer": {"steps": 2, "tolerance": 1e-9},
+    "outer": {"optimizer": "sign", "steps": 2, "tolerance": 1e-9},
     "name": "run",
 }
 

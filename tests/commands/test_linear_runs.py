@@ -36,7 +36,7 @@ def config(folder: Path, **changes: Any) -> dict[str, Any]:
         "task": {"name": "own_tasks:blobs"},
         "inner": {"steps": STEPS, "groups": {"head": "bias", "body": ".*"}},
         "hyperparameters": LEARNED,
-        "outer": {"steps": 2, "tolerance": 1e-9},
+        "outer": {"optimizer": "sign", "steps": 2, "tolerance": 1e-9},
         "consistency": {"witness": "off"},
         "output_dir": str(folder),
         "name": "run",

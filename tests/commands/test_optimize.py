@@ -25,7 +25,7 @@ CONFIG: dict[str, Any] = {
         "lr": {"init": 0.05, "step": 0.02, "buckets": 3},
         "momentum": {"init": 0.5, "step": 0.1},
     },
-    "outer": {"steps": 3, "tolerance": 1e-9},
+    "outer": {"optimizer": "sign", "steps": 3, "tolerance": 1e-9},
     "name": "run",
 }
 
@@ -113,7 +113,10 @@ def test_datasets_of_pairs_and_a_plain_module_are_enough() -> None:
     pairs = [(row, int(row.sum() > 0)) for row in x]
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2))
     task = fds_dist.task_from_datasets(pairs[:30], pairs[30:], batch_size=10)
-    config = {"hyperparameters": {"lr": {"init": 0.1, "step": 0.1, "buckets": 3}}, "outer": {"steps": 2}}
+    config = {
+        "hyperparameters": {"lr": {"init": 0.1, "step": 0.1, "buckets": 3}},
+        "outer": {"optimizer": "sign", "steps": 2},
+    }
     result = optimize(config, task=task, model=model)
     assert [record.horizon for record in result.history] == [3, 3]
     assert all(any(record.hypergradients["lr"]) for record in result.history)

@@ -304,7 +304,8 @@ def test_a_search_ends_by_writing_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").write_text(
-        "task: {name: own_tasks:blobs}\nhyperparameters: {lr: {init: 0.1, step: 0.1}}\nouter: {steps: 1}\nname: run\n"
+        "task: {name: own_tasks:blobs}\nhyperparameters: {lr: {init: 0.1, step: 0.1}}\n"
+        "outer: {optimizer: sign, steps: 1}\nname: run\n"
     )
     assert main(["optimize", "config.yaml"]) == DONE
     assert "report/index.html" in capsys.readouterr().out

@@ -19,7 +19,7 @@ inner: {epochs: 1}
 hyperparameters:
   lr: {init: 0.1, buckets: 2, step: 0.05}
   momentum: 0.9
-outer: {steps: 2}
+outer: {optimizer: sign, steps: 2}
 compare: {methods: [fds, greedy, random], seeds: 1, judge_seeds: 1}
 name: study
 """

@@ -27,7 +27,7 @@ CONFIG = {
         "lr": {"init": 0.05, "step": 0.02, "buckets": 2},
         "momentum": {"init": 0.5, "step": 0.1, "max": 0.99},
     },
-    "outer": {"steps": 1},
+    "outer": {"optimizer": "sign", "steps": 1},
 }
 
 STAND_IN = f"""#!{sys.executable}

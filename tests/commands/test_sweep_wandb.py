@@ -27,7 +27,7 @@ CONFIG = {
     "task": {"name": "sweep_task:recorded", "folder": "values", "turn": 0},
     "inner": {"epochs": 2},
     "hyperparameters": {"lr": {"init": 0.05, "step": 0.02}},
-    "outer": {"steps": 2},
+    "outer": {"optimizer": "sign", "steps": 2},
 }
 
 

@@ -38,7 +38,11 @@ def task() -> Any:
 
 def config(folder: Path, **changes: Any) -> dict[str, Any]:
     hyperparameters = {"lr": {"init": 0.1, "step": 0.05, "buckets": 2, "min": 0.01}, "class_weights": VECTOR}
-    settings: dict[str, Any] = {"inner": {"epochs": 1}, "hyperparameters": hyperparameters, "outer": {"steps": 2}}
+    settings: dict[str, Any] = {
+        "inner": {"epochs": 1},
+        "hyperparameters": hyperparameters,
+        "outer": {"optimizer": "sign", "steps": 2},
+    }
     return {**settings, "output_dir": str(folder), "name": "run", **changes}
 
 

@@ -25,7 +25,7 @@ CONFIG: dict[str, Any] = {
     "task": {"name": "own_tasks:blobs"},  # 4 batches per epoch
     "inner": {"steps": 6, "clip_norm": NORM, "ema": DECAY},
     "hyperparameters": {"lr": {"init": 0.1, "step": 0.02, "buckets": 2}, "momentum": {"init": 0.5, "step": 0.1}},
-    "outer": {"steps": 1},
+    "outer": {"optimizer": "sign", "steps": 1},
     "dtype": "float64",
     "name": "run",
 }

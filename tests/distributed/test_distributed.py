@@ -32,7 +32,7 @@ def config(buckets: dict[str, int], method: str = "auto", task: Any = "own_tasks
             name: {"init": INITIAL[name], "buckets": count, "step": 0.1 * INITIAL[name]}
             for name, count in buckets.items()
         },
-        "outer": {"steps": 2},
+        "outer": {"optimizer": "sign", "steps": 2},
         "tangents": {"method": method},
         **sections,
     }

@@ -19,7 +19,7 @@ CONFIG: dict[str, Any] = {
     "task": {"name": "own_tasks:blobs"},
     "inner": {"epochs": 1},
     "hyperparameters": {"lr": {"init": 0.05, "buckets": 2, "step": 0.01}},
-    "outer": {"steps": 1},
+    "outer": {"optimizer": "sign", "steps": 1},
     "dtype": "float64",
 }
 MESHES = {"tangent": {}, "data": {"data": 2}, "replica": {"replica": 2}}

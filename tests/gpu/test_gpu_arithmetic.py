@@ -30,7 +30,7 @@ def config(**sections: Any) -> dict[str, Any]:
         "model": {"name": "lenet"},
         "inner": {"steps": 6},
         "hyperparameters": {"lr": {"init": 0.05, "step": 0.02, "buckets": 2}, "momentum": {"init": 0.5, "step": 0.1}},
-        "outer": {"steps": 2, "tolerance": 1e-9},
+        "outer": {"optimizer": "sign", "steps": 2, "tolerance": 1e-9},
         "device": DEVICE.type,
         **sections,
     }

@@ -18,7 +18,7 @@ TINY: dict[str, Any] = {
     "model": {"name": "lenet"},
     "inner": {"steps": 6},
     "hyperparameters": {"lr": {"init": 0.05, "step": 0.02, "buckets": 2}, "momentum": {"init": 0.5, "step": 0.1}},
-    "outer": {"steps": 2, "tolerance": 1e-9},
+    "outer": {"optimizer": "sign", "steps": 2, "tolerance": 1e-9},
     "device": DEVICE.type,
     "name": "run",
 }
@@ -68,7 +68,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(estimator: str) -> None
         "inner": {"epochs": 2},
         "checkpoint": {"every_seconds": 1e-6},  # after every step
         "estimator": estimator,
-        "outer": {"steps": 3, "tolerance": 1e-9},
+        "outer": {"optimizer": "sign", "steps": 3, "tolerance": 1e-9},
     }
     del asked["model"]
     whole = fds_dist.optimize(asked, ["name=whole"], progress=False)

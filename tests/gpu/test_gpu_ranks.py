@@ -28,7 +28,7 @@ def ended(folder: Path, world_size: int, **sections: Any) -> list[tuple[int, str
         "task": {"name": "own_tasks:blobs"},
         "inner": {"epochs": 2},
         "hyperparameters": {"lr": {"init": 0.05, "step": 0.02, "buckets": 3}, "momentum": {"init": 0.5, "step": 0.1}},
-        "outer": {"steps": 2, "tolerance": 1e-9},
+        "outer": {"optimizer": "sign", "steps": 2, "tolerance": 1e-9},
         "consistency": {"every": 2},
         "dtype": "float64",
         "device": DEVICE.type,

@@ -72,7 +72,7 @@ def test_a_run_passes_the_witness(name: str, tmp_path: Path) -> None:
     config = {
         "inner": {"epochs": 1},
         "hyperparameters": learned,
-        "outer": {"steps": 1},
+        "outer": {"optimizer": "sign", "steps": 1},
         "tangents": {"method": "jvp"},
         "output_dir": str(tmp_path),
     }
@@ -94,7 +94,12 @@ class Lazy(nn.Module):
 
 def test_a_lazy_network_learns_its_shapes_from_a_structured_batch(tmp_path: Path) -> None:
     learned = {"lr": {"init": 0.1, "step": 0.1}}
-    config = {"hyperparameters": learned, "inner": {"epochs": 1}, "outer": {"steps": 1}, "output_dir": str(tmp_path)}
+    config = {
+        "hyperparameters": learned,
+        "inner": {"epochs": 1},
+        "outer": {"optimizer": "sign", "steps": 1},
+        "output_dir": str(tmp_path),
+    }
     task: Any = StructuredTask(KINDS["nested"])
     (record,) = fds_dist.optimize(config, task=task, model=Lazy(), progress=False).history
     assert all(record.hypergradients["lr"])

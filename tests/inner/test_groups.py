@@ -86,7 +86,7 @@ BASE: dict[str, Any] = {
         "momentum": {"init": 0.5, "step": 0.1, "per_group": True},
         "weight_decay": {"init": 0.01, "step": 0.01},
     },
-    "outer": {"steps": 2},
+    "outer": {"optimizer": "sign", "steps": 2},
 }
 
 

@@ -189,7 +189,7 @@ def test_a_search_that_is_interrupted_within_an_outer_step_loses_none_of_its_ste
         "task": {"name": "own_tasks:cut", "switch": "switch"},
         "inner": {"epochs": 2},
         "hyperparameters": {"lr": {"init": 0.05, "step": 0.02, "buckets": 3}, "momentum": {"init": 0.5, "step": 0.1}},
-        "outer": {"steps": 2},
+        "outer": {"optimizer": "sign", "steps": 2},
         "checkpoint": {"every_seconds": 1e-9},
     }
     with pytest.raises(KeyboardInterrupt):

@@ -127,7 +127,7 @@ CONFIG: dict[str, Any] = {
     "task": {"name": "own_tasks:blobs"},
     "inner": {"steps": 6},
     "hyperparameters": {"lr": {"init": 0.1, "step": 0.02, "buckets": 3}, "momentum": {"init": 0.5, "step": 0.1}},
-    "outer": {"steps": 2},
+    "outer": {"optimizer": "sign", "steps": 2},
     "estimator": "random_directions",
     "random_directions": {"count": 2},
     "name": "run",

@@ -35,7 +35,7 @@ ROUNDING = 1e-11
 BASE: dict[str, Any] = {
     "task": {"name": "own_tasks:blobs"},
     "inner": {"epochs": 1},
-    "outer": {"steps": 2},
+    "outer": {"optimizer": "sign", "steps": 2},
     "hyperparameters": {"lr": {"init": 0.1, "step": 0.05, "buckets": 2}},
 }
 DIGITS = {**BASE, "task": {"name": "digits"}, "inner": {"epochs": 0.2}}

@@ -32,7 +32,7 @@ CONFIG: dict[str, Any] = {
     "task": {"name": "own_tasks:blobs"},
     "dtype": "float64",
     "inner": {"optimizer": "adamw"},
-    "outer": {"steps": 1},
+    "outer": {"optimizer": "sign", "steps": 1},
     "hyperparameters": {"lr": {"init": 0.05, "step": 0.02, "buckets": 2}, "weight_decay": {"init": 0.1, "step": 0.1}},
 }
 VALUES = [0.05, 0.03, 0.1]

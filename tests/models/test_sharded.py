@@ -29,7 +29,7 @@ from fds_dist.models.sharded import is_sharded, unsharded
 CONFIG: dict[str, Any] = {
     "inner": {"epochs": 1},
     "hyperparameters": {"lr": {"init": 0.05, "buckets": 2, "step": 0.01}},
-    "outer": {"steps": 1},
+    "outer": {"optimizer": "sign", "steps": 1},
     "tangents": {"method": "difference"},
     "mesh": {"data": 2},
     "dtype": "float64",

@@ -34,7 +34,7 @@ def config(lr: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "task": {"name": "own_tasks:blobs"},
         "inner": {"epochs": 1},  # 4 steps
         "hyperparameters": {"lr": {"step": 0.01, "buckets": 4, **lr}, "momentum": 0.9},
-        "outer": {"steps": 2, "tolerance": 1e-9},
+        "outer": {"optimizer": "sign", "steps": 2, "tolerance": 1e-9},
         "consistency": {"witness": "off"},
         "name": "run",
         **changes,

@@ -31,7 +31,7 @@ def config(values: Buckets, name: str, **changes: Any) -> dict[str, Any]:
         key: {"init": row[0], "buckets": len(row), "size": len(row[0]) if isinstance(row[0], list) else 1, **BOUNDS}
         for key, row in values.items()
     }
-    settings = {"inner": {"epochs": 3}, "outer": {"steps": 1}, "dtype": "float64", "name": name}
+    settings = {"inner": {"epochs": 3}, "outer": {"optimizer": "sign", "steps": 1}, "dtype": "float64", "name": name}
     return {**settings, "hyperparameters": hyperparameters, **changes}
 
 

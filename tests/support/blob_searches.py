@@ -10,7 +10,7 @@ CONFIG: dict[str, Any] = {
     "task": {"name": "own_tasks:blobs"},
     "inner": {"epochs": 1},  # 4 steps
     "hyperparameters": {"lr": {"init": 0.05, "step": 0.02, "buckets": 2}, "momentum": 0.9},
-    "outer": {"steps": 3, "tolerance": 1e-9},
+    "outer": {"optimizer": "sign", "steps": 3, "tolerance": 1e-9},
     "consistency": {"witness": "off"},
     "name": "run",
 }

@@ -55,7 +55,7 @@ def write_config(folder: Path) -> None:
             "lr": {"init": 0.05, "step": 0.005, "buckets": 3},
             "momentum": {"init": 0.5, "step": 0.05},
         },
-        "outer": {"steps": OUTER_STEPS},
+        "outer": {"optimizer": "sign", "steps": OUTER_STEPS},
         "device": "cpu",
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(content))

@@ -45,7 +45,7 @@ def hypergradients(loss: str, across: bool, estimator: str, name: str, data: int
     config = {
         "inner": {"epochs": 1},
         "hyperparameters": {"lr": {"init": 0.1, "buckets": 3, "step": 0.1}, "momentum": {"init": 0.5, "step": 0.1}},
-        "outer": {"steps": 1},
+        "outer": {"optimizer": "sign", "steps": 1},
         "estimator": estimator,
         "mesh": {"data": data},
         "dtype": "float64",

@@ -167,7 +167,7 @@ class Clumsy(PlainTask):
 BASE: dict[str, Any] = {
     "inner": {"optimizer": "sgd", "steps": STEPS},
     "hyperparameters": {"lr": {"init": 0.05, "buckets": 3, "step": 0.05}, "momentum": {"init": 0.5, "step": 0.1}},
-    "outer": {"steps": 1},
+    "outer": {"optimizer": "sign", "steps": 1},
     "device": "cuda",
     "consistency": {"witness": "off"},
 }

@@ -72,7 +72,7 @@ class Tried:
 def tried(name: str, *overrides: str) -> Tried:
     """`verify` of the network `name` over a few steps; the dry run before it compares it with plain PyTorch."""
     build = NETWORKS[name]
-    config = {"hyperparameters": HYPERPARAMETERS, "inner": {"epochs": 1}, "outer": {"steps": 1}}
+    config = {"hyperparameters": HYPERPARAMETERS, "inner": {"epochs": 1}, "outer": {"optimizer": "sign", "steps": 1}}
     try:
         result = fds_dist.verify(config, overrides, steps=STEPS, task=task_for(build), model=lambda seed: build())
     except fds_dist.UserError as error:

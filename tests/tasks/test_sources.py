@@ -160,7 +160,7 @@ def test_a_search_and_a_retraining_take_mappings_and_augment_them(
         epoch(task, 1, number)
     first, other, again = draws[:6], draws[6:12], draws[12:]
     assert first == again and len({*first, *other}) == 12
-    config = {"hyperparameters": {"lr": {"init": 0.1, "step": 0.05}}, "outer": {"steps": 1}}
+    config = {"hyperparameters": {"lr": {"init": 0.1, "step": 0.05}}, "outer": {"optimizer": "sign", "steps": 1}}
     result = fds_dist.optimize(config, task=task, model=Network(2, 2), progress=False)
     done = fds_dist.retrain(result.run_dir, ["epochs=5"], task=task, model=Network(2, 2), progress=False)
     assert done.results[0].final.test_loss < 0.3  # from about 1.5: the classes lie 8 apart
@@ -253,6 +253,6 @@ def test_what_cannot_be_read_so_is_told(function: Callable[[], object], expected
 def test_a_stream_that_ends_too_early_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     task = streamed(Stream(12))
-    config = {"hyperparameters": {"lr": {"init": 0.1, "step": 0.05}}, "outer": {"steps": 1}}
+    config = {"hyperparameters": {"lr": {"init": 0.1, "step": 0.05}}, "outer": {"optimizer": "sign", "steps": 1}}
     message = message_of(fds_dist.optimize, config, task=task, model=nn.Linear(2, 2), progress=False)
     assert "train_batches(outer_step=0, epoch=0) gave 2 batches; expected at least steps_per_epoch = 3" in message

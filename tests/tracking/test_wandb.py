@@ -101,7 +101,7 @@ def test_a_whole_run_is_mirrored_as_its_history_has_it(
     config = {
         "task": {"name": "own_tasks:blobs"},
         "hyperparameters": {"lr": {"init": 0.05, "step": 0.02, "buckets": 2}},
-        "outer": {"steps": 2},
+        "outer": {"optimizer": "sign", "steps": 2},
         "tracking": {"wandb": {"mode": "offline"}},
         "name": "run",
     }

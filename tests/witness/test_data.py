@@ -67,7 +67,7 @@ def optimize(task: Any, model: Any = linear, **changes: Any) -> Any:
     config: dict[str, Any] = {
         "inner": {"optimizer": "sgd", "epochs": 2},
         "hyperparameters": {"lr": {"init": 0.1, "buckets": 2, "step": 0.01}},
-        "outer": {"steps": 1},
+        "outer": {"optimizer": "sign", "steps": 1},
         "dtype": "float64",
     }
     return fds_dist.optimize({**config, **changes}, task=task, model=model, progress=False).history[0]

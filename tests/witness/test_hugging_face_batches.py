@@ -81,7 +81,7 @@ def test_a_model_with_its_own_loss_is_learned_by_each_method_alike(name: str, tm
                 "lr": {"init": 0.1, "buckets": 2, "step": 0.05},
                 "momentum": {"init": 0.5, "step": 0.1},
             },
-            "outer": {"steps": 1},
+            "outer": {"optimizer": "sign", "steps": 1},
             "tangents": {"method": method},
             "estimator": estimator,
             "dtype": "float64",

@@ -23,7 +23,7 @@ from fds_dist.tasks.metrics import Mean, class_answers
 CONFIG: dict[str, Any] = {
     "inner": {"optimizer": "sgd", "epochs": 1},
     "hyperparameters": {"lr": {"init": 0.1, "buckets": 2, "step": 0.01}},
-    "outer": {"steps": 1},
+    "outer": {"optimizer": "sign", "steps": 1},
     "dtype": "float64",
 }
 

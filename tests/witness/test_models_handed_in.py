@@ -159,7 +159,7 @@ def made(name: str) -> nn.Module:
 
 
 def problem_of(model: Any, val_batch_norm: str = "batch", **model_options: Any) -> Problem:
-    config = {**CONFIG, "outer": {"val_batch_norm": val_batch_norm}}
+    config = {**CONFIG, "outer": {"optimizer": "sign", "val_batch_norm": val_batch_norm}}
     if model_options:
         config["model"] = model_options
     return build(read_draft(config), LaunchEnvironment(), image_task(), model).problem

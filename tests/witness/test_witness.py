@@ -97,7 +97,7 @@ def config(estimator: str, running: bool = False, **sections: Any) -> dict[str, 
     return {
         "inner": {"epochs": 1},
         "hyperparameters": {"lr": {"init": LR, "buckets": 2, "step": 0.1}, "momentum": MOMENTUM},
-        "outer": {"steps": 1, "val_batch_norm": "running" if running else "batch"},
+        "outer": {"optimizer": "sign", "steps": 1, "val_batch_norm": "running" if running else "batch"},
         "estimator": estimator,
         "dtype": "float64",
         **sections,

@@ -95,8 +95,12 @@ def print_check(
     config: Config, problem: Problem, report: CostReport, remarks: Sequence[str] = (), console: Console | None = None
 ) -> None:
     """Prints which rank owns which tangents, the cost of each rank's share, and the resolved config."""
-    console = console or default_console()
+    console, outer = console or default_console(), config.outer
     _print_plan(problem, report, remarks, console)
+    if outer.judge_seeds:
+        most, seeds = 3 + (outer.average > 1), counted(outer.judge_seeds, "fresh seed")
+        runs = counted(most * outer.judge_seeds, "plain run")
+        paragraph(console, f"Then up to {runs} judge the result: up to {most} candidates on {seeds}.")
     console.print()
     paragraph(console, "[bold]Config[/bold]  with every default:")
     console.print()
