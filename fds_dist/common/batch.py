@@ -138,9 +138,9 @@ class Share:
     """Of the batch's samples."""
     rows: slice | None = None
     """The samples of the part among those of its `batch`. None: all."""
-    total: Callable[[Tensor], Tensor] | None = None
-    """Sum over all parts of the batch, differentiable twice: batch-norm then uses the statistics of the whole batch.
-    None: those of this part."""
+    each: Callable[[Tensor], Tensor] | None = None
+    """From a tensor [...] of this part those of all parts [P, ...], differentiable twice: batch-norm then uses the
+    statistics of the whole batch. None: those of this part."""
     gather: Callable[[Tensor], Tensor] | None = None
     """The outputs of the whole batch from those of this part, differentiable twice. None: this part is the whole."""
 

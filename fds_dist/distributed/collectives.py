@@ -24,6 +24,10 @@ class Axis(Protocol):
 
     def sum(self, tensor: Tensor) -> Tensor: ...
 
+    def all_parts(self, part: Tensor) -> Tensor: ...
+
+    def sum_of_own(self, parts: Tensor) -> Tensor: ...
+
     def all_rows(self, part: Tensor, sizes: tuple[int, ...]) -> Tensor: ...
 
 
@@ -49,6 +53,54 @@ class _Sum(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, None], tensor: Tensor, axis: Axis) -> tuple[Tensor, int | None]:  # type: ignore[override]
         return sum_of_parts(tensor, axis), in_dims[0]
+
+
+class _GatherParts(Function):
+    """All ranks' tensors, each rank of which uses them in its own way: its adjoint is the sum of those of its own."""
+
+    @staticmethod
+    def forward(part: Tensor, axis: Axis) -> Tensor:
+        return axis.all_parts(part)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Axis], output: Tensor) -> None:
+        ctx.axis = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return sum_of_own(adjoint, ctx.axis), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
+        return gather_parts(tangent, ctx.axis)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None], part: Tensor, axis: Axis) -> tuple[Tensor, int]:  # type: ignore[override]
+        return gather_parts(part, axis), in_dims[0] + 1
+
+
+class _SumOfOwn(Function):
+    """The sum of what all ranks have for this rank: the adjoint of `_GatherParts`, and the reverse."""
+
+    @staticmethod
+    def forward(parts: Tensor, axis: Axis) -> Tensor:
+        return axis.sum_of_own(parts)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Axis], output: Tensor) -> None:
+        ctx.axis = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gather_parts(adjoint, ctx.axis), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
+        return sum_of_own(tangent, ctx.axis)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None], parts: Tensor, axis: Axis) -> tuple[Tensor, int]:  # type: ignore[override]
+        return sum_of_own(parts.movedim(in_dims[0], -1), axis), parts.dim() - 2
 
 
 class _GatherRows(Function):
@@ -183,6 +235,18 @@ def spread(tensor: Tensor, axis: Axis) -> Tensor:
 def collect(tensor: Tensor, axis: Axis) -> Tensor:
     """The sum of all ranks' parts, for use alike on all of them."""
     result: Any = _Collect.apply(tensor, axis)
+    return result
+
+
+def gather_parts(part: Tensor, axis: Axis) -> Tensor:
+    """All ranks' tensors, stacked in rank order, each rank of which goes on in its own way."""
+    result: Any = _GatherParts.apply(part, axis)
+    return result
+
+
+def sum_of_own(parts: Tensor, axis: Axis) -> Tensor:
+    """The sum of what all ranks have for this rank, of a stack in rank order."""
+    result: Any = _SumOfOwn.apply(parts, axis)
     return result
 
 

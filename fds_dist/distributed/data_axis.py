@@ -25,8 +25,10 @@ from fds_dist.distributed.errors import rank_errors
 
 # PyTorch 2.13 warns of the names that 2.11 has.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
+
+FEW = 2**16
+"""Numbers that are sent whole to all ranks to be added there; of more, each rank adds some and sends the sums."""
 
 ROWS = (
     "outputs with rows for each sample, from which the task's loss is computed (of a Hugging Face model output.logits, "
@@ -44,6 +46,10 @@ class DataAxis:
     """To the group of these ranks. Weak: what holds the axis, such as a graph, must not keep a group that has ended."""
     whole_batch_norm: bool = True
     """Whether batch-norm uses the statistics of the whole batch; else those of this rank's part."""
+    exchanges: bool = False
+    """Whether the ranks of a sum send each other the summands and add them in rank order; else the backend adds. NCCL's
+    order depends on where the ranks are, so that groups of ranks with the same summands may get other bits; Gloo's does
+    not, and it sends less."""
 
     @property
     def group(self) -> dist.ProcessGroup | None:
@@ -67,7 +73,7 @@ class DataAxis:
         sizes = self.part_sizes(samples)
         first = sum(sizes[: self.rank])
         last = first + sizes[self.rank]
-        total = self.differentiable_sum if self.whole_batch_norm else None
+        each = self.gather_parts if self.whole_batch_norm else None
 
         def gather(output: Tensor) -> Tensor:
             rows, remainder = divmod(len(output) if output.dim() else 0, last - first)
@@ -78,7 +84,7 @@ class DataAxis:
                 raise UserError(Fault("mesh.data", problem, ROWS))
             return self.gather_outputs(output, [rows * size for size in sizes])
 
-        share, rows = Share((last - first) / samples, None, total, gather), slice(first, last)
+        share, rows = Share((last - first) / samples, None, each, gather), slice(first, last)
         without = None if whole_inputs else without_other_inputs(batch, rows)
         return Part(batch, replace(share, rows=rows)) if without is None else Part(without, share)
 
@@ -111,20 +117,39 @@ class DataAxis:
             return parts
         width = parts.shape[-1]
         columns = self.columns(width)
-        if parts.device.type == "cpu":  # gloo's reduce-scatter is several times slower than its all-reduce
+        if not self.exchanges:  # gloo's reduce-scatter is several times slower than its all-reduce
             return self.sum(parts)[..., columns].clone()
         share = -(-width // self.size)
         padded = torch.nn.functional.pad(parts, (0, self.size * share - width))
-        shares = padded.unflatten(-1, (self.size, share)).movedim(-2, 0).contiguous()
-        result = shares.new_empty(shares.shape[1:])
-        with rank_errors():
-            _reduce_scatter(result, shares, group=self.group)
+        result = self.sum_of_own(padded.unflatten(-1, (self.size, share)).movedim(-2, 0))
         return result[..., : columns.stop - columns.start]
+
+    def sum_of_own(self, parts: Tensor) -> Tensor:
+        """The sum of what all ranks have for this rank [...], of their `parts` [P, ...], added in rank order."""
+        if self.size == 1:
+            return parts[0]
+        parts = parts.detach().contiguous()
+        received = torch.empty_like(parts)
+        with rank_errors():
+            dist.all_to_all_single(received.view(-1), parts.view(-1), group=self.group)
+        return received.sum(0)
+
+    def all_parts(self, part: Tensor) -> Tensor:
+        """All ranks' `part` [...] in rank order [P, ...]; no derivative."""
+        part = part.detach().contiguous()
+        parts = part.new_empty(self.size, *part.shape)
+        with rank_errors():
+            _all_gather(parts.view(-1), part.view(-1), group=self.group)
+        return parts
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of all ranks' tensors, a new one unless this rank is alone; no derivative."""
         if self.size == 1:
             return tensor
+        if self.exchanges:
+            if tensor.numel() <= FEW:  # one exchange is faster than two
+                return self.all_parts(tensor).sum(0)
+            return self.gather(self.reduce(tensor.detach().flatten()), tensor.numel()).reshape(tensor.shape)
         result = tensor.detach().clone(memory_format=torch.contiguous_format)
         with rank_errors():
             dist.all_reduce(result, group=self.group)
@@ -133,6 +158,10 @@ class DataAxis:
     def differentiable_sum(self, tensor: Tensor) -> Tensor:
         """`sum`, of which derivatives of any order can be taken, forward and reverse, where all ranks take them."""
         return tensor if self.size == 1 else collectives.sum_of_parts(tensor, self)
+
+    def gather_parts(self, part: Tensor) -> Tensor:
+        """All ranks' `part` [...] in rank order [P, ...], differentiable as `differentiable_sum` is."""
+        return collectives.gather_parts(part, self)
 
     def spread(self, tensor: Tensor) -> Tensor:
         """`tensor`, the same on all ranks, for use in each rank's own part: the parts' adjoints are summed."""

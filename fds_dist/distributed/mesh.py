@@ -109,7 +109,8 @@ class Ranks:
             self._axis_groups = {axis: self._axis_group(stack, axis) for axis in AXES}
         data = self._axis_groups["data"]
         reference = weakref.ref(data) if data is not None else lambda: None
-        self.data = DataAxis(self._place("data"), self.shape.data, reference, self._whole_batch_norm)
+        place, size, on_gpu = self._place("data"), self.shape.data, self.device.type == "cuda"
+        self.data = DataAxis(place, size, reference, self._whole_batch_norm, exchanges=on_gpu)
 
     @property
     def _backend(self) -> str:

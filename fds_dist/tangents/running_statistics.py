@@ -58,12 +58,12 @@ class RunningStatistics:
 
         def normalize(x: Tensor, fused: Callable[[], Tensor]) -> Tensor:
             update = tracked and layer.training and not self.frozen
-            total = self.share.total if layer.training or layer.running_mean is None else None
-            if total is None:
+            whole = self.share.each is not None and (layer.training or layer.running_mean is None)
+            if not whole:
                 if update:
                     _move(layer, _moments(self._seen(x)))
                 return fused() if layer.training else self._on_running(layer, x, fused)
-            mean, variance, count = _whole_moments(x, self.share.fraction, total)
+            mean, variance, count = _whole_moments(x, self.share)
             if update:
                 unbiased = count / (count - 1)
                 _move(layer, (self._seen(mean), self._seen(variance) * unbiased))
@@ -149,22 +149,35 @@ def _moments(x: Tensor) -> Moments:
 def _instance_moments(x: Tensor, share: Share) -> Moments:
     """Of each sample's channels `x` [B, C, ...], averaged over the samples of the whole batch."""
     variance, mean = torch.var_mean(widened(x), list(range(2, x.dim())))  # [B, C]
-    if share.total is None:
+    if share.each is None:
         return mean.mean(0), variance.mean(0)
     samples = round(len(x) / share.fraction)
-    return share.total(mean.sum(0)) / samples, share.total(variance.sum(0)) / samples
+    mean, variance = share.each(torch.stack((mean.sum(0), variance.sum(0)))).sum(0) / samples
+    return mean, variance
 
 
-def _whole_moments(x: Tensor, fraction: float, total: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, int]:
-    """Mean and biased variance [C] of the batch that `x` [B, C, ...] is a `fraction` of, and of how many values.
+def _whole_moments(x: Tensor, share: Share) -> tuple[Tensor, Tensor, int]:
+    """Mean and biased variance [C] of the batch that `x` [B, C, ...] is the `share` of, and of how many values.
 
-    The mean first and then the variance about it: in one pass, large means would cancel.
+    From those of the parts p with the fractions f of the batch (Chan, Golub & LeVeque, 1979):
+
+        mean = Σ f_p·mean_p,    variance = Σ f_p·(variance_p + (mean_p − mean)²)
+
+    All of a part crosses the axis at once, forward, backward and in each derivative of these. A sum of squares would
+    too, but cancel where a mean is large.
+
+    Raises:
+        ValueError: the share does not know the other parts.
     """
-    x, axes = widened(x), _sample_axes(x)
-    count = round(x.numel() / x.shape[1] / fraction)
-    mean = total(x.sum(axes)) / count
-    centred = x - _per_channel(mean, x)
-    return mean, total((centred * centred).sum(axes)) / count, count
+    if share.each is None:
+        raise ValueError("a share without its other parts")
+    x = widened(x)
+    variance, mean = torch.var_mean(x, _sample_axes(x), correction=0)
+    parts = share.each(torch.stack((mean, variance, torch.full_like(mean, share.fraction))))
+    means, variances, fractions = parts.unbind(1)  # [P, C] each
+    mean = (fractions * means).sum(0)
+    variance = (fractions * (variances + (means - mean) ** 2)).sum(0)
+    return mean, variance, round(x.numel() / x.shape[1] / share.fraction)
 
 
 def _per_channel(values: Tensor, x: Tensor) -> Tensor:
