@@ -61,6 +61,8 @@ class StreamSource:
 
     What the dataset and ``collate`` draw from global generators (a random transform) depends on the keys of the batch
     alone: the batches are the same whatever the number of workers. The processes stay from one epoch to the next.
+    Every rank reads whole batches, also where its network sees a part: the samples of a batch draw one after the other
+    and are collated together, so that a part read by itself could be another.
 
     Args:
         name: of the part in faults: ``train``.
