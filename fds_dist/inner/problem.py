@@ -221,7 +221,9 @@ class Problem:
         """What the steps of all its inner runs are compiled to; a problem that is not this very one has its own."""
         options, first_batch = self.tangents, next(self.batches(0))
         capture = options.cuda_graph and self.device.type == "cuda"
-        return CompiledSteps(options.compile, options.compiled_chunk, first_batch, capture)
+        tf32 = self.device.type == "cuda" and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+        coarse = tf32 or self.low is not None
+        return CompiledSteps(options.compile, options.compiled_chunk, first_batch, capture, coarse)
 
     def numbers(self, readings: Mapping[str, Sequence[Reading]], values: Sequence[float]) -> Tensor:
         """h [H] on the CPU: what each hyperparameter is at a step with these `readings`, given λ = `values` [K]."""

@@ -37,11 +37,11 @@ class CompiledSteps:
         made: whether there are graphs.
     """
 
-    def __init__(self, way: str, chunk: int, first_batch: Batch, capture: bool = False) -> None:
+    def __init__(self, way: str, chunk: int, first_batch: Batch, capture: bool = False, coarse: bool = False) -> None:
         self.way = self._asked = WAYS.index(way)
         self.chunk, self.made = chunk, False
         self._shape = shape_of(first_batch)
-        self.capture = capture
+        self.capture, self._coarse = capture, coarse
         self._graphs: dict[int, Graph] = {}
         self._captured: dict[int, Graph] = {}
 
@@ -88,7 +88,7 @@ class CompiledSteps:
             if not self._graphs[self.way].draws:  # the methods place random masks differently
                 eager = replace(eager, make_point=make_point)
             reference = partial(eager, seed=seed)
-            wrong = difference(partial(self, network=network, seed=seed), reference, inputs)
+            wrong = difference(partial(self, network=network, seed=seed), reference, inputs, self._coarse)
             if not wrong:
                 break
             reason = f"the step by {WAYS[self.way]} is not right: {wrong}"

@@ -43,11 +43,14 @@ def with_random_tangents(inputs: StepInputs) -> StepInputs:
     return inputs._replace(tangents=tree_map(draw, inputs.tangents), directions=draw(inputs.directions))
 
 
-def difference(step: Step, reference: Step, inputs: StepInputs) -> str:
+def difference(step: Step, reference: Step, inputs: StepInputs, coarse: bool = False) -> str:
     """What `step` gets wrong of the step that `reference` takes from `inputs`, in words; "" where they agree.
 
     Agreement is that of each resulting tensor: |ours − reference| ≤ max(LEAST·ε·|reference|, ROOM·|move|), where `move`
     is what `reference` changes by with weights moved by ROUNDINGS·ε, and never more than MOST·|reference|.
+
+    Args:
+        coarse: whether products round to fewer bits than the tensors have (autocast, TF32): to MOST·|reference| alone.
     """
     ours, exact = step(inputs), reference(inputs)
     epsilon = torch.finfo(inputs.weights.dtype).eps
@@ -57,7 +60,9 @@ def difference(step: Step, reference: Step, inputs: StepInputs) -> str:
     for name, *results in _named(ours, exact, moved):
         mine, true, near = (result.double() for result in results)
         size = float(true.norm())
-        limit = min(max(LEAST * epsilon * size, ROOM * float((near - true).norm())), MOST * size)
+        limit = (
+            MOST * size if coarse else min(max(LEAST * epsilon * size, ROOM * float((near - true).norm())), MOST * size)
+        )
         error = float((mine - true).norm())
         if not error <= limit:
             return f"{name} differ by {error / size if size else error:.1e} from the eager step's"
