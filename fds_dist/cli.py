@@ -34,6 +34,8 @@ The launcher ends all ranks when one exits; the node's first rank, which prints 
 PR_SET_PDEATHSIG = 1
 """Of Linux's `prctl`: which signal a process gets when its parent dies."""
 
+MORE_MEMORY = "expected a smaller tangents.chunk_size, a larger inner.accumulate or mesh.data, or model.checkpointing"
+
 HELP_WIDTH = 79
 """Columns of `--help`."""
 
@@ -60,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if isinstance(error, EXPLAINED):
             return _explain([error], FAILED)
+        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, on whichever rank it is
+            _print([f"the device is out of memory ({str(error).splitlines()[0]}); {MORE_MEMORY}"])
+            return FAILED
         raise
 
 

@@ -1,15 +1,22 @@
-"""What a command needs before it says its first word. By the modules that are imported, not by the time that takes."""
+"""What a command needs before its first word, by the modules that are imported; and how it ends without memory."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from launching import clean_environment
 from sklearn.datasets import load_digits
 
+from fds_dist.cli import main
+from fds_dist.commands import FAILED
+from fds_dist.commands.definitions import COMMANDS
 from fds_dist.tasks.digits import read_digits
 
 FAULTY = """
@@ -36,6 +43,21 @@ def test_faults_of_a_config_are_told_before_torch_is_imported(tmp_path: Path) ->
         "fds-dist: seed: 'x' is text; expected a whole number of at least 0",
     ]
     assert "ModuleNotFoundError" in ended.stderr  # torch would have come next
+
+
+def test_a_device_without_memory_is_one_line_that_names_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(options: Namespace) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore lines")
+
+    monkeypatch.setitem(COMMANDS, "report", replace(COMMANDS["report"], run=run))
+    assert main(["report", "RUN"]) == FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "fds-dist: the device is out of memory (CUDA out of memory. Tried to allocate 2 GiB.); expected"
+    )
+    assert "tangents.chunk_size" in line
 
 
 def test_digits_are_read_without_scikit_learn_and_are_its_own(tmp_path: Path) -> None:
