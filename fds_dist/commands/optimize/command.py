@@ -55,7 +55,7 @@ def optimize(
         >>> config = {
         ...     "task": {"name": "digits"},
         ...     "model": {"name": "mlp", "hidden": [8]},
-        ...     "hyperparameters": {"lr": {"init": 0.1, "step": 0.05, "buckets": 2}, "momentum": 0.9},
+        ...     "hyperparameters": {"lr": {"buckets": 2}, "momentum": 0.9},
         ... }
         >>> result = fds_dist.optimize(config, ["name=digits", "outer.steps=2"], progress=False)
         >>> str(result.run_dir), len(result.schedule.values["lr"])
