@@ -43,12 +43,14 @@ CONFIG = {
         **{"weights": FILE, "weights_except": r"^fc\.", "freeze": r"^(conv1|bn1|layer1)\."},
     },
     "inner": {"optimizer": "adamw", "steps": 30, "groups": {"head": r"^fc\.", "body": ".*"}},
-    "hyperparameters": {  # the first of the four buckets is the warm-up
-        "lr": {"init": 3e-4, "buckets": 4, "per_group": {"head": {"init": 3e-3}}},
+    "hyperparameters": {  # the first of the four knots is the warm-up
+        "lr": {
+            **{"init": [3e-6, 3e-4, 3e-4, 3e-6], "buckets": 4, "shape": "linear"},
+            **{"per_group": {"head": {"init": [3e-5, 3e-3, 3e-3, 3e-5]}}},
+        },
         "weight_decay": 0.05,
     },
-    "outer": {"steps": 3},
-    "estimator": "reverse",
+    **{"outer": {"steps": 3}, "estimator": "reverse"},
 }
 
 if __name__ == "__main__":

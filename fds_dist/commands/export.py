@@ -124,6 +124,8 @@ def _snippet_faults(schedule: Schedule) -> Iterator[Fault]:
             )
     else:
         yield Fault("schedule: optimizer.name", f"{name!r} is unknown", f"one of {', '.join(TORCH_CLASSES)}")
+    if others := sorted({*schedule.shapes.values()} - {"linear"}):
+        yield Fault("schedule: shape", f"a snippet cannot say {', '.join(others)}", "--format csv or json")
     if schedule.groups and not (isinstance(patterns, dict) and {*schedule.groups} == {*patterns}):
         expected = f"a pattern for each of {', '.join(schedule.groups)}"
         yield Fault("schedule: optimizer.groups", f"{patterns!r} is not valid", expected)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ from launching import start_ranks
 from torch import nn
 
 import fds_dist
+from fds_dist.commands.compare.rivals.staircase import cosine_buckets
+from fds_dist.commands.export import snippet
 from fds_dist.commands.report.contents import read_run
 from fds_dist.commands.report.figures import schedules
 from fds_dist.common.faults import UserError
 from fds_dist.schedule.schedule import Schedule
-from fds_dist.tracking.records import OuterRecord
+from fds_dist.schedule.shapes import SHAPES, Linear
+from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
+from fds_dist.tracking.records import OuterRecord, RunEnd
 
 STEPS = 10
 LEARNED = {
@@ -75,8 +80,6 @@ def test_every_export_has_the_values_of_every_step(run: fds_dist.RunResult) -> N
 
 def test_the_snippet_interpolates_vectors_and_a_single_step() -> None:
     schedule = Schedule(5, {"mix": ((0.0, 1.0), (1.0, 0.5)), "lr": (0.1, 0.3)}, {}, {"name": "sgd"}, {"mix": "linear"})
-    from fds_dist.commands.export import snippet
-
     scope: dict[str, Any] = {}
     exec(snippet(schedule), scope)
     assert [tuple(scope["value_at"]("mix", step)) for step in range(5)] == [schedule.at(s)["mix"] for s in range(5)]
@@ -149,10 +152,7 @@ def test_check_verify_and_noise_take_knots(run: fds_dist.RunResult, tmp_path: Pa
     assert {"lr.head", "lr.body", "momentum"} <= set(report.recommended_buckets)
 
 
-def test_compare_searches_the_same_knots(tmp_path: Path) -> None:
-    from fds_dist.commands.compare.rivals.staircase import cosine_buckets
-    from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
-
+def test_compare_searches_the_same_knots() -> None:
     space = HyperparameterSpace((Hyperparameter("lr", 0.1, 0.1, 3, shape="linear"),))
     assert cosine_buckets(space, [0.4]) == pytest.approx([0.4, 0.2, 0.0])
 
@@ -188,3 +188,18 @@ def test_what_cannot_be_is_one_line(changes: Mapping[str, Any], message: str, tm
 def test_a_run_is_not_resumed_with_another_shape(run: fds_dist.RunResult) -> None:
     with pytest.raises(UserError, match=r"hyperparameters\.momentum: cannot change when a run is resumed"):
         fds_dist.optimize(None, ["hyperparameters.momentum.shape=constant"], resume=run.run_dir, progress=False)
+
+
+def test_dashboards_get_the_place_of_each_knot(run: fds_dist.RunResult) -> None:
+    places = run.schedule.places
+    assert places["momentum"] == [(0.0, 0.0), (1 / 3, 1 / 3), (2 / 3, 2 / 3), (1.0, 1.0)]
+    end = RunEnd("finished", "", run.schedule.values, None, None, None, run.run_dir, places=places)
+    assert end.place("momentum", 1) == (1 / 3, 1 / 3) and end.place("weight_decay", 1) == (0.5, 1.0)
+    assert replace(end, places={}).place("weight_decay", 1) == (0.5, 1.0)
+
+
+def test_a_snippet_refuses_a_shape_that_it_cannot_say(run: fds_dist.RunResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SHAPES, "bent", Linear)
+    bent = replace(run.schedule, shapes={"momentum": "bent"})
+    with pytest.raises(UserError, match="schedule: shape: a snippet cannot say bent; expected --format csv or json"):
+        snippet(bent)

@@ -52,6 +52,8 @@ CASES = {f"{size}-{method}": config(buckets, method) for size, buckets in BUCKET
 CASES["large"] = config(BUCKETS[3], task=LARGE)
 CASES["greedy"] = config(BUCKETS[9], estimator="greedy", greedy={"discount": 0.5})
 CASES["reverse"] = config(BUCKETS[3], estimator="reverse")
+CASES["linear"] = config(BUCKETS[9], method="jvp")
+CASES["linear"]["hyperparameters"]["lr"]["shape"] = "linear"
 
 
 @pytest.fixture(scope="module")

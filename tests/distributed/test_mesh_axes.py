@@ -96,6 +96,8 @@ def cases() -> dict[str, Case]:
         "reverse": Case(sgd(), estimate_reverse),
         "reverse, some states": Case(keeping_some(sgd()), estimate_reverse),
         "greedy": Case(sgd(), greedy_estimator(0.5)),
+        "linear": Case(sgd(shape="linear")),
+        "linear greedy": Case(sgd(shape="linear"), greedy_estimator(0.5)),
         "accumulated": Case(sgd(accumulate=3)),  # 4, 3 and 3 samples: four ranks take three samples whole
         "accumulated jvp": Case(sgd(accumulate=2, method="jvp", chunk_size=2)),
         "accumulated reverse": Case(sgd(accumulate=3), estimate_reverse),

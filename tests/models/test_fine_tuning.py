@@ -41,6 +41,17 @@ BASE: dict[str, Any] = {
 DIGITS = {**BASE, "task": {"name": "digits"}, "inner": {"epochs": 0.2}}
 
 
+def test_a_first_knot_at_zero_is_a_warm_up_that_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file(Layers().state_dict(), FILE)
+    model = {"name": "test_fine_tuning:Layers", "weights": FILE}
+    rate = {"init": [0.0, 0.1, 0.05], "step": 0.01, "buckets": 3, "shape": "linear"}
+    config = {**BASE, "model": model, "hyperparameters": {"lr": rate, "momentum": 0.5}, "inner": {"steps": 9}}
+    result = fds_dist.optimize({**config, "outer": {"steps": 1}}, progress=False)
+    assert all(result.history[0].hypergradients["lr"])  # the steps between the first two knots read the first
+    assert 0 <= result.schedule.at(0)["lr"] < result.schedule.at(2)["lr"] < result.schedule.at(4)["lr"]
+
+
 class Layers(nn.Module):
     """Two blocks of convolution and batch-norm, then a head; images [B, 1, 6, 6] -> [B, classes]."""
 

@@ -247,6 +247,9 @@ def searches() -> Iterator[tuple[str, Callable[[Watch], Record]]]:
     yield named("slow float64", regression, lambda seed: nn.Linear(20, 2), {"dtype": "float64"})
     own = {"hyperparameters": {"strength": {"init": 0.1, "step": 0.1, "buckets": 2}}}
     yield named("hyperparameter of the loss", lambda: images(loss=penalized, val_loss=F.cross_entropy), mlp, own)
+    for estimator in ("forward", "reverse"):
+        lines = {"estimator": estimator, "hyperparameters": {"lr": {"shape": "linear"}}}
+        yield named(f"linear {estimator}", images, conv_net, lines)
     noise = {"hyperparameters": {"noise": {"init": 0.1, "step": 0.1}}}
     yield named("own task with augment", OwnTask, mlp, noise)
     yield named("augmented images", augmented, conv_net)

@@ -81,6 +81,7 @@ def print_noise(report: NoiseReport, console: Console) -> None:
     lines = [
         "W: window in steps. good W: error within a tenth or a standard error of the least. gain: MSE₁ / least error.",
         f"Recommended buckets for {report.horizon:,} steps: {advice}.",
+        "They are constant. Knots of shape linear average as much noise at a distance of W / 1.5.",
     ]
     if report.left_out:
         lines.append(f"{counted(report.left_out, 'more run')} diverged: left out.")
