@@ -258,6 +258,9 @@ def test_a_captured_step_gives_what_the_eager_one_gives(way: str, build: Callabl
     exact, _ = estimated(problem)
     captured = traced(problem, chunk=3, way=way)  # four tangents: two replays a step
     estimate, notes = estimated(captured)
-    assert notes == [] and captured.compiled_steps.capture
+    if build is with_dropout:  # a traced step has drawn other masks there (H100, PyTorch 2.11): then eagerly, and said so
+        assert notes == [] or notes[0].endswith("steps are taken eagerly")
+    else:
+        assert notes == [] and captured.compiled_steps.capture
     # Float64 rounding through ten steps; kernels of other shapes sum in another order.
     assert relative_error(estimate.hypergradients, exact.hypergradients) < ROUNDING
