@@ -212,10 +212,10 @@ def test_everything_that_is_wrong_is_told_at_once(run: Run) -> None:
         "hyperparameters.weight_decay.step: -1 is out of range; expected a number above 0",
         "outer.steps: 'few' is text; expected a whole number of at least 1",
         "hyperparameters.momentum.init: 1 is out of range; expected a number of at least 0 and below 1",
+        "device: cuda: PyTorch finds no GPU here; expected auto or cpu",
         "task.chanels: unknown key; did you mean task.channels?",
         *[line for line in told if line.startswith("model.name: 'lent' is unknown")],
         "mesh.tangent: 3 does not fit 1 rank; expected auto or 1, or a launch with 3 ranks",
-        "device: cuda: PyTorch finds no GPU here; expected auto or cpu",
     ]
     assert any(line.endswith("did you mean lenet?") for line in told)
 

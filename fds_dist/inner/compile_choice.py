@@ -21,15 +21,13 @@ from fds_dist.tangents.methods import TrialPoint, choose_method
 from fds_dist.tasks.augment import augmentation
 
 LONG = 10_000
-"""Inner steps, of all outer steps together, from which on `auto` compiles: a compilation takes one to three minutes,
-and saves some 10 ms in the step of a small network and more in that of a large one."""
+"""Inner steps, of all outer steps together, from which on `auto` compiles on a GPU: a compilation takes one to three
+minutes, and saves some 10 ms in the step of a small network and more in that of a large one. On a CPU `auto` stays
+eager: chunks that fit any number of ranks are small there, and padding and repeated plain steps cost what is gained."""
 RANKS = (1, 2, 4)
 """Numbers of ranks for which a chunk should be good: it is the same for all, or the bits would not be."""
 CPU_CHUNKS = range(1, 9)
 """Sizes to choose from on a CPU."""
-EAGER, COMPILED = 1.33, 1.1
-"""Time of a step on a CPU over 1 + 2k plain steps, eager and compiled by inductor in one chunk, of the network that
-gains least (WRN-16-1, batch 64). Padding and plain steps that chunks repeat come on top of the latter."""
 STEPPING = ("forward", "random_directions")
 """Estimators whose steps can be compiled."""
 
@@ -47,17 +45,13 @@ def with_compile(
         data_ranks: ranks that share out each batch.
     """
     steps = sum(horizons)
-    if requested == "off" or (requested == "auto" and steps < LONG):
+    if requested == "off" or (requested == "auto" and (steps < LONG or problem.device.type == "cpu")):
         return problem, ""
     if obstacle := _obstacle(problem, estimator, data_ranks):
         return problem, "" if requested == "auto" else f"tangents.compile has no effect: {obstacle}"
     way, chunk = requested, problem.tangents.chunk_size or chunk_for(starts, max(horizons), problem.device)
     remark = ""
     if requested == "auto":
-        share = _share(starts, max(horizons), chunk, 1)
-        if problem.device.type == "cpu" and COMPILED * share > EAGER:
-            remark = f"steps are not compiled: in chunks of {counted(chunk, 'tangent')} as good on any number of ranks"
-            return problem, f"{remark}, they would cost {share:.2f} times 1 + 2k plain steps (tangents.compile)"
         way = "inductor" if has_compiler(problem.device) else "trace"
         how = "compiled by inductor" if way == "inductor" else "traced (there is no compiler)"
         remark = f"steps are {how}, {counted(chunk, 'tangent')} at a time: with {steps:,} inner steps this pays"

@@ -31,20 +31,20 @@ def test_short_searches_stay_as_they_were() -> None:
 
 
 @pytest.mark.parametrize(("compiler", "way"), [(True, "inductor"), (False, "trace")])
-def test_long_searches_are_compiled_where_there_is_a_compiler(
+def test_long_searches_on_a_gpu_are_compiled_where_there_is_a_compiler(
     compiler: bool, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compile_choice, "has_compiler", lambda device: compiler)
-    problem, remark = chosen("auto", horizons=[LONG // 2, LONG // 2])
+    on_gpu = replace(make_problem(image_task(mlp), BUCKETS), device=torch.device("cuda"))
+    problem, remark = chosen("auto", on_gpu, horizons=[LONG // 2, LONG // 2])
     assert problem.tangents.compile == way
     assert f"with {LONG:,} inner steps this pays" in remark
 
 
-def test_chunks_that_would_cost_too_much_leave_steps_eager_on_a_cpu() -> None:
-    problem, remark = chosen("auto", starts=[min(start, LONG - 1) for start in PAPER])
-    assert problem.tangents.compile == "off" and "steps are not compiled: in chunks of 1 tangent" in remark
-    named, _ = chosen("trace", starts=PAPER)
-    assert named.tangents.compile == "trace"
+def test_long_searches_on_a_cpu_are_compiled_where_that_is_asked_for() -> None:
+    problem, remark = chosen("auto")
+    assert (problem.tangents.compile, remark) == ("off", "")
+    assert chosen("trace")[0].tangents.compile == "trace"
 
 
 @pytest.mark.parametrize("requested", ["off", "trace", "inductor"])

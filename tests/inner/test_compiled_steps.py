@@ -258,7 +258,7 @@ def test_a_captured_step_gives_what_the_eager_one_gives(way: str, build: Callabl
     exact, _ = estimated(problem)
     captured = traced(problem, chunk=3, way=way)  # four tangents: two replays a step
     estimate, notes = estimated(captured)
-    if build is with_dropout:  # a traced step has drawn other masks there (H100, PyTorch 2.11): then eagerly, and said so
+    if build is with_dropout:  # traced, it may draw other masks there (H100, PyTorch 2.11): then eagerly, and says so
         assert notes == [] or notes[0].endswith("steps are taken eagerly")
     else:
         assert notes == [] and captured.compiled_steps.capture
