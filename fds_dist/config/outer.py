@@ -39,8 +39,8 @@ class OuterConfig(Section):
     """Decay of the running mean square in the outer optimizer adam."""
 
     retreat: Switch = True
-    """Return to the best values, with half the steps, when an inner run ends worse than the first one. Default: true;
-    false with `optimizer: sign`."""
+    """Return to the best values, with half the steps, when an inner run ends worse than the first one, and by more than
+    a quarter worse than the best. Default: true; false with `optimizer: sign`."""
 
     average: Count = AVERAGE
     """The mean of the last so many values, on the scale of each hyperparameter, joins the candidates for the result; 1:

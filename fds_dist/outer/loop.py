@@ -133,8 +133,7 @@ class OuterLoop:
 
     def next_values(self, progress: OuterProgress, estimate: Estimate) -> tuple[OuterStep, bool]:
         """The rule's step along the hypergradients, or a retreat to the best λ if the inner run diverged."""
-        diverged = not estimate.val_loss <= progress.first_val_loss  # a NaN has diverged too
-        if self.settings.retreat and diverged and progress.best is not None:
+        if self.settings.retreat and progress.diverged(estimate.val_loss) and progress.best is not None:
             return self.rule.retreat(progress.best[1], estimate.hypergradients, progress.state), True
         return self.rule.update(self.problem.space, progress.values, estimate.hypergradients, progress.state), False
 

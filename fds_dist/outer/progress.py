@@ -11,6 +11,9 @@ from fds_dist.common.words import duration
 from fds_dist.inner.problem import Problem
 from fds_dist.outer.rules import OuterRule, OuterState
 
+ROOM = 1.25
+"""Times the best validation loss so far: a run within that has not diverged."""
+
 
 @dataclass(frozen=True)
 class OuterSettings:
@@ -21,7 +24,7 @@ class OuterSettings:
     nonfinite_patience: int = 3
     """After this many outer steps in a row with a hypergradient that is not finite, the run ends with an error."""
     retreat: bool = False
-    """Whether to return to the best λ, with half the steps, when an inner run ends worse than the very first."""
+    """Whether to return to the best λ, with half the steps, after an inner run that has `diverged`."""
     timeout: float | None = None
     """Seconds of all outer steps together after which no other one begins."""
     target: float | None = None
@@ -57,6 +60,15 @@ class OuterProgress:
     """The validation loss of the first outer step; infinite if that run diverged."""
     seconds: float = field(default=0.0, compare=False)
     """The time of all outer steps by the clock of rank 0, earlier starts included."""
+
+    def diverged(self, val_loss: float) -> bool:
+        """Whether a run that ended with `val_loss` has diverged, as one that ended with NaN has.
+
+        Worse than the very first is no sign of it where that one began at what is known to work: the noise of a
+        validation loss is larger than what is then left to gain.
+        """
+        limit = self.first_val_loss if self.best is None else max(self.first_val_loss, ROOM * self.best[2])
+        return not val_loss <= limit
 
     def to_dict(self) -> dict[str, Any]:
         """The state as JSON values."""

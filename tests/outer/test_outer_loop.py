@@ -163,6 +163,15 @@ def test_inner_blocks_cover_each_horizon_without_gaps() -> None:
         assert blocks[0].live_tangents == 1
 
 
+def test_a_start_that_works_is_left_although_later_runs_seem_worse_by_some_noise() -> None:
+    """The losses are played back: within a quarter of the best one a run has not diverged."""
+    played = iter([1.0, 1.2, 1.3, 1.0])
+    estimator: Any = lambda run: Estimate([-1.0], next(played), None)  # noqa: E731
+    loop = Loop(image_task(mlp), {"lr": [0.1]}, (1.0,) * 4, estimator=estimator, retreat=True)
+    loop.run()
+    assert [bool(record.events) for record in loop.told.records] == [False, False, True, False]
+
+
 @pytest.mark.parametrize("end", [math.inf, math.nan, 3.0])
 def test_a_run_that_ends_worse_than_the_first_leads_back_to_the_best_where_that_is_asked_for(end: float) -> None:
     """The losses are played back, with hypergradients that always ask for a larger learning rate."""
