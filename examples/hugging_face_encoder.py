@@ -52,11 +52,8 @@ class Sentences:
 
 
 if __name__ == "__main__":
-    search = {
-        "inner": {"optimizer": "adamw", "epochs": 3},
-        "hyperparameters": {"lr": {"buckets": 4}},
-        "outer": {"steps": 6},
-    }
+    learned = {"lr": {"buckets": 4}}
+    search = {"inner": {"optimizer": "adamw", "epochs": 3}, "hyperparameters": learned, "outer": {"steps": 6}}
     result = fds_dist.optimize(search, task=Sentences())
     for record in result.history:
         print(record.outer_step, record.hyperparameters["lr"], f"{record.val_loss:.3f} {record.val_accuracy:.1%}")

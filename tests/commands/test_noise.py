@@ -160,8 +160,8 @@ def test_interrupted_analysis_goes_on_where_it_stopped(tmp_path: Path) -> None:
     cut_off.write_bytes(cut_off.read_bytes()[:-1])
     problem = varied_problem()
     assert measure_noise(problem, SCHEDULE, HORIZON, 5, ONE_RANK, tmp_path / "cut") == whole
-    # Three runs are left, each with a network for each estimator, and one tells the settings apart.
-    assert problem.task.models == 3 * 2 + 1  # type: ignore[attr-defined]
+    # Three runs are left, each with a network for each estimator; one tells the settings apart, one the size of a state.
+    assert problem.task.models == 3 * 2 + 2  # type: ignore[attr-defined]
 
 
 def test_runs_of_other_settings_are_not_taken(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_runs_of_other_settings_are_not_taken(tmp_path: Path) -> None:
         measure_noise(problem, schedule, horizon, 4, ONE_RANK, tmp_path)
         return problem.task.models  # type: ignore[attr-defined]
 
-    one_analysis = 4 * 2 + 1
+    one_analysis = 4 * 2 + 2
     assert networks_made({}) == one_analysis
     assert networks_made({}) == 1
     for change in ({"clip_gradient": 0.1}, {"seed": 1}, {"dtype": torch.float32}, {"optimizer": SGD(nesterov=True)}):

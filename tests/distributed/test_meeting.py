@@ -170,8 +170,12 @@ def test_ranks_that_do_not_come_are_named(monkeypatch: pytest.MonkeyPatch) -> No
         meeting._store.__wrapped__(rank(1, port, 3))
 
 
+COMPLETE = {"task": {"name": "own_tasks:blobs"}, "inner": {"epochs": 1}, "hyperparameters": {"lr": {"buckets": 2}}}
+"""A config without faults of its own, which would be told first."""
+
+
 def test_the_command_tells_one_line_on_every_rank(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"task": {"name": "own_tasks:blobs"}}))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(COMPLETE))
     started = time.monotonic()
     # Each rank believes that it is the first of its host, so that each prints.
     command = "import os, sys; os.environ['LOCAL_RANK'] = '0'; from fds_dist.cli import main; sys.exit(main())"
