@@ -160,7 +160,7 @@ def test_interrupted_analysis_goes_on_where_it_stopped(tmp_path: Path) -> None:
     cut_off.write_bytes(cut_off.read_bytes()[:-1])
     problem = varied_problem()
     assert measure_noise(problem, SCHEDULE, HORIZON, 5, ONE_RANK, tmp_path / "cut") == whole
-    # Three runs are left, each with a network for each estimator; one tells the settings apart, one the size of a state.
+    # Three runs are left, each with a network for each estimator; one more tells settings apart, one a state's size.
     assert problem.task.models == 3 * 2 + 2  # type: ignore[attr-defined]
 
 
