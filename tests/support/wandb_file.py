@@ -15,6 +15,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
 
     The log is cut into blocks of 32 KiB. A chunk is a header (checksum, length, kind) and data; a record is one
     chunk of kind 1, or a first (2), middle (3) and last (4) ones. Fewer than 7 bytes at a block's end are padding.
+    Of a file that is still being written, the records that are whole.
     """
     from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -27,6 +28,8 @@ def wandb_records(path: Path) -> Iterator[Any]:
             position += left
             continue
         _, length, kind = struct.unpack_from("<IHB", content, position)
+        if position + 7 + length > len(content):
+            return  # the last chunk is being written
         data += content[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):
