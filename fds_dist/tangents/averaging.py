@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fds_dist.tangents.optimizers.protocol import InnerOptimizer, PerWeight, same_for_all
+from fds_dist.tangents.optimizers.protocol import Around, PerWeight, same_for_all
 
 
 class AveragedState(NamedTuple):
@@ -24,30 +24,14 @@ class AveragedState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Averaged:
+class Averaged(Around):
     """`optimizer`, with the average ā_t = decay·ā_{t−1} + (1 − decay)·w_t of the weights after each step.
 
     The first step sets ā_1 = w_1. This is `torch.optim.swa_utils.AveragedModel` with `get_ema_multi_avg_fn(decay)`.
     Buffers are not averaged, as by its default `use_buffers=False`: running statistics are moving averages already.
     """
 
-    optimizer: InnerOptimizer
     decay: float
-
-    @property
-    def name(self) -> str:
-        """That of the optimizer inside."""
-        return self.optimizer.name
-
-    @property
-    def defaults(self) -> Mapping[str, float]:
-        """Those of the optimizer inside."""
-        return self.optimizer.defaults
-
-    @property
-    def switches(self) -> Mapping[str, object]:
-        """Those of the optimizer inside."""
-        return self.optimizer.switches
 
     def init(self, weights: Tensor) -> AveragedState:
         """The state before the first step; `weights` [D]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fds_dist.tangents.optimizers.adam import Adam, AdamState
 from fds_dist.tangents.optimizers.protocol import (
+    Around,
     InnerOptimizer,
     PerWeight,
     bound,
@@ -19,6 +20,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamState",
+    "Around",
     "InnerOptimizer",
     "PerWeight",
     "SGDState",

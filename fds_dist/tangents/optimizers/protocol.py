@@ -139,3 +139,25 @@ def safe_sqrt(x: Tensor) -> Tensor:
     """
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
+
+
+@dataclass(frozen=True)
+class Around:
+    """What passes as `optimizer` and does something beside it: its name and settings are those of the one inside."""
+
+    optimizer: InnerOptimizer
+
+    @property
+    def name(self) -> str:
+        """That of the optimizer inside."""
+        return self.optimizer.name
+
+    @property
+    def defaults(self) -> Mapping[str, float]:
+        """Those of the optimizer inside."""
+        return self.optimizer.defaults
+
+    @property
+    def switches(self) -> Mapping[str, object]:
+        """Those of the optimizer inside."""
+        return self.optimizer.switches

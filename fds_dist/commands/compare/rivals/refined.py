@@ -27,7 +27,7 @@ from fds_dist.common.flat import FlatLayout
 from fds_dist.common.values import Value
 from fds_dist.inner.plain_run import plain_run
 from fds_dist.inner.problem import Problem
-from fds_dist.tangents.optimizers import InnerOptimizer, PerWeight, bound, same_for_all
+from fds_dist.tangents.optimizers import Around, PerWeight, bound, same_for_all
 
 SMOOTHING = 0.1
 """The width of the median filter, as a share of the horizon: the paper's τ."""
@@ -169,28 +169,12 @@ def refined_factors(norms: Sequence[float], power: int) -> list[float]:
 
 
 @dataclass(frozen=True)
-class NormRecorder:
+class NormRecorder(Around):
     """`optimizer`, which also records the norm of each gradient that it gets; for runs without tangents."""
 
-    optimizer: InnerOptimizer
     order: int
     norms: list[Tensor] = field(default_factory=list)
     """[] each, on the device."""
-
-    @property
-    def name(self) -> str:
-        """That of the optimizer inside."""
-        return self.optimizer.name
-
-    @property
-    def defaults(self) -> Mapping[str, float]:
-        """Those of the optimizer inside."""
-        return self.optimizer.defaults
-
-    @property
-    def switches(self) -> Mapping[str, object]:
-        """Those of the optimizer inside."""
-        return self.optimizer.switches
 
     def bind(self, layout: FlatLayout) -> NormRecorder:
         """See `InnerOptimizer`."""
