@@ -5,28 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
-from itertools import count
 from pathlib import Path
 
-from fds_dist.build import Build, weights_file
+from fds_dist.build import Build
 from fds_dist.commands.inputs import wandb_session
 from fds_dist.commands.optimize.callbacks import Callbacks
 from fds_dist.commands.optimize.from_python import FromPython
 from fds_dist.commands.optimize.next_steps import next_steps
+from fds_dist.commands.optimize.origin import launch_of_search, new_folder, write_origin
 from fds_dist.commands.optimize.outcome import Outcome, Outcomes, inner_settings
 from fds_dist.commands.optimize.resume import first_progress, going_on, nothing_left
 from fds_dist.commands.report.contents import read_run
 from fds_dist.commands.report.page import write_report
 from fds_dist.commands.run import RunResult
 from fds_dist.common.faults import UserError
-from fds_dist.common.files import write_text_atomic
 from fds_dist.common.interruptions import defer_signals
 from fds_dist.common.words import counted
-from fds_dist.config import dump_config
 from fds_dist.distributed.errors import RankLost
 from fds_dist.distributed.fingerprint import RunsDiverged
-from fds_dist.distributed.launchers import launcher_process
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.checkpoints import KIND as INNER
 from fds_dist.inner.checkpoints import InnerCheckpoints
@@ -36,8 +32,7 @@ from fds_dist.outer.loop import HypergradientsNotFinite, OuterListener, OuterLoo
 from fds_dist.outer.progress import OuterProgress
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.storage.checkpoints import remove_folders, save_checkpoint
-from fds_dist.storage.provenance import environment_info
-from fds_dist.storage.run_folder import RunFolder, create_run_folder, folder_of_launch
+from fds_dist.storage.run_folder import RunFolder, folder_of_launch
 from fds_dist.tracking.callbacks import Stop
 from fds_dist.tracking.console import ConsoleTracker
 from fds_dist.tracking.history import HistoryFile, read_history
@@ -48,8 +43,6 @@ from fds_dist.tracking.wandb_run import WandbTracker
 
 EXPLAINED = (UserError, HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost)
 """Errors whose message is enough: the command line prints it without a traceback."""
-
-_searches = count()
 
 
 class Search(OuterListener):
@@ -69,12 +62,11 @@ class Search(OuterListener):
     def __init__(self, built: Build, ranks: Ranks, resume: Path | None, show: bool, handed: FromPython) -> None:
         self.ranks = ranks
         self.show, self.handed = show and ranks.is_first, handed
-        launchers = {name for name in ranks.gather_objects(launcher_process()) if name}
-        self.launch = {"search": next(_searches), "launchers": sorted(launchers)}
-        resume = ranks.on_first(lambda: resume or folder_of_launch(built.config.output_dir, **self.launch))
+        self.launch = launch_of_search(ranks)
+        resume = ranks.on_first(lambda: resume or folder_of_launch(built.config.output_dir, **asdict(self.launch)))
         self.resumed = resume is not None
         self.built = built = built if resume is None else going_on(built, ranks, RunFolder(resume))
-        self.folder = RunFolder(resume or ranks.on_first(lambda: _new_folder(built, handed.model_name)))
+        self.folder = RunFolder(resume or ranks.on_first(lambda: new_folder(built, handed.model_name)))
         self.trackers = Trackers(self._rank_0_trackers() if ranks.is_first else [])
         self.callbacks = Callbacks(handed.callbacks, ranks)
         self.loop = OuterLoop(
@@ -101,15 +93,7 @@ class Search(OuterListener):
                 ConsoleTracker().note(reason)
             return self._result()
         if self.ranks.is_first:
-            write_text_atomic(self.folder.config, dump_config(self.built.config))
-            info = environment_info(self.ranks.world_size, str(self.built.problem.device))
-            info["weights"] = self.built.problem.network(0).layout.size
-            if (file := weights_file(self.built.problem.build_model)) is not None:
-                info["weights_file"] = {"path": str(file.path), "sha256": file.digest}
-            info["launch"] = self.launch
-            if self.built.choice is not None:
-                info["estimator"] = {"asked": "auto", **asdict(self.built.choice)}
-            write_text_atomic(self.folder.environment, json.dumps(info, indent=2) + "\n")
+            write_origin(self.folder, built=self.built, ranks=self.ranks, launch=self.launch)
         try:
             ending = self._outer_steps()
             self._settle()
@@ -278,13 +262,6 @@ class Search(OuterListener):
             task=self.handed.task,
             model=self.handed.model,
         )
-
-
-def _new_folder(built: Build, model_name: str | None) -> Path:
-    """The folder of a new run; the name of a model that was handed in comes before the config's."""
-    config = built.config
-    model = model_name or (config.model.name if config.model else None)
-    return create_run_folder(config.output_dir, config.name, config.task.name, model, datetime.now())
 
 
 def _done(progress: OuterProgress) -> str:
