@@ -1,11 +1,7 @@
-"""Checkpoints within an outer step: the inner state and every tangent, to go on from with any number of ranks.
+"""Checkpoints within an outer step: when they are written, which ones count, and from which one a run goes on.
 
-Shapes: D = weights, S = columns of a flat vector that a rank of the `data` axis keeps, R = tangents that a rank of the
-`tangent` axis owns.
-
-A checkpoint is a folder that counts once its manifest is there, which is written last. Each rank writes the tangents
-that it owns, and those at the first place of the `tangent` axis the primal state too. A rank that goes on reads the
-elements of λ and the columns that it owns now, whoever wrote them.
+A checkpoint is a folder that counts once its manifest is there, which is written last. What its other files hold says
+`fds_dist.inner.checkpoint_files`.
 """
 
 from __future__ import annotations
@@ -14,19 +10,16 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fds_dist.common.files import digest, write_text_atomic
 from fds_dist.distributed.mesh import Ranks
+from fds_dist.inner.checkpoint_files import read_parts, tensors_to_write
 from fds_dist.inner.run import InnerState, Tangents
 from fds_dist.storage.checkpoints import changed_files, fresh_folder, newest_first, remove_folders
 
@@ -76,13 +69,7 @@ class InnerCheckpoints:
                 self.note(f"{folder} is damaged ({', '.join(changed)}) and is passed over")
                 continue
             self.note(f"goes on from inner step {manifest['step']} of {self.horizon}")
-            with ExitStack() as stack:
-                parts = [
-                    _Part(stack.enter_context(safe_open(folder / name, "pt")), file["start"], file["elements"])
-                    for name, file in files.items()
-                ]
-                parts.sort(key=lambda part: part.start)
-                return self._read(parts, manifest["step"], state, tangents)
+            return read_parts(folder, files, self.ranks, replace(state, step=manifest["step"]), tangents)
         return state, tangents
 
     def keep(self, state: InnerState, tangents: Tangents) -> None:
@@ -95,7 +82,7 @@ class InnerCheckpoints:
         problem, described = "", {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(self._tensors(state, tangents), path)
+            save_file(tensors_to_write(self.ranks, state, tangents), path)
             start = self.ranks.data.columns(len(state.weights)).start
             described = {"sha256": digest(path), "start": start, "elements": list(tangents.elements)}
         except (OSError, SafetensorError) as error:
@@ -136,56 +123,6 @@ class InnerCheckpoints:
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # left half-way
 
-    def _tensors(self, state: InnerState, tangents: Tangents) -> dict[str, Tensor]:
-        """What this rank writes, by name."""
-        tensors = {"tangents.weights": tangents.weights}
-        tensors |= _numbered("tangents.optimizer", tangents.optimizer)
-        tensors |= {f"tangents.buffers.{name}": rows for name, rows in tangents.buffers.items()}
-        if self.ranks.tangent_rank == 0:
-            tensors |= {"weights": state.weights, **_numbered("optimizer", state.optimizer)}
-            tensors |= {f"buffers.{name}": buffer for name, buffer in state.buffers.items()}
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-    def _read(
-        self, parts: Sequence[_Part], step: int, state: InnerState, tangents: Tangents
-    ) -> tuple[InnerState, Tangents]:
-        own = self.ranks.data.columns(len(state.weights))
-        # Running statistics may be those of a part of the batch: this rank's, where it is cut as before.
-        nearest = sorted(parts, key=lambda part: part.start != own.start)
-
-        def mine(whole: Tensor) -> Tensor:
-            return whole[own] if whole.dim() else whole
-
-        def fill(like: Any, name: str, element: int | None = None) -> Any:
-            tensors, spec = tree_flatten(like)
-            found = [mine(_joined(parts, f"{name}.{index}", element)) for index in range(len(tensors))]
-            return tree_unflatten([new.to(old) for new, old in zip(found, tensors, strict=True)], spec)
-
-        buffers = {
-            name: _joined(nearest, f"buffers.{name}", whole=True).to(buffer) for name, buffer in state.buffers.items()
-        }
-        weights = _joined(parts, "weights", whole=True).to(state.weights)
-        for row, element in enumerate(tangents.elements):
-            tangents.weights[row] = mine(_joined(parts, "tangents.weights", element))
-            one = fill(state.optimizer, "tangents.optimizer", element)
-            for tensor, new in zip(tree_flatten(tangents.optimizer)[0], tree_flatten(one)[0], strict=True):
-                tensor[row] = new
-            for name, rows in tangents.buffers.items():
-                rows[row] = _joined(nearest, f"tangents.buffers.{name}", element, whole=True)
-        optimizer = fill(state.optimizer, "optimizer")
-        return InnerState(step, weights, optimizer, buffers), tangents
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What one rank wrote."""
-
-    file: Any
-    start: int
-    """Of its columns."""
-    elements: list[int]
-    """[R] of λ, whose tangents are the rows of its tangents."""
-
 
 CAME_LATER = {"accumulate": 1, "size": 1, "shape": "constant", "precision": "ieee"}
 CAME_LATER |= {"compile": "auto", "cuda_graph": "auto"}
@@ -199,24 +136,3 @@ def _set_keys(values: Any) -> Any:
         is_set = {key: value for key, value in values.items() if value is not None and CAME_LATER.get(key) != value}
         return {key: _set_keys(value) for key, value in is_set.items()}
     return [_set_keys(value) for value in values] if isinstance(values, list) else values
-
-
-def _numbered(name: str, tree: Any) -> dict[str, Tensor]:
-    return {f"{name}.{index}": tensor for index, tensor in enumerate(tree_flatten(tree)[0])}
-
-
-def _joined(parts: Sequence[_Part], name: str, element: int | None = None, whole: bool = False) -> Tensor:
-    """The tensor `name`, or its row of `element`, from the `parts` in order of their columns.
-
-    A single number, and what every part has `whole`, comes from the first.
-    """
-    found = []
-    for part in parts:
-        if name not in part.file.keys() or (element is not None and element not in part.elements):  # noqa: SIM118
-            continue
-        if element is None:
-            found.append(part.file.get_tensor(name))
-        else:
-            row = part.elements.index(element)
-            found.append(part.file.get_slice(name)[row : row + 1][0])
-    return found[0] if whole or not found[0].dim() else torch.cat(found)
