@@ -18,8 +18,9 @@ from problems import conv_bn, image_task
 from torch import Tensor, nn
 
 import fds_dist
-from fds_dist.cli import COMMANDS, main
+from fds_dist.cli import main
 from fds_dist.commands import DONE, WRONG_INPUT
+from fds_dist.commands.definitions import COMMANDS
 from fds_dist.commands.export import FORMS, snippet, table
 from fds_dist.schedule.schedule import Schedule
 
