@@ -24,12 +24,13 @@ from torch import Tensor
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.words import counted
+from fds_dist.distributed import last_words
 from fds_dist.distributed.addresses import name_interface
 from fds_dist.distributed.data_axis import DataAxis, as_numbers
 from fds_dist.distributed.devices import reproducible_threads
 from fds_dist.distributed.environment import LaunchEnvironment
-from fds_dist.distributed.errors import TIMEOUT, rank_errors
-from fds_dist.distributed.store import shared_store
+from fds_dist.distributed.errors import TIMEOUT, ending, rank_errors
+from fds_dist.distributed.store import hosts_store, shared_store
 
 Value = TypeVar("Value")
 AXES = ("replica", "tangent", "data")
@@ -90,16 +91,22 @@ class Ranks:
             self._leave = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """After an error the other ranks hear of it before they lose this one."""
+        words = "" if error is None else ending(error)
+        if error is not None:
+            last_words.say(self.rank, words)
         self._leave.close()
         self.group, self.data, self._axis_groups = None, DataAxis(), {}
         if self.environment.distributed:
             # The threads of a group end with its last holder, say a DDP module in a cycle. Those that outlive the
             # interpreter may abort the process.
             gc.collect()
+        last_words.leave(lingers=bool(words) and hosts_store(self.environment))
 
     def _join(self, stack: ExitStack) -> None:
         with rank_errors():
+            last_words.use(last_words.Board(shared_store(self.environment), self.rank, self.world_size))
             if self.environment.has_group:
                 self.group = self._new_group(stack, list(range(self.world_size)))
             else:

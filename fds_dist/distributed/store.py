@@ -47,11 +47,20 @@ def shared_store(environment: LaunchEnvironment) -> Store:
     return PrefixStore(f"fds-dist/{attempt}/{next(_meetings)}", store)
 
 
+def hosts_store(environment: LaunchEnvironment) -> bool:
+    """Whether the store may end with this process: rank 0 has it, unless torchrun does."""
+    return environment.rank == 0 and (environment.has_group or not _of_torchrun())
+
+
+def _of_torchrun() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 @cache  # one connection per process: all ranks meet once
 def _store(environment: LaunchEnvironment) -> Store:
     address, port, size = environment.master_address, environment.master_port, environment.world_size
     addresses = _resolved(address)
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun itself has the store, at this port
+    if _of_torchrun():  # torchrun itself has the store, at this port
         host = f"[{address}]" if ":" in address else address
         return next(iter(rendezvous(f"tcp://{host}:{port}", environment.rank, size, timeout=TIMEOUT)))[0]
     if environment.rank == 0 or environment.one_host:

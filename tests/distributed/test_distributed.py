@@ -150,10 +150,9 @@ def test_a_rank_that_fails_alone_leaves_nobody_waiting(tmp_path: Path) -> None:
     assert (first[0], second[0]) == (1, 1)
     assert second[2].splitlines()[-1].endswith("ValueError: planted")  # with its traceback: it may be a bug
     (line,) = first[2].splitlines()
-    assert line.startswith(
-        "fds-dist: lost another rank (it exited, or did not answer for 10 minutes); see its output ("
-    )
-    assert "failed; message: lost another rank" in first[1]
+    assert line.startswith("fds-dist: rank 1 ended: ValueError: planted at ")
+    assert "own_tasks.py:" in line
+    assert "failed; message: rank 1 ended: ValueError: planted at " in first[1]
 
 
 # --- wrong input ---
