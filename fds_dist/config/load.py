@@ -14,11 +14,11 @@ from pydantic import ValidationError
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.kinds import show
 from fds_dist.common.paths import expand_path
-from fds_dist.common.registry import nearest
 from fds_dist.config.explain import Finding, dotted, findings
 from fds_dist.config.explain import Path as KeyPath
 from fds_dist.config.schema import Config
 from fds_dist.config.sections import Section
+from fds_dist.config.sources import is_run_folder, read_config_file
 from fds_dist.config.yaml_text import dump_yaml, parse_yaml
 
 Source = str | Path | Mapping[str, Any] | Config
@@ -90,7 +90,8 @@ def read_draft(source: Source, overrides: Sequence[str] = ()) -> Draft:
     """Read a config, collecting all faults instead of stopping at the first.
 
     Args:
-        source: path of a YAML file, or the config as a mapping.
+        source: path of a YAML file, the folder of a run, the name of a shipped config (`digits`, `paper/figure1`), or
+            the config as a mapping.
         overrides: `key.sub=value`, with YAML values, applied in their order.
     """
     data, faults = read_mapping(source)
@@ -99,15 +100,22 @@ def read_draft(source: Source, overrides: Sequence[str] = ()) -> Draft:
     broken = {fault.key for fault in faults if fault.key}
     tangents_dtype = LEFT_OUT if data is None else _without_tangents_dtype(data)
     config = None if data is None else _repaired(data, faults, broken)
-    remarks: tuple[str, ...] = ()
+    remarks = () if config is None else _remarks_on(source)
     if config is not None and tangents_dtype is not LEFT_OUT:
         if tangents_dtype in (None, config.dtype) or "dtype" in broken:
-            remarks = (TANGENTS_DTYPE_IS_GONE,)
+            remarks = remarks or (TANGENTS_DTYPE_IS_GONE,)  # nobody wrote the config of a run's folder
         else:
             problem = f"{tangents_dtype} differs from dtype {config.dtype}"
             faults.append(Fault("tangents.dtype", problem, f"{config.dtype}, or leave it out"))
             broken.add("tangents.dtype")
     return Draft(config, faults, frozenset(broken), remarks)
+
+
+def _remarks_on(source: Source) -> tuple[str, ...]:
+    """That a run's folder stands for its config."""
+    if isinstance(source, (Config, Mapping)) or not is_run_folder(Path(expand_path(source))):
+        return ()
+    return (f"{source} is the folder of a run: its config is read; to continue that run: --resume {source}",)
 
 
 def _without_tangents_dtype(data: dict[str, Any]) -> object:
@@ -144,7 +152,7 @@ def read_mapping(source: Source) -> tuple[dict[str, Any] | None, list[Fault]]:
         content = source
     else:
         try:
-            content, faults = _read_file(expand_path(source))
+            content, faults = read_config_file(expand_path(source))
         except UserError as error:
             return None, list(error.faults)
         if content is None and faults:
@@ -154,23 +162,6 @@ def read_mapping(source: Source) -> tuple[dict[str, Any] | None, list[Fault]]:
         return content, faults
     problem = "the file is empty" if content is None else f"the file holds {show(content)}"
     return None, [*faults, Fault("", f"{source}: {problem}", "a mapping from keys to values")]
-
-
-def _read_file(path: Path) -> tuple[object, list[Fault]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        folder = path.parent
-        if not folder.is_dir():
-            return None, [Fault("", f"{path}: there is no folder {folder}", "the path of a YAML file")]
-        nearest_name = nearest(path.name, (entry.name for entry in folder.iterdir() if entry.is_file()))
-        return None, [Fault("", f"{path}: no such file", suggestion=str(folder / nearest_name) if nearest_name else "")]
-    except UnicodeDecodeError:
-        return None, [Fault("", f"{path}: not a text file in UTF-8", "the path of a YAML file")]
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        reason = getattr(error, "strerror", None) or error
-        return None, [Fault("", f"{path}: {reason}", "the path of a YAML file")]
-    return parse_yaml(text, source=str(path))
 
 
 def _plain(value: Any, path: KeyPath, faults: list[Fault]) -> Any:

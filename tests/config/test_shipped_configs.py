@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,14 @@ def test_the_twin_with_many_numbers_has_at_least_sixty() -> None:
     learned = {name: each for name, each in config.hyperparameters.items() if isinstance(each, HyperparameterConfig)}
     assert sum(each.buckets * (groups if each.per_group else 1) for each in learned.values()) >= 60
     assert {"lr", "momentum", "weight_decay", "label_smoothing"} == set(learned)
+
+
+def test_all_of_them_are_in_the_wheel_beside_the_package() -> None:
+    """The link `fds_dist/configs` leads to the folder, and `package-data` names each file below it."""
+    project, link = CONFIGS.parent, CONFIGS.parent / "fds_dist" / "configs"
+    assert link.resolve() == CONFIGS
+    listed = re.search(r"^fds_dist = (\[.*\])$", (project / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed is not None
+    shipped = {path for pattern in ast.literal_eval(listed[1]) for path in link.parent.glob(pattern)}
+    files = {link / path.relative_to(CONFIGS) for path in CONFIGS.rglob("*") if path.is_file()}
+    assert len(files) >= 15 and files <= shipped
