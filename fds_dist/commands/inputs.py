@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 from fds_dist.build import Build, ModelBuilder, build, settled, weights_file
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.values import Row
-from fds_dist.config import Config, Draft, HyperparameterConfig, read_draft
+from fds_dist.config import Config, DistributedConfig, Draft, HyperparameterConfig, read_draft
 from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.arithmetic import arithmetic_restored
 from fds_dist.distributed.devices import with_gpus
@@ -59,7 +59,8 @@ def launched(
     Raises:
         UserError: on all ranks, with the faults of all of them.
     """
-    environment = with_gpus(read_environment())
+    timeout = timeout_of(lambda: draft_of(config, overrides, resume, task).config)
+    environment = with_gpus(replace(read_environment(), timeout=timeout))
 
     def built_here() -> Build:
         draft = prepare(draft_of(config, overrides, resume, task))
@@ -69,6 +70,15 @@ def launched(
         built = on_all_ranks(environment, built_here)
         with built.ranks(environment) as ranks:
             yield settled(built, ranks, spread), ranks
+
+
+def timeout_of(read: Callable[[], Config | None]) -> float:
+    """`distributed.timeout` of this rank's config, for the ranks to meet. The default where the config cannot be read,
+    which they tell each other when they have met."""
+    with suppress(UserError):
+        if (config := read()) is not None:
+            return config.distributed.timeout
+    return DistributedConfig().timeout
 
 
 def draft_of(

@@ -153,6 +153,9 @@ Decay = Annotated[
     Annotated[_Finite, Field(ge=0, lt=1)] | None, expects("a number of at least 0 and below 1, or null for no average")
 ]
 Clip = Annotated[_AboveZero | None, expects("a number above 0, or null for no clipping")]
+Timeout = Annotated[
+    Annotated[_Finite, Field(ge=5, le=86400)], expects("a number of seconds of at least 5 and at most 86400, a day")
+]
 SecondsOrNull = Annotated[_AboveZero | None, expects("a number of seconds above 0, or null for no limit")]
 NonNegative = Annotated[_Finite, Field(ge=0), expects("a number of at least 0")]
 FromOne = Annotated[_Finite, Field(ge=1), expects("a number of at least 1")]

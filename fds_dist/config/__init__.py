@@ -7,7 +7,7 @@ from fds_dist.config.hyperparameters import GroupOverride, HyperparameterConfig
 from fds_dist.config.inner import InnerConfig
 from fds_dist.config.load import Draft, Faults, dump_config, load_config, read_draft
 from fds_dist.config.outer import OuterConfig
-from fds_dist.config.ranks import CheckpointConfig, ConsistencyConfig, MeshConfig
+from fds_dist.config.ranks import CheckpointConfig, ConsistencyConfig, DistributedConfig, MeshConfig
 from fds_dist.config.schema import Config, ModelConfig, TaskConfig
 from fds_dist.config.tracking import TrackingConfig, WandbConfig
 
@@ -15,6 +15,7 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "ConsistencyConfig",
+    "DistributedConfig",
     "Draft",
     "Faults",
     "GreedyConfig",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fds_dist.common.kinds import AutoCount, Count, Positive
+from fds_dist.common.kinds import AutoCount, Count, Positive, Timeout
 from fds_dist.config.sections import Section
 
 
@@ -22,6 +22,16 @@ class MeshConfig(Section):
 
     batch_norm: Literal["whole", "part"] = "whole"
     """Batch statistics of batch-norm along the data axis: those of the whole batch, or of each rank's part."""
+
+
+class DistributedConfig(Section):
+    """How ranks wait for each other."""
+
+    timeout: Timeout = 600.0
+    """Seconds after which a rank that waits for another one ends, with a line that names the rank that is silent, its
+    host and its last step. More than the longest time that a rank may be busy alone: loading data, saving, compiling,
+    or a callback. At least 5, since a busy machine may stop a process for a second or two; at most a day, since a job
+    that is stuck still pays for all its devices. The same on all ranks."""
 
 
 class ConsistencyConfig(Section):

@@ -25,7 +25,7 @@ from fds_dist.config.hyperparameters import Hyperparameters, hyperparameter_cont
 from fds_dist.config.inner import InnerConfig
 from fds_dist.config.optimizer import takes_nesterov
 from fds_dist.config.outer import OuterConfig
-from fds_dist.config.ranks import CheckpointConfig, ConsistencyConfig, MeshConfig
+from fds_dist.config.ranks import CheckpointConfig, ConsistencyConfig, DistributedConfig, MeshConfig
 from fds_dist.config.sections import Contradiction, FunctionConfig, Section, refuse
 from fds_dist.config.tracking import TrackingConfig
 
@@ -112,6 +112,9 @@ class Config(Section):
 
     mesh: MeshConfig = MeshConfig()
     """Ranks along each parallel axis."""
+
+    distributed: DistributedConfig = DistributedConfig()
+    """How ranks wait for each other."""
 
     consistency: ConsistencyConfig = ConsistencyConfig()
     """The check that ranks hold the same bits."""

@@ -15,7 +15,7 @@ from torch.distributed.distributed_c10d import Store
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.words import plural
 from fds_dist.distributed.environment import LaunchEnvironment
-from fds_dist.distributed.errors import TIMEOUT, rank_errors
+from fds_dist.distributed.errors import rank_errors
 from fds_dist.distributed.store import shared_store
 
 Made = TypeVar("Made")
@@ -44,7 +44,7 @@ def on_all_ranks(environment: LaunchEnvironment, make: Callable[[], Made]) -> Ma
         raise
     with rank_errors():
         _publish(store, environment.rank, faults)
-        all_faults = merged_faults([_published(store, rank) for rank in range(environment.world_size)])
+        all_faults = merged_faults(_published(store, environment))
     if not all_faults:
         return made  # type: ignore[return-value]
     _leave_last(store, environment)
@@ -59,7 +59,7 @@ def told_by_all(environment: LaunchEnvironment, value: Any) -> list[Any]:
         store = shared_store(environment)
         store.set(f"told/{environment.rank}", json.dumps(value))
         names = [f"told/{rank}" for rank in range(environment.world_size)]
-        store.wait(names, TIMEOUT)
+        store.wait(names, environment.patience)
         return [json.loads(store.get(name)) for name in names]
 
 
@@ -80,10 +80,11 @@ def _publish(store: Store, rank: int, faults: Sequence[Fault]) -> None:
     store.set(f"faults/{rank}", json.dumps([asdict(fault) for fault in faults]))
 
 
-def _published(store: Store, rank: int) -> list[Fault]:
-    key = f"faults/{rank}"
-    store.wait([key], TIMEOUT)  # a store of the caller's may be less patient
-    return [Fault(**fields) for fields in json.loads(store.get(key))]
+def _published(store: Store, environment: LaunchEnvironment) -> list[list[Fault]]:
+    """Each rank's faults, in rank order."""
+    keys = [f"faults/{rank}" for rank in range(environment.world_size)]
+    store.wait(keys, environment.patience)  # a store of the caller's may be less patient
+    return [[Fault(**fields) for fields in json.loads(store.get(key))] for key in keys]
 
 
 def _leave_last(store: Store, environment: LaunchEnvironment) -> None:

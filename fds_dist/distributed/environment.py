@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from fds_dist.common.faults import Fault, UserError
@@ -39,6 +40,8 @@ class LaunchEnvironment:
     """Whether the launcher says that all ranks are on this host."""
     has_group: bool = False
     """Whether the caller's process group of all ranks is used, instead of one of the run's own."""
+    timeout: float = field(default=600.0, compare=False)
+    """Seconds after which this rank no longer waits for another one: `distributed.timeout`. No part of the place."""
     gpus: tuple[GpuView, ...] = field(default=(), compare=False)
     """What each rank sees of GPUs, this rank first; empty: the ranks did not tell each other. No part of the place."""
 
@@ -46,6 +49,11 @@ class LaunchEnvironment:
     def distributed(self) -> bool:
         """Whether there are other ranks."""
         return self.world_size > 1
+
+    @property
+    def patience(self) -> timedelta:
+        """`timeout`, as PyTorch takes it."""
+        return timedelta(seconds=self.timeout)
 
 
 def read_environment(env: Mapping[str, str] | None = None) -> LaunchEnvironment:

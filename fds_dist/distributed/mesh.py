@@ -29,7 +29,7 @@ from fds_dist.distributed.addresses import name_interface
 from fds_dist.distributed.data_axis import DataAxis, as_numbers
 from fds_dist.distributed.devices import reproducible_threads
 from fds_dist.distributed.environment import LaunchEnvironment
-from fds_dist.distributed.errors import TIMEOUT, ending, rank_errors
+from fds_dist.distributed.errors import ending, rank_errors
 from fds_dist.distributed.store import hosts_store, shared_store
 
 Value = TypeVar("Value")
@@ -136,12 +136,12 @@ class Ranks:
             store=store,
             rank=self.rank,
             world_size=self.world_size,
-            timeout=TIMEOUT,
+            timeout=self.environment.patience,
         )
 
     def _new_group(self, stack: ExitStack, ranks: list[int]) -> dist.ProcessGroup | None:
         """A group of `ranks` that ends with the context; None on other ranks. All ranks of the run call this alike."""
-        group: Any = dist.new_group(ranks, timeout=TIMEOUT, backend=self._backend)
+        group: Any = dist.new_group(ranks, timeout=self.environment.patience, backend=self._backend)
         if self.rank not in ranks:
             return None
         if self.environment.has_group:  # otherwise the end of the run's world group ends all groups

@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.distributed.environment import LaunchEnvironment
-from fds_dist.distributed.errors import TIMEOUT, RankLost
+from fds_dist.distributed.errors import RankLost
 
 PATIENCE = 10.0
 """Seconds after which a name that nobody knows, a host without a way to it, or a silent listener is a mistake."""
@@ -62,13 +62,13 @@ def _store(environment: LaunchEnvironment) -> Store:
     addresses = _resolved(address)
     if _of_torchrun():  # torchrun itself has the store, at this port
         host = f"[{address}]" if ":" in address else address
-        return next(iter(rendezvous(f"tcp://{host}:{port}", environment.rank, size, timeout=TIMEOUT)))[0]
+        return next(iter(rendezvous(f"tcp://{host}:{port}", environment.rank, size, timeout=environment.patience)))[0]
     if environment.rank == 0 or environment.one_host:
         _check_is_here(address, addresses)
     if environment.rank > 0:
-        return TCPStore(address, _ask_rank_0(environment), size, is_master=False, timeout=TIMEOUT)
+        return TCPStore(address, _ask_rank_0(environment), size, is_master=False, timeout=environment.patience)
     with _listening(port) as listener:
-        store = TCPStore(address, 0, size, is_master=True, timeout=TIMEOUT, wait_for_workers=False)
+        store = TCPStore(address, 0, size, is_master=True, timeout=environment.patience, wait_for_workers=False)
         _answer_others(listener, environment, store.port)
     return store
 
@@ -111,7 +111,7 @@ def _listening(port: int) -> socket.socket:
 
 def _answer_others(listener: socket.socket, environment: LaunchEnvironment, store_port: int) -> None:
     """Rank 0: tells each other rank where the store is, until all have come."""
-    size, deadline = environment.world_size, time.monotonic() + TIMEOUT.total_seconds()
+    size, deadline = environment.world_size, time.monotonic() + environment.timeout
     missing = set(range(1, size))
     while missing:
         listener.settimeout(max(0.0, deadline - time.monotonic()) or 1e-3)
@@ -160,7 +160,7 @@ def _connected(environment: LaunchEnvironment) -> socket.socket:
     """A connection to rank 0, which may start later than this rank."""
     host, port = environment.master_address, environment.master_port
     began = time.monotonic()
-    while time.monotonic() - began < TIMEOUT.total_seconds():
+    while time.monotonic() - began < environment.timeout:
         try:
             return socket.create_connection((host, port), timeout=PATIENCE)
         except (ConnectionError, TimeoutError):

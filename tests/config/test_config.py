@@ -129,6 +129,7 @@ def test_a_resolved_config_lists_every_section_in_the_contracts_order():
         "compare",
         "consistency",
         "device",
+        "distributed",
         "greedy",
         "name",
         "precision",
@@ -192,6 +193,15 @@ WRONG = [
     ("outer.tolerance='1e-3'", "outer.tolerance: '1e-3' is text; expected a number of at least 0"),
     ("outer.tolerance=.nan", "outer.tolerance: nan is not finite; expected a number of at least 0"),
     ("outer.optimizer=lbfgs", "outer.optimizer: 'lbfgs' is not valid; expected sign, rprop, sgd or adam"),
+    (
+        "distributed.timeout=4",
+        "distributed.timeout: 4 is out of range; expected a number of seconds of at least 5 and at most 86400, a day",
+    ),
+    (
+        "distributed.timeout=1e5",
+        "distributed.timeout: 100000.0 is out of range; "
+        "expected a number of seconds of at least 5 and at most 86400, a day",
+    ),
     ("consistency.every=0", "consistency.every: 0 is out of range; expected a whole number of at least 1"),
     (
         "inner.optimizer=adamm",

@@ -16,7 +16,7 @@ from torch import nn
 
 from fds_dist.build import Build, ModelBuilder, build, settled
 from fds_dist.commands.check.cost import CostReport, Memory, cost_report
-from fds_dist.commands.inputs import Source, draft_of
+from fds_dist.commands.inputs import Source, draft_of, timeout_of
 from fds_dist.common.console import as_html, default_console, paragraph, plain_table
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.words import bytes_text, counted, duration, percent, ranges_text
@@ -77,7 +77,8 @@ def check(
         >>> [rank.elements for rank in result.report.ranks]
         [(0, 3), (1, 2)]
     """
-    environment = with_gpus(read_environment())
+    timeout = timeout_of(lambda: draft_of(config, overrides, None, task).config)
+    environment = with_gpus(replace(read_environment(), timeout=timeout))
     planned = environment if world_size is None else replace(environment, rank=0, world_size=world_size)
     if planned.world_size < 1:
         raise UserError(Fault("--world-size", f"{world_size} is out of range", "a whole number of at least 1"))

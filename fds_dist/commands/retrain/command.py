@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
 from fds_dist.build import ModelBuilder, model_builder
-from fds_dist.commands.inputs import check_weights, task_maker, wandb_session
+from fds_dist.commands.inputs import check_weights, task_maker, timeout_of, wandb_session
 from fds_dist.commands.retrain.records import RetrainResult
 from fds_dist.commands.retrain.reporting import ConsoleReporter, Reporter, WandbReporter
 from fds_dist.commands.retrain.settings import RetrainSettings, read_settings
 from fds_dist.commands.retrain.trainer import retrain as retrain_seeds
 from fds_dist.commands.run import RunSource, model_of, run_path, task_of
-from fds_dist.config import Config, load_config
+from fds_dist.config import Config, load_config, read_draft
 from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.arithmetic import Arithmetic, arithmetic_restored
 from fds_dist.distributed.devices import set_up, with_gpus
@@ -68,7 +68,9 @@ def retrain(
         >>> [result.seed for result in done.results]
         [0, 1]
     """
-    environment, folder = with_gpus(read_environment()), RunFolder(run_path(run_dir))
+    folder = RunFolder(run_path(run_dir))
+    timeout = timeout_of(lambda: read_draft(folder.config).config)
+    environment = with_gpus(replace(read_environment(), timeout=timeout))
     task, model = task_of(run_dir, task), model_of(run_dir, model)
     config, schedule, settings = on_all_ranks(environment, lambda: _read(folder, overrides))
     with arithmetic_restored():
