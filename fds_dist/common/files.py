@@ -1,10 +1,12 @@
-"""Files that are written whole or not at all, and checksums."""
+"""Files that are written whole or not at all, checksums, and JSON that any file may hold."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -33,3 +35,25 @@ def digest(path: Path) -> str:
         while chunk := file.read(1 << 20):  # `hashlib.file_digest` came with Python 3.11
             checksum.update(chunk)
     return checksum.hexdigest()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The JSON values of a text.
+
+    Raises:
+        ValueError: it is not JSON in UTF-8, or is nested too deeply to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path) -> Any:
+    """The JSON values in a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: see `parse_json`.
+    """
+    return parse_json(path.read_bytes())

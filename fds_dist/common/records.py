@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
 from fds_dist.common.faults import Fault, UserError
@@ -23,8 +23,23 @@ from fds_dist.common.faults import Fault, UserError
 FloatOrNan = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A number that is read as NaN where the file has null."""
 
-FloatOrInf = Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
-"""A loss to compare by: null, which stands for a run that diverged, is read as infinity."""
+FloatOrInf = Annotated[float, BeforeValidator(lambda value: math.inf if value is None or value != value else value)]
+"""A loss to compare by: null, which stands for a run that diverged, is read as infinity, and so is NaN."""
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+"""A number that is never NaN or infinite, such as an element of λ."""
+
+NotNaN = Annotated[float, Field(ge=-math.inf)]
+"""A number that is never NaN."""
+
+NonNegative = Annotated[float, Field(ge=0)]
+"""A number of at least 0, not NaN."""
+
+Whole = Annotated[int, Field(ge=0)]
+"""A whole number of at least 0."""
+
+Count = Annotated[int, Field(ge=1)]
+"""A whole number of at least 1."""
 
 KINDS = {
     "int_type": "a whole number",
@@ -35,6 +50,7 @@ KINDS = {
     "tuple_type": "a list",
     "dict_type": "an object",
     "dataclass_type": "an object",
+    "finite_number": "a finite number",
 }
 """What a value should have been, by pydantic's type of error."""
 

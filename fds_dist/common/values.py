@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import TypeAdapter, WrapValidator
+from pydantic import AfterValidator, Field, TypeAdapter, WrapValidator
 
-from fds_dist.common.records import FloatOrNan
+from fds_dist.common.records import Finite, FloatOrNan
 
 Value: TypeAlias = Any
 """A float or a sequence of floats. Not their union: a reader of a learning rate would have to rule out a sequence."""
@@ -93,16 +93,32 @@ def _summary(numbers: Sequence[float]) -> dict[str, float]:
     return {"mean": math.fsum(numbers) / len(numbers), "min": min(numbers), "max": max(numbers)}
 
 
-_NUMBER, _NUMBERS, _LIST = TypeAdapter(FloatOrNan), TypeAdapter(list[FloatOrNan]), TypeAdapter(list[Any])
+def _read_as(number: TypeAdapter[Any], numbers: TypeAdapter[Any]) -> WrapValidator:
+    """Reads a number, or a list of numbers."""
+
+    def read(value: Any, handler: Any) -> Value:
+        return (numbers if isinstance(value, list) else number).validate_python(value, strict=True)
+
+    return WrapValidator(read)
 
 
-def _read_value(value: Any) -> Value:
-    """A number or a list of numbers; null is NaN."""
-    return (_NUMBERS if isinstance(value, list) else _NUMBER).validate_python(value, strict=True)
+def _even(row: Row) -> Row:
+    """The row, whose values must be numbers, or lists of one length."""
+    if len({isinstance(value, list) and len(value) for value in row}) > 1:
+        raise ValueError("its values differ in their length")
+    return row
 
 
-ValueOrNan: TypeAlias = Annotated[Value, WrapValidator(lambda value, handler: _read_value(value))]
-"""A `Value` in a record."""
+ValueOrNan: TypeAlias = Annotated[Value, _read_as(TypeAdapter(FloatOrNan), TypeAdapter(list[FloatOrNan]))]
+"""A `Value` in a record; null is NaN."""
 
 RowOrNan: TypeAlias = list[ValueOrNan]
-"""A `Row` in a record."""
+"""A `Row` in a record; null is NaN."""
+
+FiniteValue: TypeAlias = Annotated[
+    Value, _read_as(TypeAdapter(Finite), TypeAdapter(Annotated[list[Finite], Field(min_length=1)]))
+]
+"""A `Value` in a record of what a run trained with, which is finite."""
+
+FiniteRow: TypeAlias = Annotated[list[FiniteValue], Field(min_length=1), AfterValidator(_even)]
+"""A `Row` in a record of what a run trained with."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fds_dist.common.records import FloatOrInf, from_values
+from fds_dist.common.records import Count, Finite, FloatOrInf, NonNegative, NotNaN, Whole, from_values
 from fds_dist.common.words import duration
 from fds_dist.inner.problem import Problem
 from fds_dist.outer.rules import OuterRule, OuterState
@@ -46,19 +46,19 @@ class OuterSettings:
 class OuterProgress:
     """The state of the outer loop between two outer steps: everything that is needed to continue."""
 
-    outer_step: int
+    outer_step: Whole
     """Outer steps done."""
-    values: list[float]
+    values: list[Finite]
     """[K] λ for the next outer step."""
     state: OuterState
-    horizon: int
+    horizon: Count
     """The inner steps of the last outer step, and of the schedule."""
     converged: bool = False
-    best: tuple[int, list[float], float, float | None] | None = None
+    best: tuple[Whole, list[Finite], Finite, NotNaN | None] | None = None
     """(outer step, its λ, validation loss, accuracy) of the lowest validation loss so far."""
     first_val_loss: FloatOrInf = math.inf
     """The validation loss of the first outer step; infinite if that run diverged."""
-    seconds: float = field(default=0.0, compare=False)
+    seconds: NonNegative = field(default=0.0, compare=False)
     """The time of all outer steps by the clock of rank 0, earlier starts included."""
 
     def diverged(self, val_loss: float) -> bool:
@@ -76,8 +76,22 @@ class OuterProgress:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> OuterProgress:
-        """The inverse of `to_dict`, also from values that were read from JSON."""
-        return from_values(cls, content)
+        """The inverse of `to_dict`, also from values that were read from JSON.
+
+        Raises:
+            ValueError: the content is no such state.
+        """
+        progress = from_values(cls, content)
+        lengths = {
+            len(progress.values),
+            len(progress.state.elements),
+            len(progress.best[1] if progress.best else progress.values),
+        }
+        if len(lengths) > 1:
+            raise ValueError(f"values, elements and best are of {', '.join(map(str, sorted(lengths)))} numbers")
+        if progress.best and progress.best[0] >= progress.outer_step:
+            raise ValueError(f"best is of outer step {progress.best[0]}, of {progress.outer_step} done")
+        return progress
 
 
 def initial_progress(problem: Problem, rule: OuterRule, settings: OuterSettings) -> OuterProgress:

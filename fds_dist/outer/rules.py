@@ -16,22 +16,28 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
+from pydantic import Field
+
+from fds_dist.common.records import NonNegative, NotNaN, Whole
 from fds_dist.schedule.space import HyperparameterSpace
 
 SHRINK = 0.5
 """Factor on a step when a hypergradient is not finite, or when the inner run diverged."""
 
 
+Sign = Annotated[int, Field(ge=-1, le=1)]
+
+
 class Element(NamedTuple):
     """The state of one element of λ. Every rule uses `step`, and those of the other fields that it needs."""
 
-    step: float  # in units of the hyperparameter's scale
-    sign: int = 0  # of the last non-zero hypergradient; 0 before the first
-    first: float = 0.0  # velocity, or running mean of the hypergradient
-    second: float = 0.0  # running mean of its square
-    seen: int = 0  # number of hypergradients so far
+    step: NonNegative  # in units of the hyperparameter's scale
+    sign: Sign = 0  # of the last non-zero hypergradient; 0 before the first
+    first: NotNaN = 0.0  # velocity, or running mean of the hypergradient
+    second: NonNegative = 0.0  # running mean of its square
+    seen: Whole = 0  # number of hypergradients so far
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class OuterState:
     """The state of an outer optimizer."""
 
     elements: tuple[Element, ...]  # [K]
-    failures: int = 0  # outer steps in a row with a non-finite hypergradient
+    failures: Whole = 0  # outer steps in a row with a non-finite hypergradient
 
     @property
     def steps(self) -> tuple[float, ...]:
@@ -60,6 +66,9 @@ class OuterStep:
 @dataclass(frozen=True)
 class OuterRule(ABC):
     """An outer optimizer: the rule by which one element moves. A relative `tolerance` ends the search."""
+
+    kind: ClassVar[str]
+    """Rules of the same kind take over each other's state."""
 
     decay: float = 0.5
     tolerance: float = 0.05
@@ -135,6 +144,7 @@ class SignRule(OuterRule):
     A zero hypergradient moves nothing; the sign before it is kept for the next comparison.
     """
 
+    kind = "sign"
     growth: float = 1.0
     """Factor on the step while the sign stays: 1 in the paper, above 1 for RProp."""
 
@@ -156,6 +166,7 @@ EPSILON = 1e-12
 class GradientRule(OuterRule):
     """v ← momentum·v + slope;  λ ← λ − step·v."""
 
+    kind = "gradient"
     momentum: float = 0.0
 
     def move(self, slope: float, element: Element) -> tuple[float, Element]:
@@ -172,6 +183,7 @@ class GradientRule(OuterRule):
 class AdamRule(OuterRule):
     """λ ← λ − step·m̂/√ŝ with bias-corrected running means m of the slope and s of its square (Kingma & Ba, 2015)."""
 
+    kind = "adam"
     beta1: float = 0.0
     beta2: float = 0.9
 

@@ -12,43 +12,100 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.files import digest, write_text_atomic
+from fds_dist.common.files import digest, parse_json, write_text_atomic
 from fds_dist.distributed.mesh import Ranks
+
+State = TypeVar("State")
 
 _NAME = re.compile(r"outer_(\d+)\.json")
 
 
+def sealed(values: Any) -> str:
+    """JSON values with their checksum, as text; floats stay exact."""
+    text = json.dumps(values, sort_keys=True)
+    return json.dumps({"sha256": _digest(text), "state": text}) + "\n"
+
+
+def unsealed(content: bytes) -> Any:
+    """The JSON values that `sealed` was given.
+
+    Raises:
+        ValueError: the content is not what `sealed` wrote.
+    """
+    try:
+        box = parse_json(content)
+        if isinstance(box, dict) and _digest(box["state"]) == box["sha256"]:
+            return parse_json(box["state"])
+    except (KeyError, AttributeError):
+        pass
+    raise ValueError("its checksum is wrong")
+
+
 def save_checkpoint(folder: Path, outer_steps_done: int, state: dict[str, Any], keep: int) -> Path:
-    """Writes `state` (JSON values; floats stay exact) and deletes all but the newest `keep` checkpoints."""
+    """Writes `state` (JSON values), and deletes what is older than the newest `keep` checkpoints that are whole."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"outer_{outer_steps_done:04d}.json"
-    text = json.dumps(state, sort_keys=True)
-    write_text_atomic(path, json.dumps({"sha256": _digest(text), "state": text}) + "\n")
-    for old in _newest_first(folder)[keep:]:
-        old.unlink(missing_ok=True)
+    write_text_atomic(path, sealed(state))
+    whole = 0
+    for checkpoint in _newest_first(folder):
+        if whole < keep:
+            whole += _is_whole(checkpoint)
+        else:
+            _remove(checkpoint)
     return path
 
 
-def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """The state of the newest whole checkpoint in `folder`; None without one. `warn` gets a line per damaged one."""
+def _as_it_is(number: int, state: Any) -> Any:
+    return state
+
+
+def load_checkpoint(
+    folder: Path, warn: Callable[[str], None], read: Callable[[int, dict[str, Any]], State] = _as_it_is
+) -> State | None:
+    """The state of the newest checkpoint in `folder` that is whole; None without one.
+
+    Args:
+        warn: gets a line for each damaged one.
+        read: makes the result of what `save_checkpoint` was given; a ValueError says what is wrong with that.
+    """
     for path in _newest_first(folder):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if _digest(content["state"]) == content["sha256"]:
-                return json.loads(content["state"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass
-        warn(f"{path} is damaged; using the checkpoint before it")
+            state = unsealed(path.read_bytes())
+            if not isinstance(state, dict):
+                raise ValueError("it holds no state")
+            return read(_number(path), state)
+        except (OSError, ValueError) as error:
+            problem = error.strerror if isinstance(error, OSError) else error
+        warn(f"{path} is damaged ({problem}); using the checkpoint before it")
     return None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        unsealed(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    """Removes an old checkpoint; one that cannot be removed stays."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def _newest_first(folder: Path) -> list[Path]:
     paths = [path for path in folder.glob("outer_*.json") if _NAME.fullmatch(path.name)]
-    return sorted(paths, key=lambda path: int(path.stem.removeprefix("outer_")), reverse=True)
+    return sorted(paths, key=_number, reverse=True)
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.removeprefix("outer_"))
 
 
 def _digest(text: str) -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from fds_dist.common.records import FloatOrNan, from_line, to_values
-from fds_dist.common.values import Row, RowOrNan, Value, figures
+from fds_dist.common.records import Count, FloatOrNan, NotNaN, Whole, from_line, to_values
+from fds_dist.common.values import FiniteRow, Row, RowOrNan, Value, figures
 from fds_dist.tracking.verdict import Verdict
 
 
@@ -51,17 +51,17 @@ class OuterRecord:
     """One outer step: a line of ``history.jsonl``. Each hyperparameter has one value per bucket: a number, or a list of
     its `size` numbers."""
 
-    outer_step: int
-    horizon: int
-    hyperparameters: dict[str, RowOrNan]
+    outer_step: Whole
+    horizon: Count
+    hyperparameters: dict[str, FiniteRow]
     """The values of this step's inner run."""
     hypergradients: dict[str, RowOrNan]
     """d val_loss / d value, a sum over the bucket's window."""
     val_loss: FloatOrNan
-    val_accuracy: float | None
+    val_accuracy: NotNaN | None
     """The task's metric of that name, else the share of right answers; None where neither is meant."""
     seconds: FloatOrNan
-    world_size: int
+    world_size: Count
     step_sizes: dict[str, RowOrNan] = field(default_factory=dict)
     """The outer optimizer's step sizes after its update."""
     events: list[str] = field(default_factory=list)

@@ -14,7 +14,7 @@ from fds_dist.commands.optimize.from_python import FromPython
 from fds_dist.commands.optimize.next_steps import next_steps
 from fds_dist.commands.optimize.origin import launch_of_search, new_folder, write_origin
 from fds_dist.commands.optimize.outcome import Outcome, Outcomes, inner_settings
-from fds_dist.commands.optimize.resume import first_progress, going_on, nothing_left
+from fds_dist.commands.optimize.resume import checkpoint_content, first_progress, going_on, nothing_left
 from fds_dist.commands.report.contents import read_run
 from fds_dist.commands.report.page import write_report
 from fds_dist.commands.run import RunResult
@@ -177,7 +177,7 @@ class Search(OuterListener):
         self.outcome = self.outcomes.unjudged(progress, read_history(self.folder.history))
         self.outcome.write(self.folder)
         keep = self.built.config.checkpoint.keep
-        save_checkpoint(self.folder.checkpoints, progress.outer_step, progress.to_dict(), keep)
+        save_checkpoint(self.folder.checkpoints, progress.outer_step, checkpoint_content(progress, self.built), keep)
         remove_folders(self.folder.checkpoints, INNER)
 
     def done(self, record: OuterRecord) -> None:
