@@ -6,25 +6,31 @@ A checkpoint is a folder that counts once its manifest is there, which is writte
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from fds_dist.common.files import digest, write_text_atomic
+from fds_dist.common.files import digest
 from fds_dist.distributed.mesh import Ranks
-from fds_dist.inner.checkpoint_files import read_parts, tensors_to_write
+from fds_dist.inner.checkpoint_files import (
+    MANIFEST,
+    Manifest,
+    Part,
+    read_manifest,
+    restored,
+    tensors_to_write,
+    write_manifest,
+)
 from fds_dist.inner.run import InnerState, Tangents
-from fds_dist.storage.checkpoints import changed_files, fresh_folder, newest_first, remove_folders
+from fds_dist.storage.checkpoints import fresh_folder, newest_first, remove_folders
 
 KIND = "inner"
-MANIFEST = "manifest.json"
 CHANCES = 100
 """How often in a horizon ranks of the `data` axis, which meet at every step, ask the first one's clock."""
 
@@ -62,14 +68,17 @@ class InnerCheckpoints:
 
     def restore(self, state: InnerState, tangents: Tangents) -> tuple[InnerState, Tangents]:
         """See `RunCheckpointer`; the state is as it was, to the last bit."""
-        for folder, manifest in self.ranks.on_first(lambda: list(self._candidates())) if self._possible else ():
-            files = manifest["files"]
-            sums = {name: file["sha256"] for name, file in files.items()}
-            if changed := changed_files(folder, sums, self.ranks):
-                self.note(f"{folder} is damaged ({', '.join(changed)}) and is passed over")
-                continue
-            self.note(f"goes on from inner step {manifest['step']} of {self.horizon}")
-            return read_parts(folder, files, self.ranks, replace(state, step=manifest["step"]), tangents)
+        if not self._possible:
+            return state, tangents
+        candidates, damaged = self.ranks.on_first(self._candidates)
+        for line in damaged:
+            self.note(line)
+        for folder, manifest in candidates:
+            result = restored(folder, manifest, self.ranks, state, tangents)
+            if not isinstance(result, str):
+                self.note(f"goes on from inner step {manifest.step} of {self.horizon}")
+                return result
+            self.note(f"{folder} is damaged ({result}) and is passed over")
         return state, tangents
 
     def keep(self, state: InnerState, tangents: Tangents) -> None:
@@ -79,12 +88,12 @@ class InnerCheckpoints:
             return
         folder = self.ranks.on_first(lambda: fresh_folder(self.folder, KIND))
         path = folder / f"rank-{self.ranks.rank}.safetensors"
-        problem, described = "", {}
+        problem, described = "", None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors_to_write(self.ranks, state, tangents), path)
             start = self.ranks.data.columns(len(state.weights)).start
-            described = {"sha256": digest(path), "start": start, "elements": list(tangents.elements)}
+            described = Part(digest(path), start, list(tangents.elements))
         except (OSError, SafetensorError) as error:
             problem = f"{path}: {error}"
         told = self.ranks.gather_objects((path.name, described, problem))
@@ -94,40 +103,53 @@ class InnerCheckpoints:
             self.note(f"no more checkpoints within this outer step: {problem}")
         self._saved = time.monotonic()
 
-    def _commit(self, folder: Path, step: int, told: Sequence[tuple[str, dict[str, Any], str]]) -> str:
+    def _commit(self, folder: Path, step: int, told: Sequence[tuple[str, Part | None, str]]) -> str:
         """On the first rank: lets the checkpoint count and removes older ones; returns what is in the way."""
         problems = [problem for _, _, problem in told if problem]
         problems += [
             f"{folder} is not one folder for all ranks" for name, _, _ in told if not (folder / name).is_file()
         ]
-        files = {name: described for name, described, _ in told}
-        manifest = {"run": self.run, "horizon": self.horizon, "step": step, "files": files}
+        files = {name: described for name, described, _ in told if described}
         try:
             if not problems:
-                write_text_atomic(folder / MANIFEST, json.dumps(manifest) + "\n")
+                write_manifest(folder, Manifest(dict(self.run), self.horizon, step, files))
         except OSError as error:
             problems.append(f"{folder / MANIFEST}: {error}")
         if problems:
             shutil.rmtree(folder, ignore_errors=True)
             return problems[0]
-        remove_folders(self.folder, KIND, [other for other, _ in self._candidates()][: self.count])
+        remove_folders(self.folder, KIND, [other for other, _ in self._candidates()[0]][: self.count])
         return ""
 
-    def _candidates(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """This run's checkpoints, newest first, with their manifests."""
+    def _candidates(self) -> tuple[list[tuple[Path, Manifest]], list[str]]:
+        """This run's checkpoints, newest first, with their manifests; and a line for each that is damaged."""
+        candidates, damaged = list[tuple[Path, Manifest]](), list[str]()
         for folder in newest_first(self.folder, KIND):
             try:
-                manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-                if _set_keys(manifest["run"]) == _set_keys(self.run) and manifest["horizon"] == self.horizon:
-                    yield folder, manifest
-            except (OSError, ValueError, KeyError, TypeError):
+                manifest = read_manifest(folder)
+            except FileNotFoundError:
                 continue  # left half-way
+            except (OSError, ValueError) as error:
+                damaged.append(f"{folder} is damaged ({MANIFEST}: {error}) and is passed over")
+                continue
+            if manifest.horizon == self.horizon and _is_same(manifest.run, self.run):
+                candidates.append((folder, manifest))
+        return candidates, damaged
 
 
 CAME_LATER = {"accumulate": 1, "size": 1, "shape": "constant", "precision": "ieee"}
 CAME_LATER |= {"compile": "auto", "cuda_graph": "auto"}
 """Keys of the config that earlier checkpoints do not have → the value that their runs had, or one that computes the
 same (to rounding, where steps are compiled from there on)."""
+
+
+def _is_same(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether both describe the same inner run: the order of hyperparameters and groups is that of λ."""
+    return _set_keys(earlier) == _set_keys(now) and _orders(earlier) == _orders(now)
+
+
+def _orders(run: Mapping[str, Any]) -> list[list[str]]:
+    return [list(run.get("hyperparameters", {})), list(run.get("inner", {}).get("groups") or {})]
 
 
 def _set_keys(values: Any) -> Any:

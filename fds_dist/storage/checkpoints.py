@@ -27,7 +27,7 @@ _NAME = re.compile(r"outer_(\d+)\.json")
 
 def sealed(values: Any) -> str:
     """JSON values with their checksum, as text; floats stay exact."""
-    text = json.dumps(values, sort_keys=True)
+    text = json.dumps(values)
     return json.dumps({"sha256": _digest(text), "state": text}) + "\n"
 
 
