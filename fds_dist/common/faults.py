@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fds_dist.common.secrets import hide_in_fault, hide_in_text
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -29,8 +31,9 @@ class Fault:
     """The nearest valid name, e.g. `inner.epochs`."""
 
     def __str__(self) -> str:
-        """One line, whatever the parts hold."""
-        text = f"{self.key}: {self.problem}" if self.key else self.problem
+        """One line, whatever the parts hold, without the secrets in them."""
+        problem = hide_in_fault(self.key, self.problem)
+        text = f"{hide_in_text(self.key)}: {problem}" if self.key else problem
         if self.expected:
             text += f"; expected {self.expected}"
         if self.suggestion:

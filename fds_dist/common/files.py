@@ -8,17 +8,26 @@ import os
 from pathlib import Path
 from typing import Any
 
+OWNER_ONLY = 0o600
+"""The mode of a file that may hold secrets."""
 
-def write_text_atomic(path: Path, text: str) -> None:
+
+def write_text_atomic(path: Path, text: str, mode: int | None = None) -> None:
     """`write_atomic` for text, in UTF-8."""
-    write_atomic(path, text.encode())
+    write_atomic(path, text.encode(), mode)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Writes a file so that readers see the old content or the new one, never a part, also after a crash."""
+def write_atomic(path: Path, content: bytes, mode: int | None = None) -> None:
+    """Writes a file so that readers see the old content or the new one, never a part, also after a crash.
+
+    Args:
+        mode: who may read it, from before its first byte is there; None: as the process's umask has it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Paths as a person writes them: `~`, `$NAME` and `${NAME}` stand for what a shell would put there."""
+"""Paths as a person writes them: `~`, `$NAME`, `${NAME}` and `${env:NAME}` stand for what a shell would put there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.variables import filled_in, missing_variables
 
 EXPECTED = "a path such as runs, ~/runs or $HOME/runs"
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
@@ -21,9 +22,9 @@ def expand_path(path: str | Path, key: str = "") -> Path:
     Raises:
         UserError: a variable is not set, or a user is unknown. Left as it is, the name would become a folder's.
     """
-    text = str(path)
+    missing, text = missing_variables(str(path)), filled_in(str(path))
     names = dict.fromkeys(plain or braced for plain, braced in _VARIABLE.findall(text))
-    unset = [name for name in names if name not in os.environ]
+    unset = [*missing, *(name for name in names if name not in os.environ)]
     home = os.path.expanduser(text)
     problems = [f"there is no environment variable {name}" for name in unset]
     if home == text and text.startswith("~"):

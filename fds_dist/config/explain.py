@@ -12,10 +12,11 @@ from fds_dist.common.faults import Fault
 from fds_dist.common.kinds import FAULT, fault_of, show
 from fds_dist.common.optimizers import HYPERPARAMETERS
 from fds_dist.common.registry import nearest
+from fds_dist.config.references import KeyPath
 from fds_dist.config.schema import Config
 from fds_dist.config.sections import Section
 
-Path = tuple[str | int, ...]
+Path = KeyPath
 
 ANY_NAME = "NAME"
 """Stands for a name that the user chooses in a valid key."""

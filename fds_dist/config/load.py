@@ -14,8 +14,10 @@ from pydantic import ValidationError
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.kinds import show
 from fds_dist.common.paths import expand_path
+from fds_dist.common.secrets import hide_secrets
 from fds_dist.config.explain import Finding, dotted, findings
 from fds_dist.config.explain import Path as KeyPath
+from fds_dist.config.references import fill_in, missing_faults, references_in
 from fds_dist.config.schema import Config
 from fds_dist.config.sections import Section
 from fds_dist.config.sources import is_run_folder, read_config_file
@@ -99,7 +101,13 @@ def read_draft(source: Source, overrides: Sequence[str] = ()) -> Draft:
         faults += _apply({} if data is None else data, override)
     broken = {fault.key for fault in faults if fault.key}
     tangents_dtype = LEFT_OUT if data is None else _without_tangents_dtype(data)
-    config = None if data is None else _repaired(data, faults, broken)
+    texts = dict(references_in(data))
+    for path, text in texts.items():
+        missing = missing_faults(dotted(path), text)
+        faults += missing
+        broken |= {fault.key for fault in missing}
+    config = None if data is None else _repaired(fill_in(data), faults, broken)
+    config = config.with_references(texts) if config is not None and texts else config
     remarks = () if config is None else _remarks_on(source)
     if config is not None and tangents_dtype is not LEFT_OUT:
         if tangents_dtype in (None, config.dtype) or "dtype" in broken:
@@ -136,13 +144,14 @@ def load_config(source: Source, overrides: Sequence[str] = ()) -> Config:
     return draft.config
 
 
-def dump_config(config: Config, width: int = 110) -> str:
+def dump_config(config: Config, width: int = 110, *, secrets: bool = True) -> str:
     """The resolved config as YAML: every default explicit, so that reading it gives an equal config.
 
     Args:
         width: columns after which lines are broken, where YAML allows it.
+        secrets: False hides them, for people to look at; see `fds_dist.common.secrets`.
     """
-    return dump_yaml(config.resolved(), width)
+    return dump_yaml(config.resolved() if secrets else hide_secrets(config.resolved()), width)
 
 
 def read_mapping(source: Source) -> tuple[dict[str, Any] | None, list[Fault]]:

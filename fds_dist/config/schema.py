@@ -5,10 +5,10 @@ The order of the fields is the order in the resolved `config.yaml`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import PrivateAttr, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
 from fds_dist.common.kinds import (
@@ -26,6 +26,7 @@ from fds_dist.config.inner import InnerConfig
 from fds_dist.config.optimizer import takes_nesterov
 from fds_dist.config.outer import OuterConfig
 from fds_dist.config.ranks import CheckpointConfig, ConsistencyConfig, DistributedConfig, MeshConfig
+from fds_dist.config.references import KeyPath, Written, put_back, values_at
 from fds_dist.config.sections import Contradiction, FunctionConfig, Section, refuse
 from fds_dist.config.tracking import TrackingConfig
 
@@ -146,6 +147,18 @@ class Config(Section):
 
     seed: Seed = 0
     """The seed from which every random number of the run is derived."""
+
+    _written: Written = PrivateAttr(default_factory=dict)
+
+    def resolved(self) -> dict[str, Any]:
+        """See `Section`; a text with a reference such as `${env:NAME}` is as the user wrote it."""
+        return put_back(super().resolved(), self._written)
+
+    def with_references(self, texts: Mapping[KeyPath, str]) -> Config:
+        """The config, which knows how the texts at these places were written before their references were filled in."""
+        config = self.model_copy()
+        config._written = values_at(super().resolved(), texts)
+        return config
 
     @model_validator(mode="before")
     @classmethod

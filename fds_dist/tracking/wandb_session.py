@@ -13,7 +13,7 @@ from typing import Any
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.interruptions import defer_signals
-from fds_dist.common.secrets import hide_secrets, is_secret
+from fds_dist.common.secrets import hide_secret_arguments, hide_secrets
 
 DEFAULT_MODE = "disabled"
 DEFAULT_PROJECT = "fds-dist"
@@ -89,7 +89,7 @@ class WandbSession:
             silent=True,
             console="off",  # the terminal is the console tracker's
             save_code=False,
-            x_disable_meta=any(map(is_secret, sys.argv)),  # the metadata hold the command line
+            x_disable_meta=hide_secret_arguments(sys.argv) != sys.argv,  # the metadata hold the command line
         )
         wandb.setup(settings)  # silent from the start: without an API key wandb must fail, not ask for one
         folder.mkdir(parents=True, exist_ok=True)

@@ -106,7 +106,7 @@ def print_check(
     paragraph(console, "[bold]Config[/bold]  with every default:")
     console.print()
     width = console.width - 25  # YAML breaks a line only after the item that crosses the width
-    console.print(dump_config(config, min(110, width)).rstrip(), markup=False, soft_wrap=True)
+    console.print(dump_config(config, min(110, width), secrets=False).rstrip(), markup=False, soft_wrap=True)
 
 
 def _print_plan(problem: Problem, report: CostReport, remarks: Sequence[str], console: Console) -> None:

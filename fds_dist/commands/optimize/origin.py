@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fds_dist.build import Build, weights_file
-from fds_dist.common.files import write_text_atomic
+from fds_dist.common.files import OWNER_ONLY, write_text_atomic
+from fds_dist.common.secrets import hide_in_text
 from fds_dist.config import dump_config
 from fds_dist.distributed.launchers import launcher_process
 from fds_dist.distributed.mesh import Ranks
@@ -46,11 +47,11 @@ def new_folder(built: Build, model_name: str | None) -> Path:
 
 def write_origin(folder: RunFolder, built: Build, ranks: Ranks, launch: Launch) -> None:
     """Writes the resolved config, and the versions and the machine of this start."""
-    write_text_atomic(folder.config, dump_config(built.config))
+    write_text_atomic(folder.config, dump_config(built.config), OWNER_ONLY)
     info: dict[str, Any] = environment_info(ranks.world_size, str(built.problem.device))
     info["weights"] = built.problem.network(0).layout.size
     if (file := weights_file(built.problem.build_model)) is not None:
-        info["weights_file"] = {"path": str(file.path), "sha256": file.digest}
+        info["weights_file"] = {"path": hide_in_text(str(file.path)), "sha256": file.digest}
     info["launch"] = asdict(launch)
     if built.choice is not None:
         info["estimator"] = {"asked": "auto", **asdict(built.choice)}

@@ -11,6 +11,7 @@ from fds_dist.build import Build
 from fds_dist.common.faults import UserError
 from fds_dist.common.files import write_text_atomic
 from fds_dist.common.records import RecordFile
+from fds_dist.common.secrets import hide_secrets
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.outer.candidates import Candidate, candidates
 from fds_dist.outer.judge import Judge, JudgedRun, Judgement, judging
@@ -134,8 +135,9 @@ class Outcomes:
 
 
 def inner_settings(built: Build) -> Iterator[tuple[str, object]]:
-    """The sections of the config that an inner run depends on."""
-    return ((key, value) for key, value in built.config.resolved().items() if key in MAKES_AN_INNER_RUN)
+    """The sections of the config that an inner run depends on, without secrets: they are written down."""
+    settings = hide_secrets(built.config.resolved())
+    return ((key, value) for key, value in settings.items() if key in MAKES_AN_INNER_RUN)
 
 
 def _judged(judgements: Sequence[Judgement], answer: Candidate) -> JudgedCandidate:

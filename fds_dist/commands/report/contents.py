@@ -14,7 +14,9 @@ import yaml
 from fds_dist.common.domain import UNIT_INTERVAL
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.optimizers import BUILT_IN
+from fds_dist.common.secrets import hide_secrets
 from fds_dist.common.values import Row, numbers_of, size_of
+from fds_dist.config.yaml_text import dump_yaml
 from fds_dist.inner.plan import Plan, make_plan
 from fds_dist.schedule.groups import base_of, group_of
 from fds_dist.schedule.shapes import DEFAULT, SHAPES, Shape, shape_of
@@ -208,14 +210,20 @@ def labels(runs: Sequence[RunContents]) -> list[str]:
     return [run.name for run in runs]
 
 
+CONFIG_WIDTH = 110
+"""Columns of a config in a page."""
+
+
 def _config(path: Path) -> tuple[str, dict[str, Any]]:
+    """The config as text and as plain values, without secrets: a page is made to be shared."""
     try:
         text = path.read_text(encoding="utf-8")
         config = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(Fault("RUN_DIR", f"cannot read {path}: {reason}", "a run's config.yaml")) from None
-    return text, _mapping(config)
+    shown = hide_secrets(config)
+    return text if shown == config else dump_yaml(shown, CONFIG_WIDTH), _mapping(shown)
 
 
 def _json_object(path: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from fds_dist.common.batch import call
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.modules import Modes, convert
 from fds_dist.common.precision import in_dtype
+from fds_dist.config.references import fill_in
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.schedule import Schedule
@@ -185,7 +186,7 @@ def _ready(device: torch.device) -> Any:
 
 def full_config(settings: RetrainSettings) -> dict[str, Any]:
     """The user's section, completed by the keys that follow from the other settings."""
-    section = dict(settings.deepspeed)
+    section = fill_in(settings.deepspeed)
     if section.get("bf16", {}).get("enabled"):
         # Otherwise it skips a step whose gradient is not finite, and the schedule would be one step ahead.
         section["bf16"] = {"check_grad_overflow": False, **section["bf16"]}

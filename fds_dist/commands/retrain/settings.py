@@ -18,8 +18,9 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.kinds import Clip, Count, CountOrNone, Decay, PositiveOrNone, Seed, Switch
 from fds_dist.common.registry import nearest
 from fds_dist.config import Config
-from fds_dist.config.explain import findings
+from fds_dist.config.explain import dotted, findings
 from fds_dist.config.inner import one_epoch_unless_told
+from fds_dist.config.references import missing_faults, references_in
 from fds_dist.config.sections import Contradiction, Section, refuse
 from fds_dist.config.yaml_text import parse_yaml
 
@@ -133,6 +134,8 @@ def read_settings(overrides: Sequence[str], config: Config | None = None) -> Ret
             faults += put(values.setdefault("deepspeed", {}), key, value)
         else:
             values[key] = value
+    for path, text in references_in(values):
+        faults += missing_faults(dotted(path), text)
     faults += _check_deepspeed(values)
     faults += _unknown_keys(values)
     known = {key: value for key, value in values.items() if key in RetrainSettings.model_fields}

@@ -28,6 +28,7 @@ from fds_dist.common.files import write_text_atomic
 from fds_dist.common.precision import DTYPES
 from fds_dist.common.randomness import derive_seed, seeded
 from fds_dist.common.records import from_values, to_line, to_values
+from fds_dist.common.secrets import hide_secrets
 from fds_dist.common.transfer import to_device
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.driver import ScheduleDriver
@@ -116,11 +117,11 @@ class _SeedRun:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The settings that define the retraining; they must be the same when it is resumed."""
+        """The settings that define the retraining, without secrets; they must be the same when it is resumed."""
         launch = {"seed", "seeds", "restart"}
         settings = {name: value for name, value in self.settings.resolved().items() if name not in launch}
         schedule = json.loads(self.schedule.to_json())
-        return {**settings, "horizon": schedule.pop("horizon"), "schedule": schedule}
+        return {**hide_secrets(settings), "horizon": schedule.pop("horizon"), "schedule": schedule}
 
     @property
     def epochs(self) -> int:

@@ -17,8 +17,9 @@ from typing import Any
 from fds_dist.commands.sweep.command_line import as_overrides
 from fds_dist.commands.sweep.file import Sweep
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.files import write_text_atomic
+from fds_dist.common.files import OWNER_ONLY, write_text_atomic
 from fds_dist.common.records import RecordFile
+from fds_dist.common.secrets import hide_secret_arguments, hide_secrets
 from fds_dist.common.words import duration
 from fds_dist.config.yaml_text import dump_yaml
 from fds_dist.storage.run_folder import RunFolder
@@ -74,7 +75,8 @@ def run_locally(sweep: Sweep, output_dir: Path, count: int | None = None) -> tup
     jobs = list(itertools.islice(sweep.jobs(), limit))
     for number, values in enumerate(jobs):
         if number not in finished:
-            print(f"job {number + 1} of {len(jobs)}: {' '.join(as_overrides(values))}", flush=True)
+            shown = " ".join(hide_secret_arguments(as_overrides(values)))
+            print(f"job {number + 1} of {len(jobs)}: {shown}", flush=True)
             results.append(_run(sweep, folder, number, values))
             file.append(results[-1:])
             print(f"  {_outcome(results[-1])}", flush=True)
@@ -104,7 +106,7 @@ def _folder(sweep: Sweep, output_dir: Path) -> Path:
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(record, jobs)
+        write_text_atomic(record, jobs, OWNER_ONLY)
     except OSError as error:
         problem = f"cannot write in {folder}: {error.strerror}"
         raise UserError(Fault("--output-dir", problem, "a folder to write in")) from None
@@ -125,7 +127,7 @@ def _run(sweep: Sweep, folder: Path, number: int, values: Mapping[str, Any]) -> 
     loss, accuracy = _best(run_dir)
     return JobResult(
         job=number,
-        values=dict(values),
+        values=hide_secrets(values),
         status="finished" if status == 0 else "failed",
         exit_status=status,
         seconds=round(time.monotonic() - began, 3),
