@@ -130,7 +130,11 @@ class Outcomes:
     def _setting(self, horizon: int) -> str:
         """A short name of everything beside λ and the seed that a judged run depends on."""
         config = self.built.config
-        facts = [*inner_settings(self.built), ("horizon", horizon), ("val_batch_norm", config.outer.val_batch_norm)]
+        facts: list[tuple[str, object]] = [*inner_settings(self.built)]
+        facts += [("horizon", horizon), ("val_batch_norm", config.outer.val_batch_norm)]
+        names = [each.name for each in self.built.problem.space.learned]
+        if names != sorted(names):  # the order of the numbers, as in λ; earlier versions left it out
+            facts.append(("order", names))
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
