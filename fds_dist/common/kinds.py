@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.paths import expand_path
 from fds_dist.common.registry import nearest
+from fds_dist.common.secrets import hide_secrets
 
 FAULT = "fault"
 """The error type of every error that carries our own words (`problem`, `expected`) in its context."""
@@ -37,9 +38,9 @@ LONGEST = 60
 
 
 def show(value: object) -> str:
-    """A value as the user would write it, cut to `LONGEST` characters."""
+    """A value as the user would write it, without the secrets in it, cut to `LONGEST` characters."""
     named = {None: "null", True: "true", False: "false"}
-    text = named[value] if value is None or isinstance(value, bool) else repr(value)
+    text = named[value] if value is None or isinstance(value, bool) else repr(hide_secrets(value))
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 

@@ -17,7 +17,7 @@ from fds_dist.common.paths import expand_path
 from fds_dist.common.secrets import hide_secrets
 from fds_dist.config.explain import Finding, dotted, findings
 from fds_dist.config.explain import Path as KeyPath
-from fds_dist.config.references import fill_in, missing_faults, references_in
+from fds_dist.config.references import as_written, fill_in, missing_faults, references_in
 from fds_dist.config.schema import Config
 from fds_dist.config.sections import Section
 from fds_dist.config.sources import is_run_folder, read_config_file
@@ -107,7 +107,9 @@ def read_draft(source: Source, overrides: Sequence[str] = ()) -> Draft:
         faults += missing
         broken |= {fault.key for fault in missing}
     config = None if data is None else _repaired(fill_in(data), faults, broken)
-    config = config.with_references(texts) if config is not None and texts else config
+    if texts:
+        faults = [as_written(fault, {dotted(path): text for path, text in texts.items()}) for fault in faults]
+        config = None if config is None else config.with_references(texts)
     remarks = () if config is None else _remarks_on(source)
     if config is not None and tangents_dtype is not LEFT_OUT:
         if tangents_dtype in (None, config.dtype) or "dtype" in broken:

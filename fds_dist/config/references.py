@@ -7,9 +7,11 @@ texts as the user wrote them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from fds_dist.common.faults import Fault
+from fds_dist.common.kinds import show
 from fds_dist.common.variables import filled_in, has_references, missing_variables
 
 KeyPath = tuple[str | int, ...]
@@ -36,6 +38,12 @@ def references_in(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]
 def missing_faults(key: str, text: str) -> list[Fault]:
     """One fault of `key` for each variable of the text that is not set."""
     return [Fault(key, f"there is no environment variable {name}", EXPECTED) for name in missing_variables(text)]
+
+
+def as_written(fault: Fault, texts: Mapping[str, str]) -> Fault:
+    """The fault, about the text as it was written and not about the value of its variable; `texts`: key → text."""
+    text = texts.get(fault.key)
+    return fault if text is None else replace(fault, problem=fault.problem.replace(show(filled_in(text)), show(text)))
 
 
 def fill_in(data: Any) -> Any:

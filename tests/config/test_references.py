@@ -76,7 +76,7 @@ def test_each_missing_variable_is_a_line_with_key_and_variable() -> None:
 
 def test_a_reference_is_text_and_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FDS_TEST_WORD", "3")
-    with pytest.raises(UserError, match=r"outer\.steps: '3' is text"):
+    with pytest.raises(UserError, match=r"outer\.steps: '\${env:FDS_TEST_WORD}' is text"):
         load_config(CONFIG, ["outer.steps=${env:FDS_TEST_WORD}"])
 
 

@@ -13,8 +13,11 @@ from fds_dist.commands.sweep.file import Sweep, read_sweep
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.paths import expand_path
 from fds_dist.common.registry import is_positive_int
+from fds_dist.common.secrets import hide_secret_arguments, hide_secrets
 from fds_dist.config import Draft
 from fds_dist.tracking.wandb_session import DEFAULT_PROJECT
+
+EXPECTED_SECRET = "${env:NAME}, a variable that is set where the jobs run; or --local"
 
 SUFFIXES = (".yaml", ".yml")
 """Endings of sweep files. Any other text that is not a file is the name of a sweep in W&B."""
@@ -47,6 +50,8 @@ def sweep(source: str, *, local: bool, check: bool, create: bool, count: int | N
         return _work(source, count)
     _prepare_environment()
     checked = read_sweep(path, _build_faults)
+    if not local and not check and (faults := secret_faults(checked)):
+        raise UserError(faults)
     if create:
         print(_created(checked))
         return DONE
@@ -58,6 +63,22 @@ def sweep(source: str, *, local: bool, check: bool, create: bool, count: int | N
     name = _created(checked)
     print(f"To join from another machine: fds-dist sweep {name}")
     return _work(name, count)
+
+
+def secret_faults(checked: Sweep) -> list[Fault]:
+    """What looks secret in a sweep that W&B's server is to keep, and to hand to agents."""
+    shown = zip(hide_secret_arguments(checked.command.parts), checked.command.parts, strict=True)
+    faults = [
+        Fault("command", f"{hidden} would be on W&B's server", EXPECTED_SECRET)
+        for hidden, part in shown
+        if hidden != part
+    ]
+    parameters = checked.content["parameters"]
+    return faults + [
+        Fault(f"parameters.{name}", "a secret would be on W&B's server", EXPECTED_SECRET)
+        for name, spec in parameters.items()
+        if hide_secrets({name: spec}) != {name: spec}
+    ]
 
 
 def _prepare_environment() -> None:
