@@ -78,12 +78,12 @@ def export(
     return FORMS[form](learned, f"{folder.path.resolve().name}/{file.name}, {HOLDS[name]}")
 
 
-def table(schedule: Schedule, source: str = "") -> str:
-    """Comma-separated values: a line of names, then one line per step."""
+def table(schedule: Schedule, source: str = "", every: int = 1) -> str:
+    """Comma-separated values: a line of names, then one line per step, or for one step of `every` so many."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["step", *named_numbers(schedule.at(0))])
-    writer.writerows([step, *named_numbers(schedule.at(step)).values()] for step in range(schedule.horizon))
+    writer.writerows([step, *named_numbers(schedule.at(step)).values()] for step in range(0, schedule.horizon, every))
     return text.getvalue()
 
 

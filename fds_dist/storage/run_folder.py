@@ -41,6 +41,11 @@ class RunFolder:
         return self.path / "history.jsonl"
 
     @property
+    def curves(self) -> Path:
+        """The training losses of each outer step's inner run, one line per outer step; older folders have none."""
+        return self.path / "curves.jsonl"
+
+    @property
     def schedule(self) -> Path:
         """The result: the schedule to use."""
         return self.path / "schedule.json"
@@ -70,6 +75,11 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / "report"
+
+    @property
+    def page(self) -> Path:
+        """The page of the report."""
+        return self.report / "index.html"
 
     def faults(self, key: str = "RUN_DIR", file: str = "config.yaml", expected: str = "OUTPUT_DIR/NAME") -> list[Fault]:
         """One fault if `file` is not in the folder, with the nearest folder beside it that has the file.

@@ -20,8 +20,8 @@ from torch import nn
 import fds_dist
 from fds_dist.commands.compare.rivals.staircase import cosine_buckets
 from fds_dist.commands.export import snippet
-from fds_dist.commands.report.contents import read_run
-from fds_dist.commands.report.figures import schedules
+from fds_dist.commands.report.figures.schedules import schedules
+from fds_dist.commands.report.reading import read_run
 from fds_dist.common.faults import UserError
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.schedule.shapes import SHAPES, Linear
@@ -111,7 +111,7 @@ def test_the_report_draws_lines_between_knots_and_stairs_of_buckets(run: fds_dis
     for panel in schedules([contents]):
         axes = pyplot.figure().add_subplot()
         panel.draw(axes)
-        lines[axes.get_title()] = axes.lines[-1].get_xydata()
+        lines[axes.get_title()] = next(line.get_xydata() for line in axes.lines if "best" in str(line.get_label()))
     pyplot.close("all")
     best = contents.best
     assert best is not None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from base64 import b64encode
 from dataclasses import replace
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
@@ -15,10 +17,11 @@ import pytest
 
 from fds_dist.cli import main
 from fds_dist.commands import DONE, WRONG_INPUT
-from fds_dist.commands.report.contents import RunContents, labels, read_run
-from fds_dist.commands.report.hypergradients import hypergradients
+from fds_dist.commands.report.contents import RunContents, labels
+from fds_dist.commands.report.figures.hypergradients import hypergradients
 from fds_dist.commands.report.page import write_report
 from fds_dist.commands.report.panels import COLORS, DARK_RAMP, FAINT, INK, RAMP, compose
+from fds_dist.commands.report.reading import read_run
 from fds_dist.tracking.records import OuterRecord
 
 HOSTILE = "<script>alert('x')</script>"
@@ -99,14 +102,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-FIGURES = ["schedules", "validation", "paths", "hypergradients", "step_sizes", "costs", "retraining"]
+FIGURES = {"schedules", "validation", "paths", "hypergradients", "noise", "step_sizes", "costs", "retraining"}
+SECTIONS = ["losses", "retrained", "events", "moves", "derivatives", "machine", "outer-steps", "config", "environment"]
 
 
 def test_the_page_says_what_the_history_holds(folder: Path) -> None:
     page = Page(folder / "report" / "index.html")
     for fact in ("0.25", "90.0%", "87.5%", "1,000", "not finite", "1 (best)", "600", "6s", "optimizer: adam"):
         assert fact in page.words
-    assert [section["aria-labelledby"] for section in page.of("section")] == [*FIGURES, "events", "outer-steps"]
+    assert [section["aria-labelledby"] for section in page.of("section")] == SECTIONS
 
 
 def test_the_page_needs_nothing_else_and_is_small(folder: Path) -> None:
@@ -114,7 +118,7 @@ def test_the_page_needs_nothing_else_and_is_small(folder: Path) -> None:
     page = Page(path)
     loaded = [attributes.get(key, "#") for _, attributes in page.elements for key in ("src", "href", "xlink:href")]
     assert [link for link in loaded if not link.startswith(("#", "data:"))] == []
-    assert "@import" not in path.read_text() and not page.of("script")
+    assert "@import" not in path.read_text()
     assert path.stat().st_size < 3e6
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(set(ids)) == len(ids)  # figures do not take each other's clip paths
@@ -169,8 +173,13 @@ def contrast(one: str, other: str) -> float:
 
 def test_what_users_wrote_is_text(folder: Path) -> None:
     path = folder / "report" / "index.html"
-    assert "<script" not in path.read_text()
-    page = Page(path)
+    text, page = path.read_text(), Page(path)
+    assert HOSTILE not in text and len(page.of("script")) == 2
+    script = text.rpartition("<script>")[2].partition("</script>")[0]
+    policy = next(each["content"] for each in page.of("meta") if each.get("http-equiv") == "Content-Security-Policy")
+    assert (
+        f"script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" in policy
+    )  # no other script runs
     assert HOSTILE in page.words
     assert any(HOSTILE in alt for alt in page.figures)
 
@@ -178,7 +187,7 @@ def test_what_users_wrote_is_text(folder: Path) -> None:
 def test_figures_are_written_for_papers(folder: Path) -> None:
     names = {path.stem for path in (folder / "report").glob("*.png")}
     assert names == {path.stem for path in (folder / "report").glob("*.pdf")}
-    assert names == set(FIGURES)
+    assert names == FIGURES
     assert all(path.read_bytes()[:4] in (b"\x89PNG", b"%PDF") for path in (folder / "report").glob("*.p*"))
 
 
@@ -275,7 +284,17 @@ def test_several_runs_stand_side_by_side(
     for fact in ("one", "two", "none", "0.25", "0.125", "model.name", "mlp", "it diverged"):
         assert fact in page.words
     titles = [section["aria-labelledby"] for section in page.of("section")]
-    assert titles == ["validation", "schedules", "hypergradients", "costs", "events", "configs"]
+    assert titles == [
+        "losses",
+        "results",
+        "differences",
+        "events",
+        "derivatives",
+        "machine",
+        "config-0",
+        "config-1",
+        "config-2",
+    ]
     assert sum("hypergradient" in alt for alt in page.figures) == 2  # one per run that has begun
 
 

@@ -50,6 +50,7 @@ def write_origin(folder: RunFolder, built: Build, ranks: Ranks, launch: Launch) 
     write_text_atomic(folder.config, dump_config(built.config), OWNER_ONLY)
     info: dict[str, Any] = environment_info(ranks.world_size, str(built.problem.device))
     info["weights"] = built.problem.network(0).layout.size
+    info["steps_per_epoch"] = built.problem.task.steps_per_epoch
     if (file := weights_file(built.problem.build_model)) is not None:
         info["weights_file"] = {"path": hide_in_text(str(file.path)), "sha256": file.digest}
     info["launch"] = asdict(launch)

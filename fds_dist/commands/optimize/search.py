@@ -15,8 +15,8 @@ from fds_dist.commands.optimize.next_steps import next_steps
 from fds_dist.commands.optimize.origin import launch_of_search, new_folder, write_origin
 from fds_dist.commands.optimize.outcome import Outcome, Outcomes, inner_settings
 from fds_dist.commands.optimize.resume import checkpoint_content, first_progress, going_on, nothing_left
-from fds_dist.commands.report.contents import read_run
 from fds_dist.commands.report.page import write_report
+from fds_dist.commands.report.reading import read_run
 from fds_dist.commands.run import RunResult
 from fds_dist.common.faults import UserError
 from fds_dist.common.interruptions import defer_signals
@@ -35,6 +35,7 @@ from fds_dist.storage.checkpoints import remove_folders, save_checkpoint
 from fds_dist.storage.run_folder import RunFolder, folder_of_launch
 from fds_dist.tracking.callbacks import Stop
 from fds_dist.tracking.console import ConsoleTracker
+from fds_dist.tracking.curves import CurvesFile
 from fds_dist.tracking.history import HistoryFile, read_history
 from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
 from fds_dist.tracking.tensorboard import TensorBoardTracker
@@ -139,7 +140,7 @@ class Search(OuterListener):
 
     def _rank_0_trackers(self) -> list[Tracker]:
         """The trackers of rank 0; the file of the record comes first."""
-        trackers: list[Tracker] = [HistoryFile(self.folder.history)]
+        trackers: list[Tracker] = [HistoryFile(self.folder.history), CurvesFile(self.folder.curves)]
         if self.show:
             trackers.append(ConsoleTracker())
         if self.built.config.tracking.tensorboard:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fds_dist.commands.report.contents import RunContents, read_run
+from fds_dist.commands.report.contents import RunContents
 from fds_dist.commands.report.page import PAGE, write_report
+from fds_dist.commands.report.reading import read_run
 from fds_dist.commands.run import Run, RunSource, run_path
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.paths import expand_path

@@ -1,29 +1,24 @@
-"""Reads a run's folder for a report; missing or unfinished files are left out."""
+"""What a report knows of a run, as far as the run has come."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from fds_dist.common.domain import UNIT_INTERVAL
-from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.optimizers import BUILT_IN
-from fds_dist.common.secrets import hide_secrets
 from fds_dist.common.values import Row, numbers_of, size_of
-from fds_dist.config.yaml_text import dump_yaml
 from fds_dist.inner.plan import Plan, make_plan
 from fds_dist.schedule.groups import base_of, group_of
+from fds_dist.schedule.schedule import Schedule
 from fds_dist.schedule.shapes import DEFAULT, SHAPES, Shape, shape_of
-from fds_dist.storage.run_folder import RunFolder
-from fds_dist.tracking.history import read_history
+from fds_dist.storage.run_folder import CANDIDATES, RESULT
+from fds_dist.tracking.curves import Curve
 from fds_dist.tracking.records import OuterRecord
-from fds_dist.tracking.verdict import Verdict, read_verdict
+from fds_dist.tracking.verdict import Verdict
 
 MOST_DRAWN = 100
 """The most elements of one hyperparameter in a figure: of more, some are taken at even distances."""
@@ -66,11 +61,48 @@ class RunContents:
     """By seed, a record per epoch of the retraining with the result, else of that with the best schedule."""
     verdict: Verdict | None = None
     """How the candidates for the result did on fresh seeds; None where nothing was judged."""
+    curves: list[Curve] = field(default_factory=list)
+    """The training losses of each outer step; none in older folders."""
+    schedules: dict[str, Schedule] = field(default_factory=dict)
+    """`RESULT` and the candidates, as far as an update is done."""
 
     @property
     def name(self) -> str:
         """The folder's name."""
         return self.path.resolve().name
+
+    @property
+    def result(self) -> Schedule | None:
+        """The schedule to use; None before the first update."""
+        return self.schedules.get(RESULT)
+
+    @property
+    def answer(self) -> str:
+        """Which candidate the result is: average, best, last or start."""
+        if self.verdict is not None:
+            return self.verdict.result
+        return next((name for name in CANDIDATES if self.schedules.get(name) == self.result), CANDIDATES[-1])
+
+    @property
+    def steps_per_epoch(self) -> float | None:
+        """Inner steps of an epoch; None where neither the environment nor the config tells."""
+        steps = self.environment.get("steps_per_epoch")
+        if isinstance(steps, int) and steps > 0:
+            return steps
+        epochs = self.section("inner").get("epochs")
+        first = epochs[0] if isinstance(epochs, list) and epochs else epochs
+        return self.records[0].horizon / first if self.records and isinstance(first, (int, float)) and first else None
+
+    def length(self, horizon: int) -> tuple[float, str]:
+        """As many inner steps on the axis of a figure: in epochs where an epoch is known. With the unit's name."""
+        return (horizon / self.steps_per_epoch, "epoch") if self.steps_per_epoch else (horizon, "training step")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all outer steps are done and judged, as far as the folder tells."""
+        return len(self.records) == self.asked and (
+            self.verdict is not None or self.section("outer").get("judge_seeds") == 0
+        )
 
     @property
     def best(self) -> OuterRecord | None:
@@ -137,12 +169,12 @@ class RunContents:
 
     def section(self, key: str) -> dict[str, Any]:
         """A section of the config; empty where the config does not have it."""
-        return _mapping(self.config.get(key))
+        return mapping(self.config.get(key))
 
     def settings(self, name: str) -> dict[str, Any]:
         """The config's keys of a hyperparameter, or of its copy for a parameter group."""
-        keys = _mapping(self.section("hyperparameters").get(base_of(name)))
-        return {**keys, **_mapping(_mapping(keys.get("per_group")).get(group_of(name)))}
+        keys = mapping(self.section("hyperparameters").get(base_of(name)))
+        return {**keys, **mapping(mapping(keys.get("per_group")).get(group_of(name)))}
 
     def shape(self, name: str) -> Shape:
         """The shape of a learned hyperparameter, with its buckets."""
@@ -180,25 +212,6 @@ class RunContents:
         return [len(owned) * tensors * -(-weights // parts) * item for owned in plan.owned]
 
 
-def read_run(path: Path) -> RunContents:
-    """The run in the folder `path`.
-
-    Raises:
-        UserError: it is not the folder of a run (the message names the nearest one), or a file in it is damaged.
-    """
-    folder = RunFolder(path).checked()
-    text, config = _config(folder.config)
-    return RunContents(
-        path=path,
-        config_text=text,
-        config=config,
-        environment=_json_object(folder.environment),
-        records=read_history(folder.history) if folder.history.is_file() else [],
-        retrained=_retrained(path / "retrain") or _retrained(path / "retrain-best"),
-        verdict=read_verdict(folder.verdict),
-    )
-
-
 def labels(runs: Sequence[RunContents]) -> list[str]:
     """Names that tell the runs apart: their folders' names, with as many parent folders as it takes."""
     parts = [run.path.resolve().parts for run in runs]
@@ -210,47 +223,6 @@ def labels(runs: Sequence[RunContents]) -> list[str]:
     return [run.name for run in runs]
 
 
-CONFIG_WIDTH = 110
-"""Columns of a config in a page."""
-
-
-def _config(path: Path) -> tuple[str, dict[str, Any]]:
-    """The config as text and as plain values, without secrets: a page is made to be shared."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        config = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(Fault("RUN_DIR", f"cannot read {path}: {reason}", "a run's config.yaml")) from None
-    shown = hide_secrets(config)
-    return text if shown == config else dump_yaml(shown, CONFIG_WIDTH), _mapping(shown)
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return _mapping(content)
-
-
-def _retrained(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    by_seed = {}
-    for path in sorted(folder.glob("*/history.jsonl"), key=lambda path: path.parent.name):
-        epochs = map(_json_line, path.read_text(encoding="utf-8").splitlines())
-        by_seed[path.parent.name] = [epoch for epoch in epochs if isinstance(epoch.get("epoch"), int)]
-    return {seed: epochs for seed, epochs in by_seed.items() if epochs}
-
-
-def _json_line(line: str) -> dict[str, Any]:
-    """A record; empty where the line is not a JSON object, such as a torn last line."""
-    try:
-        content = json.loads(line)
-    except ValueError:
-        return {}
-    return _mapping(content)
-
-
-def _mapping(value: object) -> dict[str, Any]:
+def mapping(value: object) -> dict[str, Any]:
     """`value` where it is a mapping, else an empty one."""
     return value if isinstance(value, dict) else {}

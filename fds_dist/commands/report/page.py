@@ -1,87 +1,40 @@
-"""One self-contained HTML page: its figures are inside, in the page's own colors, light or dark."""
+"""One self-contained HTML page: figures, style and script are inside, and no other script can run in it."""
 
 from __future__ import annotations
 
-import io
-import re
+import os
+from base64 import b64encode
 from collections.abc import Sequence
-from html import escape
+from datetime import datetime
+from hashlib import sha256
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
+from urllib.parse import quote
 
-from fds_dist.commands.report import figures
 from fds_dist.commands.report.contents import RunContents, labels
-from fds_dist.commands.report.hypergradients import hypergradients
-from fds_dist.commands.report.panels import DARK_RAMP, INK, RAMP, SIZE, STYLE, Panel, compose
-from fds_dist.commands.report.tables import (
-    cards,
-    config_differences,
-    event_table,
-    outer_step_table,
-    run_table,
-    table,
-    verdict_table,
-)
+from fds_dist.commands.report.drawing import Drawing, drawing, write_files
+from fds_dist.commands.report.headline import headline
+from fds_dist.commands.report.panels import DARK_RAMP, RAMP, STYLE
+from fds_dist.commands.report.sections import Section, sections_of_one, sections_of_several
+from fds_dist.commands.report.tables import Link, facts, run_table
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import write_text_atomic
-from fds_dist.common.words import ABSENT
 
 PAGE = "index.html"
-ZOOM = 1.3
-"""How much larger panels are on the page than in print: their letters then have the size of the page's text."""
+RELOAD = 30
+"""Seconds after which the page of a run that goes on loads itself again."""
 
 
-class Figure(NamedTuple):
-    """A figure with its heading and what a reader has to know."""
-
-    draw: figures.Draw
-    title: str
-    caption: str
-
-
-VALIDATION = Figure(
-    figures.validation, "Validation", "After each outer step's training run. A ring marks the lowest loss."
-)
-SIGNS = (
-    "d validation loss / d value, summed over a bucket's steps. Up, positive: the loss rises with the value, and the "
-    "outer optimizer lowers it. Down, negative: it raises it. The larger the triangle, the larger the number (by its "
-    "logarithm); hollow, unsure: smaller than its standard error over the replicas."
-)
-ONE_RUN = {
-    "schedules": Figure(figures.schedules, "Schedules", "The values that each outer step trained with."),
-    "validation": VALIDATION,
-    "paths": Figure(
-        figures.paths,
-        "Values over the outer steps",
-        "A line per bucket or knot, with its number: 0 is the first of the horizon.",
-    ),
-    "hypergradients": Figure(hypergradients, "Hypergradients and their signs", SIGNS),
-    "step_sizes": Figure(
-        figures.step_sizes,
-        "Step sizes",
-        "The outer optimizer's, after each outer step, on the scale on which it moves the value.",
-    ),
-    "costs": Figure(
-        figures.costs,
-        "Time, load and memory",
-        "Time and peak memory are measured. By the plan: plain steps (a training step without tangents is one) and the "
-        "memory of the tangents.",
-    ),
-    "retraining": Figure(figures.retraining, "Retraining", "On all training data, with the learned schedule."),
-}
-SEVERAL_RUNS = {
-    "validation": VALIDATION,
-    "schedules": Figure(figures.schedules, "Best schedules", "The values that reached each run's lowest loss."),
-    "hypergradients": Figure(hypergradients, "Hypergradients and their signs", SIGNS),
-    "costs": Figure(figures.costs, "Time", ""),
-}
-
-
-def write_report(runs: Sequence[RunContents], folder: Path, endings: Sequence[str] = ("png", "pdf")) -> Path:
+def write_report(
+    runs: Sequence[RunContents], folder: Path, endings: Sequence[str] = ("png", "pdf"), goes_on: bool = False
+) -> Path:
     """Writes the page and, beside it, its figures as files with these `endings`; returns the page's path.
 
-    The page shows one run in full, several side by side.
+    The page shows one run in full, several side by side. A reader sees the old page or the new one, never a part.
+
+    Args:
+        goes_on: whether the page is written again later; it then loads itself again every `RELOAD` seconds.
 
     Raises:
         UserError: the folder cannot be made.
@@ -91,118 +44,77 @@ def write_report(runs: Sequence[RunContents], folder: Path, endings: Sequence[st
     except OSError as error:
         problem = f"cannot make the folder {folder}: {error.strerror}"
         raise UserError(Fault("--output", problem, "a folder to write in")) from None
-    drawn = _drawn(runs, folder, endings)
-    body = _one(runs[0], drawn) if len(runs) == 1 else _several(runs, drawn)
-    text = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(', '.join(labels(runs)))}</title>"
-        f'<link rel="icon" href="data:,"><style>{_style_sheet()}</style></head>\n'
-        f"<body><main>\n{body}\n</main></body></html>\n"
+    sections, readings = _drawn(runs, folder, endings)
+    script = _resource("page.js")
+    text = _template().render(
+        title=", ".join(labels(runs)),
+        style=_style_sheet(),
+        script=script,
+        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
+        readings=readings,
+        sections=sections,
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z"),
+        reload=RELOAD if goes_on else 0,
+        **(_head_of_one(runs[0], folder) if len(runs) == 1 else {"runs": run_table(runs, folder)}),
+        count=len(runs),
     )
     write_text_atomic(folder / PAGE, text)
     return folder / PAGE
 
 
-def _drawn(runs: Sequence[RunContents], folder: Path, endings: Sequence[str]) -> list[str]:
-    """Draws the figures, writes them as files, and returns them as sections of the page."""
+def _head_of_one(run: RunContents, folder: Path) -> dict[str, Any]:
+    beside = run.path.parent / "report" / PAGE
+    return {
+        "name": run.name,
+        "described": _described(run),
+        "headline": headline(run),
+        "facts": facts(run),
+        "beside": quote(os.path.relpath(beside, folder)) if beside.is_file() else "",
+    }
+
+
+def _drawn(
+    runs: Sequence[RunContents], folder: Path, endings: Sequence[str]
+) -> tuple[list[Section], dict[str, dict[str, Any]]]:
+    """The sections with their drawings, and by the drawing's key what the pointer reads in it."""
+    sections, readings = [], {}
+    for section in sections_of_one(runs[0]) if len(runs) == 1 else sections_of_several(runs, folder):
+        for name, figure in section.figures.items():
+            panels = _panels(runs, name, section, folder, endings)
+            if panels:
+                section.drawings.append((figure.caption, panels))
+                readings |= {f"{name}{index}": panel.readings for index, panel in enumerate(panels) if panel.readings}
+        if not section.is_empty:
+            sections.append(section)
+    return sections, readings
+
+
+def _panels(
+    runs: Sequence[RunContents], name: str, section: Section, folder: Path, endings: Sequence[str]
+) -> list[Drawing]:
+    """Draws a figure for the page, and into its files."""
     import matplotlib as mpl
 
     begun = [run for run in runs if run.records]
-    sections = []
-    for name, figure in (ONE_RUN if len(runs) == 1 else SEVERAL_RUNS).items():
-        panels = figure.draw(begun) if begun else []
-        if not panels:
-            continue
-        with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
-            if endings:
-                drawing = compose(panels)
-                drawing.draw_without_rendering()  # computes the layout once for all files
-                drawing.set_layout_engine("none")
-                for ending in endings:
-                    drawing.savefig(folder / f"{name}.{ending}", dpi=300, facecolor="white")
-            drawings = "".join(_svg(panel, f"{name}{index}") for index, panel in enumerate(panels))
-        caption = f"<figcaption>{escape(figure.caption)}</figcaption>" if figure.caption else ""
-        kind = "panels wide" if any(map(_is_wide, panels)) else "panels"
-        figure_text = f'<figure>{caption}<div class="{kind}">{drawings}</div></figure>'
-        sections.append(_section(figure.title, figure_text, name))
-    return sections
+    panels = section.figures[name].draw(begun) if begun else []
+    if not panels:
+        return []
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+        write_files(panels, folder, name, endings)
+        return [drawing(panel, f"{name}{index}") for index, panel in enumerate(panels)]
 
 
-def _svg(panel: Panel, key: str) -> str:
-    """The panel as inline SVG in the colors of the page's text; its ids begin with `key`."""
-    wide = _is_wide(panel)
-    figure = compose([panel], 1.0 if wide else ZOOM)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, dpi=100, metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    for index, color in enumerate(RAMP):
-        text = text.replace(color, f"var(--ramp{index})")
-    text = re.sub(r'(id="|url\(#|xlink:href="#)', rf"\g<1>{key}-", text)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # Paths are precise enough to a hundredth of a point.
-    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
-    points = figure.get_figwidth() * 72
-    box = f' style="width:{1.45 * points:.0f}px;min-width:{1.25 * points:.0f}px"' if wide else ""
-    drawing = re.sub(
-        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>',
-        lambda tag: f'<svg role="img" aria-label="{escape(panel.alt)}" {tag[1]}{box}>',
-        text,
-        count=1,
-    )
-    return f'<div class="panel">{drawing}</div>'
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.tests["link"] = lambda value: isinstance(value, Link)
+    return environment.from_string(_resource("page.html"))
 
 
-def _is_wide(panel: Panel) -> bool:
-    """Whether the panel has a width of its own on the page instead of a column's."""
-    return panel.size[0] > SIZE[0]
-
-
-def _section(title: str, content: str, key: str) -> str:
-    """A part of the page under a heading; empty where there is no content."""
-    if not content:
-        return ""
-    return f'<section aria-labelledby="{key}"><h2 id="{key}">{escape(title)}</h2>\n{content}</section>'
-
-
-def _one(run: RunContents, drawn: Sequence[str]) -> str:
-    environment = [(key, _plain(value)) for key, value in run.environment.items()]
-    parts = [
-        f'<header><h1>{escape(run.name)}</h1>\n<p class="sub">{escape(_described(run))}</p></header>',
-        cards(run),
-        "" if run.records else "<p>No outer step is done yet.</p>",
-        _section("The result", verdict_table(run), "result"),
-        *drawn,
-        _section("Events", event_table([run]), "events"),
-        _section("Outer steps", outer_step_table(run), "outer-steps"),
-        _folded("Config", f"<pre>{escape(run.config_text)}</pre>"),
-        _folded("Environment", table(("", ""), environment)) if environment else "",
-    ]
-    return "\n".join(filter(None, parts))
-
-
-def _several(runs: Sequence[RunContents], drawn: Sequence[str]) -> str:
-    configs = zip(labels(runs), runs, strict=True)
-    parts = [
-        f"<header><h1>{len(runs)} runs side by side</h1></header>",
-        run_table(runs),
-        *drawn,
-        _section("Events", event_table(runs), "events"),
-        _section("Where their configs differ", config_differences(runs), "configs"),
-        *(_folded(f"Config of {label}", f"<pre>{escape(run.config_text)}</pre>") for label, run in configs),
-    ]
-    return "\n".join(filter(None, parts))
-
-
-def _folded(title: str, content: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{content}</details>"
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return ABSENT if value is None else str(value)
+def _resource(name: str) -> str:
+    """The text of a file beside this one."""
+    return resources.files("fds_dist.commands.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _described(run: RunContents) -> str:
@@ -216,9 +128,8 @@ def _described(run: RunContents) -> str:
 
 def _style_sheet() -> str:
     """`page.css`, and the colors of the buckets on a light and on a dark ground."""
-    css = resources.files("fds_dist.commands.report").joinpath("page.css").read_text(encoding="utf-8")
     light, dark = (f":root {{ {_ramp(colors)} }}" for colors in (RAMP, DARK_RAMP))
-    return f"\n{css}{light}\n@media screen and (prefers-color-scheme: dark) {{ {dark} }}\n"
+    return f"\n{_resource('page.css')}{light}\n@media screen and (prefers-color-scheme: dark) {{ {dark} }}\n"
 
 
 def _ramp(colors: Sequence[str]) -> str:

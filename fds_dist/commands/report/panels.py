@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fds_dist.commands.figure_style import BLUE, GREEN, PURPLE, VERMILION
 from fds_dist.commands.figure_style import STYLE as BASE_STYLE
+from fds_dist.common.domain import UNIT_INTERVAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,11 @@ PAGE_WIDTH = 7.0
 """Inches that panels may take side by side in print."""
 MOST_NUMBERED = 12
 """Up to so many lines, each has its number."""
+MAIN_SIZE = (3.2, 1.7)
+"""Inches of a panel that a reader looks at first."""
 LONGEST_LABEL = 32
+UNIT_TICKS = (0.0, 0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999)
+"""Ticks of an axis of log(1 − v)."""
 
 STYLE: dict[Any, Any] = {
     **BASE_STYLE,
@@ -52,6 +57,17 @@ STYLE: dict[Any, Any] = {
 }
 
 
+class Points(NamedTuple):
+    """A line whose values the page shows under the pointer."""
+
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    """Where they lie on the axes."""
+    values: Sequence[float] | None = None
+    """What is shown; None: `ys`."""
+
+
 @dataclass(frozen=True)
 class Panel:
     """One pair of axes."""
@@ -62,18 +78,22 @@ class Panel:
     """What the panel shows, for readers who cannot see it."""
     size: tuple[float, float] = SIZE
     """Inches, width and height."""
+    keeps_size: bool = False
+    """Whether the page shows it at its own size, and scrolls where a screen is narrower."""
+    points: Sequence[Points] = ()
+    """What the pointer shows; left out, the named lines and bars that `draw` has drawn."""
 
 
-def compose(panels: Sequence[Panel], zoom: float = 1.0) -> Figure:
+def compose(panels: Sequence[Panel], zoom: tuple[float, float] = (1.0, 1.0)) -> Figure:
     """The panels in rows, with one legend above them.
 
     Args:
-        zoom: factor for the size of the panels; their text keeps its size.
+        zoom: factors for width and height of the panels; their text keeps its size.
     """
     from matplotlib.figure import Figure
 
-    width, height = (max(panel.size[axis] for panel in panels) * zoom for axis in (0, 1))
-    columns = max(1, min(len(panels), int(PAGE_WIDTH * zoom / width)))
+    width, height = (max(panel.size[axis] for panel in panels) * zoom[axis] for axis in (0, 1))
+    columns = max(1, min(len(panels), int(PAGE_WIDTH * zoom[0] / width)))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -91,8 +111,9 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     if not handles:
         return
     texts = [label if len(label) <= LONGEST_LABEL else f"…{label[1 - LONGEST_LABEL :]}" for label in handles]
-    inches = 0.45 + 0.065 * max(map(len, texts))
-    columns = max(1, min(len(texts), int(figure.get_figwidth() / inches)))
+    widths = [0.45 + 0.056 * len(text) for text in texts]  # inches
+    all_fit = sum(widths) <= figure.get_figwidth()
+    columns = len(texts) if all_fit else max(1, min(len(texts), int(figure.get_figwidth() / max(widths))))
     figure.legend(handles.values(), texts, loc="outside upper left", ncols=columns, borderaxespad=0.2)
     figure.set_figheight(figure.get_figheight() + 0.17 * -(-len(texts) // columns))
 
@@ -113,17 +134,49 @@ def bucket_color(bucket: int, buckets: int) -> str:
     return RAMP[round((len(RAMP) - 1) * bucket / max(1, buckets - 1))]
 
 
-def value_axis(ax: Axes, values: Iterable[float]) -> None:
-    """Gives the y-axis plain numbers, and a logarithmic scale where positive `values` spread far."""
+def value_axis(ax: Axes, values: Iterable[float], log: bool | None = None) -> None:
+    """Gives the y-axis plain numbers, and a logarithmic scale.
+
+    Args:
+        values: what the axis shows. None but positive ones have a logarithm.
+        log: whether the scale is logarithmic; None: where the values spread far.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     finite = [value for value in values if math.isfinite(value)]
-    if finite and 0 < 8 * min(finite) < max(finite):
+    if finite and min(finite) > 0 and (8 * min(finite) < max(finite) if log is None else log):
         ax.set_yscale("log")
-        few = max(finite) < 2000 * min(finite)
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+        ratio = max(finite) / min(finite)
+        subs = (1, 1.5, 2, 3, 5, 7) if ratio < 8 else (1, 2, 5) if ratio < 2000 else (1,)
+        ax.yaxis.set_major_locator(LogLocator(subs=subs))
         ax.yaxis.set_minor_formatter(NullFormatter())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+
+def scale_axis(ax: Axes, name: str, values: Sequence[float], log: bool) -> None:
+    """Gives the y-axis the scale on which a hyperparameter is learned: log v, and log(1 − v) for one such as momentum.
+
+    Args:
+        name: of the hyperparameter, without its group.
+        log: whether it is learned on a logarithmic scale.
+    """
+    import numpy as np
+    from matplotlib.ticker import FixedLocator, FuncFormatter
+
+    if not log or name not in UNIT_INTERVAL:
+        return value_axis(ax, values, log)
+    finite = [value for value in values if value < 1]
+    if not finite:
+        return value_axis(ax, values)
+    ax.set_yscale("function", functions=(lambda v: -np.log10(1 - np.minimum(v, 1 - 1e-15)), lambda u: 1 - 10.0**-u))
+    room = (1 - min(finite)) * 1.15, (1 - max(finite)) / 1.15
+    bottom, top = 1 - room[0], 1 - room[1]
+    ticks = [tick for tick in UNIT_TICKS if bottom <= tick <= top]
+    if len(ticks) > 1:
+        ax.yaxis.set_major_locator(FixedLocator(ticks))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    ax.set_ylim(bottom, top)
+    return None
 
 
 def short(value: float) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fds_dist.commands.report.contents import RunContents, labels
-from fds_dist.commands.report.panels import COLORS, FAINT, SIZE, Panel, short
+from fds_dist.commands.report.panels import COLORS, FAINT, SIZE, Panel, Points, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,8 +35,19 @@ def hypergradients(runs: Sequence[RunContents]) -> list[Panel]:
             partial(_grid, run, label if len(runs) > 1 else "", decades),
             f"sign and size of every hypergradient of {label}, a row per learned number, a column per outer step",
             _size(run),
+            keeps_size=True,
+            points=_points(run),
         )
         for run, label in zip(runs, labels(runs), strict=True)
+    ]
+
+
+def _points(run: RunContents) -> list[Points]:
+    """A line of values per row of triangles."""
+    columns = range(len(run.records))
+    return [
+        Points(f"{element.name}[{element.place}]", columns, [row] * len(columns), values.tolist())
+        for row, (element, values) in enumerate(zip(run.drawn, _values(run), strict=True))
     ]
 
 
