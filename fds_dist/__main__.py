@@ -1,10 +1,41 @@
-"""`python -m fds_dist` is `fds-dist`."""
+"""`python -m fds_dist`, and `fds-dist`. Needs no other module to answer a signal.
+
+While Python imports the program, and after the command is done, nothing is left to put in order: a signal ends the
+process at once. An exception would come out of a library half imported, or of the interpreter's end, as another one.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
 
-from fds_dist.cli import main
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def main() -> int:
+    """Runs the command line; returns its exit status."""
+    for number in SIGNALS:
+        signal.signal(number, _leave)
+    from fds_dist.cli import main as run_command
+
+    status = 1
+    try:
+        status = run_command()
+    finally:
+        with suppress(OSError):  # nobody reads any more
+            sys.stdout.flush()
+        for number in SIGNALS:  # the status of a command that has failed, or was interrupted, stays what it is
+            signal.signal(number, signal.SIG_IGN if status else _leave)
+    return status
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    os._exit(128 + number)
+
 
 if __name__ == "__main__":
     sys.exit(main())

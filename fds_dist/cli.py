@@ -1,6 +1,6 @@
 """The command line: parse, call, print. The same line works bare, under torchrun, deepspeed and srun.
 
-Exit status: 0 done, 2 the user's input is wrong (one line per fault), 1 anything else.
+Exit status: 0 done, 2 the user's input is wrong (one line per fault), 130 ended by a signal, 1 anything else.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from types import FrameType
-from typing import NoReturn
 
-from fds_dist.commands import FAILED, INTERRUPTED, WRONG_INPUT, CommandFailed
+from fds_dist.commands import FAILED, WRONG_INPUT, CommandFailed
 from fds_dist.commands.command_line import parse
 from fds_dist.commands.definitions import CONFIG
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.interruptions import INTERRUPTED, end_on_signals, was_signalled
 from fds_dist.distributed.launchers import told_local_rank
 
 FIRST_WORD_SECONDS = 3.0
@@ -39,35 +38,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit status."""
     atexit.register(gc.freeze)  # or the interpreter's last collection walks through all of PyTorch: a third of a second
     told: list[Fault] = []
+    end_on_signals()
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _interrupt)
         _end_with_launcher()
         told = _tell_config_faults(options)
         return options.command.run(options)
-    except UserError as error:
-        return _explain([fault for fault in error.faults if fault not in told], WRONG_INPUT)
-    except CommandFailed as error:
-        return _explain([error], FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        from fds_dist.commands.optimize.search import EXPLAINED
-
-        if isinstance(error, EXPLAINED):
-            return _explain([error], FAILED)
-        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, on whichever rank it is
-            _print([f"the device is out of memory ({str(error).splitlines()[0]}); {MORE_MEMORY}"])
-            return FAILED
-        raise
+        if was_signalled():  # libraries make other errors of an interruption
+            return INTERRUPTED
+        return _explained(error, told)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """Ends the run in order. A launcher passes the signal on that its ranks got already: the second one is ignored."""
-    for again in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(again, signal.SIG_IGN)
-    raise KeyboardInterrupt
+def _explained(error: Exception, told: Sequence[Fault]) -> int:
+    """Prints what a person should know of the error, without the faults that were `told` before; returns the status.
+
+    Raises:
+        Exception: the error itself, if it is none that has an explanation.
+    """
+    if isinstance(error, UserError):
+        return _explain([fault for fault in error.faults if fault not in told], WRONG_INPUT)
+    if isinstance(error, CommandFailed):
+        return _explain([error], FAILED)
+    from fds_dist.commands.optimize.search import EXPLAINED
+
+    if isinstance(error, EXPLAINED):
+        return _explain([error], FAILED)
+    if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, on whichever rank it is
+        _print([f"the device is out of memory ({str(error).splitlines()[0]}); {MORE_MEMORY}"])
+        return FAILED
+    raise error
 
 
 def _end_with_launcher() -> None:

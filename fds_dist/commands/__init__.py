@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
-"""Exit statuses."""
+DONE, FAILED, WRONG_INPUT = 0, 1, 2
+"""Exit statuses, beside `fds_dist.common.interruptions.INTERRUPTED`."""
 
 
 class CommandFailed(Exception):

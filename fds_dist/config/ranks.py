@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fds_dist.common.kinds import AutoCount, Count, Positive, Timeout
+from fds_dist.common.kinds import AutoCount, Count, NonNegative, Positive, Timeout
 from fds_dist.config.sections import Section
 
 
@@ -55,6 +55,12 @@ class CheckpointConfig(Section):
     """Seconds between two checkpoints (weights, optimizer state, all tangents) within an outer step, for the estimator
     `forward` without replicas. Ranks that share out tangents check the time every `consistency.every` steps. Needs a
     file system that all ranks share."""
+
+    grace: NonNegative = 20.0
+    """Seconds that a run has to end in order after SIGINT or SIGTERM within an outer step: all ranks save a checkpoint
+    after the same step, and end. Where they cannot within this time they end without; a second signal, 2 seconds
+    later or more, ends at once, as the first does with 0. torchrun and SLURM kill a process 30 seconds after SIGTERM
+    (SLURM's `--signal=TERM@60` sends it earlier), Kubernetes after `terminationGracePeriodSeconds`."""
 
     keep: Count = 2
     """The number of latest checkpoints to keep."""

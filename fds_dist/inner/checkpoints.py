@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from fds_dist.common.files import digest
+from fds_dist.common.interruptions import asked_to_end
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.checkpoint_files import (
     MANIFEST,
@@ -27,12 +28,11 @@ from fds_dist.inner.checkpoint_files import (
     tensors_to_write,
     write_manifest,
 )
+from fds_dist.inner.meetings import Meetings
 from fds_dist.inner.run import InnerState, Tangents
 from fds_dist.storage.checkpoints import fresh_folder, newest_first, remove_folders
 
 KIND = "inner"
-CHANCES = 100
-"""How often in a horizon ranks of the `data` axis, which meet at every step, ask the first one's clock."""
 
 
 @dataclass
@@ -55,15 +55,15 @@ class InnerCheckpoints:
     count: int
     """How many of the latest stay."""
     meeting: int
-    """Steps from one comparison of the ranks to the next. Those of the `tangent` axis ask for the time only there: they
-    need not meet otherwise, and are balanced over the horizon, not over every stretch of it."""
+    """Steps from one comparison of the ranks to the next; see `Meetings`."""
     note: Callable[[str], None]
     """Hears, on every rank, what a person should know."""
+    grace: float = 0.0
+    """Seconds in which the ranks meet, to save a checkpoint and to end, after a signal has asked any of them to end."""
 
     def __post_init__(self) -> None:
         self._saved = time.monotonic()
-        alone, shape = self.ranks.world_size == 1, self.ranks.shape
-        self._stride = 1 if alone else self.meeting if shape.tangent > 1 else -(-self.horizon // CHANCES)
+        self._meetings = Meetings(self.ranks, self.horizon, self.meeting, self.grace)
         self._possible = self.ranks.shape.replica == 1
 
     def restore(self, state: InnerState, tangents: Tangents) -> tuple[InnerState, Tangents]:
@@ -82,10 +82,22 @@ class InnerCheckpoints:
         return state, tangents
 
     def keep(self, state: InnerState, tangents: Tangents) -> None:
-        """See `RunCheckpointer`."""
-        chance = self._possible and state.step % self._stride == 0 and state.step < self.horizon
-        if not chance or not self.ranks.broadcast_object(time.monotonic() - self._saved >= self.seconds):
+        """See `RunCheckpointer`.
+
+        Raises:
+            KeyboardInterrupt: on all ranks of the inner run, after a checkpoint, where any of them is asked to end.
+        """
+        if not self._possible or state.step >= self.horizon:
             return
+        is_due = time.monotonic() - self._saved >= self.seconds
+        answers = self._meetings.ask(state.step, (is_due, asked_to_end()))
+        if answers is not None and any(answers):
+            self._save(state, tangents)
+            if answers[1]:
+                self.note(f"{'saved' if self._possible else 'ends'} at inner step {state.step} of {self.horizon}")
+                raise KeyboardInterrupt
+
+    def _save(self, state: InnerState, tangents: Tangents) -> None:
         folder = self.ranks.on_first(lambda: fresh_folder(self.folder, KIND))
         path = folder / f"rank-{self.ranks.rank}.safetensors"
         problem, described = "", None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from fds_dist.common.interruptions import asked_to_end
 from fds_dist.common.memory import own_peak_bytes
 from fds_dist.common.values import few
 from fds_dist.distributed.mesh import Ranks
@@ -35,6 +36,8 @@ class RankReport(NamedTuple):
     busy_seconds: float
     """The part of `seconds` in which the rank did not wait for others."""
     peak_bytes: int
+    asked_to_end: bool
+    """Whether a signal has asked it to end."""
 
 
 class OuterListener:
@@ -84,7 +87,11 @@ class OuterLoop:
         return progress
 
     def outer_step(self, progress: OuterProgress) -> OuterProgress:
-        """Runs one outer step: inner run, hypergradients, update, record."""
+        """Runs one outer step: inner run, hypergradients, update, record.
+
+        Raises:
+            KeyboardInterrupt: on all ranks, after the outer step is saved, where a signal has asked one of them to end.
+        """
         began, waited = time.perf_counter(), self.ranks.waited
         number, values = progress.outer_step, progress.values
         horizon = self.settings.horizons[number]
@@ -125,11 +132,14 @@ class OuterLoop:
         record = self._record(progress, estimate, after, self._events(values, step, retreated), reports)
         self.listener.save(after)
         self.listener.done(record)
+        if any(report.asked_to_end for report in reports):
+            raise KeyboardInterrupt
         return after
 
     def _reports(self, seconds: float, waited: float) -> list[RankReport]:
         """Of each rank, in the order of the ranks."""
-        return self.ranks.gather_objects(RankReport(seconds, seconds - waited, own_peak_bytes(self.ranks.device)))
+        peak = own_peak_bytes(self.ranks.device)
+        return self.ranks.gather_objects(RankReport(seconds, seconds - waited, peak, asked_to_end()))
 
     def next_values(self, progress: OuterProgress, estimate: Estimate) -> tuple[OuterStep, bool]:
         """The rule's step along the hypergradients, or a retreat to the best λ if the inner run diverged."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from fds_dist.commands.report.page import write_report
 from fds_dist.commands.report.reading import read_run
 from fds_dist.commands.run import RunResult
 from fds_dist.common.faults import UserError
-from fds_dist.common.interruptions import defer_signals
+from fds_dist.common.interruptions import Grace, defer_signals
 from fds_dist.common.words import counted
 from fds_dist.distributed.errors import RankLost
 from fds_dist.distributed.fingerprint import RunsDiverged
@@ -84,6 +85,7 @@ class Search(OuterListener):
         self.outcomes = Outcomes(built, self.folder)
         self.outcome: Outcome | None = None
         self.stage = ""
+        self.grace = Grace(built.config.checkpoint.grace, self._last_words)
 
     def run(self) -> RunResult:
         """Runs the remaining outer steps and judges the result. Trackers and callbacks learn how it ended, after an
@@ -99,8 +101,14 @@ class Search(OuterListener):
             ending = self._outer_steps()
             self._settle()
         except KeyboardInterrupt:
-            self._finish("interrupted", f"stopped {self.stage or f'in outer step {self.progress.outer_step}'}")
+            self._finish("interrupted", self._where)
             raise
+        except RankLost as error:
+            if not self.grace.asked:
+                self._finish("failed", str(error))
+                raise
+            self._finish("interrupted", f"{self._where}, without a checkpoint: {error}")
+            raise KeyboardInterrupt from error
         except EXPLAINED as error:
             self._finish("failed", str(error))
             raise
@@ -120,10 +128,22 @@ class Search(OuterListener):
             self.trackers.note(note)
         try:
             self.callbacks.run_start(start)
-            self.progress = self.loop.run(self.progress)
+            with self.grace:
+                self.progress = self.loop.run(self.progress)
         except Stop as stop:
             return f"{_done(self.progress)}, stopped by {stop}"
         return self.built.settings.ending(self.progress)
+
+    @property
+    def _where(self) -> str:
+        return f"stopped {self.stage or f'in outer step {self.progress.outer_step}'}"
+
+    def _last_words(self) -> None:
+        """What rank 0 says, without its trackers, where it can only leave: see `Grace`."""
+        if self.show:
+            steps = next_steps(self.folder.path, self.built, "interrupted", self.progress, self.handed.replaces_config)
+            words = f"interrupted: {self._where}, without a checkpoint: another rank does not answer"
+            os.write(2, f"fds-dist: {words}; to continue: {steps['continue']}\n".encode())
 
     def _settle(self) -> None:
         """Judges the candidates and writes the result; there is none before the first outer step is done."""
@@ -201,6 +221,7 @@ class Search(OuterListener):
             count=options.keep,
             meeting=config.consistency.every,
             note=lambda text: self.trackers.note(f"outer step {outer_step}: {text}"),
+            grace=options.grace,
         )
 
     @defer_signals()
