@@ -61,7 +61,7 @@ def faults(run: Run, *arguments: str) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ("", "the following arguments are required: COMMAND; see fds-dist --help"),
+        ("--resume", "the following arguments are required: COMMAND; see fds-dist --help"),
         (
             "optimise config.yaml",
             "optimise: unknown command; expected one of optimize, check, ... did you mean optimize?",

@@ -6,6 +6,7 @@ A command's module is imported only when the command runs, so that `--help` need
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from argparse import Namespace
 
@@ -128,6 +129,31 @@ def run_sweep(options: Namespace) -> int:
         count=options.count,
         output_dir=options.output_dir,
     )
+
+
+def run_init(options: Namespace) -> int:
+    from fds_dist.commands.init import init
+
+    if _is_first():
+        files = [shlex.quote(str(file)) for file in init(options.config, options.shipped, options.task)]
+        print(f"written: {' and '.join(files)}\nnext: fds-dist check {files[0]}, then fds-dist optimize {files[0]}")
+    return DONE
+
+
+def run_config(options: Namespace) -> int:
+    from fds_dist.commands.config import explain
+
+    if _is_first():
+        _print_to_pipe(explain(options.config, options.overrides))
+    return DONE
+
+
+def run_schema(options: Namespace) -> int:
+    from fds_dist.config.json_schema import schema_text
+
+    if _is_first():
+        _print_to_pipe(schema_text())
+    return DONE
 
 
 def _is_first() -> bool:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from typing import NoReturn
 
-from fds_dist.commands.definitions import COMMANDS, CONFIG, Command
+from fds_dist.commands.definitions import COMMANDS, Command
+from fds_dist.commands.help_text import command_help
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.registry import nearest
 
-HELP_WIDTH = 79
-"""Columns of `--help`."""
+SHELLS = ("bash", "zsh", "tcsh")
+"""Those for which completions can be printed."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Turns mistakes into faults, which are printed once and not by every rank; its help lists the command's keys."""
+    """Turns mistakes into faults, which are printed once and not by every rank; its help ends with the command's."""
 
     command: Command | None = None
 
@@ -27,25 +29,47 @@ class _Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         text = super().format_help()
-        if self.command is None or self.command.keys is None:
-            return text
-        return f"{text}\n{keys_text(self.command)}"
+        return text if self.command is None else f"{text}\n{command_help(self.command)}"
 
 
-def keys_text(command: Command) -> str:
-    """The keys that the command's line may override, each with the first sentence of its meaning."""
-    from fds_dist.config.explain import key_meanings
+class _Version(argparse.Action):
+    """`--version`: the versions of the package and of what it runs on, without importing anything of it."""
 
-    if command.keys is None:
-        return ""
-    meanings = key_meanings(command.keys())
-    if command is not COMMANDS["compare"]:
-        meanings = {key: meaning for key, meaning in meanings.items() if not key.startswith("compare.")}
-    lines, indent = ["keys:"], " " * 6
-    for key, meaning in meanings.items():
-        sentence = re.split(r"(?<=\.) (?=[A-Z])", " ".join(meaning.split()))[0]
-        lines += [f"  {key}", *textwrap.wrap(sentence, HELP_WIDTH, initial_indent=indent, subsequent_indent=indent)]
-    return "\n".join(lines) + "\n"
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(f"fds-dist {_installed('fds-dist')}, Python {platform.python_version()}, torch {_installed('torch')}")
+        parser.exit()
+
+
+class _Completion(argparse.Action):
+    """`--print-completion SHELL`: the script by which a shell completes command lines."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: object, *_: object) -> NoReturn:
+        try:
+            import shtab
+        except ImportError:
+            problem = "the package shtab is not installed"
+            raise UserError(Fault("--print-completion", problem, "pip install 'fds-dist[completion]' first")) from None
+        for line in _lines_of(parser):
+            for argument in line._actions:
+                if not argument.option_strings:  # a config, a run's folder or a file
+                    argument.complete = shtab.FILE  # type: ignore[attr-defined]
+        print(shtab.complete(parser, str(values)))
+        parser.exit()
+
+
+def _installed(package: str) -> str:
+    """The version of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _lines_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parsers of the commands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.values()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,16 +77,26 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(
         prog="fds-dist",
         description="Learn learning-rate, momentum and weight-decay schedules by exact forward-mode hypergradients.",
-        epilog="Exit status: 0 done, 2 wrong input, 1 anything else.",
+        epilog="To begin: `fds-dist optimize digits`, or `fds-dist init` for a config of one's own. "
+        "Exit status: 0 done, 2 wrong input, 1 anything else.",
+    )
+    top.add_argument("--version", action=_Version, nargs=0, help="print the versions of fds-dist, Python and torch")
+    top.add_argument(
+        "--print-completion",
+        action=_Completion,
+        choices=SHELLS,
+        metavar="SHELL",
+        help=f"print the script that completes commands in {', '.join(SHELLS[:-1])} or {SHELLS[-1]}",
     )
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         line = commands.add_parser(name, help=command.text, description=command.text)
         line.command = command
-        line.set_defaults(command=command, overrides=[])
-        line.add_argument("config", nargs="?", metavar=command.source[0], help=command.source[1])
+        line.set_defaults(command=command, config=None, overrides=[])
+        if command.source:
+            line.add_argument("config", nargs="?", metavar=command.source.name, help=command.source.meaning)
         if command.rest:
-            line.add_argument("overrides", nargs="*", metavar=command.rest[0], help=command.rest[1])
+            line.add_argument("overrides", nargs="*", metavar=command.rest.name, help=command.rest.meaning)
         for option, settings in command.options.items():
             line.add_argument(option, **settings)
     return top
@@ -76,7 +110,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     # The deepspeed launcher adds this in front of all arguments; LOCAL_RANK says the same.
     arguments = [argument for argument in arguments if not re.fullmatch(r"--local[-_]rank=\d+", argument)]
-    if arguments and not arguments[0].startswith("-"):
+    arguments = arguments or ["--help"]
+    if not arguments[0].startswith("-"):
         if arguments[0] not in COMMANDS:
             names = ", ".join(COMMANDS)
             raise UserError(Fault(arguments[0], "unknown command", f"one of {names}", nearest(arguments[0], COMMANDS)))
@@ -90,11 +125,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.overrides = [*options.overrides, *rest]
     if options.config and "=" in options.config and not os.path.exists(options.config):
         _take_config_from_overrides(options)
-    source, meaning = options.command.source
-    if options.command.source is not CONFIG and options.config is None:
-        raise UserError(Fault(source, "is missing", meaning))
+    source = options.command.source
+    if source and source.is_needed and options.config is None:
+        raise UserError(Fault(source.name, "is missing", source.meaning))
     if options.command.rest is None and options.overrides:
-        expected = f"{source} and options alone"
+        expected = f"{source.name} and options alone" if source else "options alone"
         raise UserError([Fault(word, "unexpected argument", expected) for word in options.overrides])
     return options
 

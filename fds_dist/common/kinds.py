@@ -176,12 +176,18 @@ FolderOrNone = Annotated[
 Switch = Annotated[bool, Field(strict=True), expects("true or false")]
 Text = Annotated[_Text, expects("text (in quotes where it looks like something else)")]
 Pattern = Annotated[str, read_by(_pattern)]
+
+_LETTER = r"[^\x00-\x20!-,./:-@\[-^`{-\xa0\u2028-\u202e]"
+"""Of a name: letters of any script, digits, symbols, _ and -; nothing that means something in keys, paths or shells."""
+
 Name = Annotated[
-    _Text, Field(pattern=r"^[A-Za-z0-9_-]+$"), expects("a name of letters, digits, _ and - (a number needs quotes)")
+    _Text,
+    Field(pattern=f"^{_LETTER}+( {_LETTER}+)*$"),
+    expects("a name of letters, digits, _ and - (a number needs quotes)"),
 ]
 FolderName = Annotated[
     _Text,
-    Field(pattern=r"^\.*[A-Za-z0-9_-][A-Za-z0-9._-]*$"),
+    Field(pattern=rf"^\.*{_LETTER}([ .]*{_LETTER})*\.*$"),
     expects("a name of letters, digits and . _ - (a number needs quotes)"),
 ]
 
@@ -200,8 +206,8 @@ def _steps(value: Any) -> int | list[int] | None:
     return (_STEPS_LIST if isinstance(value, list) else _STEPS).validate_python(value)
 
 
-Epochs = Annotated[float | list[float] | None, read_by(_epochs)]
-Steps = Annotated[int | list[int] | None, read_by(_steps)]
+Epochs = Annotated[_AboveZero | list[_AboveZero] | None, read_by(_epochs)]
+Steps = Annotated[_FromOne | list[_FromOne] | None, read_by(_steps)]
 
 _SIZES = TypeAdapter[list[int]](list[Count])
 

@@ -40,15 +40,15 @@ def _search_range(value: Any) -> list[float]:
     return [float(end) for end in value]
 
 
-SearchRange = Annotated[list[Number], read_by(_search_range)]
+SearchRange = Annotated[list[Number], Field(min_length=2, max_length=2), read_by(_search_range)]
 
 
 class CompareConfig(Section):
     """Settings of `fds-dist compare`: FDS and its rivals at equal compute."""
 
-    methods: Annotated[list[MethodName], Field(min_length=1), AfterValidator(_distinct)] = Field(
-        default_factory=lambda: ["fds", "greedy", "cosine", "linear", "random", "tpe", "hyperband"]
-    )
+    methods: Annotated[
+        list[MethodName], Field(min_length=1, json_schema_extra={"uniqueItems": True}), AfterValidator(_distinct)
+    ] = Field(default_factory=lambda: ["fds", "greedy", "cosine", "linear", "random", "tpe", "hyperband"])
     """fds and greedy follow hypergradients. All others see only losses. cosine and linear are a warm-up and a smooth
     decay to zero with constants for the rest, tuned by tpe; refined has the decay that follows from one run's gradient
     norms (Defazio et al. 2023); schedule_free is SGD or AdamW of the package schedulefree, also tuned by tpe.

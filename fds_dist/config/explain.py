@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import NamedTuple
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -12,14 +11,11 @@ from fds_dist.common.faults import Fault
 from fds_dist.common.kinds import FAULT, fault_of, show
 from fds_dist.common.optimizers import HYPERPARAMETERS
 from fds_dist.common.registry import nearest
+from fds_dist.config.keys import all_keys, general, keys_of
 from fds_dist.config.references import KeyPath
 from fds_dist.config.schema import Config
-from fds_dist.config.sections import Section
 
 Path = KeyPath
-
-ANY_NAME = "NAME"
-"""Stands for a name that the user chooses in a valid key."""
 
 KNOWN_ELSEWHERE = {
     **{name: f"hyperparameters.{name}" for name in HYPERPARAMETERS},
@@ -75,17 +71,17 @@ def _finding(detail: ErrorDetails) -> Finding:
         meant = suggested_key(path)
         return Finding(Fault(key, "unknown key", suggestion=meant), path, meant=meant)
     if kind == "missing":
-        return Finding(Fault(key, "is missing", EXPECTED_HERE.get(_general(path), "")), path, missing=True)
+        return Finding(Fault(key, "is missing", EXPECTED_HERE.get(general(path), "")), path, missing=True)
     if kind == "too_short":
         return Finding(Fault(key, f"{show(value)} is empty", "at least one entry"), path, related=(key,))
     related = context["related"] if kind == FAULT else ()
-    return Finding(fault_of(key, detail, EXPECTED_HERE.get(_general(path), "")), path, related=related)
+    return Finding(fault_of(key, detail, EXPECTED_HERE.get(general(path), "")), path, related=related)
 
 
 def suggested_key(path: Path) -> str:
     """The valid dotted key nearest to an unknown one, first at the same level, then anywhere; "" if none is similar."""
-    parent, name = _general(path[:-1]), str(path[-1])
-    keys = list(_valid_keys(Config))
+    parent, name = general(path[:-1]), str(path[-1])
+    keys = [key.name for key in all_keys(keys_of(Config))]
     siblings = [key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == parent]
     if sibling := nearest(name, siblings):
         return dotted((*path[:-1], sibling))
@@ -93,42 +89,3 @@ def suggested_key(path: Path) -> str:
     for key in keys:
         elsewhere.setdefault(key.rpartition(".")[2], key)
     return elsewhere.get(name) or elsewhere.get(nearest(name, elsewhere), "")
-
-
-def _general(path: Path) -> str:
-    """The dotted key, with NAME in place of the names that the user chooses."""
-    parts = [str(part) for part in path]
-    if parts[:1] == ["hyperparameters"]:
-        parts[1:2] = [ANY_NAME] * len(parts[1:2])
-        if parts[2:3] == ["per_group"]:
-            parts[3:4] = [ANY_NAME] * len(parts[3:4])
-    return ".".join(parts)
-
-
-def _valid_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        yield prefix + name
-        for below, inner in _sections(field.annotation):
-            yield from _valid_keys(inner, f"{prefix}{name}.{below}")
-
-
-def key_meanings(section: type[Section], prefix: str = "") -> dict[str, str]:
-    """Dotted key of a section that holds a value → its docstring; NAME stands for a name that the user chooses."""
-    meanings: dict[str, str] = {}
-    for name, field in section.model_fields.items():
-        below: dict[str, str] = {}
-        for between, inner in _sections(field.annotation) if ANY_NAME not in prefix else ():
-            below |= key_meanings(inner, f"{prefix}{name}.{between}")
-        meanings |= below or {prefix + name: field.description or ""}
-    return meanings
-
-
-def _sections(annotation: Any) -> Iterator[tuple[str, type[Section]]]:
-    """The sections that a field may hold, each with the part of the key between the field and the section's keys."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield "", annotation
-        return
-    between = f"{ANY_NAME}." if get_origin(annotation) is dict else ""
-    for argument in get_args(annotation):
-        for below, section in _sections(argument):
-            yield between + below, section

@@ -59,6 +59,7 @@ class HyperparameterConfig(Section):
     """A learned hyperparameter."""
 
     MEANINGFUL_ABSENCE = frozenset({"min", "max"})
+    DEPENDENT = frozenset({"init", "shape", "step", "scale"})
 
     init: Start
     """The values before the first outer step. A number, or a list of `size` numbers: that of every bucket. A list of
@@ -85,16 +86,16 @@ class HyperparameterConfig(Section):
     log scale; else half the start or a tenth of the range, whichever is less."""
 
     min: Bound = None
-    """Lower bound; null: none; left out (not in `model_fields_set`): that of the natural domain."""
+    """Lower bound; null: none. Default: that of the natural domain (0 for lr, momentum and weight_decay)."""
 
     max: Bound = None
-    """Upper bound; null: none; left out (not in `model_fields_set`): that of the natural domain."""
+    """Upper bound; null: none. Default: that of the natural domain (below 1 for momentum and betas, none for lr)."""
 
     scale: Literal["linear", "log"] = "linear"
     """The outer optimizer moves the value, or its logarithm (log(1 - x) for momentum, beta1 and beta2). Default: log
     where the natural domain and the start allow it; linear with `outer.optimizer: sign`."""
 
-    per_group: Annotated[bool | dict[str, GroupOverride], read_by(_per_group)] = False
+    per_group: Annotated[bool | dict[Name, GroupOverride], read_by(_per_group)] = False
     """One copy for each of `inner.groups`: true, or a mapping from group to the keys that differ there."""
 
     def bounds(self, name: str) -> tuple[float, float]:

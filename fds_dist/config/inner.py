@@ -20,6 +20,8 @@ def one_epoch_unless_told(section: Any) -> Any:
 class InnerConfig(Section):
     """The training run whose hyperparameters are learned."""
 
+    DEPENDENT = frozenset({"epochs"})
+
     optimizer: Optimizer = "sgd"
     """The inner optimizer: a built-in name, `package.module:Name`, or a mapping with the name and further keys, which
     are the switches of a built-in one or the arguments of one's own."""

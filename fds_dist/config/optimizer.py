@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import model_validator
+from pydantic import WithJsonSchema, model_validator
 
 from fds_dist.common.kinds import Text, fault, read_by, show, wrong_kind
 from fds_dist.common.optimizers import BUILT_IN, USER_FORM, switch_faults
@@ -22,10 +22,13 @@ def _name(value: Any) -> str:
     return value
 
 
+NAMES = WithJsonSchema({"anyOf": [{"enum": list(BUILT_IN)}, {"type": "string", "pattern": ":"}]})
+
+
 class OptimizerConfig(FunctionConfig):
     """An inner optimizer by its name; the further keys are its switches, or the arguments of a user's own."""
 
-    name: Annotated[Text, read_by(_name)]
+    name: Annotated[Text, read_by(_name), NAMES]
     """A built-in name, or `package.module:Name`."""
 
     @model_validator(mode="after")
@@ -42,7 +45,7 @@ def _optimizer(value: Any) -> str | OptimizerConfig:
     return chosen if chosen.options else chosen.name
 
 
-Optimizer = Annotated[str | OptimizerConfig, read_by(_optimizer)]
+Optimizer = Annotated[Annotated[str, NAMES] | OptimizerConfig, read_by(_optimizer)]
 
 
 def takes_nesterov(optimizer: str | OptimizerConfig) -> bool:

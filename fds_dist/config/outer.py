@@ -17,6 +17,8 @@ class OuterConfig(Section):
     `optimizer: sign` brings the paper's defaults: linear scales, constant shapes, no retreat, no average, no judging.
     """
 
+    DEPENDENT = frozenset({"retreat", "average", "judge_seeds"})
+
     optimizer: Literal["sign", "rprop", "sgd", "adam"] = "adam"
     """The outer optimizer: sign (the paper's: fixed steps against the sign of each hypergradient), rprop, sgd, adam."""
 

@@ -20,6 +20,9 @@ class Section(BaseModel):
     MEANINGFUL_ABSENCE: ClassVar[frozenset[str]] = frozenset()
     """The keys whose absence means something that no value means."""
 
+    DEPENDENT: ClassVar[frozenset[str]] = frozenset()
+    """The keys whose default depends on other keys; their docstrings say how."""
+
     def resolved(self) -> dict[str, Any]:
         """The section as plain values with every default explicit, in the order of the fields.
 

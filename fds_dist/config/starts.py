@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
 from fds_dist.common.kinds import NonNegative, Number, Positive, Ratio, Text, expects, read_by, show
@@ -41,6 +41,8 @@ class ShapedStart(Section):
     each knot of the shape `linear` with the value where it stands."""
 
     MEANINGFUL_ABSENCE: ClassVar[frozenset[str]] = frozenset({"cosine", "linear", "file"})
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
     cosine: CurveConfig = LEFT_OUT
     """Half a cosine, after a warm-up."""
