@@ -4,6 +4,8 @@
 #   launch/setup.sh [EXTRAS]     EXTRAS: comma-separated extras of pyproject.toml, e.g. dev,search
 #
 # Environment: PYTHON   the interpreter to make .venv with (3.10 to 3.13); without it, the first one found
+#              TORCH    PyTorch's build: cpu, cu126, cu128, ..., or pip for the one that pip takes by itself;
+#                       without it, cpu where there is no NVIDIA driver, else pip
 set -euo pipefail
 
 root=$(cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
@@ -69,11 +71,42 @@ progress() {
          $1 == "Installing" && $2 == "collected" { print "  unpacking"; fflush() }'
 }
 
+# Prints what pip would install as torch, such as "2.13.0 cuda"; nothing where it is there already.
+offered_torch() {
+    "$python" -m pip install --dry-run --no-deps --quiet --report - --constraint "$root/constraints.txt" torch 2>"$log" |
+        "$python" -c '
+import json, sys
+for entry in json.load(sys.stdin)["install"]:
+    metadata = entry["metadata"]
+    cuda = any(name.startswith(("nvidia", "cuda")) for name in metadata.get("requires_dist", []))
+    print(metadata["version"], "cuda" if cuda else "cpu")' 2>/dev/null
+}
+
+# Pip itself takes PyTorch with CUDA on Linux: gigabytes that a machine without a GPU has no use for. uv knows the builds.
+install_torch() {
+    local wanted=${TORCH:-} version="" offered=""
+    [[ -n $wanted ]] || { [[ -e /proc/driver/nvidia/version ]] || command -v nvidia-smi >/dev/null && wanted=pip; } || wanted=cpu
+    read -r version offered < <(offered_torch) || true
+    [[ -n $version && $wanted != pip && $wanted != "$offered" ]] || {
+        [[ $offered != cuda ]] || say "PyTorch $version comes with CUDA: some 3 GB to download, 5.5 GB on disk (TORCH=cpu is small)"
+        return 0
+    }
+    say "PyTorch ${version%%+*} in the build $wanted"
+    if "$python" -m pip install --disable-pip-version-check --quiet --constraint "$root/constraints.txt" uv >"$log" 2>&1 &&
+        "$python" -m uv pip install --quiet --python "$python" --torch-backend "$wanted" \
+            --constraint "$root/constraints.txt" torch torchvision >>"$log" 2>&1; then
+        return 0
+    fi
+    [[ -z ${TORCH:-} ]] || fail "no build $wanted of PyTorch ${version%%+*} (the reasons: $log)"
+    say "the build $wanted is not to be had from here; pip takes its own, $version"
+}
+
 install() {
     rm -f "$stamp"
     "$python" -m pip --version >/dev/null 2>&1 || make_venv # an interrupted `venv` leaves a Python without pip
     export DS_BUILD_OPS="${DS_BUILD_OPS:-0}" # deepspeed would compile its operators here; it does when they are used
     say "installing into .venv (the first time takes minutes) ..."
+    install_torch
     # compat: a plain path, which type checkers and editors follow; the default is an import hook, which they cannot.
     if ! "$python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
         --editable "$root${extras:+[$extras]}" --config-settings editable_mode=compat \
