@@ -31,6 +31,9 @@ The launcher ends all ranks when one exits; the node's first rank, which prints 
 PR_SET_PDEATHSIG = 1
 """Of Linux's `prctl`: which signal a process gets when its parent dies."""
 
+LEFT_OUT = ("torch", "torchvision", "numpy", "safetensors", "sklearn", "matplotlib", "jinja2", "wandb")
+"""Dependencies that an installation for reading schedules alone does without."""
+
 MORE_MEMORY = "expected a smaller tangents.chunk_size, a larger inner.accumulate or mesh.data, or model.checkpointing"
 
 
@@ -62,6 +65,9 @@ def _explained(error: Exception, told: Sequence[Fault]) -> int:
         return _explain([fault for fault in error.faults if fault not in told], WRONG_INPUT)
     if isinstance(error, CommandFailed):
         return _explain([error], FAILED)
+    if isinstance(error, ModuleNotFoundError) and error.name in LEFT_OUT:
+        line = f"this command needs {error.name}, which is not installed; expected pip install with all dependencies"
+        return WRONG_INPUT if told else _explain([line], FAILED)
     from fds_dist.commands.optimize.search import EXPLAINED
 
     if isinstance(error, EXPLAINED):
