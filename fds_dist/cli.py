@@ -20,6 +20,7 @@ from fds_dist.commands import FAILED, WRONG_INPUT, CommandFailed
 from fds_dist.commands.command_line import parse
 from fds_dist.commands.definitions import CONFIG
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import WriteFailed
 from fds_dist.common.interruptions import INTERRUPTED, end_on_signals, was_signalled
 from fds_dist.distributed.launchers import told_local_rank
 
@@ -63,7 +64,7 @@ def _explained(error: Exception, told: Sequence[Fault]) -> int:
     """
     if isinstance(error, UserError):
         return _explain([fault for fault in error.faults if fault not in told], WRONG_INPUT)
-    if isinstance(error, CommandFailed):
+    if isinstance(error, CommandFailed | WriteFailed):
         return _explain([error], FAILED)
     if isinstance(error, ModuleNotFoundError) and error.name in LEFT_OUT:
         line = f"this command needs {error.name}, which is not installed; expected pip install with all dependencies"

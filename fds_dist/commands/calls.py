@@ -12,6 +12,7 @@ from argparse import Namespace
 
 from fds_dist.commands import DONE, FAILED
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import WriteFailed, is_full, write_output
 from fds_dist.common.paths import expand_path
 from fds_dist.distributed.environment import read_environment
 
@@ -166,13 +167,23 @@ def _print_to_pipe(text: str) -> None:
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the flush at exit fails again
+        _close_output()
+    except OSError as error:
+        _close_output()
+        raise WriteFailed(error.errno, error.strerror, "the standard output") from None
+
+
+def _close_output() -> None:
+    """Ends the standard output; otherwise the flush at exit fails again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _write(path: str, text: str, option: str) -> None:
     """Writes the file that `option` names."""
     file = expand_path(path, option)
     try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
+        write_output(file, text)
+    except WriteFailed as error:
+        if is_full(error):
+            raise
         raise UserError(Fault(option, f"{file}: {error.strerror}", "a file to write")) from None

@@ -5,7 +5,14 @@ Everything must be told apart without color too: by dashes, markers or hatches.
 
 from __future__ import annotations
 
-from typing import Any
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fds_dist.common.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BLUE = "#0072B2"
 VERMILION = "#D55E00"
@@ -26,3 +33,14 @@ STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,  # letters stay letters in a PDF
 }
 """For `matplotlib.rc_context`; a figure may add to it."""
+
+
+def save_figure(figure: Figure, path: Path, **options: Any) -> None:
+    """Writes the figure in the format of the path's ending, whole or not at all; `options` are those of `savefig`.
+
+    Raises:
+        WriteFailed: the disk is full, for example.
+    """
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:], **options)
+    write_atomic(path, drawn.getvalue())

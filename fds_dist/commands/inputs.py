@@ -177,6 +177,11 @@ def study_folder(config: Config, study: str) -> Path:
     return Path(config.output_dir) / name
 
 
+def folder_key(config: Config) -> str:
+    """The key that decides about `study_folder`."""
+    return "name" if config.name else "output_dir"
+
+
 def wandb_session(config: Config, job_type: str) -> WandbSession:
     """The session that `tracking.wandb` asks for.
 

@@ -1,12 +1,52 @@
-"""Files that are written whole or not at all, checksums, and JSON that any file may hold."""
+"""Files that are written whole or not at all, what a failed write says, checksums, and JSON that any file may hold."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
+
+VISIBLE_SECONDS = 10.0
+"""How long a file may take to be seen on another host: a network file system answers from its cache at first."""
+
+
+class WriteFailed(OSError):
+    """A file could not be written: the disk is full, a quota is used up, the folder is gone or not writable.
+
+    Args:
+        number, reason, path: as of `OSError`: the error's number, its text, and the file.
+    """
+
+    def __str__(self) -> str:
+        """One line: `cannot write runs/digits/history.jsonl: No space left on device`."""
+        return f"cannot write {self.filename}: {self.strerror}"
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk or a quota is full or the disk is broken: nothing that another folder's name would change."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, an `OSError` is one about writing `path`.
+
+    Raises:
+        WriteFailed: in its place.
+    """
+    try:
+        yield
+    except WriteFailed:
+        raise
+    except OSError as error:
+        raise WriteFailed(error.errno, error.strerror or str(error), str(path)) from error
+
 
 OWNER_ONLY = 0o600
 """The mode of a file that may hold secrets."""
@@ -22,19 +62,89 @@ def write_atomic(path: Path, content: bytes, mode: int | None = None) -> None:
 
     Args:
         mode: who may read it, from before its first byte is there; None: as the process's umask has it.
+
+    Raises:
+        WriteFailed: the old content is still there.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            if mode is not None:
-                os.fchmod(file.fileno(), mode)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with writing(path):
+            with temporary.open("wb") as file:
+                if mode is not None:
+                    os.fchmod(file.fileno(), mode)
+                file.write(content)
+                flush_to_disk(file)
+            os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
+
+
+def write_output(path: Path, text: str) -> None:
+    """Writes a file that the user has named: through a link, and into what is no regular file, such as a pipe.
+
+    Raises:
+        WriteFailed: a regular file has its old content still.
+    """
+    target = Path(os.path.realpath(path))
+    if os.path.isfile(target) or not os.path.exists(target):
+        write_text_atomic(target, text)
+        return
+    with writing(path), target.open("w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Adds `content` to a file, on disk before it returns. A write that fails leaves the file as it was.
+
+    Raises:
+        WriteFailed: see above.
+    """
+    with writing(path), path.open("ab", buffering=0) as file:  # a buffer would be written again when the file closes
+        size = file.tell()
+        try:
+            while content:
+                content = content[file.write(content) :]
+            flush_to_disk(cast(BinaryIO, file))
+        except BaseException:
+            with suppress(OSError):
+                os.truncate(path, size)
+            raise
+
+
+def flush_to_disk(file: BinaryIO) -> None:
+    """Returns once what was written to `file` is on disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def make_folder(path: Path, parents: bool = False) -> None:
+    """Makes the folder `path`, which may be there already; with `parents` those above it too.
+
+    Raises:
+        WriteFailed: it cannot be made.
+    """
+    with writing(path):
+        path.mkdir(parents=parents, exist_ok=True)
+
+
+def is_visible(path: Path, until: float) -> bool:
+    """Whether there is a file `path`, which another host may have written a moment ago.
+
+    Args:
+        until: the time, by `time.monotonic`, after which it counts as missing.
+    """
+    while not os.path.isfile(path):
+        if time.monotonic() > until:
+            return False
+        # What a host changes itself in a folder makes it drop what its cache says of that folder.
+        with suppress(OSError):
+            probe = path.with_name(f".{os.uname().nodename}.{os.getpid()}.probe")
+            probe.touch()
+            probe.unlink()
+        time.sleep(0.05)
+    return True
 
 
 def digest(path: Path) -> str:

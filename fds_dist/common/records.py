@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import append, make_folder, writing
 
 FloatOrNan = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A number that is read as NaN where the file has null."""
@@ -133,16 +134,18 @@ class RecordFile(Generic[Record]):
         entries = list(read_records(self.path, self.kind, self.expected))
         end = entries[-1][1] if entries else 0
         if end < self.path.stat().st_size:
-            os.truncate(self.path, end)
+            with writing(self.path):
+                os.truncate(self.path, end)
         return [record for record, _ in entries]
 
     def append(self, records: Iterable[Record]) -> None:
-        """Adds lines, all or (in a crash) a leading part of them; they are on disk before it returns."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.write("".join(to_line(record) + "\n" for record in records).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        """Adds lines, all or (in a crash) a leading part of them; they are on disk before it returns.
+
+        Raises:
+            WriteFailed: no line was added.
+        """
+        make_folder(self.path.parent)
+        append(self.path, "".join(to_line(record) + "\n" for record in records).encode())
 
 
 @cache

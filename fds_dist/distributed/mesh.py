@@ -16,13 +16,14 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import WriteFailed
 from fds_dist.common.words import counted
 from fds_dist.distributed import last_words
 from fds_dist.distributed.addresses import name_interface
@@ -259,14 +260,24 @@ class Ranks:
         return values
 
     def on_first(self, make: Callable[[], Value]) -> Value:
-        """The result of `make()` on rank 0, on every rank. A `UserError` of rank 0 is raised on every rank."""
-        outcome: Any = None, None
-        if self.is_first:
-            try:
-                outcome = make(), None
-            except UserError as error:
-                outcome = None, error
-        value, error = self.broadcast_object(outcome)
+        """The result of `make()` on rank 0, on every rank. A `UserError` or `WriteFailed` of rank 0 is raised on every
+        rank."""
+        value, error = self.broadcast_object(_outcome(make) if self.is_first else (None, None))
         if error is not None:
             raise error
-        return value
+        return cast(Value, value)
+
+    def on_each(self, make: Callable[[], Value]) -> Value:
+        """The result of `make()` on this rank. A `UserError` or `WriteFailed` of any rank is raised on every rank."""
+        value, error = _outcome(make)
+        if error := next(filter(None, self.gather_objects(error)), None):
+            raise error
+        return cast(Value, value)
+
+
+def _outcome(make: Callable[[], Value]) -> tuple[Value | None, UserError | WriteFailed | None]:
+    """What `make()` returns, or what it raises that all ranks should hear."""
+    try:
+        return make(), None
+    except (UserError, WriteFailed) as error:
+        return None, error

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from fds_dist.common.files import digest
+from fds_dist.common.files import VISIBLE_SECONDS, digest, is_visible
 from fds_dist.common.interruptions import asked_to_end
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.checkpoint_files import (
@@ -118,15 +118,16 @@ class InnerCheckpoints:
     def _commit(self, folder: Path, step: int, told: Sequence[tuple[str, Part | None, str]]) -> str:
         """On the first rank: lets the checkpoint count and removes older ones; returns what is in the way."""
         problems = [problem for _, _, problem in told if problem]
+        until = time.monotonic() + VISIBLE_SECONDS
         problems += [
-            f"{folder} is not one folder for all ranks" for name, _, _ in told if not (folder / name).is_file()
+            f"{folder} is not one folder for all ranks" for name, _, _ in told if not is_visible(folder / name, until)
         ]
         files = {name: described for name, described, _ in told if described}
         try:
             if not problems:
                 write_manifest(folder, Manifest(dict(self.run), self.horizon, step, files))
         except OSError as error:
-            problems.append(f"{folder / MANIFEST}: {error}")
+            problems.append(str(error))
         if problems:
             shutil.rmtree(folder, ignore_errors=True)
             return problems[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from fds_dist.common.batch import Batch
@@ -184,8 +185,8 @@ class Judge:
             self.say(f"judging {values} on {counted(self.seeds, 'fresh seed')}: {counted(len(missing), 'run')}")
         for batch in in_batches(self.ranks, missing, self._train, blocks_of(self.horizon)):
             judged |= {job: run.judgement for job, run in batch}
-            if self.file and self.ranks.is_first:
-                self.file.append(run for _, run in batch)
+            if self.file:
+                self.ranks.on_first(partial(self.file.append, [run for _, run in batch]))
         return {values: [judged[values, seed] for seed in range(self.seeds)] for values, _ in self._wanted(candidates)}
 
     def _wanted(self, candidates: Iterable[Sequence[float]]) -> list[Wanted]:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from fds_dist.common.interruptions import asked_to_end
@@ -187,7 +188,7 @@ class OuterLoop:
             rank_seconds=[report.busy_seconds for report in reports],
             rank_peak_bytes=[report.peak_bytes for report in reports],
         )
-        self.trackers.outer(record)
+        self.ranks.on_each(partial(self.trackers.outer, record))
         for event in events:
             self.trackers.note(f"outer step {before.outer_step}: {event}")
         return record

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import write_output
 from fds_dist.common.optimizers import BUILT_IN, HYPERPARAMETERS
 from fds_dist.common.paths import expand_path
 from fds_dist.common.values import Value, mapped, numbers_of
@@ -214,8 +215,12 @@ class Schedule:
             raise UserError(Fault(f"{source}: hyperparameters", str(error), "one number per bucket")) from None
 
     def save(self, path: str | Path) -> None:
-        """Writes `to_json()` to `path`."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        """Writes `to_json()` to `path`.
+
+        Raises:
+            WriteFailed: the file cannot be written; one that was there has its old content.
+        """
+        write_output(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Schedule:

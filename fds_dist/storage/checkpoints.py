@@ -11,13 +11,14 @@ import hashlib
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.files import digest, parse_json, write_text_atomic
+from fds_dist.common.files import VISIBLE_SECONDS, digest, is_visible, make_folder, parse_json, write_text_atomic
 from fds_dist.distributed.mesh import Ranks
 
 State = TypeVar("State")
@@ -48,7 +49,7 @@ def unsealed(content: bytes) -> Any:
 
 def save_checkpoint(folder: Path, outer_steps_done: int, state: dict[str, Any], keep: int) -> Path:
     """Writes `state` (JSON values), and deletes what is older than the newest `keep` checkpoints that are whole."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, parents=True)
     path = folder / f"outer_{outer_steps_done:04d}.json"
     write_text_atomic(path, sealed(state))
     whole = 0
@@ -136,10 +137,10 @@ def digests(folder: Path, ranks: Ranks) -> dict[str, str]:
     """The SHA-256 of each file in `folder` by its path there, on every rank. Each rank computes a part of them.
 
     Raises:
-        UserError: a rank does not see the files that rank 0 sees.
+        UserError: a rank does not see the files that the others see.
     """
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    names = ranks.broadcast_object(names)
+    seen = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    names = sorted({name for part in ranks.gather_objects(seen) for name in part})  # each sees at least its own
     checksums = _digests(folder, names, ranks)
     if missing := [name for name in names if name not in checksums]:
         problem = f"{folder} is not the same folder on all ranks ({', '.join(missing)})"
@@ -148,12 +149,22 @@ def digests(folder: Path, ranks: Ranks) -> dict[str, str]:
 
 
 def changed_files(folder: Path, expected: Mapping[str, str], ranks: Ranks) -> list[str]:
-    """The files that are missing or whose checksum is not the `expected` one; the same on every rank."""
-    checksums = _digests(folder, sorted(expected), ranks)
+    """The files that are missing or whose checksum is not the `expected` one; the same on every rank.
+
+    A file that rank 0 does not see is missing; for the others the other ranks wait, see `is_visible`.
+    """
+    seen = ranks.on_first(lambda: [name for name in sorted(expected) if (folder / name).is_file()])
+    checksums = _digests(folder, seen, ranks)
     return [name for name, checksum in expected.items() if checksums.get(name) != checksum]
 
 
 def _digests(folder: Path, names: Iterable[str], ranks: Ranks) -> dict[str, str]:
-    share = list(names)[ranks.rank :: ranks.world_size]
-    checksums = {name: digest(folder / name) for name in share if (folder / name).is_file()}
-    return {name: checksum for part in ranks.gather_objects(checksums) for name, checksum in part.items()}
+    names, until = list(names), time.monotonic() + VISIBLE_SECONDS
+    unseen = [name for name in names if not is_visible(folder / name, until)]
+    checksums = {}
+    for name in names[ranks.rank :: ranks.world_size]:
+        with suppress(OSError):  # what cannot be read counts as missing
+            checksums[name] = digest(folder / name)
+    told = ranks.gather_objects((checksums, unseen))
+    missing = {name for _, names in told for name in names}
+    return {name: checksum for part, _ in told for name, checksum in part.items() if name not in missing}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
-from typing import TextIO
 
+from fds_dist.common.files import WriteFailed, append, writing
 from fds_dist.common.records import read_records
-from fds_dist.tracking.records import OuterRecord, RunEnd, RunStart
+from fds_dist.tracking.records import OuterRecord, RunStart
 from fds_dist.tracking.trackers import Tracker
 
 EXPECTED = "a run's history.jsonl"
@@ -41,23 +42,24 @@ class HistoryFile(Tracker):
 
     def __init__(self, path: Path | str) -> None:
         self._path = Path(path)
-        self._file: TextIO | None = None
+        self._started = False
 
     def start(self, run: RunStart) -> None:
-        if run.resumed and self._path.exists():
-            os.truncate(self._path, _bytes_before(self._path, run.first_outer_step))
-        self._file = self._path.open("a" if run.resumed else "x", encoding="utf-8", newline="\n")
+        exists = self._path.exists()
+        if exists and not run.resumed:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self._path))
+        with writing(self._path):
+            if exists:
+                os.truncate(self._path, _bytes_before(self._path, run.first_outer_step))
+            self._path.touch()
+        self._started = True
 
     def outer(self, record: OuterRecord) -> None:
-        if self._file is None:
+        if not self._started:
             raise RuntimeError("HistoryFile.start comes before HistoryFile.outer")
-        self._file.write(record.to_json() + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def finish(self, end: RunEnd) -> None:
-        if self._file is not None:
-            self._file.close()
+        if not self._path.exists():  # it went with the folder: a file of the rest would be no record of the run
+            raise WriteFailed(errno.ENOENT, os.strerror(errno.ENOENT), str(self._path))
+        append(self._path, f"{record.to_json()}\n".encode())
 
 
 def _bytes_before(path: Path, outer_step: int) -> int:

@@ -16,7 +16,7 @@ from fds_dist.commands.compare.job import Job
 from fds_dist.commands.compare.plot import plot_comparison
 from fds_dist.commands.compare.results import Comparison
 from fds_dist.commands.compare.table import print_comparison
-from fds_dist.commands.inputs import Source, launched, one_run_per_rank, study_folder, task_maker
+from fds_dist.commands.inputs import Source, folder_key, launched, one_run_per_rank, study_folder, task_maker
 from fds_dist.commands.retrain.settings import read_settings
 from fds_dist.commands.retrain.trainer import retrain as retrain_seeds
 from fds_dist.common.console import as_html
@@ -24,6 +24,7 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.monitor import Consistency
 from fds_dist.schedule.schedule import Schedule
+from fds_dist.storage.lock import locked
 from fds_dist.tasks.base import Task
 
 
@@ -81,11 +82,10 @@ def compare(
         if built.config.estimator == "random_directions":
             raise UserError(Fault("estimator", "random_directions is not compared", "forward, reverse or greedy"))
         folder = study_folder(built.config, "compare")
-        folder.mkdir(parents=True, exist_ok=True)
         retrain = _retrainer(built, ranks, task, model)
-        comparison = _compared(built, ranks, folder, retrain, say=print if progress else _say_nothing)
-        if ranks.is_first:
-            plot_comparison(comparison, folder)
+        with locked(folder, "fds-dist compare", folder_key(built.config), ranks):
+            comparison = _compared(built, ranks, folder, retrain, say=print if progress else _say_nothing)
+            ranks.on_first(partial(plot_comparison, comparison, folder))
     return CompareResult(comparison, folder)
 
 

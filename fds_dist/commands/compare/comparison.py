@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +122,7 @@ def compare(job: Job, folder: Path, say: Say = lambda line: None, retrain: Retra
     comparison = Comparison(
         job.horizon, job.budget, ranks.world_size, options.judge_seeds, job.estimator, described, runs
     )
-    if ranks.is_first:
-        write_text_atomic(folder / "compare.json", comparison.to_json())
+    ranks.on_first(partial(write_text_atomic, folder / "compare.json", comparison.to_json()))
     return comparison
 
 
@@ -136,8 +135,7 @@ def _search(name: str, index: int, job: Job, folder: Path, say: Say) -> Search:
     log.before(trials)
 
     def report(batch: list[Trial]) -> None:
-        if job.ranks.is_first:
-            file.append(batch)
+        job.ranks.on_first(partial(file.append, batch))
         trials.extend(batch)
         log.after(batch)
 
@@ -193,8 +191,7 @@ def _retrained(search: Search, folder: Path, retrain: Retrain | None) -> list[fl
         if retrained.hyperparameters == values and len(retrained.test_accuracies) == seeds:
             return retrained.test_accuracies
     accuracies = retrain(candidate.setting(job.problem, job.horizon).schedule(job.horizon), target)
-    if job.ranks.is_first:
-        file.append([Retrained(values, accuracies)])
+    job.ranks.on_first(partial(file.append, [Retrained(values, accuracies)]))
     return accuracies
 
 
@@ -235,12 +232,11 @@ def _identity(job: Job) -> dict[str, str]:
 
 
 def _claim(folder: Path, identity: dict[str, str]) -> None:
-    """Makes the folder, and records which comparison it holds.
+    """Records which comparison it holds.
 
     Raises:
         UserError: it holds trials of another comparison.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     file = RecordFile(folder / "settings.jsonl", dict[str, str], DAMAGED)
     before = file.read()
     if not before:

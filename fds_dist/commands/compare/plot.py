@@ -12,7 +12,7 @@ import numpy as np
 
 from fds_dist.commands.compare.results import REFERENCE, Comparison
 from fds_dist.commands.compare.rivals import RIVALS
-from fds_dist.commands.figure_style import BLUE, GREEN, ORANGE, PURPLE, SKY, STYLE, VERMILION
+from fds_dist.commands.figure_style import BLUE, GREEN, ORANGE, PURPLE, SKY, STYLE, VERMILION, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +83,7 @@ def plot_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
         _compute_axes(axes, comparison.horizon)
         paths = [Path(folder) / f"compare.{suffix}" for suffix in ("pdf", "png")]
         for path in paths:
-            figure.savefig(path, dpi=300)
+            save_figure(figure, path, dpi=300)
     return paths
 
 

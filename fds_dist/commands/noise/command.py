@@ -10,11 +10,12 @@ from pathlib import Path
 from torch import nn
 
 from fds_dist.build import ModelBuilder
-from fds_dist.commands.inputs import Source, launched, one_run_per_rank, study_folder
+from fds_dist.commands.inputs import Source, folder_key, launched, one_run_per_rank, study_folder
 from fds_dist.commands.noise.measure import cosine_schedule, measure_noise
 from fds_dist.commands.noise.plot import plot_noise
 from fds_dist.commands.noise.report import NoiseReport, print_noise, write_noise
 from fds_dist.common.console import as_html, counting
+from fds_dist.storage.lock import locked
 from fds_dist.tasks.base import Task
 
 NOISE_STEPS = 250
@@ -70,11 +71,10 @@ def noise(
     """
     with launched(config, overrides, prepare=one_run_per_rank, task=task, model=model) as (built, ranks):
         folder = study_folder(built.config, "noise")
-        folder.mkdir(parents=True, exist_ok=True)
         schedule = cosine_schedule(built.problem, steps)
-        with counting("noise", "runs", show=progress and ranks.is_first) as count:
-            report = measure_noise(built.problem, schedule, steps, runs, ranks, folder, count)
-        if ranks.is_first:
-            write_noise(report, folder / "noise.json")
-            plot_noise(report, folder / "noise")
+        with locked(folder, "fds-dist noise", folder_key(built.config), ranks):
+            with counting("noise", "runs", show=progress and ranks.is_first) as count:
+                report = measure_noise(built.problem, schedule, steps, runs, ranks, folder, count)
+            ranks.on_first(partial(write_noise, report, folder / "noise.json"))
+            ranks.on_first(partial(plot_noise, report, folder / "noise"))
     return NoiseResult(report, folder)

@@ -17,9 +17,11 @@ r + world size, ... and sends each to the other ranks when it is done.
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from fds_dist.commands.noise.estimates import FEWEST_RUNS, estimate_noise
 from fds_dist.commands.noise.report import NoiseReport
 from fds_dist.commands.noise.theorem import Floats
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import make_folder, write_atomic
 from fds_dist.common.registry import nearest
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimators import Estimator, estimate_reverse
@@ -165,12 +168,13 @@ def measure_noise(
 
 def all_runs(unshared: Unshared, runs: int, ranks: Ranks, folder: Path, progress: Progress) -> list[Floats]:
     """The hypergradients [E, N, T] of every run, on every rank."""
-    folder.mkdir(parents=True, exist_ok=True)
+    ranks.on_each(partial(make_folder, folder, parents=True))
     key = settings_key(unshared)
     done: list[Floats] = []
     for first in range(0, runs, ranks.world_size):
         run = first + ranks.rank
-        done += gather(stored_run(unshared, run, folder / f"{key}-{run:04d}.npy") if run < runs else None, ranks)
+        stored = partial(stored_run, unshared, run, folder / f"{key}-{run:04d}.npy")
+        done += gather(ranks.on_each(stored if run < runs else lambda: None), ranks)
         progress(len(done), runs)
     return done
 
@@ -195,10 +199,9 @@ def stored_run(unshared: Unshared, run: int, file: Path) -> Floats:
         return np.load(file)
     except (OSError, ValueError, EOFError):  # no such file, or no array in it
         hypergradients = run_hypergradients(unshared, run)
-        temporary = file.with_suffix(".tmp")
-        with temporary.open("wb") as stream:
-            np.save(stream, hypergradients)
-        temporary.replace(file)  # the file is whole or absent
+        content = io.BytesIO()
+        np.save(content, hypergradients)
+        write_atomic(file, content.getvalue())
         return hypergradients
 
 

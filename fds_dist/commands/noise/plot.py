@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fds_dist.commands.figure_style import BLUE, STYLE, VERMILION
+from fds_dist.commands.figure_style import BLUE, STYLE, VERMILION, save_figure
 from fds_dist.commands.noise.estimates import NoiseEstimate
 from fds_dist.commands.noise.report import NoiseReport
 
@@ -46,7 +46,7 @@ def plot_noise(report: NoiseReport, path: Path) -> None:
             finish_errors(errors, report.of(name))
         add_legend(figure, report)
         for ending in (".pdf", ".png"):
-            figure.savefig(path.with_suffix(ending), dpi=200)
+            save_figure(figure, path.with_suffix(ending), dpi=200)
 
 
 def draw_errors(axes: Axes, estimate: NoiseEstimate) -> None:

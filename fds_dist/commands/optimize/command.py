@@ -10,6 +10,7 @@ from torch import nn
 from fds_dist.build import ModelBuilder
 from fds_dist.commands.inputs import Source, launched
 from fds_dist.commands.optimize.from_python import FromPython
+from fds_dist.commands.optimize.origin import search_place
 from fds_dist.commands.optimize.search import Search
 from fds_dist.commands.run import RunResult, RunSource, model_of, run_path, task_of
 from fds_dist.distributed.environment import read_environment
@@ -50,6 +51,7 @@ def optimize(
         UserError: the input is wrong, and nothing was trained; or a callback failed.
         HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost: the run cannot continue; its folder holds
             everything up to the last outer step.
+        WriteFailed: the same, because a file could not be written.
 
     Example:
         >>> config = {
@@ -70,5 +72,6 @@ def optimize(
                 launched(config, overrides, prepare=handed.prepare, resume=folder, task=task, model=model)
             )
             check_alike(built.problem, ranks, built.config.consistency.mode, built.config.estimator)
-            search = Search(built, ranks, folder, show=progress, handed=handed)
+            place = stack.enter_context(search_place(built, ranks, folder, handed.model_name))
+            search = Search(built, ranks, place, show=progress, handed=handed)
         return search.run()

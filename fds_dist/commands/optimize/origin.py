@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import count
@@ -16,8 +17,9 @@ from fds_dist.common.secrets import hide_in_text
 from fds_dist.config import dump_config
 from fds_dist.distributed.launchers import launcher_process
 from fds_dist.distributed.mesh import Ranks
+from fds_dist.storage.lock import locked
 from fds_dist.storage.provenance import environment_info
-from fds_dist.storage.run_folder import RunFolder, create_run_folder
+from fds_dist.storage.run_folder import RunFolder, create_run_folder, folder_of_launch
 
 _searches = count()
 
@@ -36,6 +38,32 @@ def launch_of_search(ranks: Ranks) -> Launch:
     """Of a search that begins now; all ranks call this alike."""
     launchers = {name for name in ranks.gather_objects(launcher_process()) if name}
     return Launch(next(_searches), sorted(launchers))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a search is at work."""
+
+    folder: RunFolder
+    launch: Launch
+    resumed: bool
+    """Whether the folder holds an earlier start of this search."""
+
+
+@contextmanager
+def search_place(built: Build, ranks: Ranks, resume: Path | None, model_name: str | None) -> Iterator[Place]:
+    """The place of a search, locked: the folder of the run to `resume`, or a new one.
+
+    If torchrun restarts its ranks after one was lost, the search continues in the folder that it had before.
+
+    Raises:
+        UserError: the folder cannot be made, or another command is at work in it.
+    """
+    launch = launch_of_search(ranks)
+    resume = ranks.on_first(lambda: resume or folder_of_launch(built.config.output_dir, **asdict(launch)))
+    path = resume or ranks.on_first(lambda: new_folder(built, model_name))
+    with locked(path, "fds-dist optimize", "output_dir" if resume is None else "--resume", ranks):
+        yield Place(RunFolder(path), launch, resume is not None)
 
 
 def new_folder(built: Build, model_name: str | None) -> Path:

@@ -49,8 +49,8 @@ def first_progress(built: Build, ranks: Ranks, resumed: RunFolder | None, note: 
     """
     if resumed is None:
         return initial_progress(built.problem, built.rule, built.settings)
-    earlier = load_config(resumed.config)
-    check_weights(resumed, built.problem.build_model)
+    earlier = ranks.on_first(lambda: load_config(resumed.config))  # which it may have written a moment ago
+    ranks.on_first(lambda: check_weights(resumed, built.problem.build_model))
     saved = ranks.on_first(lambda: _saved(resumed, note))
     if saved is None:
         return initial_progress(built.problem, built.rule, built.settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from fds_dist.build import Build
@@ -13,13 +13,14 @@ from fds_dist.commands.inputs import wandb_session
 from fds_dist.commands.optimize.callbacks import Callbacks
 from fds_dist.commands.optimize.from_python import FromPython
 from fds_dist.commands.optimize.next_steps import next_steps
-from fds_dist.commands.optimize.origin import launch_of_search, new_folder, write_origin
+from fds_dist.commands.optimize.origin import Place, write_origin
 from fds_dist.commands.optimize.outcome import Outcome, Outcomes, inner_settings
 from fds_dist.commands.optimize.resume import checkpoint_content, first_progress, going_on, nothing_left
 from fds_dist.commands.report.page import write_report
 from fds_dist.commands.report.reading import read_run
 from fds_dist.commands.run import RunResult
 from fds_dist.common.faults import UserError
+from fds_dist.common.files import WriteFailed
 from fds_dist.common.interruptions import Grace, defer_signals
 from fds_dist.common.words import counted
 from fds_dist.distributed.errors import RankLost
@@ -33,7 +34,6 @@ from fds_dist.outer.loop import HypergradientsNotFinite, OuterListener, OuterLoo
 from fds_dist.outer.progress import OuterProgress
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.storage.checkpoints import remove_folders, save_checkpoint
-from fds_dist.storage.run_folder import RunFolder, folder_of_launch
 from fds_dist.tracking.callbacks import Stop
 from fds_dist.tracking.console import ConsoleTracker
 from fds_dist.tracking.curves import CurvesFile
@@ -43,32 +43,27 @@ from fds_dist.tracking.tensorboard import TensorBoardTracker
 from fds_dist.tracking.trackers import Tracker, Trackers
 from fds_dist.tracking.wandb_run import WandbTracker
 
-EXPLAINED = (UserError, HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost)
+EXPLAINED = (UserError, WriteFailed, HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost)
 """Errors whose message is enough: the command line prints it without a traceback."""
 
 
 class Search(OuterListener):
     """The outer loop of `built`, connected to its folder, trackers, callbacks and checkpoints.
 
-    If torchrun restarts its ranks after one was lost, the search continues in the folder that it had before.
-
     Args:
-        resume: the folder of the run to continue; None for a new one.
+        place: see `search_place`.
         show: whether rank 0 prints the progress.
         handed: what the caller in Python handed in beside the config.
 
     Raises:
-        UserError: the folder cannot be made; the checkpoint does not fit the config.
+        UserError: the checkpoint does not fit the config.
     """
 
-    def __init__(self, built: Build, ranks: Ranks, resume: Path | None, show: bool, handed: FromPython) -> None:
+    def __init__(self, built: Build, ranks: Ranks, place: Place, show: bool, handed: FromPython) -> None:
         self.ranks = ranks
         self.show, self.handed = show and ranks.is_first, handed
-        self.launch = launch_of_search(ranks)
-        resume = ranks.on_first(lambda: resume or folder_of_launch(built.config.output_dir, **asdict(self.launch)))
-        self.resumed = resume is not None
-        self.built = built = built if resume is None else going_on(built, ranks, RunFolder(resume))
-        self.folder = RunFolder(resume or ranks.on_first(lambda: new_folder(built, handed.model_name)))
+        self.folder, self.launch, self.resumed = place.folder, place.launch, place.resumed
+        self.built = built = going_on(built, ranks, self.folder) if self.resumed else built
         self.trackers = Trackers(self._rank_0_trackers() if ranks.is_first else [])
         self.callbacks = Callbacks(handed.callbacks, ranks)
         self.loop = OuterLoop(
@@ -95,8 +90,8 @@ class Search(OuterListener):
             if self.show:
                 ConsoleTracker().note(reason)
             return self._result()
-        if self.ranks.is_first:
-            write_origin(self.folder, built=self.built, ranks=self.ranks, launch=self.launch)
+        write = partial(write_origin, self.folder, self.built, self.ranks, self.launch)
+        self.ranks.on_first(write)
         try:
             ending = self._outer_steps()
             self._settle()
@@ -123,7 +118,7 @@ class Search(OuterListener):
         if self.progress.outer_step:
             self.outcome = self.outcomes.unjudged(self.progress, self._history())
         start = self._start()
-        self.trackers.start(start)
+        self.ranks.on_first(partial(self.trackers.start, start))
         for note in self.notes:
             self.trackers.note(note)
         try:
@@ -150,8 +145,7 @@ class Search(OuterListener):
         if self.progress.outer_step:
             self.stage = "while judging"
             self.outcome = self.outcomes.judged(self.progress, self._history(), self.ranks, self.trackers.note)
-            if self.ranks.is_first:
-                self.outcome.write(self.folder)
+            self.ranks.on_first(partial(self.outcome.write, self.folder))
 
     def _history(self) -> list[OuterRecord]:
         """The record of each outer step, on every rank."""
@@ -193,8 +187,9 @@ class Search(OuterListener):
     def save(self, progress: OuterProgress) -> None:
         """See `OuterListener`: rank 0 writes the schedules and a checkpoint."""
         self.progress = progress
-        if not self.ranks.is_first:
-            return
+        self.ranks.on_first(partial(self._write, progress))
+
+    def _write(self, progress: OuterProgress) -> None:
         self.outcome = self.outcomes.unjudged(progress, read_history(self.folder.history))
         self.outcome.write(self.folder)
         keep = self.built.config.checkpoint.keep

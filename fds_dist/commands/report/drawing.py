@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fds_dist.commands.figure_style import save_figure
 from fds_dist.commands.report.panels import INK, RAMP, Panel, compose
 from fds_dist.commands.report.pointer import readings
 
@@ -65,4 +66,4 @@ def write_files(panels: Sequence[Panel], folder: Path, name: str, endings: Seque
     figure.draw_without_rendering()  # computes the layout once for all files
     figure.set_layout_engine("none")
     for ending in endings:
-        figure.savefig(folder / f"{name}.{ending}", dpi=300, facecolor="white")
+        save_figure(figure, folder / f"{name}.{ending}", dpi=300, facecolor="white")

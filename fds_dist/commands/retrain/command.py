@@ -16,12 +16,13 @@ from fds_dist.commands.retrain.settings import RetrainSettings, read_settings
 from fds_dist.commands.retrain.trainer import retrain as retrain_seeds
 from fds_dist.commands.run import RunSource, model_of, run_path, task_of
 from fds_dist.config import Config, load_config, read_draft
-from fds_dist.distributed.agreement import on_all_ranks
+from fds_dist.distributed.agreement import on_all_ranks, told_by_all
 from fds_dist.distributed.arithmetic import Arithmetic, arithmetic_restored
 from fds_dist.distributed.devices import set_up, with_gpus
 from fds_dist.distributed.environment import LaunchEnvironment, read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.schedule.schedule import Schedule
+from fds_dist.storage.lock import locked
 from fds_dist.storage.run_folder import RESULT, RunFolder
 from fds_dist.tasks.base import Task
 
@@ -73,6 +74,8 @@ def retrain(
     environment = with_gpus(replace(read_environment(), timeout=timeout))
     task, model = task_of(run_dir, task), model_of(run_dir, model)
     config, schedule, settings = on_all_ranks(environment, lambda: _read(folder, overrides))
+    # A network file system may show another rank what was there before the search wrote its result, a moment ago.
+    schedule = Schedule.from_json(told_by_all(environment, schedule.to_json())[0])
     with arithmetic_restored():
         arithmetic = Arithmetic(config.consistency.mode == "verify", config.precision)
         chosen = on_all_ranks(environment, lambda: set_up(config.device, arithmetic, environment))
@@ -83,7 +86,8 @@ def retrain(
         session = on_all_ranks(environment, lambda: wandb_session(config, "retrain"))
         reporters: list[Reporter] = [_console(chosen.remarks, environment)] if progress else []
         reporters.append(WandbReporter(session, target, {**config.resolved(), "retrain": settings.resolved()}))
-        with Ranks(environment, MeshShape(1, environment.world_size, 1), chosen.device) as ranks:
+        shape = MeshShape(1, environment.world_size, 1)
+        with Ranks(environment, shape, chosen.device) as ranks, locked(target, "fds-dist retrain", "RUN_DIR", ranks):
             results = retrain_seeds(make_task, build_model, schedule, settings, ranks, target, reporters)
     return Retraining(target, settings, results)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,8 +106,9 @@ class DDPEngine:
 
     def save(self, path: Path, progress: dict[str, Any]) -> None:
         """See `Engine`: rank 0 writes one file."""
-        if not self._ranks.is_first:
-            return
+        self._ranks.on_first(partial(self._write, path, progress))
+
+    def _write(self, path: Path, progress: dict[str, Any]) -> None:
         tensors = {f"weights/{name}": tensor for name, tensor in self.weights(trained=True).items()}
         if self._averaged is not None:
             tensors |= {f"averaged/{name}": host_copy(tensor) for name, tensor in self._averaged.state_dict().items()}

@@ -24,6 +24,7 @@ from fds_dist.commands.retrain.deepspeed_settings import imported_deepspeed
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.batch import call
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import writing
 from fds_dist.common.modules import Modes, convert
 from fds_dist.common.precision import in_dtype
 from fds_dist.config.references import fill_in
@@ -131,11 +132,15 @@ class DeepSpeedEngine:
     def save(self, path: Path, progress: dict[str, Any]) -> None:
         """See `Engine`: DeepSpeed's files in a fresh folder beside `path`, which names them with their checksums."""
         folder = self._ranks.on_first(lambda: fresh_folder(path.parent, FILES))
-        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-        files = digests(folder, self._ranks)
+
+        def write() -> None:
+            with writing(folder):
+                self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+
+        self._ranks.on_each(write)
+        written = {"folder": folder.name, "world_size": self._ranks.world_size, "files": digests(folder, self._ranks)}
+        self._ranks.on_first(lambda: write_state(path, {}, {**progress, FILES: written}))
         if self._ranks.is_first:
-            written = {"folder": folder.name, "world_size": self._ranks.world_size, "files": files}
-            write_state(path, {}, {**progress, FILES: written})
             remove_folders(path.parent, FILES, [folder])
 
     def load(self, path: Path, accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:

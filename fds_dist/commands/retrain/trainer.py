@@ -24,7 +24,7 @@ from fds_dist.commands.retrain.reporting import Reporter, Reporters
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.batch import Batch, micro_batches
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.files import write_text_atomic
+from fds_dist.common.files import make_folder, write_text_atomic
 from fds_dist.common.precision import DTYPES
 from fds_dist.common.randomness import derive_seed, seeded
 from fds_dist.common.records import from_values, to_line, to_values
@@ -81,8 +81,7 @@ def retrain(
             with seeded(derive_seed(seed, KEY)):  # leaves the caller's generators as they were
                 results.append(_SeedRun(seed, task, build_model, schedule, settings, ranks, files, all_reporters).run())
         summary = Summary.of(results)
-        if ranks.is_first:
-            write_text_atomic(folder / "summary.json", summary.to_json())
+        ranks.on_first(partial(write_text_atomic, folder / "summary.json", summary.to_json()))
     finally:
         all_reporters.finish(summary)
     return results
@@ -143,8 +142,7 @@ class _SeedRun:
         self.reporters.start(self._start())
         for note in (*self.data.notes, *self.engine.notes):
             self.reporters.note(note)
-        if self.ranks.is_first:
-            self.files.path.mkdir(parents=True, exist_ok=True)
+        self.ranks.on_first(partial(make_folder, self.files.path, parents=True))
         while not self.done:
             record = self._epoch(len(self.records))
             self.records.append(record)
@@ -248,13 +246,18 @@ class _SeedRun:
     def _save(self, is_best: bool) -> None:
         """Writes the state last: if a crash prevents that, the epoch is repeated and writes all files again."""
         weights = self.engine.weights()
-        if self.ranks.is_first:
-            if is_best:
-                write_weights(self.files.best, weights)
-            write_weights(self.files.last, weights)
-            if self.settings.ema is not None:
-                write_weights(self.files.last_trained, self.engine.weights(trained=True))
-            write_text_atomic(self.files.history, "".join(to_line(record) + "\n" for record in self.records))
+        files = {self.files.best: weights} if is_best else {}
+        files |= {self.files.last: weights}
+        if self.settings.ema is not None:
+            files |= {self.files.last_trained: self.engine.weights(trained=True)}
+        history = "".join(to_line(record) + "\n" for record in self.records)
+
+        def write() -> None:
+            for path, weights in files.items():
+                write_weights(path, weights)
+            write_text_atomic(self.files.history, history)
+
+        self.ranks.on_first(write)
         self.engine.save(self.files.state, {"identity": self.identity, "records": to_values(self.records)})
 
     def _resume(self) -> None:

@@ -17,11 +17,12 @@ from typing import Any
 from fds_dist.commands.sweep.command_line import as_overrides
 from fds_dist.commands.sweep.file import Sweep
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.files import OWNER_ONLY, write_text_atomic
+from fds_dist.common.files import OWNER_ONLY, write_text_atomic, writing
 from fds_dist.common.records import RecordFile
 from fds_dist.common.secrets import hide_secret_arguments, hide_secrets
 from fds_dist.common.words import duration
 from fds_dist.config.yaml_text import dump_yaml
+from fds_dist.storage.lock import locked
 from fds_dist.storage.run_folder import RunFolder
 from fds_dist.tracking.history import read_history
 
@@ -68,7 +69,14 @@ def run_locally(sweep: Sweep, output_dir: Path, count: int | None = None) -> tup
         UserError: the method needs W&B; the number of jobs has no limit; the folder holds another sweep's results.
     """
     limit = _number_of_jobs(sweep, count)
-    folder = _folder(sweep, output_dir)
+    folder = output_dir / sweep.name
+    with locked(folder, "fds-dist sweep", "--output-dir"):
+        _claim(folder, sweep)
+        return _run_all(sweep, folder, limit), folder
+
+
+def _run_all(sweep: Sweep, folder: Path, limit: int | None) -> list[JobResult]:
+    """Runs the first `limit` jobs as far as they are not finished; returns the last result of each."""
     file = RecordFile(folder / RESULTS, JobResult, "a file written by a sweep; delete it to run all jobs again")
     results = file.read()
     finished = {result.job for result in results if result.finished}
@@ -81,7 +89,7 @@ def run_locally(sweep: Sweep, output_dir: Path, count: int | None = None) -> tup
             file.append(results[-1:])
             print(f"  {_outcome(results[-1])}", flush=True)
     last = {result.job: result for result in results}
-    return [last[number] for number in range(len(jobs))], folder
+    return [last[number] for number in range(len(jobs))]
 
 
 def _number_of_jobs(sweep: Sweep, count: int | None) -> int | None:
@@ -94,23 +102,19 @@ def _number_of_jobs(sweep: Sweep, count: int | None) -> int | None:
     return min(limits, default=None)
 
 
-def _folder(sweep: Sweep, output_dir: Path) -> Path:
-    """The sweep's folder: a new folder, or that of an earlier call with the same jobs."""
-    folder = output_dir / sweep.name
+def _claim(folder: Path, sweep: Sweep) -> None:
+    """Records the jobs of the sweep, or finds those of an earlier call.
+
+    Raises:
+        UserError: the folder holds the results of other jobs.
+    """
     jobs = dump_yaml({key: sweep.content[key] for key in ("method", "command", "parameters")}, width=110)
     record = folder / "sweep.yaml"
-    if record.exists():
-        if record.read_text(encoding="utf-8") != jobs:
-            expected = "another name in the file, or move that folder away"
-            raise UserError(Fault("name", f"{folder} holds the results of another sweep", expected))
-        return folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    if not record.exists():
         write_text_atomic(record, jobs, OWNER_ONLY)
-    except OSError as error:
-        problem = f"cannot write in {folder}: {error.strerror}"
-        raise UserError(Fault("--output-dir", problem, "a folder to write in")) from None
-    return folder
+    elif record.read_text(encoding="utf-8") != jobs:
+        expected = "another name in the file, or move that folder away"
+        raise UserError(Fault("name", f"{folder} holds the results of another sweep", expected))
 
 
 def _run(sweep: Sweep, folder: Path, number: int, values: Mapping[str, Any]) -> JobResult:
@@ -118,7 +122,9 @@ def _run(sweep: Sweep, folder: Path, number: int, values: Mapping[str, Any]) -> 
     run_dir = next(path for name in names if not (path := folder / name).exists() and not _log(path).exists())
     line = sweep.command.line({**values, "output_dir": folder, "name": run_dir.name})
     began = time.monotonic()
-    with _log(run_dir).open("wb") as log, _stopped_in_order() as started:
+    with writing(_log(run_dir)):
+        log = _log(run_dir).open("wb")
+    with log, _stopped_in_order() as started:
         process = subprocess.Popen(
             line, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )

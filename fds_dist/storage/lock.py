@@ -1,0 +1,265 @@
+"""The lock on a folder that a command writes to: of two processes at work in one folder, the second is refused.
+
+The lock is the file `.lock` in the folder, with a line of JSON about its holder. `flock` locks it as long as the holder
+lives: the kernel lets go of it whatever ends the process. NFS hands such a lock to its server, unless it is mounted
+with `nolock` or `local_lock`; other file systems that hosts share have no locks, or a set of them for each host.
+Therefore a thread of the holder renews the time of the file, as a sign of life. A lock that the kernel gives is refused
+nevertheless where its file names another host and shows signs of life.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import getpass
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
+
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import is_full, writing
+from fds_dist.common.records import from_line, to_line
+
+if TYPE_CHECKING:
+    from fds_dist.distributed.mesh import Ranks
+
+NAME = ".lock"
+
+BEAT_SECONDS = 5.0
+"""Between two signs of life."""
+
+SILENT_SECONDS = 20.0
+"""A holder on another host that shows no sign of life for so long is gone. NFS shows the new time of a file at once
+where the file is opened again; a busy host is late with its signs."""
+
+SETTLE_SECONDS = 0.5
+"""Where the file system has no locks, two that write their lines at once: after so long the last line counts."""
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+"""What `flock` says where the file system has no locks."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock: the content of its file."""
+
+    host: str
+    boot: str
+    """Linux's name for the time since the host's last start; "" on other systems."""
+    process: int
+    command: str
+    since: str
+
+    @classmethod
+    def this_process(cls, command: str) -> Holder:
+        """A holder that begins now."""
+        since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        return cls(socket.gethostname(), _boot(), os.getpid(), command, since)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a process of this host, since the host's last start."""
+        return self.boot == _boot() and (self.boot != "" or self.host == socket.gethostname())
+
+    def __str__(self) -> str:
+        return f"`{self.command}` of process {self.process} on host {self.host}, since {self.since}"
+
+
+@contextmanager
+def locked(folder: Path, command: str, key: str, ranks: Ranks | None = None) -> Iterator[None]:
+    """Inside, no other command writes to `folder`, which is made if need be. All ranks call this alike; rank 0 locks.
+
+    Args:
+        command: what this process does, for the message to a second one.
+        key: the argument or the config's key by which the user names the folder.
+
+    Raises:
+        UserError: on every rank: another command is at work in the folder, or nothing can be written there.
+        WriteFailed: on every rank: the disk is full.
+    """
+    with ExitStack() as stack:
+        if ranks is None:
+            stack.enter_context(_held(folder, command, key))
+        else:
+            ranks.on_first(lambda: stack.enter_context(_held(folder, command, key)))
+        yield
+
+
+@contextmanager
+def _held(folder: Path, command: str, key: str) -> Iterator[None]:
+    path = folder / NAME
+    try:
+        with writing(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = _acquired(path, Holder.this_process(command), key)
+    except OSError as error:
+        if is_full(error):
+            raise
+        problem, expected = f"{folder}: {error.strerror}", f"a folder in which {_user()} may write"
+        raise UserError(Fault(key, problem, expected)) from None
+    ended = threading.Event()
+    threading.Thread(target=_show_life, args=(file, ended), name="fds-dist lock", daemon=True).start()
+    _open_files.add(file)
+    try:
+        yield
+    finally:
+        ended.set()
+        if file in _open_files:  # not in a process that was forked meanwhile
+            _open_files.remove(file)
+            _release(file, path)
+
+
+def _acquired(path: Path, this: Holder, key: str) -> int:
+    """The open file of the lock, which this process holds now.
+
+    Raises:
+        UserError: another one holds it.
+    """
+    while True:
+        file, is_mine = os.open(path, os.O_RDWR | os.O_CREAT, 0o644), False
+        try:
+            is_locked = _lock(file)
+            if not _is_at(path, file):  # the holder has just let go of it and removed it
+                os.close(file)
+                continue
+            holder = _holder(file, patience=1.0 if is_locked is False else 0.0)
+            if is_locked is False or (holder and _lives(holder, path, has_locks=is_locked is not None)):
+                raise _in_use(path, holder, key)
+            is_mine = True
+            _write(file, this)
+            if is_locked is None:
+                time.sleep(SETTLE_SECONDS)
+                if is_mine := (last := _holder(file)) == this:
+                    return file
+                raise _in_use(path, last, key)
+            return file
+        except BaseException:
+            if is_mine:
+                _release(file, path)
+            else:
+                os.close(file)
+            raise
+
+
+def _lock(file: int) -> bool | None:
+    """Whether this process has locked the file now; None where the file system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
+    return True
+
+
+def _lives(holder: Holder, path: Path, has_locks: bool) -> bool:
+    """Whether the holder of a lock that the kernel does not refuse is at work nevertheless."""
+    if holder.is_here:
+        return not has_locks and _runs(holder.process)
+    with TemporaryFile(dir=path.parent) as probe:  # the clock of the file's server, which may differ from this host's
+        age = os.fstat(probe.fileno()).st_mtime - _beat(path)
+    if age > SILENT_SECONDS:
+        return False
+    last, until = _beat(path), time.monotonic() + SILENT_SECONDS
+    while time.monotonic() < until:
+        time.sleep(min(1.0, SILENT_SECONDS / 4))
+        if _beat(path) != last:
+            return True
+    return False
+
+
+def _beat(path: Path) -> float:
+    """The time of the last sign of life; opening the file asks the server."""
+    with path.open("rb") as file:
+        return os.fstat(file.fileno()).st_mtime
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
+def _show_life(file: int, ended: threading.Event) -> None:
+    while not ended.wait(BEAT_SECONDS):
+        with suppress(OSError):
+            os.utime(file)
+
+
+def _holder(file: int, patience: float = 0.0) -> Holder | None:
+    """Who the file names; None where it names nobody (yet)."""
+    until = time.monotonic() + patience
+    while True:
+        with suppress(OSError, ValueError):
+            return from_line(Holder, os.pread(file, 4096, 0))
+        if time.monotonic() >= until:
+            return None
+        time.sleep(0.05)
+
+
+def _write(file: int, holder: Holder) -> None:
+    os.truncate(file, 0)
+    os.pwrite(file, f"{to_line(holder)}\n".encode(), 0)
+    os.fsync(file)
+
+
+def _release(file: int, path: Path) -> None:
+    """Removes the file while it is locked: whoever has opened it sees then that it is gone."""
+    with suppress(OSError):
+        if _is_at(path, file):
+            path.unlink()
+    os.close(file)
+
+
+def _is_at(path: Path, file: int) -> bool:
+    """Whether the open file is the one at `path`."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _in_use(path: Path, holder: Holder | None, key: str) -> UserError:
+    problem = f"{path.parent} is in use by {holder or 'another process'}"
+    return UserError(Fault(key, problem, "a folder in which no other command is at work"))
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _user() -> str:
+    try:
+        return f"user {getpass.getuser()}"
+    except (OSError, KeyError):  # a number without a name
+        return f"user {os.getuid()}"
+
+
+_open_files: set[int] = set()
+"""Of the locks that this process holds."""
+
+
+def _close_in_child() -> None:
+    """A forked process, say of a data loader, would hold the lock when its parent has gone."""
+    while _open_files:
+        os.close(_open_files.pop())
+
+
+os.register_at_fork(after_in_child=_close_in_child)
