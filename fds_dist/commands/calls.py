@@ -80,7 +80,7 @@ def run_noise(options: Namespace) -> int:
 def run_report(options: Namespace) -> int:
     from fds_dist.commands.report.command import report
 
-    page = report([options.config, *options.overrides], options.output)
+    page = report([options.config, *options.overrides], options.output, watch=options.watch)
     if _is_first():
         print(f"report: {page}")
     return DONE

@@ -135,10 +135,13 @@ COMMANDS = {
     "report": Command(
         calls.run_report,
         "make a self-contained HTML page and figures of one run, or of several side by side",
-        ("report runs/first", "report runs/first runs/second --output report"),
+        ("report runs/first", "report runs/first --watch", "report runs/first runs/second --output report"),
         source=RUN_DIR,
         rest=Argument("RUN_DIR", "more runs, shown side by side"),
-        options={"--output": {"metavar": "DIR", "help": "where to write (default: RUN_DIR/report)"}},
+        options={
+            "--output": {"metavar": "DIR", "help": "where to write (default: RUN_DIR/report)"},
+            "--watch": _switch("write the page again whenever the run has come further, until it is over or Ctrl-C"),
+        },
         keys=None,
     ),
     "noise": Command(

@@ -16,8 +16,7 @@ from fds_dist.commands.optimize.next_steps import next_steps
 from fds_dist.commands.optimize.origin import Place, write_origin
 from fds_dist.commands.optimize.outcome import Outcome, Outcomes, inner_settings
 from fds_dist.commands.optimize.resume import checkpoint_content, first_progress, going_on, nothing_left
-from fds_dist.commands.report.page import write_report
-from fds_dist.commands.report.reading import read_run
+from fds_dist.commands.report.live import LivePage
 from fds_dist.commands.run import RunResult
 from fds_dist.common.faults import UserError
 from fds_dist.common.files import WriteFailed
@@ -65,6 +64,7 @@ class Search(OuterListener):
         self.folder, self.launch, self.resumed = place.folder, place.launch, place.resumed
         self.built = built = going_on(built, ranks, self.folder) if self.resumed else built
         self.trackers = Trackers(self._rank_0_trackers() if ranks.is_first else [])
+        self.page = LivePage(self.folder, self.trackers.note)
         self.callbacks = Callbacks(handed.callbacks, ranks)
         self.loop = OuterLoop(
             problem=built.problem,
@@ -198,6 +198,8 @@ class Search(OuterListener):
 
     def done(self, record: OuterRecord) -> None:
         """See `OuterListener`."""
+        if self.show:
+            self.page.outer_step()
         self.callbacks.outer_step(record)
 
     def checkpointer(self, outer_step: int, values: Sequence[float], horizon: int) -> InnerCheckpoints:
@@ -235,22 +237,12 @@ class Search(OuterListener):
             best_val_accuracy=val_accuracy,
             run_dir=self.folder.path,
             plain_steps=self._plain_steps(),
-            report=self._report(),
+            report=self.page.finish() if self.show and progress.outer_step else None,
             next_steps=next_steps(self.folder.path, self.built, status, progress, self.handed.replaces_config),
         )
         for fault in self.callbacks.run_end(end):
             self.trackers.note(fault)
         self.trackers.finish(end)
-
-    def _report(self) -> Path | None:
-        """Writes the page that shows the run, if progress is shown. An error in the report does not end the run."""
-        if not self.show or not self.progress.outer_step:
-            return None
-        try:
-            return write_report([read_run(self.folder.path)], self.folder.report, endings=())
-        except Exception as error:
-            self.trackers.note(f"the report was not written: {' '.join(str(error).split()) or type(error).__name__}")
-            return None
 
     def _plain_steps(self) -> float:
         """The cost of the outer steps so far over all replicas, in plain training steps."""

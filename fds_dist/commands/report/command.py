@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fds_dist.commands.report.contents import RunContents
+from fds_dist.commands.report.live import watch as watch_runs
 from fds_dist.commands.report.page import PAGE, write_report
 from fds_dist.commands.report.reading import read_run
 from fds_dist.commands.run import Run, RunSource, run_path
@@ -15,12 +16,14 @@ from fds_dist.distributed.environment import read_environment
 from fds_dist.storage.run_folder import RunFolder
 
 
-def report(run_dirs: RunSource | Sequence[RunSource], output: str | Path | None = None) -> Path:
+def report(run_dirs: RunSource | Sequence[RunSource], output: str | Path | None = None, *, watch: bool = False) -> Path:
     """Writes the report of one run, or of several side by side: one self-contained HTML page, and figures.
 
     Args:
         run_dirs: the folder of a run or what `optimize` returned, or several.
         output: the folder to write to. None: `report` in the run's folder, or beside the first of several.
+        watch: whether to write the page again whenever a run has come further, until all are over or Ctrl-C is pressed.
+            Meanwhile the page loads itself again, also where a browser has opened it as a file.
 
     Returns:
         The page's path. Rank 0 writes it.
@@ -39,7 +42,9 @@ def report(run_dirs: RunSource | Sequence[RunSource], output: str | Path | None 
     runs = _read_runs(paths)
     usual = RunFolder(paths[0]).report if len(paths) == 1 else paths[0].parent / "report"
     folder = usual if output is None else expand_path(output, "--output")
-    return folder / PAGE if read_environment().rank else write_report(runs, folder)
+    if read_environment().rank:
+        return folder / PAGE
+    return watch_runs(paths, folder) if watch else write_report(runs, folder)
 
 
 def _read_runs(paths: Sequence[Path]) -> list[RunContents]:
