@@ -70,7 +70,7 @@ def test_digits_are_read_without_scikit_learn_and_are_its_own(tmp_path: Path) ->
 
 
 def test_where_torch_is_left_out_schedules_are_read_and_training_is_refused_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "schedule.json").write_text(Schedule(4, {"lr": [0.2, 0.1]}).to_json())
+    (tmp_path / "schedule.json").write_text(Schedule(4, {"lr": (0.2, 0.1)}).to_json())
     left_out = (
         f"import sys; sys.modules.update(dict.fromkeys({LEFT_OUT})); from fds_dist.cli import main; import fds_dist; "
     )
