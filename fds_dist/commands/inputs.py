@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ from typing import Any
 from torch import nn
 
 from fds_dist.build import Build, ModelBuilder, build, settled, weights_file
+from fds_dist.commands.meeting import agreed_draft
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.values import Row
-from fds_dist.config import Config, DistributedConfig, Draft, HyperparameterConfig, read_draft
+from fds_dist.config import Config, Draft, HyperparameterConfig, read_draft
 from fds_dist.distributed.agreement import on_all_ranks
+from fds_dist.distributed.alike import Facts, require_alike
 from fds_dist.distributed.arithmetic import arithmetic_restored
-from fds_dist.distributed.devices import with_gpus
-from fds_dist.distributed.environment import read_environment
+from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import Ranks
+from fds_dist.inner.run_facts import run_facts
 from fds_dist.storage.run_folder import RunFolder
 from fds_dist.tasks import build_task
 from fds_dist.tasks.base import Task
@@ -46,8 +48,11 @@ def launched(
     task: Task | None = None,
     model: nn.Module | ModelBuilder | None = None,
     spread: bool = True,
+    command: str = "",
 ) -> Iterator[tuple[Build, Ranks]]:
     """The objects that the config describes, and the ranks of this launch; inside, the ranks can communicate.
+
+    They have compared what they run: see `require_alike`.
 
     Args:
         prepare: changes the draft before anything is built, or adds faults to it.
@@ -55,30 +60,28 @@ def launched(
         task: used in place of the config's task.
         model: used in place of the config's model.
         spread: see `settled`.
+        command: the name of the command, which must be the same on all ranks.
 
     Raises:
-        UserError: on all ranks, with the faults of all of them.
+        UserError: on all ranks, with the faults of all of them; or they differ.
     """
-    timeout = timeout_of(lambda: draft_of(config, overrides, resume, task).config)
-    environment = with_gpus(replace(read_environment(), timeout=timeout))
+    environment, draft = agreed_draft(command, lambda: prepare(draft_of(config, overrides, resume, task)))
 
     def built_here() -> Build:
-        draft = prepare(draft_of(config, overrides, resume, task))
         return build(draft, environment, task, model, {} if resume is None else _first_values(RunFolder(resume)))
 
     with arithmetic_restored():
         built = on_all_ranks(environment, built_here)
+        require_alike(environment, built_facts(built, environment))
         with built.ranks(environment) as ranks:
             yield settled(built, ranks, spread), ranks
 
 
-def timeout_of(read: Callable[[], Config | None]) -> float:
-    """`distributed.timeout` of this rank's config, for the ranks to meet. The default where the config cannot be read,
-    which they tell each other when they have met."""
-    with suppress(UserError):
-        if (config := read()) is not None:
-            return config.distributed.timeout
-    return DistributedConfig().timeout
+def built_facts(built: Build, environment: LaunchEnvironment) -> Facts:
+    """What the ranks have built and chosen, each by itself; nothing where there is one."""
+    if not environment.distributed:
+        return {}
+    return run_facts(built.problem, built.settings.horizons, built.config.consistency.mode)
 
 
 def draft_of(

@@ -47,7 +47,7 @@ def on_all_ranks(environment: LaunchEnvironment, make: Callable[[], Made]) -> Ma
         all_faults = merged_faults(_published(store, environment))
     if not all_faults:
         return made  # type: ignore[return-value]
-    _leave_last(store, environment)
+    leave_last(environment)
     raise UserError(all_faults)
 
 
@@ -87,8 +87,10 @@ def _published(store: Store, environment: LaunchEnvironment) -> list[list[Fault]
     return [[Fault(**fields) for fields in json.loads(store.get(key))] for key in keys]
 
 
-def _leave_last(store: Store, environment: LaunchEnvironment) -> None:
-    """Rank 0 may host the store, so it returns after the others have read from it."""
+def leave_last(environment: LaunchEnvironment) -> None:
+    """Rank 0 may host the store, so it returns after the others have read from it. All ranks call this alike, before
+    they end."""
+    store = shared_store(environment)
     if environment.rank:
         store.set(f"read/{environment.rank}", "")
         return

@@ -23,9 +23,9 @@ def environment_info(world_size: int, device: str) -> dict[str, Any]:
     return {
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": hide_secret_arguments(sys.argv),
-        "fds_dist": _version("fds-dist"),
+        "fds_dist": version_of("fds-dist"),
         "python": platform.python_version(),
-        **{package: _version(package) for package in _PACKAGES},
+        **{package: version_of(package) for package in _PACKAGES},
         "platform": platform.platform(),
         "hostname": socket.gethostname(),
         "processor": _processor(),
@@ -37,7 +37,7 @@ def environment_info(world_size: int, device: str) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
     """The version that an imported package states, with its build ("2.13.0+cpu"); otherwise the one in its metadata."""
     version = getattr(sys.modules.get(package), "__version__", None)
     if version is not None:

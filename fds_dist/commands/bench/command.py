@@ -170,7 +170,10 @@ def bench(
     if not seconds > 0:
         raise UserError(Fault("--seconds", f"{seconds:g} is out of range", "a number above 0"))
     source = BENCHED if config is None else config
-    with launched(source, overrides, prepare=one_run_per_rank, task=task, model=model) as (built, ranks):
+    with launched(source, overrides, prepare=one_run_per_rank, task=task, model=model, command="bench") as (
+        built,
+        ranks,
+    ):
         is_told = not (config is None and task is None and model is None)
         names_one = is_told or any(override.startswith(("model", "task")) for override in overrides)
         name = (built.config.model.name if built.config.model else None) or "network"

@@ -16,15 +16,15 @@ from torch import nn
 
 from fds_dist.build import Build, ModelBuilder, build, settled
 from fds_dist.commands.check.cost import CostReport, Memory, cost_report
-from fds_dist.commands.inputs import Source, draft_of, timeout_of
+from fds_dist.commands.inputs import Source, draft_of
+from fds_dist.commands.meeting import agreed_draft
 from fds_dist.common.console import as_html, default_console, paragraph, plain_table
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.words import bytes_text, counted, duration, percent, ranges_text
 from fds_dist.config import Config, dump_config
 from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.arithmetic import arithmetic_restored
-from fds_dist.distributed.devices import reproducible_threads, with_gpus
-from fds_dist.distributed.environment import read_environment
+from fds_dist.distributed.devices import reproducible_threads
 from fds_dist.inner.plan import PLAIN_STEP_COST, TANGENT_STEP_COST
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.space import HyperparameterSpace
@@ -77,13 +77,12 @@ def check(
         >>> [rank.elements for rank in result.report.ranks]
         [(0, 3), (1, 2)]
     """
-    timeout = timeout_of(lambda: draft_of(config, overrides, None, task).config)
-    environment = with_gpus(replace(read_environment(), timeout=timeout))
+    environment, draft = agreed_draft("check", lambda: draft_of(config, overrides, None, task))
     planned = environment if world_size is None else replace(environment, rank=0, world_size=world_size)
     if planned.world_size < 1:
         raise UserError(Fault("--world-size", f"{world_size} is out of range", "a whole number of at least 1"))
     with arithmetic_restored():
-        built = on_all_ranks(environment, lambda: build(draft_of(config, overrides, None, task), planned, task, model))
+        built = on_all_ranks(environment, lambda: build(draft, planned, task, model))
         with reproducible_threads(built.problem.device):
             built = settled(built, built.ranks(environment))
             config = built.config

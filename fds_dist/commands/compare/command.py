@@ -77,7 +77,9 @@ def compare(
         >>> [run.method for run in result.comparison.runs]
         ['fds', 'greedy']
     """
-    with launched(config, overrides, prepare=one_run_per_rank, task=task, model=model, spread=False) as launch:
+    with launched(
+        config, overrides, prepare=one_run_per_rank, task=task, model=model, spread=False, command="compare"
+    ) as launch:
         built, ranks = launch
         if built.config.estimator == "random_directions":
             raise UserError(Fault("estimator", "random_directions is not compared", "forward, reverse or greedy"))

@@ -69,7 +69,10 @@ def noise(
         >>> list(fds_dist.noise(config, runs=4, steps=6, progress=False).report.recommended_buckets)
         ['lr']
     """
-    with launched(config, overrides, prepare=one_run_per_rank, task=task, model=model) as (built, ranks):
+    with launched(config, overrides, prepare=one_run_per_rank, task=task, model=model, command="noise") as (
+        built,
+        ranks,
+    ):
         folder = study_folder(built.config, "noise")
         schedule = cosine_schedule(built.problem, steps)
         with locked(folder, "fds-dist noise", folder_key(built.config), ranks):

@@ -69,7 +69,15 @@ def optimize(
     with ExitStack() as stack:
         with report_failure_to_sweep(read_environment().rank):
             built, ranks = stack.enter_context(
-                launched(config, overrides, prepare=handed.prepare, resume=folder, task=task, model=model)
+                launched(
+                    config,
+                    overrides,
+                    prepare=handed.prepare,
+                    resume=folder,
+                    task=task,
+                    model=model,
+                    command="optimize",
+                )
             )
             check_alike(built.problem, ranks, built.config.consistency.mode, built.config.estimator)
             place = stack.enter_context(search_place(built, ranks, folder, handed.model_name))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from fds_dist.build import ModelBuilder, model_builder
-from fds_dist.commands.inputs import check_weights, task_maker, timeout_of, wandb_session
+from fds_dist.commands.inputs import check_weights, task_maker, wandb_session
+from fds_dist.commands.meeting import met, version_facts
+from fds_dist.commands.retrain.facts import data_facts, setting_facts
 from fds_dist.commands.retrain.records import RetrainResult
 from fds_dist.commands.retrain.reporting import ConsoleReporter, Reporter, WandbReporter
 from fds_dist.commands.retrain.settings import RetrainSettings, read_settings
@@ -17,9 +19,10 @@ from fds_dist.commands.retrain.trainer import retrain as retrain_seeds
 from fds_dist.commands.run import RunSource, model_of, run_path, task_of
 from fds_dist.config import Config, load_config, read_draft
 from fds_dist.distributed.agreement import on_all_ranks, told_by_all
+from fds_dist.distributed.alike import require_alike
 from fds_dist.distributed.arithmetic import Arithmetic, arithmetic_restored
-from fds_dist.distributed.devices import set_up, with_gpus
-from fds_dist.distributed.environment import LaunchEnvironment, read_environment
+from fds_dist.distributed.devices import set_up
+from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.storage.lock import locked
@@ -70,18 +73,22 @@ def retrain(
         [0, 1]
     """
     folder = RunFolder(run_path(run_dir))
-    timeout = timeout_of(lambda: read_draft(folder.config).config)
-    environment = with_gpus(replace(read_environment(), timeout=timeout))
+    environment = met("retrain", lambda: read_draft(folder.config).config)
     task, model = task_of(run_dir, task), model_of(run_dir, model)
     config, schedule, settings = on_all_ranks(environment, lambda: _read(folder, overrides))
     # A network file system may show another rank what was there before the search wrote its result, a moment ago.
     schedule = Schedule.from_json(told_by_all(environment, schedule.to_json())[0])
+    for facts in (setting_facts(config, settings), version_facts(config)):
+        require_alike(environment, facts)
     with arithmetic_restored():
         arithmetic = Arithmetic(config.consistency.mode == "verify", config.precision)
         chosen = on_all_ranks(environment, lambda: set_up(config.device, arithmetic, environment))
         make_task = task_maker(config, task)
-        build_model = on_all_ranks(environment, lambda: model_builder(config, make_task(settings.seed), model))
+        first_task = on_all_ranks(environment, lambda: make_task(settings.seed))
+        build_model = on_all_ranks(environment, lambda: model_builder(config, first_task, model))
         on_all_ranks(environment, lambda: check_weights(folder, build_model))
+        built = first_task, build_model, settings, chosen.device, environment
+        require_alike(environment, on_all_ranks(environment, lambda: data_facts(*built)))
         target = folder.path / ("retrain" if settings.schedule == RESULT else f"retrain-{settings.schedule}")
         session = on_all_ranks(environment, lambda: wandb_session(config, "retrain"))
         reporters: list[Reporter] = [_console(chosen.remarks, environment)] if progress else []

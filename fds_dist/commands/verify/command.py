@@ -78,7 +78,7 @@ def verify(
         >>> fds_dist.verify(config, steps=4).verification.passed
         True
     """
-    with launched(config, overrides, prepare=_exact, task=task, model=model) as (built, ranks):
+    with launched(config, overrides, prepare=_exact, task=task, model=model, command="verify") as (built, ranks):
         asked = built.problem
         with raised_to_float64(asked, up_to=math.inf) as (coarse, exact):
             built = _without_autocast(built, exact)
