@@ -65,14 +65,23 @@ _KERNELS = (
 class RunsDiverged(RuntimeError):
     """Ranks that must replay one primal run bit for bit have different weights."""
 
-    def __init__(self, step: int, ranks: Sequence[int], last_agreed: int | None, on_gpus: bool = False) -> None:
+    def __init__(
+        self,
+        step: int,
+        ranks: Sequence[int],
+        last_agreed: int | None,
+        on_gpus: bool = False,
+        non_finite: bool = False,
+    ) -> None:
+        """`non_finite`: the weights of `ranks` are not finite, and those of the others are."""
         self.step, self.ranks = step, tuple(ranks)
         since = "" if last_agreed is None else f"; they were still the same at step {last_agreed}"
+        how = "are not finite, unlike the other ranks'," if non_finite else "differ from the other ranks'"
+        way_out = "" if non_finite else "; consistency.mode=broadcast copies rank 0's weights"
         super().__init__(
-            f"the weights of {plural(len(ranks), 'rank')} {', '.join(map(str, ranks))} differ from the other "
-            f"ranks' at inner step {step}{since}. Every rank must see the same batches and random numbers "
-            f"(a task may depend only on its arguments and the seed){_KERNELS if on_gpus else ''}; "
-            "consistency.mode=broadcast copies rank 0's weights"
+            f"the weights of {plural(len(ranks), 'rank')} {', '.join(map(str, ranks))} {how} "
+            f"at inner step {step}{since}. Every rank must see the same batches and random numbers "
+            f"(a task may depend only on its arguments and the seed){_KERNELS if on_gpus else ''}{way_out}"
         )
 
 

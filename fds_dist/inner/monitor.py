@@ -62,19 +62,27 @@ class StepMonitor:
         self._losses: list[Tensor] = []
         self._since_comparison: list[Tensor] = []
         self._agreed: int | None = None
+        self._is_lost = False
 
     def __call__(self, state: InnerState, loss: Tensor) -> bool:
-        """Returns False where the run has diverged beyond return (weights that are not finite)."""
+        """Returns False where the run has diverged beyond return (weights that are not finite).
+
+        Ranks that share out tangents end together, where they meet: one that left alone would leave the others at
+        another collective, whose messages have other sizes.
+        """
         self._losses.append(loss)
         self._since_comparison.append(loss)
         last = state.step == self._schedule.horizon
-        if last or state.step % self._consistency.every == 0:
-            self._compare(state)
         if last or len(self._losses) == self._block_size:
-            return self._report(state)
+            self._is_lost |= not self._report(state)
+        if self._ranks.shape.tangent == 1:
+            return not self._is_lost
+        if last or state.step % self._consistency.every == 0:
+            return self._meet(state)
         return True
 
     def _report(self, state: InnerState) -> bool:
+        """Tells of a block of steps; returns whether the run is healthy."""
         mean = self._ranks.data.sum(torch.stack(self._losses).double().mean()).item()
         healthy = math.isfinite(mean) or bool(torch.isfinite(state.weights).all())
         first, last = state.step - len(self._losses), state.step - 1
@@ -91,6 +99,32 @@ class StepMonitor:
         )
         return healthy
 
+    def _meet(self, state: InnerState) -> bool:
+        """Compares the ranks of one inner run, or overwrites their weights with those of the first; whether to go on.
+
+        Raises:
+            RunsDiverged: the weights differ; names the step and the ranks.
+            BatchesDiffer: the ranks train on other batches.
+        """
+        ranks, mode = self._ranks, self._consistency.mode
+        weights = int(fingerprint(state.weights)) if mode == "verify" else 0
+        finite = bool(torch.isfinite(state.weights).all())
+        told = ranks.gather_axis("tangent", torch.tensor([weights, finite, self._is_lost], dtype=torch.int64))
+        prints, finites, losts = zip(*(part.tolist() for part in told), strict=True)
+        if all(losts):
+            return False
+        non_finite = [place for place, is_finite in enumerate(finites) if not is_finite]
+        broken = non_finite if mode != "off" and len(non_finite) < len(finites) else []
+        if deviating := broken or deviating_ranks(prints):
+            differing = [ranks.on_tangent_axis(place) for place in deviating]
+            raise RunsDiverged(state.step, differing, self._agreed, ranks.device.type == "cuda", bool(broken))
+        if mode == "broadcast":
+            self._refuse_mixture(state.step)
+            for tensor in (state.weights, *tree_flatten((state.optimizer, state.buffers))[0]):
+                ranks.broadcast_tangent_axis(tensor)
+        self._agreed = state.step
+        return not any(losts)
+
     def _refuse_mixture(self, step: int) -> None:
         """Refuses to copy weights between ranks that see other batches: each would differentiate another run.
 
@@ -100,7 +134,7 @@ class StepMonitor:
         losses = torch.stack(self._since_comparison).double().mean()[None]
         first, *others = [float(part) for part in self._ranks.gather_axis("tangent", losses)]
         self._since_comparison = []
-        differing = [place for place, loss in enumerate(others, 1) if abs(loss - first) > MIXTURE * abs(first)]
+        differing = [place for place, loss in enumerate(others, 1) if is_mixture(loss, first)]
         if differing:
             ranks = ", ".join(str(self._ranks.on_tangent_axis(place)) for place in differing)
             raise BatchesDiffer(
@@ -109,22 +143,34 @@ class StepMonitor:
                 "Every rank must get the same batches (a task may depend on its arguments and the seed alone)"
             )
 
-    def _compare(self, state: InnerState) -> None:
-        """Compares the weights of the ranks of one inner run, or overwrites them with those of the first.
 
-        Raises:
-            RunsDiverged: they differ; names the step and the ranks.
-        """
-        ranks = self._ranks
-        if self._consistency.mode == "off" or ranks.shape.tangent == 1:
-            return
-        if self._consistency.mode == "broadcast":
-            self._refuse_mixture(state.step)
-            for tensor in (state.weights, *tree_flatten((state.optimizer, state.buffers))[0]):
-                ranks.broadcast_tangent_axis(tensor)
-            return
-        prints = [int(part) for part in ranks.gather_axis("tangent", fingerprint(state.weights))]
-        if deviating := deviating_ranks(prints):
-            differing = [ranks.on_tangent_axis(place) for place in deviating]
-            raise RunsDiverged(state.step, differing, self._agreed, on_gpus=ranks.device.type == "cuda")
-        self._agreed = state.step
+def is_mixture(loss: float, other: float, tolerance: float = MIXTURE) -> bool:
+    """Whether two ranks' losses differ by more than `tolerance` of them; one that is not finite equals another such."""
+    if not (math.isfinite(loss) and math.isfinite(other)):
+        return math.isfinite(loss) != math.isfinite(other)
+    return abs(loss - other) > tolerance * abs(other)
+
+
+def compare_validation(outer_step: int, val_loss: float, ranks: Ranks, mode: str) -> None:
+    """Compares the validation loss of the ranks that share out the tangents of a run, each of which computes it.
+
+    They are the same to the last bit on CPUs where `consistency.mode` is verify; else up to `MIXTURE`.
+
+    Raises:
+        BatchesDiffer: on every rank of the run; names the ranks and their losses.
+    """
+    if mode == "off" or ranks.shape.tangent == 1:
+        return
+    exact = mode == "verify" and ranks.device.type == "cpu"
+    first, *others = (loss for (loss,) in ranks.gather_numbers("tangent", [val_loss]))
+    tolerance = 0.0 if exact else MIXTURE
+    told = [
+        f"{loss:.9g} on rank {ranks.on_tangent_axis(place)}"
+        for place, loss in enumerate([first, *others])
+        if not place or is_mixture(loss, first, tolerance)
+    ]
+    if len(told) > 1:
+        raise BatchesDiffer(
+            f"the validation loss of outer step {outer_step} is {', '.join(told)}. "
+            "Every rank must get the same batches and losses (a task may depend on its arguments and the seed alone)"
+        )

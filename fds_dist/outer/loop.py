@@ -52,6 +52,9 @@ class OuterListener:
         """The object that saves the inner run of `outer_step` at λ = `values` [K]; None: it is not saved."""
         return None
 
+    def estimated(self, outer_step: int, estimate: Estimate) -> None:
+        """Called with this rank's estimate, before that of rank 0 takes its place."""
+
     def save(self, progress: OuterProgress) -> None:
         """Called after each outer step."""
 
@@ -110,8 +113,7 @@ class OuterLoop:
         check_batches(self.problem, run.number, self.ranks.data)
         if number == 0:
             check_split(run)
-        # Rounding may differ between ranks, on GPUs above all: one rank's numbers decide alike on all.
-        estimate = self.ranks.broadcast_object(mean_over_replicas(self.estimator(run), self.ranks))
+        estimate = self._estimate(run, number)
         reports = self._reports(time.perf_counter() - began, self.ranks.waited - waited)
         step, retreated = self.next_values(progress, estimate)
         best, first_val_loss = progress.best, progress.first_val_loss
@@ -136,6 +138,13 @@ class OuterLoop:
         if any(report.asked_to_end for report in reports):
             raise KeyboardInterrupt
         return after
+
+    def _estimate(self, run: InnerRun, number: int) -> Estimate:
+        """The mean over the replicas. Rounding may differ between ranks, on GPUs above all: one rank's numbers decide
+        alike on all."""
+        estimate = self.estimator(run)
+        self.listener.estimated(number, estimate)
+        return self.ranks.broadcast_object(mean_over_replicas(estimate, self.ranks))
 
     def _reports(self, seconds: float, waited: float) -> list[RankReport]:
         """Of each rank, in the order of the ranks."""

@@ -27,7 +27,8 @@ from fds_dist.distributed.fingerprint import RunsDiverged
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.checkpoints import KIND as INNER
 from fds_dist.inner.checkpoints import InnerCheckpoints
-from fds_dist.inner.monitor import BatchesDiffer, Consistency, StepMonitor
+from fds_dist.inner.estimators import Estimate
+from fds_dist.inner.monitor import BatchesDiffer, Consistency, StepMonitor, compare_validation
 from fds_dist.inner.plan import Plan, estimator_cost
 from fds_dist.outer.loop import HypergradientsNotFinite, OuterListener, OuterLoop
 from fds_dist.outer.progress import OuterProgress
@@ -179,6 +180,10 @@ class Search(OuterListener):
         options = self.built.config.consistency
         consistency = Consistency(options.mode, options.every)
         return StepMonitor(outer_step, schedule, plan, self.ranks, self._block, consistency)
+
+    def estimated(self, outer_step: int, estimate: Estimate) -> None:
+        """See `OuterListener`."""
+        compare_validation(outer_step, estimate.val_loss, self.ranks, self.built.config.consistency.mode)
 
     def _block(self, block: InnerBlock) -> None:
         self.trackers.inner(block)
