@@ -40,7 +40,7 @@ from fds_dist.tangents.optimizers import SGD, InnerOptimizer
 from fds_dist.tangents.step import Pruning
 from fds_dist.tasks import build_task
 from fds_dist.tasks.base import Task, task_faults
-from fds_dist.tracking.wandb_session import effective_mode
+from fds_dist.tracking.installed import check_trackers
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def build(
     shape = faults.attempt("mesh", lambda: _mesh_shape(config, environment))
     if optimizer is not None and builder is not None and shape is not None:
         faults.attempt("inner.optimizer", lambda: check_fit(optimizer, builder, space, shape))
-    faults.attempt("tracking.wandb.mode", lambda: effective_mode(config.tracking.wandb.mode))
+    faults.attempt("tracking", lambda: check_trackers(config.tracking.wandb.mode, config.tracking.tensorboard))
     if built_task is not None and faults.is_sound("inner.epochs") and faults.is_sound("inner.steps"):
         faults.add(bucket_faults(config, space, min(horizons(config, built_task))))
     if faults.all or built_task is None or builder is None or optimizer is None or shape is None or chosen is None:

@@ -223,7 +223,7 @@ def test_hypergradients_without_noise_are_drawn_too(tmp_path: Path) -> None:
     report = NoiseReport(5, 4, 0, {"momentum": [0.9] * 5}, {"lr": 0.0}, estimates)
     plot_noise(report, tmp_path / "noise")
     assert (tmp_path / "noise.png").stat().st_size > 0
-    assert "momentum 1." in printed(report)
+    assert "momentum 1 (no gain from sharing: one is as good)." in printed(report)
 
 
 def test_two_ranks_share_the_runs_and_find_the_same(tmp_path: Path) -> None:

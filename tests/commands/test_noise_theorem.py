@@ -16,6 +16,7 @@ from fds_dist.commands.noise.estimates import (
     jackknife,
     window_errors,
 )
+from fds_dist.commands.noise.report import advice_text
 from fds_dist.commands.noise.theorem import Floats, best_window, mse_bound
 
 HORIZON, WINDOW, SAMPLES = 400, 40, 10_000
@@ -224,6 +225,23 @@ def test_hypergradients_without_noise() -> None:
     found = estimate_noise(np.zeros((4, 10)))
     assert (found.variance, found.correlation, found.drift) == (0, 0, 0)
     assert found.recommended_buckets == 1
+
+
+def test_where_sharing_gains_nothing_one_value_is_recommended() -> None:
+    """The noise of all steps is one and the same, and nothing drifts: no window averages anything out."""
+    random = np.random.default_rng(3)
+    runs = np.repeat(random.standard_normal((30, 1)), 200, axis=1) + 1e-3 * random.standard_normal((30, 200))
+    found = estimate_noise(runs, "momentum")
+    assert not found.sharing_gains
+    assert found.recommended_buckets == 1
+    assert advice_text(found) == "momentum 1 (no gain from sharing: one is as good)"
+
+
+def test_where_sharing_gains_it_is_said_by_the_number_of_buckets() -> None:
+    random = np.random.default_rng(3)
+    found = estimate_noise(1 + random.standard_normal((30, 200)), "lr")  # independent noise: averages help
+    assert found.sharing_gains
+    assert "no gain" not in advice_text(found)
 
 
 @pytest.mark.parametrize("horizon", [1, 2, 7, 250, 10_000])

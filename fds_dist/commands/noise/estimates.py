@@ -64,8 +64,10 @@ class NoiseEstimate:
     """The windows whose error is within a tenth, or within one standard error, of the least."""
     theorem_window: float
     """The theorem's W*, at most T."""
+    sharing_gains: bool
+    """Whether the best window's error is less than that without sharing, by more than a tenth and a standard error."""
     recommended_buckets: int
-    """Number of buckets at the best window."""
+    """Number of buckets at the best window; where sharing gains nothing, the fewest that are as good."""
     fewest_buckets: int
     """Number of buckets at the widest window in `best_range`."""
     mean: list[float]
@@ -85,7 +87,9 @@ def estimate_noise(hypergradients: Floats, hyperparameter: str = "", estimator: 
     mse, errors, differences = jackknife(hypergradients, buckets)
     windows = horizon / np.array(buckets, dtype=np.float64)
     best = int(np.flatnonzero(mse == mse.min())[-1])  # of equal errors, the widest window
-    close = windows[mse - mse[best] <= np.maximum(differences, CLOSE * mse[best])]
+    is_close = mse - mse[best] <= np.maximum(differences, CLOSE * mse[best])
+    close, sharing_gains = windows[is_close], not is_close[0]
+    fewest = round(horizon / close.max())
     variance = hypergradients.var(0, ddof=1).mean().item()
     correlation, drift = correlation_and_drift(hypergradients, min(buckets[best], max(1, horizon // 2)))
     return NoiseEstimate(
@@ -102,8 +106,9 @@ def estimate_noise(hypergradients: Floats, hyperparameter: str = "", estimator: 
         best_window=windows[best].item(),
         best_range=(close.min().item(), close.max().item()),
         theorem_window=min(best_window(variance, drift, correlation), float(horizon)),
-        recommended_buckets=buckets[best],
-        fewest_buckets=round(horizon / close.max()),
+        sharing_gains=sharing_gains,
+        recommended_buckets=buckets[best] if sharing_gains else fewest,
+        fewest_buckets=fewest,
         mean=hypergradients.mean(0).tolist(),
         spread=hypergradients.std(0, ddof=1).tolist(),
     )

@@ -90,8 +90,11 @@ def print_noise(report: NoiseReport, console: Console) -> None:
 
 
 def advice_text(estimate: NoiseEstimate) -> str:
-    """`lr 21 (10 nearly as good)`"""
+    """`lr 21 (10 nearly as good)`, or `momentum 1 (no gain from sharing: one is as good)`."""
     buckets, fewest = estimate.recommended_buckets, estimate.fewest_buckets
+    if not estimate.sharing_gains:
+        count = "one is" if buckets == 1 else f"{buckets} are"
+        return f"{estimate.hyperparameter} {buckets} (no gain from sharing: {count} as good)"
     return f"{estimate.hyperparameter} {buckets}" + (f" ({fewest} nearly as good)" if fewest < buckets else "")
 
 

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from fds_dist.build import Build
 from fds_dist.commands.inputs import wandb_session
