@@ -7,7 +7,11 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+from fds_dist.common.records import to_line
+from fds_dist.schedule.schedule import Schedule
+from fds_dist.tracking.curves import Curve
 from fds_dist.tracking.records import OuterRecord
+from fds_dist.tracking.verdict import JudgedCandidate, Verdict
 
 HOSTILE = "<script>alert('x')</script>"
 CONFIG = """\
@@ -68,3 +72,39 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.words += data
+
+
+def finished_run(path: Path) -> Path:
+    """A run that has everything that a page can show, with names that mean harm."""
+    records = [
+        record(
+            step,
+            0.75 / (1 + step),
+            name=f"lr.{HOSTILE}",
+            events=["it diverged"] if step == 2 else [],
+            rank_seconds=[2.0, 1.5, 1.0, 0.5],
+            rank_peak_bytes=[3 * 2**20, 2**20, 2**20, 7 * 2**20],
+            hypergradient_spread={f"lr.{HOSTILE}": [1.0, 2.0], "momentum": [0.1]},
+        )
+        for step in range(4)
+    ]
+    run_folder(path, records, CONFIG + f"name: {json.dumps(HOSTILE)}\nouter: {{steps: 4}}\n")
+    curves = [
+        Curve(step, 200, [*range(20, 201, 20)], [1 / (step + each) for each in range(1, 11)]) for step in range(4)
+    ]
+    (path / "curves.jsonl").write_text("".join(to_line(curve) + "\n" for curve in curves))
+    values = {f"lr.{HOSTILE}": (0.4, 0.05), "momentum": (0.9,)}
+    groups = {HOSTILE: "bias"}
+    schedule = Schedule(200, values, optimizer={"name": "sgd", "groups": groups}, shapes={f"lr.{HOSTILE}": "linear"})
+    for name in ("schedule.json", "schedule_average.json", "schedule_last.json"):
+        schedule.save(path / name)
+    judged = {
+        name: JudgedCandidate.of([loss, loss + 0.1], [0.9, 0.92])
+        for name, loss in (("average", 0.2), ("last", 0.3), ("start", 0.9))
+    }
+    (path / "judged.json").write_text(Verdict.of(2, 200, judged).to_json())
+    retrained = path / "retrain" / "0"
+    retrained.mkdir(parents=True)
+    epochs = [{"epoch": epoch, "test_loss": 0.5, "test_accuracy": 0.875} for epoch in range(2)]
+    (retrained / "history.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
+    return path

@@ -94,20 +94,25 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
   });
 }
 
-// What the reader has opened stays open when the page loads itself again.
+// What the reader has opened stays open when the page loads itself again, also when the last page comes.
 const seconds = Number(document.body.dataset.reload || 0);
-const folds = [...document.querySelectorAll("details")];
 const kept = `open ${location.pathname}`;
+const folds = [...document.querySelectorAll("details")].map((fold) => [fold.querySelector("[id]").id, fold]);
+try {
+  const open = JSON.parse(sessionStorage.getItem(kept) || "[]");
+  for (const [name, fold] of folds) fold.open ||= open.includes(name);
+  sessionStorage.removeItem(kept);
+} catch {
+  // A browser that stores nothing shows them closed.
+}
 if (seconds) {
-  try {
-    const open = JSON.parse(sessionStorage.getItem(kept) || "[]");
-    folds.forEach((fold, index) => (fold.open = open.includes(index)));
-    addEventListener("pagehide", () => {
-      const open = folds.flatMap((fold, index) => (fold.open ? [index] : []));
+  addEventListener("pagehide", () => {
+    const open = folds.flatMap(([name, fold]) => (fold.open ? [name] : []));
+    try {
       sessionStorage.setItem(kept, JSON.stringify(open));
-    });
-  } catch {
-    // A browser that stores nothing shows them closed.
-  }
+    } catch {
+      // See above.
+    }
+  });
   setTimeout(() => location.reload(), 1000 * seconds);
 }
