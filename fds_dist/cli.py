@@ -9,6 +9,7 @@ import argparse
 import atexit
 import ctypes
 import gc
+import io
 import os
 import signal
 import sys
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     atexit.register(gc.freeze)  # or the interpreter's last collection walks through all of PyTorch: a third of a second
     told: list[Fault] = []
     end_on_signals()
+    _print_any_character()
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         _end_with_launcher()
@@ -54,6 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if was_signalled():  # libraries make other errors of an interruption
             return INTERRUPTED
         return _explained(error, told)
+
+
+def _print_any_character() -> None:
+    """Lets the standard streams write what their encoding lacks as `\\xfc`, in a locale that knows ASCII alone."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _explained(error: Exception, told: Sequence[Fault]) -> int:
@@ -69,6 +78,9 @@ def _explained(error: Exception, told: Sequence[Fault]) -> int:
     if isinstance(error, ModuleNotFoundError) and error.name in LEFT_OUT:
         line = f"this command needs {error.name}, which is not installed; expected pip install with all dependencies"
         return WRONG_INPUT if told else _explain([line], FAILED)
+    if isinstance(error, UnicodeEncodeError):  # a name that this locale's file names cannot have
+        problem = f"this locale's files are called in {sys.getfilesystemencoding()}, which lacks {_lacking(error)}"
+        return _explain([Fault("", problem, "PYTHONUTF8=1, or a locale in UTF-8")], WRONG_INPUT)
     from fds_dist.commands.optimize.search import EXPLAINED
 
     if isinstance(error, EXPLAINED):
@@ -77,6 +89,11 @@ def _explained(error: Exception, told: Sequence[Fault]) -> int:
         _print([f"the device is out of memory ({str(error).splitlines()[0]}); {MORE_MEMORY}"])
         return FAILED
     raise error
+
+
+def _lacking(error: UnicodeEncodeError) -> str:
+    """The characters that could not be written."""
+    return ascii(error.object[error.start : error.end])
 
 
 def _end_with_launcher() -> None:

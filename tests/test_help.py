@@ -48,7 +48,17 @@ def test_versions(capsys: Capture) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["", "--version", "check --help", "config", "config outer.steps", "config digits", "schema", "init --task"],
+    [
+        "",
+        "--version",
+        "check --help",
+        "retrain --help",
+        "config",
+        "config outer.steps",
+        "config digits",
+        "schema",
+        "init --task",
+    ],
 )
 def test_looking_around_needs_no_torch(line: str, tmp_path: Path) -> None:
     code = "import sys; sys.modules['torch'] = None; from fds_dist.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -109,6 +119,7 @@ def test_every_key_is_explained(key: Key) -> None:
         ("hyperparameters.mine", ["Of no built-in optimizer: it belongs to the loss of a task, and init is needed."]),
         ("buckets", ["hyperparameters.NAME.buckets"]),
         ("momentum", ["hyperparameters.momentum", "outer.momentum"]),
+        ("mixed_precision", ["mixed_precision, of fds-dist retrain", "takes    none or bf16", "default  none"]),
         ("inner.groups.rest", ["inner.groups", "takes    a mapping, or null"]),
         ("compare.methods", ["takes    a list; of each entry: fds, greedy"]),
         ("task", ["digits           batch_size, val_fraction"]),

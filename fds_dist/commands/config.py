@@ -7,6 +7,7 @@ import shlex
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.domain import interval, natural_domain
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.optimizers import BUILT_IN, HYPERPARAMETERS, usual_start
@@ -66,6 +67,9 @@ def _explanations(word: str) -> Iterator[str]:
         yield _hyperparameter(option or word)
     for key in named:
         yield "\n".join([*_described(key, word), *_of_functions(key.name)])
+    for key in keys_of(RetrainSettings):
+        if key.name == word:
+            yield "\n".join([f"{word}, of fds-dist retrain", *_taken(key), "", f"    retrain RUN_DIR {word}=VALUE"])
     if not named and section in ("task", "model") and option:
         yield from _option(section, option)
 
@@ -80,14 +84,11 @@ def _described(key: Key, word: str) -> list[str]:
     name = word if "." in word and general(tuple(word.split("."))) == key.name else key.name
     *sections, last = name.split(".")
     value = key.default if key.default not in ("", DEPENDS, "null") else "VALUE"
-    default = {"": "none: the key is required", DEPENDS: "depends on other keys, as said above"}
     nested = f"{last}: {value}"
     for section in reversed(sections):
         nested = f"{section}: {{{nested}}}"
-    lines = [name, *_hanging("    ", key.meaning), ""]
-    if not key.below or key.takes != "a mapping":
-        lines += _hanging("    takes    ", key.takes)
-        lines += _hanging("    default  ", default.get(key.default, key.default))
+    lines = [name, *_taken(key)]
+    if not _is_section(key):
         lines += [
             "",
             f"    in a config          {nested}",
@@ -99,6 +100,21 @@ def _described(key: Key, word: str) -> list[str]:
     for each in below:
         lines += _hanging(f"    {each.name:<{width}}  ", f"{each.sentence} {_short(each)}")
     return lines
+
+
+def _is_section(key: Key) -> bool:
+    """Whether it holds a section and nothing else."""
+    return key.takes == "a mapping" and key.below != ()
+
+
+def _taken(key: Key) -> list[str]:
+    """The meaning of a key, what it takes, and its default."""
+    lines = [*_hanging("    ", key.meaning), ""]
+    if _is_section(key):
+        return lines
+    default = {"": "none: the key is required", DEPENDS: "depends on other keys, as said above"}
+    lines += _hanging("    takes    ", key.takes)
+    return [*lines, *_hanging("    default  ", default.get(key.default, key.default))]
 
 
 def _short(key: Key) -> str:

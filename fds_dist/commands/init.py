@@ -102,9 +102,10 @@ def init(name: str | None, shipped: str | None = None, own_task: bool = False) -
         raise UserError(faults)
     for path, text in texts.items():
         try:
+            content = text.encode()  # before there is a file: a name in another encoding has no UTF-8
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("x", encoding="utf-8") as stream:
-                stream.write(text)
+            with path.open("xb") as stream:
+                stream.write(content)
         except OSError as error:
             raise UserError(Fault("NAME", f"{path}: {error.strerror}", "a file to write")) from None
     return list(texts)

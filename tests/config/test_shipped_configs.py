@@ -42,7 +42,9 @@ def test_all_of_them_are_in_the_wheel_beside_the_package() -> None:
     """The link `fds_dist/configs` leads to the folder, and `package-data` names each file below it."""
     project, link = CONFIGS.parent, CONFIGS.parent / "fds_dist" / "configs"
     assert link.resolve() == CONFIGS
-    listed = re.search(r"^fds_dist = (\[.*\])$", (project / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    listed = re.search(
+        r"^fds_dist = (\[[^\]]*\])", (project / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert listed is not None
     shipped = {path for pattern in ast.literal_eval(listed[1]) for path in link.parent.glob(pattern)}
     files = {link / path.relative_to(CONFIGS) for path in CONFIGS.rglob("*") if path.is_file()}

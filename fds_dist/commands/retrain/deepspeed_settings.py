@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
 from fds_dist.common.faults import Fault, UserError
@@ -195,6 +194,8 @@ def imported_deepspeed() -> Any:
     Raises:
         UserError: it is not installed, or cannot be imported.
     """
+    import torch  # here: the help of `retrain` reads the settings and needs no torch
+
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise it looks for a GPU and warns that there is none
     try:
