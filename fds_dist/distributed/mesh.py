@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import importlib
 import math
@@ -15,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -78,6 +79,7 @@ class Ranks:
         """The group of all ranks; None outside the context, and for a single rank."""
         self.data = DataAxis()
         self._axis_groups: dict[str, dist.ProcessGroup | None] = {}
+        self._replica_group: dist.ProcessGroup | None = None
         self._whole_batch_norm = whole_batch_norm
         self.waited = 0.0
         """Seconds spent waiting for other ranks in comparisons and gathers, without the sums of the data axis."""
@@ -98,7 +100,7 @@ class Ranks:
         if error is not None:
             last_words.say(self.rank, words)
         self._leave.close()
-        self.group, self.data, self._axis_groups = None, DataAxis(), {}
+        self.group, self.data, self._axis_groups, self._replica_group = None, DataAxis(), {}, None
         if self.environment.distributed:
             # The threads of a group end with its last holder, say a DDP module in a cycle. Those that outlive the
             # interpreter may abort the process.
@@ -115,6 +117,8 @@ class Ranks:
                 stack.callback(dist.destroy_process_group)
                 self.group = dist.group.WORLD
             self._axis_groups = {axis: self._axis_group(stack, axis) for axis in AXES}
+            lines = torch.arange(self.world_size).view(self.shape.replica, -1).tolist()
+            self._replica_group = self._group_among(stack, lines)
         data = self._axis_groups["data"]
         reference = weakref.ref(data) if data is not None else lambda: None
         place, size, on_gpu = self._place("data"), self.shape.data, self.device.type == "cuda"
@@ -151,15 +155,27 @@ class Ranks:
 
     def _axis_group(self, stack: ExitStack, axis: str) -> dist.ProcessGroup | None:
         """The group of the ranks that differ from this rank only in their place on `axis`; None if there are none."""
-        size = getattr(self.shape, axis)
-        if size == 1:
-            return None
-        if size == self.world_size:
-            return self.group
         grid = torch.arange(self.world_size).view([getattr(self.shape, name) for name in AXES])
-        lines = grid.movedim(AXES.index(axis), -1).reshape(-1, size).tolist()
+        lines = grid.movedim(AXES.index(axis), -1).reshape(-1, getattr(self.shape, axis)).tolist()
+        return self._group_among(stack, lines)
+
+    def _group_among(self, stack: ExitStack, lines: list[list[int]]) -> dist.ProcessGroup | None:
+        """The group of the ranks in this rank's line; None where it is alone there."""
+        if len(lines[0]) == 1:
+            return None
+        if len(lines) == 1:
+            return self.group
         groups = [self._new_group(stack, line) for line in lines]
         return next(group for group in groups if group is not None)
+
+    def one_replica(self) -> Ranks:
+        """The ranks of this process's inner run as all ranks of a run, for as long as this context lasts."""
+        if self.shape.replica == 1:
+            return self
+        ranks, size = copy.copy(self), self.shape.tangent * self.shape.data
+        ranks.environment = replace(self.environment, rank=self.rank % size, world_size=size)
+        ranks.shape, ranks.group = replace(self.shape, replica=1), self._replica_group
+        return ranks
 
     @property
     def rank(self) -> int:
@@ -247,7 +263,7 @@ class Ranks:
             return value
         box = [value]
         with rank_errors():
-            dist.broadcast_object_list(box, src=0, group=self.group)
+            dist.broadcast_object_list(box, group=self.group, group_src=0)
         return box[0]
 
     def gather_objects(self, value: Value) -> list[Value]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -80,48 +80,53 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def tensors_to_write(ranks: Ranks, state: InnerState, tangents: Tangents) -> dict[str, Tensor]:
-    """What this rank writes, by name, in host memory."""
-    tensors = {"tangents.weights": tangents.weights, **_numbered("tangents.optimizer", tangents.optimizer)}
+    """What this rank writes, by name."""
+    tensors = {"tangents.weights": tangents.weights, **numbered("tangents.optimizer", tangents.optimizer)}
     tensors |= {f"tangents.buffers.{name}": rows for name, rows in tangents.buffers.items()}
     if ranks.tangent_rank == 0:
-        tensors |= {"weights": state.weights, **_numbered("optimizer", state.optimizer)}
+        tensors |= {"weights": state.weights, **numbered("optimizer", state.optimizer)}
         tensors |= {f"buffers.{name}": buffer for name, buffer in state.buffers.items()}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return tensors
 
 
-def _numbered(name: str, tree: Any) -> dict[str, Tensor]:
+def numbered(name: str, tree: Any) -> dict[str, Tensor]:
     return {f"{name}.{index}": tensor for index, tensor in enumerate(tree_leaves(tree))}
 
 
-def restored(
-    folder: Path, manifest: Manifest, ranks: Ranks, state: InnerState, tangents: Tangents
-) -> tuple[InnerState, Tangents] | str:
-    """The state and the tangents that a checkpoint holds, as this rank keeps them; or what is wrong with its files.
+def empty_like(state: InnerState, step: int) -> InnerState:
+    """A state after `step` to be filled: with tensors of the shapes, dtypes and device of `state`'s."""
+    empty = tree_map(torch.empty_like, (state.weights, state.optimizer, state.buffers))
+    return InnerState(step, *empty)
+
+
+def fill(folder: Path, manifest: Manifest, ranks: Ranks, width: int, targets: Sequence[Target]) -> str:
+    """Fills `targets` in place with what a checkpoint holds, if nothing is wrong with it; returns what is wrong, or "".
     Called alike on all ranks, on which it ends alike.
 
     Args:
-        state: tensors of the shapes, dtypes and device of the result; they stay as they are.
-        tangents: these are filled in place, if nothing is wrong.
+        width: D, the number of weights.
 
     Raises:
         UserError: a file that was whole cannot be read any more.
     """
     if changed := changed_files(folder, {name: part.sha256 for name, part in manifest.files.items()}, ranks):
         return ", ".join(changed)
-    problem, checkpoint = "", Checkpoint([], ranks.data.columns(len(state.weights)))
+    problem, pieces = "", list[_Piece]()
     with ExitStack() as stack:
         try:
             files = [_opened(folder / name, part, stack) for name, part in manifest.files.items()]
-            checkpoint = replace(checkpoint, files=sorted(files, key=lambda file: file.part.start))
-            checkpoint.check(state, tangents)
+            checkpoint = Checkpoint(sorted(files, key=lambda file: file.part.start), ranks.data.columns(width))
+            pieces = [piece for target in targets for piece in checkpoint.pieces(target)]
         except (OSError, SafetensorError, ValueError) as error:
             problem = str(error)
         if problem := next(filter(None, ranks.gather_objects(problem)), ""):
             return problem
         try:
-            return checkpoint.read(manifest.step, state, tangents)
+            for piece in pieces:
+                piece.tensor.copy_(piece.load())
         except (OSError, SafetensorError) as error:
             raise UserError(Fault("RUN_DIR", f"{folder} cannot be read: {error}", "a disk that can be read")) from None
+    return ""
 
 
 class _Open(NamedTuple):
@@ -145,7 +150,7 @@ class _Piece(NamedTuple):
     load: Callable[[], Tensor]
 
 
-class _Target(NamedTuple):
+class Target(NamedTuple):
     """A tensor to fill."""
 
     tensor: Tensor
@@ -197,33 +202,13 @@ class Checkpoint:
     columns: slice
     """That this rank keeps."""
 
-    def check(self, state: InnerState, tangents: Tangents) -> None:
-        """Compares every name, shape and dtype that `read` needs; reads no numbers.
+    def pieces(self, target: Target) -> Iterator[_Piece]:
+        """What fills the target. Compares shapes and dtypes, and reads no numbers.
 
         Raises:
             ValueError: something is missing or of another shape or dtype; the tensor is named.
             SafetensorError: a file is damaged.
         """
-        for target in _targets(state, tangents):
-            list(self._pieces(target))
-
-    def read(self, step: int, state: InnerState, tangents: Tangents) -> tuple[InnerState, Tangents]:
-        """The state and the tangents as this rank keeps them.
-
-        Args:
-            step: that they were kept after.
-            state: tensors of the shapes, dtypes and device of the result; they stay as they are.
-            tangents: these are filled in place.
-        """
-        weights, buffers = torch.empty_like(state.weights), tree_map(torch.empty_like, state.buffers)
-        filled = InnerState(step, weights, tree_map(torch.empty_like, state.optimizer), buffers)
-        for target in _targets(filled, tangents):
-            for piece in self._pieces(target):
-                piece.tensor.copy_(piece.load())
-        return filled, tangents
-
-    def _pieces(self, target: _Target) -> Iterator[_Piece]:
-        """The pieces that fill the target; their shapes and dtypes fit."""
         files = [file for file in self.files if target.is_in(file)]
         if not files:
             raise ValueError(f"no file has {target}")
@@ -244,13 +229,22 @@ class Checkpoint:
             raise ValueError(f"no file has column {filled} of {target}")
 
 
-def _targets(state: InnerState, tangents: Tangents) -> Iterator[_Target]:
-    """Every tensor of this rank."""
-    yield _Target(state.weights, "weights", whole=True)
-    yield from (_Target(tensor, name) for name, tensor in _numbered("optimizer", state.optimizer).items())
-    yield from (_Target(buffer, f"buffers.{name}", whole=True) for name, buffer in state.buffers.items())
-    by_columns = {"tangents.weights": tangents.weights, **_numbered("tangents.optimizer", tangents.optimizer)}
+def state_targets(state: InnerState, name: str = "", whole: bool = False) -> Iterator[Target]:
+    """The tensors of a primal state, whose names begin with `name`.
+
+    Args:
+        whole: whether every file has the optimizer's tensors whole.
+    """
+    yield Target(state.weights, f"{name}weights", whole=True)
+    for key, tensor in numbered(f"{name}optimizer", state.optimizer).items():
+        yield Target(tensor, key, whole=whole)
+    yield from (Target(buffer, f"{name}buffers.{key}", whole=True) for key, buffer in state.buffers.items())
+
+
+def tangent_targets(tangents: Tangents) -> Iterator[Target]:
+    """The tensors of this rank's tangents."""
+    by_columns = {"tangents.weights": tangents.weights, **numbered("tangents.optimizer", tangents.optimizer)}
     for row, element in enumerate(tangents.elements):
-        yield from (_Target(rows[row], name, element) for name, rows in by_columns.items())
+        yield from (Target(rows[row], name, element) for name, rows in by_columns.items())
         for name, rows in tangents.buffers.items():
-            yield _Target(rows[row], f"tangents.buffers.{name}", element, whole=True)
+            yield Target(rows[row], f"tangents.buffers.{name}", element, whole=True)

@@ -10,29 +10,40 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from torch import Tensor
 
-from fds_dist.common.files import VISIBLE_SECONDS, digest, is_visible
+from fds_dist.common.files import VISIBLE_SECONDS, is_visible
 from fds_dist.common.interruptions import asked_to_end
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.checkpoint_files import (
     MANIFEST,
     Manifest,
-    Part,
+    Target,
+    empty_like,
+    fill,
     read_manifest,
-    restored,
+    state_targets,
+    tangent_targets,
     tensors_to_write,
     write_manifest,
 )
+from fds_dist.inner.checkpoint_writer import CheckpointWrite, CheckpointWriter, Written
 from fds_dist.inner.meetings import Meetings
 from fds_dist.inner.run import InnerState, Tangents
 from fds_dist.storage.checkpoints import fresh_folder, newest_first, remove_folders
 
 KIND = "inner"
+
+Value = TypeVar("Value")
+
+
+def kind_of(replica: int, replicas: int) -> str:
+    """The kind of the folders of one replica's checkpoints: each replica has its own, and goes on from its newest."""
+    return KIND if replicas == 1 else f"{KIND}-r{replica}"
 
 
 @dataclass
@@ -40,7 +51,8 @@ class InnerCheckpoints:
     """The `RunCheckpointer` of one inner run.
 
     Only ranks that share a file system can keep anything; where they do not, or the disk is full, that is noted and the
-    run goes on. Replicas keep nothing: they end at steps of their own, and so cannot meet within an outer step.
+    run goes on. Training stops only while tensors are copied to host memory: a thread writes the copies, one checkpoint
+    at a time, and the checkpoint counts when the ranks meet after all have written.
     """
 
     folder: Path
@@ -49,7 +61,9 @@ class InnerCheckpoints:
     """What decides the inner run, as JSON values; a checkpoint of another run is passed over. A key that is null
     counts as absent: versions differ in the keys that they have, and null leaves a key's choice to the program."""
     horizon: int
+    """Steps of the run, there and back in reverse mode."""
     ranks: Ranks
+    """Of the inner run."""
     seconds: float
     """Between two checkpoints."""
     count: int
@@ -60,69 +74,101 @@ class InnerCheckpoints:
     """Hears, on every rank, what a person should know."""
     grace: float = 0.0
     """Seconds in which the ranks meet, to save a checkpoint and to end, after a signal has asked any of them to end."""
+    kind: str = KIND
+    """Of its folders."""
 
     def __post_init__(self) -> None:
-        self._saved = time.monotonic()
+        self._began = time.monotonic()
         self._meetings = Meetings(self.ranks, self.horizon, self.meeting, self.grace)
-        self._possible = self.ranks.shape.replica == 1
+        self._possible = True
+        self._writer = CheckpointWriter()
+        self._writing: CheckpointWrite | None = None
+
+    def __enter__(self) -> InnerCheckpoints:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """What is being written counts where all ranks come here alike."""
+        if error is None or self.ranks.world_size == 1:
+            self._end_write()
+        self._writer.close()
 
     def restore(self, state: InnerState, tangents: Tangents) -> tuple[InnerState, Tangents]:
         """See `RunCheckpointer`; the state is as it was, to the last bit."""
-        if not self._possible:
-            return state, tangents
+
+        def plan(step: int) -> tuple[tuple[InnerState, Tangents], list[Target]]:
+            filled = empty_like(state, step)
+            return (filled, tangents), [*state_targets(filled), *tangent_targets(tangents)]
+
+        return self.restore_planned(len(state.weights), plan) or (state, tangents)
+
+    def restore_planned(self, width: int, plan: Callable[[int], tuple[Value, Sequence[Target]]]) -> Value | None:
+        """See `RunCheckpointer`."""
         candidates, damaged = self.ranks.on_first(self._candidates)
         for line in damaged:
             self.note(line)
         for folder, manifest in candidates:
-            result = restored(folder, manifest, self.ranks, state, tangents)
-            if not isinstance(result, str):
+            value, targets = plan(manifest.step)
+            problem = fill(folder, manifest, self.ranks, width, targets)
+            if not problem:
                 self.note(f"goes on from inner step {manifest.step} of {self.horizon}")
-                return result
-            self.note(f"{folder} is damaged ({result}) and is passed over")
-        return state, tangents
+                return value
+            self.note(f"{folder} is damaged ({problem}) and is passed over")
+        return None
 
     def keep(self, state: InnerState, tangents: Tangents) -> None:
-        """See `RunCheckpointer`.
+        """See `RunCheckpointer`."""
+        tensors = partial(tensors_to_write, self.ranks, state, tangents)
+        self.keep_tensors(state.step, len(state.weights), tensors, tangents.elements)
 
-        Raises:
-            KeyboardInterrupt: on all ranks of the inner run, after a checkpoint, where any of them is asked to end.
-        """
-        if not self._possible or state.step >= self.horizon:
+    def keep_tensors(
+        self, step: int, width: int, tensors: Callable[[], Mapping[str, Tensor]], elements: Sequence[int] = ()
+    ) -> None:
+        """See `RunCheckpointer`."""
+        if step >= self.horizon:
             return
-        is_due = time.monotonic() - self._saved >= self.seconds
-        answers = self._meetings.ask(state.step, (is_due, asked_to_end()))
-        if answers is not None and any(answers):
-            self._save(state, tangents)
-            if answers[1]:
-                self.note(f"{'saved' if self._possible else 'ends'} at inner step {state.step} of {self.horizon}")
-                raise KeyboardInterrupt
+        is_due = time.monotonic() - self._began >= self.seconds
+        is_busy = self._writing is not None and not self._writing.file.done()
+        answers = self._meetings.ask(step, (is_due, asked_to_end(), is_busy))
+        if answers is None:
+            return
+        due, asked, busy = answers
+        if due or asked or not busy:
+            self._end_write()
+        if (due or asked) and self._possible:
+            self._begin_write(step, width, tensors(), elements)
+        if asked:
+            self._end_write()
+            self.note(f"{'saved' if self._possible else 'ends'} at inner step {step} of {self.horizon}")
+            raise KeyboardInterrupt
 
-    def _save(self, state: InnerState, tangents: Tangents) -> None:
-        folder = self.ranks.on_first(lambda: fresh_folder(self.folder, KIND))
-        path = folder / f"rank-{self.ranks.rank}.safetensors"
-        problem, described = "", None
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors_to_write(self.ranks, state, tangents), path)
-            start = self.ranks.data.columns(len(state.weights)).start
-            described = Part(digest(path), start, list(tangents.elements))
-        except (OSError, SafetensorError) as error:
-            problem = f"{path}: {error}"
-        told = self.ranks.gather_objects((path.name, described, problem))
-        problem = self.ranks.on_first(lambda: self._commit(folder, state.step, told))
+    def _begin_write(self, step: int, width: int, tensors: Mapping[str, Tensor], elements: Sequence[int]) -> None:
+        folder = self.ranks.on_first(lambda: fresh_folder(self.folder, self.kind))
+        path, start = folder / f"rank-{self.ranks.rank}.safetensors", self.ranks.data.columns(width).start
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        self._writing, self._began = self._writer.begin(path, step, copies, start, elements), time.monotonic()
+
+    def _end_write(self) -> None:
+        """Waits for all ranks' files; the checkpoint then counts. Called alike on all ranks."""
+        if (write := self._writing) is None:
+            return
+        self._writing = None
+        told = self.ranks.gather_objects(write.file.result())
+        problem = self.ranks.on_first(lambda: self._commit(write.folder, write.step, told))
         if problem:
             self._possible = False
             self.note(f"no more checkpoints within this outer step: {problem}")
-        self._saved = time.monotonic()
 
-    def _commit(self, folder: Path, step: int, told: Sequence[tuple[str, Part | None, str]]) -> str:
+    def _commit(self, folder: Path, step: int, told: Sequence[Written]) -> str:
         """On the first rank: lets the checkpoint count and removes older ones; returns what is in the way."""
-        problems = [problem for _, _, problem in told if problem]
+        problems = [written.problem for written in told if written.problem]
         until = time.monotonic() + VISIBLE_SECONDS
         problems += [
-            f"{folder} is not one folder for all ranks" for name, _, _ in told if not is_visible(folder / name, until)
+            f"{folder} is not one folder for all ranks"
+            for written in told
+            if not is_visible(folder / written.name, until)
         ]
-        files = {name: described for name, described, _ in told if described}
+        files = {written.name: written.part for written in told if written.part}
         try:
             if not problems:
                 write_manifest(folder, Manifest(dict(self.run), self.horizon, step, files))
@@ -131,13 +177,13 @@ class InnerCheckpoints:
         if problems:
             shutil.rmtree(folder, ignore_errors=True)
             return problems[0]
-        remove_folders(self.folder, KIND, [other for other, _ in self._candidates()[0]][: self.count])
+        remove_folders(self.folder, self.kind, [other for other, _ in self._candidates()[0]][: self.count])
         return ""
 
     def _candidates(self) -> tuple[list[tuple[Path, Manifest]], list[str]]:
         """This run's checkpoints, newest first, with their manifests; and a line for each that is damaged."""
         candidates, damaged = list[tuple[Path, Manifest]](), list[str]()
-        for folder in newest_first(self.folder, KIND):
+        for folder in newest_first(self.folder, self.kind):
             try:
                 manifest = read_manifest(folder)
             except FileNotFoundError:

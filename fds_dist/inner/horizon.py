@@ -8,6 +8,7 @@ steps, so that the live ones are a prefix.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from torch import Tensor
 from torch.utils._pytree import tree_map
@@ -47,10 +48,17 @@ def run_horizon(run: InnerRun, elements: Sequence[int] = (), along: Along | None
             their numbers.
     """
     problem, training = run.problem, Training(run)
-    steps = Steps(training)
     tangents = zero_tangents(training.local_state, elements, problem.live_buffers)
-    if run.checkpointer is not None:
-        training.state, tangents = run.checkpointer.restore(training.state, tangents)
+    with run.checkpointer or nullcontext():
+        if run.checkpointer is not None:
+            training.state, tangents = run.checkpointer.restore(training.state, tangents)
+        _train(training, tangents, along)
+    return training, tangents
+
+
+def _train(training: Training, tangents: Tangents, along: Along | None) -> None:
+    """Takes the steps that are left of `run_horizon`."""
+    run, problem, elements, steps = training.run, training.problem, tangents.elements, Steps(training)
     starts = problem.space.starts(run.horizon)
     owners = [problem.space.elements[element].owner for element in elements]
     for segment in run.segments():
@@ -61,10 +69,9 @@ def run_horizon(run: InnerRun, elements: Sequence[int] = (), along: Along | None
             rows = updated_rows(problem.tangents.pruning, owners[:live], step, run.horizon)
             loss = steps.take(h, tangents, directions.at(step), rows)
             if not run.on_step(training.state, loss):
-                return training, tangents
+                return
             if run.checkpointer is not None:
                 run.checkpointer.keep(training.state, tangents)
-    return training, tangents
 
 
 def updated_rows(pruning: Pruning, owners: Sequence[Hyperparameter], step: int, horizon: int) -> Sequence[int]:

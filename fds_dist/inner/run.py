@@ -60,14 +60,22 @@ def unsaid(remark: str) -> None:
 
 
 class RunCheckpointer(Protocol):
-    """Keeps what an inner run has so far, so that one that was cut off can go on."""
+    """Keeps what an inner run has so far, so that one that was cut off can go on. A context, which the run is in."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None: ...
 
     def restore(self, state: InnerState, tangents: Tangents) -> tuple[InnerState, Tangents]:
         """The state and tangents that were kept last; those given, which are the initial ones, if none were."""
         ...
 
     def keep(self, state: InnerState, tangents: Tangents) -> None:
-        """Called after each step, on every rank alike; now and then keeps what it is given."""
+        """Called after each step, on every rank alike; now and then keeps what it is given.
+
+        Raises:
+            KeyboardInterrupt: on all ranks of the inner run, after a checkpoint, where any of them is asked to end.
+        """
         ...
 
 

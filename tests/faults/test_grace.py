@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from launching import Ended, start_ranks
+from launching import Ended, run_jobs, start_ranks
 from signalled_tasks import write_plan
 
 import fds_dist
+from fds_dist.inner.checkpoint_files import read_manifest
 
 CONFIG: dict[str, Any] = {
     "task": {"name": "signalled_tasks:signalled", "plan": "plan.json"},
@@ -66,7 +67,7 @@ def whole(**changes: Any) -> Numbers:
 def kept(name: str) -> list[int]:
     """The inner steps of the checkpoints within an outer step."""
     manifests = Path(f"runs/{name}/checkpoints").glob("inner*/manifest.json")
-    return sorted(json.loads(manifest.read_text())["step"] for manifest in manifests)
+    return sorted(read_manifest(manifest.parent).step for manifest in manifests)
 
 
 @pytest.mark.parametrize("number", [INT, TERM])
@@ -132,6 +133,20 @@ def test_two_ranks_save_after_the_same_step_though_only_one_gets_the_signal() ->
     write_plan(Path("plan.json"), MOMENT, rank1=[(TERM, 0)])
     two_interrupted()
     assert resumed("run") == whole()  # one process, to the same bits
+
+
+def test_each_replica_saves_where_it_is_and_goes_on_from_there() -> None:
+    replicas = {"mesh": {"replica": 2}}
+    # Replica 1 of 2 has the batches of outer step 3 in outer step 1. It alone gets the signal.
+    write_plan(Path("plan.json"), (3, 2, 1), rank1=[(TERM, 0)])
+    Path("config.yaml").write_text(yaml.safe_dump({**CONFIG, "name": "run", **replicas}))
+    ended = run(2, "optimize", "config.yaml")
+    assert ended[1].status == 130
+    assert kept("run") == [10]
+    Path("plan.json").unlink()
+    jobs = [{"resume": str(Path("runs/run").resolve())}, {"config": {**CONFIG, "name": "whole", **replicas}}]
+    run_jobs(Path("jobs").resolve(), 2, jobs)
+    assert numbers("run") == numbers("../jobs/runs/whole")
 
 
 @pytest.mark.slow

@@ -17,14 +17,12 @@ from problems import CPU, ONE_RANK, conv_bn, flat, go_on, image_task, make_probl
 from torch import Tensor
 
 import fds_dist
-from fds_dist.distributed.environment import LaunchEnvironment, read_environment
+from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.checkpoints import InnerCheckpoints
 from fds_dist.inner.estimators import estimate_forward
-from fds_dist.inner.horizon import zero_tangents
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, InnerState
-from fds_dist.inner.training import initial_state
 from fds_dist.tangents.optimizers import Adam
 
 HORIZON, CUT = 12, 7
@@ -164,20 +162,6 @@ def test_a_disk_that_is_full_is_noted_and_the_run_goes_on(tmp_path: Path) -> Non
     assert estimate.hypergradients == whole("sgd", ONE_RANK)
     assert len(notes) == 1 and notes[0].startswith("no more checkpoints within this outer step: ")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_replicas_neither_keep_anything_nor_go_on_from_one_run_of_another_number(tmp_path: Path) -> None:
-    cut_off("sgd", tmp_path, ONE_RANK)
-    before, notes = sorted(tmp_path.rglob("*")), list[str]()
-    two = Ranks(LaunchEnvironment(world_size=2), MeshShape(2, 1, 1), CPU)  # never joined: nothing may be sent
-    problem, values = cases()["sgd"]
-    network = problem.network(0)
-    state = initial_state(problem, network)
-    given = state, zero_tangents(state, range(len(values)), ())
-    keeping = keeper(tmp_path, two, notes, seconds=0.0)
-    assert keeping.restore(*given) == given
-    keeping.keep(replace(state, step=HORIZON - 1), given[1])
-    assert (sorted(tmp_path.rglob("*")), notes) == (before, [])
 
 
 def test_a_search_that_is_interrupted_within_an_outer_step_loses_none_of_its_steps(

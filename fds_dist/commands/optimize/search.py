@@ -24,13 +24,13 @@ from fds_dist.common.words import counted
 from fds_dist.distributed.errors import RankLost
 from fds_dist.distributed.fingerprint import RunsDiverged
 from fds_dist.distributed.mesh import Ranks
-from fds_dist.inner.checkpoints import KIND as INNER
-from fds_dist.inner.checkpoints import InnerCheckpoints
+from fds_dist.inner.checkpoints import InnerCheckpoints, kind_of
 from fds_dist.inner.estimators import Estimate
 from fds_dist.inner.monitor import BatchesDiffer, Consistency, StepMonitor, compare_validation
 from fds_dist.inner.plan import Plan, estimator_cost
 from fds_dist.outer.loop import HypergradientsNotFinite, OuterListener, OuterLoop
 from fds_dist.outer.progress import OuterProgress
+from fds_dist.outer.replicas import run_number
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.storage.checkpoints import remove_folders, save_checkpoint
 from fds_dist.tracking.callbacks import Stop
@@ -198,7 +198,8 @@ class Search(OuterListener):
         self.outcome.write(self.folder)
         keep = self.built.config.checkpoint.keep
         save_checkpoint(self.folder.checkpoints, progress.outer_step, checkpoint_content(progress, self.built), keep)
-        remove_folders(self.folder.checkpoints, INNER)
+        for replica in range(self.built.shape.replica):
+            remove_folders(self.folder.checkpoints, kind_of(replica, self.built.shape.replica))
 
     def done(self, record: OuterRecord) -> None:
         """See `OuterListener`."""
@@ -213,16 +214,19 @@ class Search(OuterListener):
         if config.estimator == "random_directions":
             run |= {"directions": config.random_directions.count}
         run |= {"mesh": {"batch_norm": config.mesh.batch_norm}, "outer_step": outer_step, "values": list(values)}
+        if self.built.shape.replica > 1:
+            run |= {"run_number": run_number(outer_step, self.ranks)}
         return InnerCheckpoints(
             folder=self.folder.checkpoints,
             run=json.loads(json.dumps(run)),
             horizon=horizon,
-            ranks=self.ranks,
+            ranks=self.ranks.one_replica(),
             seconds=options.every_seconds,
             count=options.keep,
             meeting=config.consistency.every,
             note=lambda text: self.trackers.note(f"outer step {outer_step}: {text}"),
             grace=options.grace,
+            kind=kind_of(self.ranks.replica, self.built.shape.replica),
         )
 
     @defer_signals()
