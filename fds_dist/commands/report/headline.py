@@ -34,19 +34,19 @@ def _judged(run: RunContents) -> Headline:
     assert verdict is not None
     start, result = verdict.candidates["start"], verdict.candidates[verdict.result]
     where = f"on average over {counted(verdict.seeds, 'fresh training run')} of {verdict.horizon:,} steps"
+    accuracies = percent(start.val_accuracy), percent(result.val_accuracy)
+    has_accuracy = start.val_accuracy is not None and result.val_accuracy is not None
+    what, (before, after) = "validation loss", (_loss(start.val_loss, None), _loss(result.val_loss, None))
+    if has_accuracy and accuracies[0] != accuracies[1]:
+        what, (before, after) = "validation accuracy", accuracies
+    sentence = f"Training with the learned values reaches {after} {what}; the start reaches {before}, {where}."
     if verdict.result == "start":
         sentence = f"No learned values did better than the start, {where}."
-    else:
-        before, after = (
-            ("diverges" if each.lost else number_text(each.val_loss) for each in (start, result))
-            if start.val_accuracy is None or result.val_accuracy is None
-            else (percent(each.val_accuracy) for each in (start, result))
-        )
-        what = "validation accuracy" if "%" in after else "validation loss"
-        sentence = f"Training with the learned values reaches {after} {what}; the start reaches {before}, {where}."
+    elif start.lost or result.lost:
+        sentence = f"Training with the learned values: {result}; with the start: {start}; {where}."
     changes = [Change("validation loss", _loss(start.val_loss, None), _loss(result.val_loss, result.val_loss_error))]
     if start.val_accuracy is not None or result.val_accuracy is not None:
-        changes.insert(0, Change("validation accuracy", percent(start.val_accuracy), percent(result.val_accuracy)))
+        changes.insert(0, Change("validation accuracy", *accuracies))
     return Headline(sentence, changes)
 
 

@@ -23,6 +23,9 @@ from fds_dist.commands.report.tables import (
 from fds_dist.commands.report.take_away import TakeAway, take_away
 from fds_dist.common.words import counted, number_text
 
+MOST_OPEN = 12
+"""A table of more rows is folded."""
+
 
 class Figure(NamedTuple):
     """A figure with what a reader has to know."""
@@ -122,7 +125,9 @@ def sections_of_several(runs: Sequence[RunContents], folder: Path) -> Iterator[S
     yield Section("losses", "Training and validation", losses, folded=False)
     results = {"schedules": Figure(schedules.schedules, "The result of each run; before it, its best values.")}
     yield Section("results", "Schedules", results, folded=False)
-    yield Section("differences", "Where their configs differ", table=config_differences(runs), folded=False)
+    differences = config_differences(runs)
+    title = f"Where their configs differ ({len(differences.rows)} keys)"
+    yield Section("differences", title, table=differences, folded=len(differences.rows) > MOST_OPEN)
     events = event_table(runs)
     yield Section("events", f"Events ({len(events.rows)})" if events else "", table=events)
     yield Section("derivatives", "Hypergradients", {"hypergradients": Figure(hypergradients.hypergradients, SIGNS)})
