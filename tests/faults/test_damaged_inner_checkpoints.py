@@ -38,9 +38,9 @@ def keeper(folder: Path, notes: list[str], run: dict[str, Any] = RUN, count: int
 
 
 def write(folder: Path, *steps: int, count: int = 2) -> None:
-    keeping = keeper(folder, [], count=count)
-    for step in steps:
-        keeping.keep(*state_at(step))
+    with keeper(folder, [], count=count) as keeping:
+        for step in steps:
+            keeping.keep(*state_at(step))
 
 
 def restored(folder: Path, run: dict[str, Any] = RUN) -> tuple[int, list[str]]:
