@@ -23,6 +23,7 @@ from fds_dist.commands.definitions import CONFIG
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import WriteFailed
 from fds_dist.common.interruptions import INTERRUPTED, end_on_signals, was_signalled
+from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.launchers import told_local_rank
 
 FIRST_WORD_SECONDS = 3.0
@@ -106,15 +107,20 @@ def _tell_config_faults(options: argparse.Namespace) -> list[Fault]:
     """Prints what is wrong with the config alone, and returns it: without PyTorch, whose import takes a while.
 
     The command then finds the rest: what is wrong with the things that the config names.
+
+    Raises:
+        UserError: there is no config to go on with.
     """
     if options.command.source is not CONFIG or options.config is None:
         return []
     from fds_dist.config import read_draft
 
-    faults = read_draft(options.config, options.overrides).faults
+    draft = read_draft(options.config, options.overrides)
+    if draft.config is None and read_environment().world_size == 1:
+        raise UserError(draft.faults)  # there is nothing more to find, and no other rank that has to know
     if _is_first_here():
-        _print(faults)
-    return faults
+        _print(draft.faults)
+    return draft.faults
 
 
 def _explain(lines: Iterable[object], status: int) -> int:

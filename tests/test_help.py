@@ -67,6 +67,14 @@ def test_looking_around_needs_no_torch(line: str, tmp_path: Path) -> None:
     assert told.stdout and told.stderr == ""
 
 
+def test_a_config_that_is_not_there_is_told_without_torch(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from fds_dist.cli import main; sys.exit(main(['check', 'digts']))"
+    command = [sys.executable, "-c", code]
+    told = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=clean_environment())
+    (line,) = told.stderr.splitlines()
+    assert told.returncode == 2 and line.endswith("did you mean digits?")
+
+
 @pytest.mark.parametrize(("name", "line"), EXAMPLES, ids=[line for _, line in EXAMPLES])
 def test_examples_parse(name: str, line: str, capsys: Capture) -> None:
     options = parse(shlex.split(line))

@@ -6,6 +6,7 @@ Everything must be told apart without color too: by dashes, markers or hatches.
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ from fds_dist.common.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# A name in another script than the font's shows as boxes in a figure; the page's tables and files have it as it is.
+warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
 
 BLUE = "#0072B2"
 VERMILION = "#D55E00"
