@@ -15,7 +15,8 @@ from torch import nn
 from fds_dist.build.estimators import ReverseTrial, estimator_of, tried
 from fds_dist.build.model import ModelBuilder, builder_or_none
 from fds_dist.build.optimizer import check_fit, inner_optimizer, remark_on
-from fds_dist.build.space import NOTHING, bucket_faults, hyperparameter_space
+from fds_dist.build.size import horizon_faults, memory_faults
+from fds_dist.build.space import NOTHING, hyperparameter_space
 from fds_dist.common.faults import UserError
 from fds_dist.common.flat import trainable_parameters
 from fds_dist.common.precision import AUTOCAST, DTYPES
@@ -103,7 +104,9 @@ def build(
         faults.attempt("inner.optimizer", lambda: check_fit(optimizer, builder, space, shape))
     faults.attempt("tracking", lambda: check_trackers(config.tracking.wandb.mode, config.tracking.tensorboard))
     if built_task is not None and faults.is_sound("inner.epochs") and faults.is_sound("inner.steps"):
-        faults.add(bucket_faults(config, space, min(horizons(config, built_task))))
+        faults.add(horizon_faults(config, space, horizons(config, built_task)))
+    if builder is not None and shape is not None and chosen is not None:
+        faults.add(memory_faults(config, space.size, builder, shape, chosen.device))
     if faults.all or built_task is None or builder is None or optimizer is None or shape is None or chosen is None:
         raise UserError(faults.all)
     untried = _problem(config, built_task, builder, optimizer, space, chosen.device)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from fds_dist.common import limits
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.paths import expand_path
 from fds_dist.common.registry import nearest
@@ -58,7 +59,7 @@ def problem_of(value: object, errors: Collection[str]) -> str:
         return f"{show(value)} is out of range"
     if "finite_number" in errors:
         return f"{show(value)} is not finite"
-    if {"string_too_short", "string_pattern_mismatch"}.intersection(errors):
+    if {"string_too_short", "string_too_long", "string_pattern_mismatch"}.intersection(errors):
         return f"{show(value)} is not valid"
     return wrong_kind(value)
 
@@ -90,16 +91,33 @@ def _nearest_choice(value: object, choices: Sequence[object]) -> str:
 
 
 def expects(words: str) -> WrapValidator:
-    """Replaces whatever pydantic finds wrong with one value by a single error that says what would be right."""
+    """Replaces whatever pydantic finds wrong with one value by a single error that says what would be right.
+
+    Of a bound from `limits`, it speaks only where a value is beyond it.
+    """
 
     def check(value: object, handler: ValidatorFunctionWrapHandler) -> object:
         try:
             return handler(value)
         except ValidationError as error:
-            types = [detail["type"] for detail in error.errors(include_url=False, include_context=False)]
-            raise fault(problem_of(value, types), words) from None
+            details = error.errors(include_url=False)
+            problem = problem_of(value, [detail["type"] for detail in details])
+            raise fault(problem, words + _beyond(details, words)) from None
 
     return WrapValidator(check)
+
+
+def _beyond(details: Sequence[ErrorDetails], words: str) -> str:
+    """The upper bound that a value is above, in words; "" where it is not, or where the words have it already."""
+    for detail in details:
+        context = detail.get("ctx", {})
+        if detail["type"] == "less_than_equal":
+            most = context["le"]
+            bound = f"at most {most:,}" if isinstance(most, int) else f"at most {most:g}"
+            return "" if bound in words else f", {bound}"
+        if detail["type"] == "greater_than_equal" and context["ge"] == -limits.NUMBER:
+            return f", at least {-limits.NUMBER:g}"
+    return ""
 
 
 def read_by(function: Callable[[Any], object]) -> WrapValidator:
@@ -139,17 +157,15 @@ def expanded(path: str) -> str:
         raise fault(error.faults[0].problem, error.faults[0].expected) from None
 
 
-_Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-_AboveZero = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
-_FromOne = Annotated[int, Field(strict=True, ge=1)]
+_Finite = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-limits.NUMBER, le=limits.NUMBER)]
+_AboveZero = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0, le=limits.NUMBER)]
+_FromOne = Annotated[int, Field(strict=True, ge=1, le=limits.COUNT)]
 _Text = Annotated[str, Field(strict=True, min_length=1)]
 
 Number = Annotated[_Finite, expects("a number")]
 Bound = Annotated[_Finite | None, expects("a number, or null for no bound")]
 NumberOrNull = Annotated[_Finite | None, expects("a number, or null")]
 Positive = Annotated[_AboveZero, expects("a number above 0")]
-PositiveOrNone = Annotated[_AboveZero | None, expects("a number above 0, or null")]
-CountOrNone = Annotated[_FromOne | None, expects("a whole number of at least 1, or null")]
 Decay = Annotated[
     Annotated[_Finite, Field(ge=0, lt=1)] | None, expects("a number of at least 0 and below 1, or null for no average")
 ]
@@ -157,17 +173,24 @@ Clip = Annotated[_AboveZero | None, expects("a number above 0, or null for no cl
 Timeout = Annotated[
     Annotated[_Finite, Field(ge=5, le=86400)], expects("a number of seconds of at least 5 and at most 86400, a day")
 ]
-SecondsOrNull = Annotated[_AboveZero | None, expects("a number of seconds above 0, or null for no limit")]
+Seconds = Annotated[_AboveZero, Field(le=limits.SECONDS), expects("a number above 0")]
+SecondsFromZero = Annotated[_Finite, Field(ge=0, le=limits.SECONDS), expects("a number of at least 0")]
+SecondsOrNull = Annotated[
+    Annotated[_AboveZero, Field(le=limits.SECONDS)] | None, expects("a number of seconds above 0, or null for no limit")
+]
 NonNegative = Annotated[_Finite, Field(ge=0), expects("a number of at least 0")]
 FromOne = Annotated[_Finite, Field(ge=1), expects("a number of at least 1")]
 OpenFraction = Annotated[_AboveZero, Field(lt=1), expects("a number above 0 and below 1")]
 Ratio = Annotated[_Finite, Field(ge=0, lt=1), expects("a number of at least 0 and below 1")]
 UnitInterval = Annotated[_Finite, Field(ge=0, le=1), expects("a number of at least 0 and at most 1")]
 Count = Annotated[_FromOne, expects("a whole number of at least 1")]
+Runs = Annotated[_FromOne, Field(le=limits.RUNS), expects("a whole number of at least 1")]
+LearnedCount = Annotated[_FromOne, Field(le=limits.LEARNED), expects("a whole number of at least 1")]
 AutoCount = Annotated[_FromOne | Literal["auto"], expects("auto, or a whole number of at least 1")]
-Whole = Annotated[int, Field(strict=True, ge=0), expects("a whole number of at least 0")]
-Seed = Whole
-Pixels = Annotated[int, Field(strict=True, ge=0), expects("a whole number of at least 0, in pixels")]
+Whole = Annotated[int, Field(strict=True, ge=0, le=limits.RUNS), expects("a whole number of at least 0")]
+Seed = Annotated[int, Field(strict=True, ge=0, le=limits.SEED), expects("a whole number of at least 0")]
+Side = Annotated[_FromOne, Field(le=limits.PIXELS), expects("a whole number of at least 1, in pixels")]
+Pixels = Annotated[int, Field(strict=True, ge=0, le=limits.PIXELS), expects("a whole number of at least 0, in pixels")]
 CountOrAll = Annotated[_FromOne | None, expects("a whole number of at least 1, or null for all")]
 Folder = Annotated[_Text, expects("the path of a folder"), AfterValidator(expanded)]
 FolderOrNone = Annotated[
@@ -187,15 +210,19 @@ Name = Annotated[
 ]
 FolderName = Annotated[
     _Text,
-    Field(pattern=rf"^\.*{_LETTER}([ .]*{_LETTER})*\.*$"),
+    Field(pattern=rf"^\.*{_LETTER}([ .]*{_LETTER})*\.*$", max_length=limits.NAME_LENGTH),
     expects("a name of letters, digits and . _ - (a number needs quotes)"),
 ]
 
 _LIST = "or a list with one per outer step"
-_EPOCHS = TypeAdapter[float | None](Annotated[_AboveZero | None, expects(f"a number above 0, {_LIST}")])
-_EPOCHS_LIST = TypeAdapter[list[float]](list[Positive])
-_STEPS = TypeAdapter[int | None](Annotated[_FromOne | None, expects(f"a whole number of at least 1, {_LIST}")])
-_STEPS_LIST = TypeAdapter[list[int]](list[Count])
+_Epochs = Annotated[_AboveZero, Field(le=limits.EPOCHS)]
+_Steps = Annotated[_FromOne, Field(le=limits.STEPS)]
+EpochsOrNone = Annotated[_Epochs | None, expects("a number above 0, or null")]
+StepsOrNone = Annotated[_Steps | None, expects("a whole number of at least 1, or null")]
+_EPOCHS = TypeAdapter[float | None](Annotated[_Epochs | None, expects(f"a number above 0, {_LIST}")])
+_EPOCHS_LIST = TypeAdapter[list[float]](list[Annotated[_Epochs, expects("a number above 0")]])
+_STEPS = TypeAdapter[int | None](Annotated[_Steps | None, expects(f"a whole number of at least 1, {_LIST}")])
+_STEPS_LIST = TypeAdapter[list[int]](list[Annotated[_Steps, expects("a whole number of at least 1")]])
 
 
 def _epochs(value: Any) -> float | list[float] | None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from fds_dist.common.kinds import Count, Name, Number, Positive, Seed, fault, read_by, show, wrong_kind
+from fds_dist.common.kinds import Name, Number, Positive, Runs, Whole, fault, read_by, show, wrong_kind
 from fds_dist.config.sections import Section
 
 MethodName = Literal[
@@ -58,13 +58,13 @@ class CompareConfig(Section):
     budget: Positive | None = None
     """Compute of each method in plain training steps; null: the cost of the outer steps of fds."""
 
-    seeds: Count = 3
+    seeds: Runs = 3
     """Repetitions of the whole comparison, with other weights, splits, batches and suggestions."""
 
-    judge_seeds: Count = 3
+    judge_seeds: Runs = 3
     """Fresh training runs by which each method's best values so far are judged."""
 
-    retrain_seeds: Seed = 0
+    retrain_seeds: Whole = 0
     """Trainings on all training data with each method's answer, for its test accuracy; 0: use the judges' runs."""
 
     ranges: dict[Name, SearchRange] = Field(default_factory=dict)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import TypeAdapter
 
 from fds_dist.common.domain import UNIT_INTERVAL, has_logarithm, interval, natural_domain
-from fds_dist.common.kinds import Bound, Count, Name, Number, Positive, fault, read_by, show, wrong_kind
+from fds_dist.common.kinds import Bound, LearnedCount, Name, Number, Positive, fault, read_by, show, wrong_kind
 from fds_dist.config.sections import Contradiction, Section
 from fds_dist.config.starts import LEFT_OUT, ShapedStart, Start
 
@@ -24,7 +24,7 @@ class GroupOverride(Section):
     init: Start = LEFT_OUT
     """The values before the first outer step, as in the hyperparameter itself."""
 
-    buckets: Count = LEFT_OUT
+    buckets: LearnedCount = LEFT_OUT
     """The number of values over the horizon."""
 
     shape: ShapeName = LEFT_OUT
@@ -68,7 +68,7 @@ class HyperparameterConfig(Section):
     and each knot of the shape linear the value where it stands. With a `size`: a number or a list of `size` alone.
     Default: what the optimizer usually takes; a hyperparameter of the loss needs one."""
 
-    buckets: Count = 1
+    buckets: LearnedCount = 1
     """The number of values over the horizon."""
 
     shape: ShapeName = "constant"
@@ -77,7 +77,7 @@ class HyperparameterConfig(Section):
     itself whatever the `scale`. A single value is constant. Default: linear for several values; constant with
     `outer.optimizer: sign`."""
 
-    size: Count = 1
+    size: LearnedCount = 1
     """The numbers of each value: above 1 the loss or `augment` of the task gets a tensor [size], such as a weight per
     class, per data source or per sample. All `buckets` · `size` numbers are learned."""
 

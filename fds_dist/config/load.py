@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from fds_dist.common import limits
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.kinds import show
 from fds_dist.common.paths import expand_path
@@ -179,6 +180,9 @@ def _plain(value: Any, path: KeyPath, faults: list[Fault]) -> Any:
     """Dicts, lists and plain scalars in place of their relatives (tuples, paths, NumPy's floats); a deep copy."""
     if isinstance(value, Section):
         return value.resolved()
+    if len(path) > limits.CONFIG_DEPTH:
+        faults.append(Fault(dotted(path[:1]), "lists or mappings are nested too deeply", "the keys of a config"))
+        return None
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
@@ -198,7 +202,9 @@ def _apply(data: dict[str, Any], override: str) -> list[Fault]:
     key = key.strip()
     path = tuple(key.split("."))
     if not equals or not all(path):
-        return [Fault(override, "is not an override", "key=value, such as outer.steps=3")]
+        return [Fault(override[: limits.NAME_LENGTH], "is not an override", "key=value, such as outer.steps=3")]
+    if len(path) > limits.CONFIG_DEPTH:
+        return [Fault(f"{key[: limits.NAME_LENGTH]}...", f"has {len(path):,} parts", "a key of the config")]
     value, faults = parse_yaml(text, prefix=key)
     if value is None and faults:
         return faults

@@ -6,7 +6,17 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from fds_dist.common.kinds import Count, NonNegative, NumberOrNull, OpenFraction, Ratio, SecondsOrNull, Switch, Whole
+from fds_dist.common.kinds import (
+    Count,
+    NonNegative,
+    NumberOrNull,
+    OpenFraction,
+    Ratio,
+    Runs,
+    SecondsOrNull,
+    Switch,
+    Whole,
+)
 from fds_dist.config.defaults import AVERAGE, STEPS, outer_defaults
 from fds_dist.config.sections import Section
 
@@ -22,7 +32,7 @@ class OuterConfig(Section):
     optimizer: Literal["sign", "rprop", "sgd", "adam"] = "adam"
     """The outer optimizer: sign (the paper's: fixed steps against the sign of each hypergradient), rprop, sgd, adam."""
 
-    steps: Count = STEPS
+    steps: Runs = STEPS
     """Outer steps, i.e. inner runs from fresh weights."""
 
     step_decay: OpenFraction | None = None
@@ -44,7 +54,7 @@ class OuterConfig(Section):
     """Return to the best values, with half the steps, when an inner run ends worse than the first one, and by more than
     a quarter worse than the best. Default: true; false with `optimizer: sign`."""
 
-    average: Count = AVERAGE
+    average: Runs = AVERAGE
     """The mean of the last so many values, on the scale of each hyperparameter, joins the candidates for the result; 1:
     it does not. Default: 4, or `steps` where they are fewer; 1 with `optimizer: sign`."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fds_dist.common.kinds import AutoCount, Count, NonNegative, Positive, Timeout
+from fds_dist.common.kinds import AutoCount, Count, Seconds, SecondsFromZero, Timeout
 from fds_dist.config.sections import Section
 
 
@@ -51,13 +51,13 @@ class ConsistencyConfig(Section):
 class CheckpointConfig(Section):
     """When to save the state of a run, in addition to every outer step."""
 
-    every_seconds: Positive = 600.0
+    every_seconds: Seconds = 600.0
     """Seconds between two checkpoints (weights, optimizer state, all tangents) within an outer step, for the estimators
     `forward` and `random_directions`, and within an epoch of `retrain`. Training stops only while they are copied to
     host memory, from where a thread writes them. Ranks that share out tangents check the time every `consistency.every`
     steps. Needs a file system that all ranks share."""
 
-    grace: NonNegative = 20.0
+    grace: SecondsFromZero = 20.0
     """Seconds that a run has to end in order after SIGINT or SIGTERM within an outer step: all ranks save a checkpoint
     after the same step, and end. Where they cannot within this time they end without; a second signal, 2 seconds
     later or more, ends at once, as the first does with 0. torchrun and SLURM kill a process 30 seconds after SIGTERM

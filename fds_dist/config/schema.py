@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import PrivateAttr, ValidationError, model_validator
 from pydantic_core import InitErrorDetails
 
+from fds_dist.common import limits
 from fds_dist.common.kinds import (
     Folder,
     FolderName,
@@ -21,7 +22,7 @@ from fds_dist.common.kinds import (
 from fds_dist.config.compare import CompareConfig
 from fds_dist.config.defaults import config_defaults
 from fds_dist.config.estimators import GreedyConfig, RandomDirectionsConfig, ReverseConfig, TangentsConfig
-from fds_dist.config.hyperparameters import Hyperparameters, hyperparameter_contradictions
+from fds_dist.config.hyperparameters import HyperparameterConfig, Hyperparameters, hyperparameter_contradictions
 from fds_dist.config.inner import InnerConfig
 from fds_dist.config.optimizer import takes_nesterov
 from fds_dist.config.outer import OuterConfig
@@ -202,9 +203,23 @@ def config_contradictions(config: Config) -> Iterator[Contradiction]:
                 problem = f"{value:g} has no effect with estimator {NO_TANGENT_PER_ELEMENT[config.estimator]}"
                 yield Contradiction(("tangents", *path), problem, "leave it out", ("estimator",))
     groups = tuple(config.inner.groups or ())
+    yield from _size_contradictions(config)
     for name, entry in config.hyperparameters.items():
         for contradiction in hyperparameter_contradictions(name, entry, groups):
             yield contradiction._replace(path=("hyperparameters", name, *contradiction.path))
+
+
+def _size_contradictions(config: Config) -> Iterator[Contradiction]:
+    """More learned numbers than any search can have; told before there is an object for each."""
+    learned = 0
+    for name, entry in config.hyperparameters.items():
+        if isinstance(entry, HyperparameterConfig):
+            copies = len(config.inner.groups or ()) or 1 if entry.per_group else 1
+            learned += entry.buckets * entry.size * copies
+            if learned > limits.LEARNED:
+                problem = f"with {name} there would be {learned:,} learned numbers"
+                yield Contradiction(("hyperparameters", name), problem, f"at most {limits.LEARNED:,} in all")
+                return
 
 
 def _horizon_contradictions(config: Config) -> Iterator[Contradiction]:

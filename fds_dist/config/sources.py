@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from fds_dist.common import limits
 from fds_dist.common.faults import Fault
 from fds_dist.common.registry import nearest
+from fds_dist.common.words import bytes_text
 from fds_dist.config.yaml_text import parse_yaml
 
 SHIPPED = Path(__file__).resolve().parents[1] / "configs"
@@ -53,7 +55,7 @@ def read_config_file(path: Path) -> tuple[object, list[Fault]]:
     """What the file of `path` (see `config_file`) holds, and what is wrong with it or with the path."""
     try:
         file = config_file(path)
-        text = file.read_text(encoding="utf-8-sig")
+        text = _start_of(file)
     except FileNotFoundError:
         return None, [_absent(path)]
     except IsADirectoryError:
@@ -62,7 +64,16 @@ def read_config_file(path: Path) -> tuple[object, list[Fault]]:
         return None, [Fault("", f"{path}: not a text file in UTF-8", FILE)]
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         return None, [Fault("", f"{path}: {getattr(error, 'strerror', None) or error}", FILE)]
+    if text is None:
+        return None, [Fault("", f"{path}: more than {bytes_text(limits.CONFIG_BYTES)}, which no config has", FILE)]
     return parse_yaml(text, source=str(file))
+
+
+def _start_of(file: Path) -> str | None:
+    """The text of a file that may have no end, such as a device; None where it is too long for a config."""
+    with file.open("rb") as stream:
+        content = stream.read(limits.CONFIG_BYTES + 1)
+    return None if len(content) > limits.CONFIG_BYTES else content.decode("utf-8-sig")
 
 
 def _absent(path: Path) -> Fault:

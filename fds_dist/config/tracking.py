@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fds_dist.common.kinds import Switch, Text
+from fds_dist.common.kinds import Seconds, Switch, Text
 from fds_dist.config.sections import Section
 
 
@@ -33,6 +33,9 @@ class WandbConfig(Section):
 
     tags: list[Text] = Field(default_factory=list)
     """Labels of the run."""
+
+    init_timeout: Seconds = 30.0
+    """Seconds that W&B has to answer when an online run begins. After them the run goes on offline, with a note."""
 
 
 class TrackingConfig(Section):

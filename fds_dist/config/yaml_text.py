@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import yaml
 
+from fds_dist.common import limits
 from fds_dist.common.faults import Fault
 from fds_dist.common.words import plural
 
@@ -27,6 +29,43 @@ NUMBERS = (
 
 class _Loader(yaml.SafeLoader):
     """Only true and false are switches, `1e-3` is a number, dates are text; no tags beyond JSON's types."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        self._values: dict[int, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """See `Composer`; refuses what would take for ever or overflow the stack, before it is there."""
+        if self._depth > limits.CONFIG_DEPTH:
+            raise self._too_much(f"lists or mappings are nested too deeply: more than {limits.CONFIG_DEPTH}")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if node is not None and id(node) not in self._values:  # else an alias, of a node that is complete or not
+            self._values[id(node)] = self._count(node)
+        return node
+
+    def _count(self, node: yaml.Node) -> int:
+        """The values in a node, those that aliases stand for counted each time."""
+        if isinstance(node, yaml.MappingNode):
+            if len(node.value) > limits.CONFIG_KEYS:
+                raise self._too_much(f"a mapping has more than {limits.CONFIG_KEYS:,} keys", node)
+            below = [part for pair in node.value for part in pair]
+        else:
+            below = node.value if isinstance(node, yaml.SequenceNode) else []
+        if any(id(part) not in self._values for part in below):
+            raise self._too_much("an alias stands for what it is part of", node)
+        count = 1 + sum(self._values[id(part)] for part in below)
+        if count > limits.CONFIG_VALUES:
+            raise self._too_much(
+                f"there are more than {limits.CONFIG_VALUES:,} values, aliases counted each time", node
+            )
+        return count
+
+    def _too_much(self, problem: str, node: yaml.Node | None = None) -> yaml.YAMLError:
+        mark = self.peek_event().start_mark if node is None else node.start_mark
+        return yaml.constructor.ConstructorError(None, None, problem, mark)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         try:

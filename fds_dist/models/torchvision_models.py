@@ -17,6 +17,7 @@ from fds_dist.common.kinds import Count, Switch
 from fds_dist.common.options import checked
 from fds_dist.common.vision import import_torchvision
 from fds_dist.models.parts import checkpoint_blocks, image
+from fds_dist.models.size import size_checked
 
 SMALL_IMAGE = 64  # pixels; a ResNet's stem would discard most of a smaller image
 PATCHES = 7  # the fewest patches along a side of a vision transformer's image: 224 / 32, as in torchvision's coarsest
@@ -55,7 +56,11 @@ def torchvision_builder(name: str) -> Callable[..., nn.Module]:
         channels, height, width = input_shape
         fitted = {"num_classes": classes, "image_size": (height, width), "input_size": (height, width), **FIXED}
         try:
-            model = make(**{key: value for key, value in fitted.items() if key in parameters}, **options)
+            arguments = {key: value for key, value in fitted.items() if key in parameters} | options
+            if options:  # sizes among them, perhaps: tried without memory and without drawing numbers
+                with size_checked(name), torch.device("meta"):
+                    make(**arguments)
+            model = make(**arguments)
         except UserError:
             raise
         except Exception as error:  # a value of the wrong kind can raise anything

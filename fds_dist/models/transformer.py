@@ -16,6 +16,7 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.kinds import Count, Ratio, Switch, fault, read_by, sizes
 from fds_dist.common.options import checked
 from fds_dist.models.parts import checkpoint_blocks
+from fds_dist.models.size import check_size
 
 INITIAL_DEVIATION = 0.02  # of embeddings and linear maps, as in GPT-2
 
@@ -59,6 +60,12 @@ class _Transformer(nn.Module):
         return self.head(self.norm(self.blocks(x)))
 
 
+def _weights(context: int, tokens: int, layers: int, width: int) -> int:
+    """The number of weights, from the shapes of all layers."""
+    block = 12 * width**2 + 13 * width  # of attention 4 W² + 4 W, of the perceptron 8 W² + 5 W, of two norms 4 W
+    return (2 * tokens + context) * width + layers * block + 2 * width
+
+
 def _window(value: object) -> list[int]:
     shape = sizes(value)
     if len(shape) != 1:
@@ -87,6 +94,7 @@ def transformer(
     if width % heads:
         problem = f"{width} does not divide among {heads} heads"
         raise UserError(Fault("model.width", problem, f"a multiple of {heads}"))
+    check_size("transformer", _weights(input_shape[0], classes, layers, width), layers)
     model = _Transformer(input_shape[0], classes, layers, width, heads, dropout)
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):

@@ -11,6 +11,7 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.kinds import Count, Ratio, Switch
 from fds_dist.common.options import checked
 from fds_dist.models.parts import checkpoint_blocks, image
+from fds_dist.models.size import check_size
 
 
 class _Block(nn.Module):
@@ -78,6 +79,7 @@ def wide_resnet_builder(depth: int, width: int) -> Callable[..., nn.Module]:
         dropout: Ratio = 0.0,
         checkpointing: Switch = False,
     ) -> nn.Module:
+        check_size(f"wrn-{depth}-{width}", _weights(input_shape[0], classes, (depth - 4) // 6, width), depth)
         model = _WideResNet(input_shape[0], classes, (depth - 4) // 6, width, dropout)
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
@@ -85,6 +87,17 @@ def wide_resnet_builder(depth: int, width: int) -> Callable[..., nn.Module]:
         return checkpoint_blocks(model) if checkpointing else model
 
     return wide_resnet
+
+
+def _weights(channels: int, classes: int, blocks: int, width: int) -> int:
+    """The number of weights, from the shapes of all layers."""
+    total, fan_in = 9 * channels * 16, 16
+    for fan_out in (16 * width, 32 * width, 64 * width):
+        shortcut = 0 if fan_in == fan_out == 16 else fan_in * fan_out
+        total += 2 * (fan_in + fan_out) + 9 * (fan_in + fan_out) * fan_out + shortcut
+        total += (blocks - 1) * (4 * fan_out + 18 * fan_out**2)
+        fan_in = fan_out
+    return total + 2 * fan_in + (fan_in + 1) * classes
 
 
 def _nearest_depths(depth: int) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.kinds import Count, CountOrAll, Folder, OpenFraction, Pixels, Seed, Switch, Whole
+from fds_dist.common.kinds import Count, CountOrAll, Folder, OpenFraction, Pixels, Seed, Side, Switch, Whole
 from fds_dist.common.options import checked
 from fds_dist.common.paths import expand_path
 from fds_dist.common.vision import import_torchvision
@@ -29,7 +29,7 @@ def imagefolder(
     *,
     root: Folder,
     seed: Seed = 0,
-    size: Count = 224,
+    size: Side = 224,
     batch_size: Count = 128,
     val_fraction: OpenFraction = 0.1,
     val_overlap: Switch = False,

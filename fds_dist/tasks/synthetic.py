@@ -5,15 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import repeat
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from fds_dist.common import limits
 from fds_dist.common.batch import Batch
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.kinds import Count, FromOne, Seed
+from fds_dist.common.kinds import Count, FromOne, Seed, expects
 from fds_dist.common.options import checked
 from fds_dist.common.randomness import generator, seeded
+from fds_dist.common.words import bytes_text
+
+_Whole = Annotated[int, Field(strict=True, ge=1)]
+Dimension = Annotated[_Whole, Field(le=limits.DIMENSION), expects("a whole number of at least 1")]
+Samples = Annotated[_Whole, Field(le=limits.SAMPLES), expects("a whole number of at least 1")]
 
 
 class LeastSquares:
@@ -72,13 +80,16 @@ class LeastSquares:
 @checked("task")
 def synthetic(
     *,
-    dimension: Count = 10,
-    samples: Count = 64,
+    dimension: Dimension = 10,
+    samples: Samples = 64,
     steps_per_epoch: Count = 20,
     condition: FromOne = 10.0,
     seed: Seed = 0,
 ) -> LeastSquares:
     """A `LeastSquares` problem drawn from ``seed``. Raises `UserError` naming each option out of range."""
+    if samples * dimension > limits.SAMPLES * 10:
+        problem = f"{samples:,} × {dimension:,} would need {bytes_text(24 * samples * dimension)} of memory"
+        raise UserError(Fault("task.samples", problem, f"samples × dimension of at most {10 * limits.SAMPLES:,}"))
     if samples < dimension:
         raise UserError(Fault("task.samples", f"{samples} is too few", f"at least dimension, {dimension}"))
     return LeastSquares(dimension, samples, steps_per_epoch, condition, seed)

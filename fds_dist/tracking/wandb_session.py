@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,8 +20,23 @@ from fds_dist.common.secrets import hide_secret_arguments, hide_secrets
 
 DEFAULT_MODE = "disabled"
 DEFAULT_PROJECT = "fds-dist"
-INIT_SECONDS = 5.0
+INIT_SECONDS = 30.0
+SWEEP_SECONDS = 5.0
+"""What a job that ends before its search starts has to tell its sweep so."""
+
 FINISH_SECONDS = 10.0
+OFFLINE_SECONDS = 90.0
+"""For the start of an offline run, which waits for processes of this machine alone; wandb's own default."""
+
+_CLOSE = """
+import json, sys, wandb
+told = json.loads(sys.argv[1])
+limits = dict.fromkeys(("init_timeout", "finish_timeout"), told["seconds"])
+settings = wandb.Settings(**limits, silent=True, console="off", x_disable_meta=True)
+run = wandb.init(mode="online", resume="must", dir=told["folder"], settings=settings, **told["run"])
+run.finish(exit_code=told["exit_code"])
+"""
+"""Ends a run that is open on the server; `resume: must` makes no new one."""
 
 _MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 
@@ -33,8 +51,8 @@ class WandbSession:
     the mode 'disabled' (which does not even import wandb), every other method does nothing.
 
     Args:
-        mode: 'online', 'offline' or 'disabled'. An online run that cannot start within INIT_SECONDS becomes an
-            offline one, with a note that says how to send it later.
+        mode: 'online', 'offline' or 'disabled'. An online run that cannot start within `init_timeout` seconds
+            becomes an offline one, with a note that says how to send it later.
         job_type: the kind of run; None: WANDB_JOB_TYPE or `usual_job_type`.
 
     Raises:
@@ -50,6 +68,7 @@ class WandbSession:
         group: str | None = None,
         job_type: str | None = None,
         tags: Sequence[str] = (),
+        init_timeout: float = INIT_SECONDS,
         run_id: str | None = None,
         usual_job_type: str | None = None,
     ) -> None:
@@ -60,7 +79,10 @@ class WandbSession:
         job_type = job_type or os.environ.get("WANDB_JOB_TYPE") or usual_job_type
         # With None, wandb reads its environment variables and settings files.
         self._options = {"entity": entity, "group": group, "job_type": job_type, "tags": list(tags) or None}
+        self._init_timeout = init_timeout
         self._run: Any = None
+        self._left_open: dict[str, Any] = {}
+        """The options of an online run that began too late: the server may have it."""
         self.tell: Callable[[str], None] = lambda message: None
 
     @defer_signals()  # otherwise a signal could leave an open run
@@ -83,7 +105,7 @@ class WandbSession:
         except ImportError:
             raise RuntimeError("the wandb package is missing; install it by: pip install wandb") from None
         settings = wandb.Settings(
-            init_timeout=INIT_SECONDS,
+            init_timeout=self._init_timeout,
             finish_timeout=FINISH_SECONDS,
             finish_timeout_raises=True,
             silent=True,
@@ -157,6 +179,21 @@ class WandbSession:
                 f"wandb did not receive everything within {FINISH_SECONDS:g} s; "
                 f"send the rest by: wandb sync {self._run.settings.sync_dir}"
             )
+        if self._left_open:
+            self._close_on_server(exit_code)
+
+    def _close_on_server(self, exit_code: int) -> None:
+        """Ends the run that the server has, if it has one: it began there after this side had stopped to wait.
+
+        In a process of its own, since the service of this one keeps the run that could not begin.
+        """
+        names = ("id", "project", "entity")
+        same = {name: self._left_open[name] for name in names}
+        environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+        with suppress(OSError, subprocess.SubprocessError), TemporaryDirectory() as folder:
+            told = json.dumps({"run": same, "exit_code": exit_code, "folder": folder, "seconds": FINISH_SECONDS})
+            command, limit = [sys.executable, "-c", _CLOSE, told], 3 * FINISH_SECONDS
+            subprocess.run(command, env=environment, capture_output=True, stdin=subprocess.DEVNULL, timeout=limit)
 
     def _id(self, folder: Path, resumed: bool) -> str | None:
         stored = _id_file(folder)
@@ -167,16 +204,30 @@ class WandbSession:
     def _init(self, wandb: Any, options: dict[str, Any]) -> Any:
         if self._mode == "offline":
             return wandb.init(mode="offline", **options)
+        online = options | {"id": options["id"] or _new_id()}
         try:
-            return wandb.init(mode="online", **options)
+            return wandb.init(mode="online", **online)
         except Exception as error:
-            run = wandb.init(mode="offline", **options)
+            run = self._offline(wandb, options)
+            self._left_open = online
             reason = (str(error) or type(error).__name__).splitlines()[0]
             self.tell(
                 f"wandb cannot go online ({reason}); the run stays offline. "
                 f"Send it later by: wandb sync {run.settings.sync_dir}"
             )
             return run
+
+    def _offline(self, wandb: Any, options: dict[str, Any]) -> Any:
+        """The run in the place of one that could not go online; under another id, where wandb still holds that one."""
+        options = options | {"settings": options["settings"].model_copy(update={"init_timeout": OFFLINE_SECONDS})}
+        try:
+            return wandb.init(mode="offline", **options)
+        except Exception:
+            return wandb.init(mode="offline", **options | {"id": _new_id(), "resume": None})
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:8]
 
 
 def effective_mode(mode: str) -> str:
@@ -205,11 +256,11 @@ def report_failure_to_sweep(rank: int) -> Iterator[None]:
         if run_id and rank == 0:
             # An error here must not replace the exception that ended the job.
             with suppress(Exception, KeyboardInterrupt), TemporaryDirectory() as folder:
-                session = WandbSession()
+                session = WandbSession(init_timeout=SWEEP_SECONDS)
                 session.start(Path(folder), run_id, {}, resumed=False)
                 session.finish(exit_code=1)
         elif run_id:
-            time.sleep(INIT_SECONDS)  # the launcher ends all ranks when one exits
+            time.sleep(SWEEP_SECONDS)  # the launcher ends all ranks when one exits
         raise
 
 

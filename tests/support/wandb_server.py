@@ -11,6 +11,7 @@ import itertools
 import json
 import re
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,6 +46,8 @@ class WandbServer:
         """The values of each job that was handed out, in order; its run is called job-NUMBER."""
         self.runs: dict[str, Run] = {}
         self.agents = 0
+        self.delays: dict[str, float] = {}
+        """Name of an operation → seconds that its next answer takes."""
         self._waiting: list[dict[str, Any]] = []
         self._lock = threading.Lock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -80,11 +83,12 @@ class WandbServer:
 
     def answer(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
         """The answer to a POST with a JSON body."""
+        name = re.search(r"(?:query|mutation)\s+(\w+)", request.get("query", ""))
+        time.sleep(self.delays.pop(name[1], 0) if name else 0)
         with self._lock:
             if stream := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", path):
                 self._stream(self.runs.setdefault(stream[1], Run()), request)
                 return {}
-            name = re.search(r"(?:query|mutation)\s+(\w+)", request.get("query", ""))
             operation = self._operations.get(name[1]) if name else None
             if operation is None:
                 return {"data": None, "errors": [{"message": f"no such operation: {name and name[1]}"}]}

@@ -157,7 +157,7 @@ from fds_dist.tracking.console import ConsoleTracker
 from fds_dist.tracking.wandb_run import WandbTracker
 from fds_dist.tracking.wandb_session import WandbSession
 run_dir = Path(sys.argv[1])
-trackers = Trackers([ConsoleTracker(), WandbTracker(WandbSession("online"))])
+trackers = Trackers([ConsoleTracker(), WandbTracker(WandbSession("online", init_timeout=5))])
 trackers.start(RunStart(run_dir, {}, 1, 0, 1, 1, "cpu", False))
 trackers.outer(OuterRecord(0, 10, {"lr": [0.5]}, {"lr": [1.0]}, 2.0, None, 1.0, 1, {}))
 trackers.finish(RunEnd("finished", "", None, 0, 2.0, None, run_dir))
@@ -176,7 +176,7 @@ def test_online_without_an_account_or_a_server_goes_on_offline(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,  # never reached: wandb's own limit for a start is 5 s
+        timeout=120,  # never reached: the limit for a start is 5 s
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""

@@ -15,7 +15,7 @@ from fds_dist.commands.retrain.deepspeed_settings import (
     without_auto,
 )
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.kinds import Clip, Count, CountOrNone, Decay, PositiveOrNone, Seed, Switch
+from fds_dist.common.kinds import Clip, Count, Decay, EpochsOrNone, Runs, Seed, StepsOrNone, Switch
 from fds_dist.common.registry import nearest
 from fds_dist.config import Config
 from fds_dist.config.explain import dotted, findings
@@ -39,10 +39,10 @@ class RetrainSettings(Section):
     """The learned values: the result of the search, or one of its candidates: average (the mean of the last values),
     best (those with the lowest validation loss) or last (after the last outer step)."""
 
-    epochs: PositiveOrNone = None
+    epochs: EpochsOrNone = None
     """Passes over the training data; the schedule is stretched to them. Default: those of the longest inner run."""
 
-    steps: CountOrNone = None
+    steps: StepsOrNone = None
     """Optimizer steps, in place of epochs. Default: those of the longest inner run, where the run has inner.steps."""
 
     dtype: Literal["float32", "float64"] = "float32"
@@ -69,7 +69,7 @@ class RetrainSettings(Section):
     seed: Seed = 0
     """The first retraining's seed, for weights, batches and dropout."""
 
-    seeds: Count = 1
+    seeds: Runs = 1
     """Number of retrainings, one after the other, with seeds counting up from `seed`."""
 
     restart: Switch = False
