@@ -95,6 +95,7 @@ def test_watching_ends_with_control_c(
 
 def test_a_search_writes_its_page_while_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(live, "FIRST", 0.0)
     monkeypatch.setattr(live, "PAUSE", 0.0)
     monkeypatch.setattr(live, "SHARE", 1e9)
     Path("config.yaml").write_text(

@@ -29,6 +29,12 @@ RESULT_STYLE: dict[str, dict[str, Any]] = {
     "cosine": {"color": PURPLE, "linestyle": "--", "linewidth": 1.3, "zorder": 3},
     "result": {"color": COLORS[0], "linestyle": "-", "linewidth": 2.4, "zorder": 4},
 }
+RESULT_OF = {
+    "last": "result: last update",
+    "average": "result: average",
+    "best": "result: best",
+    "start": "result: start",
+}
 SAME_PEAK = "cosine, same peak"
 COSINE = ("lr",)
 """The hyperparameters whose usual schedule is a cosine to 0."""
@@ -83,7 +89,7 @@ def schedules(runs: Sequence[RunContents]) -> list[Panel]:
         run = runs[0]
         lines = [Line(record.hyperparameters, run.shape, style) for record, style in outer_steps(run)]
         if run.result is not None:
-            style = {**OUTER_STEPS["result"], "label": f"result: {run.answer}"}
+            style = {**OUTER_STEPS["result"], "label": RESULT_OF[run.answer]}
             lines.append(Line(run.result.values, run.result.shape, style))
     else:
         lines = [_answer(run, plain(style)) for run, style in styled(runs)]
