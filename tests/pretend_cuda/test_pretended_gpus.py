@@ -115,7 +115,7 @@ def test_what_waits_is_seen(seen_in: Callable[[str], Any]) -> None:
 @pytest.mark.parametrize("name", among(RETRAININGS))
 def test_retraining_waits_for_what_it_shows_and_writes(seen_in: Callable[[str], Any], name: str) -> None:
     seen = seen_in(name)["end"]
-    reported = ("commands/retrain/trainer.py", "tasks/metrics.py", "commands/retrain/ddp.py")
+    reported = ("commands/retrain/seed_run.py", "tasks/metrics.py", "commands/retrain/ddp.py")
     assert [line for line in seen["waits"] if not line.split(" at ")[1].startswith(reported)] == []
     assert [line for line in seen["blocking"] if "common/modules.py" not in line] == []  # the network, once
 

@@ -329,7 +329,7 @@ def retraining(watch: Watch, task: Callable[[], Any] = images, **settings: Any) 
     silent = mock.Mock(return_value=None)
     with (
         tempfile.TemporaryDirectory() as folder,
-        mock.patch("fds_dist.commands.retrain.trainer.write_weights", silent),
+        mock.patch("fds_dist.commands.retrain.seed_run.write_weights", silent),
         mock.patch("fds_dist.commands.retrain.ddp.write_state", silent),
         ranks,
     ):

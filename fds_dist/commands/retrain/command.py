@@ -93,9 +93,9 @@ def retrain(
         session = on_all_ranks(environment, lambda: wandb_session(config, "retrain"))
         reporters: list[Reporter] = [_console(chosen.remarks, environment)] if progress else []
         reporters.append(WandbReporter(session, target, {**config.resolved(), "retrain": settings.resolved()}))
-        shape = MeshShape(1, environment.world_size, 1)
+        shape, kept = MeshShape(1, environment.world_size, 1), config.checkpoint
         with Ranks(environment, shape, chosen.device) as ranks, locked(target, "fds-dist retrain", "RUN_DIR", ranks):
-            results = retrain_seeds(make_task, build_model, schedule, settings, ranks, target, reporters)
+            results = retrain_seeds(make_task, build_model, schedule, settings, ranks, target, reporters, kept)
     return Retraining(target, settings, results)
 
 

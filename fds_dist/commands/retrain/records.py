@@ -14,6 +14,16 @@ from fds_dist.common.words import Spread, spread
 
 
 @dataclass(frozen=True)
+class EpochPart:
+    """What has been done of an epoch that was cut off."""
+
+    steps: int = 0
+    loss_sum: float = 0.0
+    """Over the samples on all ranks."""
+    samples: int = 0
+
+
+@dataclass(frozen=True)
 class SeedStart:
     """The retraining of one seed begins, or continues after an interruption."""
 

@@ -1,0 +1,297 @@
+"""The retraining of one seed, from its initial weights or its last checkpoint to its result."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fds_dist.commands.retrain.checkpoints import SeedFolder, write_weights
+from fds_dist.commands.retrain.data import RetrainData, Term, mean_loss, part_of
+from fds_dist.commands.retrain.engines import ENGINES
+from fds_dist.commands.retrain.optimizers import inner_optimizer, prepared
+from fds_dist.commands.retrain.records import Block, EpochPart, EpochRecord, RetrainResult, SeedStart, best_of
+from fds_dist.commands.retrain.reporting import Reporters
+from fds_dist.commands.retrain.settings import RetrainSettings
+from fds_dist.common.batch import Batch, micro_batches
+from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import make_folder, write_text_atomic
+from fds_dist.common.interruptions import asked_to_end
+from fds_dist.common.precision import DTYPES
+from fds_dist.common.randomness import derive_seed
+from fds_dist.common.records import from_values, to_line, to_values
+from fds_dist.common.secrets import hide_secrets
+from fds_dist.common.transfer import to_device
+from fds_dist.config import CheckpointConfig
+from fds_dist.distributed.mesh import Ranks
+from fds_dist.inner.meetings import CHANCES, Meetings
+from fds_dist.schedule.driver import ScheduleDriver
+from fds_dist.schedule.groups import base_of
+from fds_dist.schedule.schedule import Schedule
+from fds_dist.tasks.augment import augmentation, augmented
+from fds_dist.tasks.base import Task, loss_takes_hyperparameters, validation_loss
+from fds_dist.tasks.losses import OnBatch
+from fds_dist.tasks.metrics import Mean, Score
+
+BLOCKS_PER_HORIZON = 100
+
+KEY = "retrain"
+"""Takes the place of the outer step in the random numbers, so that a retraining shares no weights with a search."""
+
+
+class SeedRun:
+    """The retraining of one seed, from its initial weights or its last checkpoint to its result."""
+
+    def __init__(
+        self,
+        seed: int,
+        task: Task,
+        build_model: Callable[[int], nn.Module],
+        schedule: Schedule,
+        settings: RetrainSettings,
+        ranks: Ranks,
+        files: SeedFolder,
+        reporters: Reporters,
+        checkpoint: CheckpointConfig,
+    ) -> None:
+        self.seed, self.task, self.settings, self.ranks = seed, task, settings, ranks
+        self.loss_of = OnBatch(task.loss)
+        self.files, self.reporters = files, reporters
+        self.dtype = DTYPES[settings.dtype]
+        self.data = RetrainData(task, ranks.device, seed)
+        self.schedule = prepared(schedule, self.data.horizon(settings))
+        defaults = inner_optimizer(schedule).defaults
+        self.loss_names = [name for name in self.schedule.at(0) if base_of(name) not in defaults]
+        module = build_model(derive_seed(seed, KEY, "weights"))
+        self.engine = ENGINES[settings.engine](module, self.schedule, settings, ranks)
+        self.driver = ScheduleDriver(self.engine.optimizer, self.schedule, fixed=True)
+        self.records: list[EpochRecord] = []
+        self.part = EpochPart()
+        self.checkpoint, self.saved = checkpoint, time.monotonic()
+        horizon = self.schedule.horizon
+        self.meetings = Meetings(ranks, horizon, -(-horizon // CHANCES), checkpoint.grace)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that define the retraining, without secrets; they must be the same when it is resumed."""
+        launch = {"seed", "seeds", "restart"}
+        settings = {name: value for name, value in self.settings.resolved().items() if name not in launch}
+        schedule = json.loads(self.schedule.to_json())
+        return {**hide_secrets(settings), "horizon": schedule.pop("horizon"), "schedule": schedule}
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the data; the last pass may be incomplete."""
+        return math.ceil(self.schedule.horizon / self.data.steps_per_epoch)
+
+    @property
+    def done(self) -> bool:
+        return len(self.records) == self.epochs or (bool(self.records) and self.records[-1].diverged)
+
+    def run(self) -> RetrainResult:
+        """Trains the remaining epochs."""
+        with closing(self.engine):
+            if not self.settings.restart:
+                self._resume()
+            return self._train_all()
+
+    def _train_all(self) -> RetrainResult:
+        self.reporters.start(self._start())
+        for note in (*self.data.notes, *self.engine.notes):
+            self.reporters.note(note)
+        self.ranks.on_first(partial(make_folder, self.files.path, parents=True))
+        while not self.done:
+            record = self._epoch(len(self.records))
+            self.records.append(record)
+            self._save(best_of(self.records) is record)
+            self.reporters.epoch(record)
+            if any(self.ranks.gather_objects(asked_to_end())):
+                raise KeyboardInterrupt
+        if self.records[-1].diverged:
+            self.reporters.note(f"seed {self.seed} diverged: the training loss is {self.records[-1].train_loss}")
+        return RetrainResult(self.seed, self.files.path, tuple(self.records))
+
+    def _epoch(self, epoch: int) -> EpochRecord:
+        began = time.perf_counter()
+        train_loss = self._train(epoch)
+        test = self._test()
+        return EpochRecord(
+            seed=self.seed,
+            epoch=epoch,
+            step=self.driver.last_epoch,
+            train_loss=train_loss,
+            test_loss=test.loss,
+            test_accuracy=test.accuracy,
+            test_metrics=test.metrics,
+            hyperparameters=self.schedule.at(self.driver.last_epoch - 1),
+            seconds=time.perf_counter() - began,
+            world_size=self.ranks.world_size,
+        )
+
+    def _train(self, epoch: int) -> float:
+        """Trains one epoch; returns the mean training loss over its samples."""
+        before, self.part = self.part, EpochPart()
+        told = before if self.ranks.is_first else EpochPart()
+        loss_sum = torch.tensor(told.loss_sum, dtype=torch.float64, device=self.ranks.device)
+        samples, left = told.samples, self.schedule.horizon - (self.driver.last_epoch - before.steps)
+        steps = min(self.data.steps_per_epoch, left)
+        for step, batch in enumerate(islice(self.data.training(epoch, steps), before.steps, None), before.steps + 1):
+            terms = self._terms(batch)
+            losses = self.engine.step(terms)
+            self.driver.step()
+            self._report(mean_loss(losses, terms))
+            for loss, term in zip(losses, terms, strict=True):
+                if term.samples:
+                    loss_sum += loss * term.samples
+                    samples += term.samples
+            if step < steps:
+                self._keep(step, loss_sum, samples)
+        total_loss, total = self._sums(loss_sum, samples)
+        return total_loss / total
+
+    def _sums(self, loss_sum: Tensor, samples: int) -> list[float]:
+        """Both, over all ranks."""
+        return self._sum_over_ranks(torch.stack([loss_sum, torch.full_like(loss_sum, samples)])).tolist()
+
+    def _keep(self, step: int, loss_sum: Tensor, samples: int) -> None:
+        """Saves the state after `step` steps of an epoch, where it is due or a signal asks any rank to end.
+
+        Raises:
+            KeyboardInterrupt: on all ranks, after saving, where one is asked to end.
+        """
+        is_due = time.monotonic() - self.saved >= self.checkpoint.every_seconds
+        answers = self.meetings.ask(self.driver.last_epoch, (is_due, asked_to_end()))
+        if answers is None or not any(answers):
+            return
+        total_loss, total = self._sums(loss_sum, samples)
+        self._save_state({"part": to_values(EpochPart(step, total_loss, round(total)))})
+        if answers[1]:
+            self.reporters.note(f"seed {self.seed}: saved after step {self.driver.last_epoch}; the same line goes on")
+            raise KeyboardInterrupt
+
+    def _values(self) -> dict[str, Tensor]:
+        """The hyperparameters that are the task's own at this step."""
+        values = self.driver.values
+        device = self.ranks.device
+        return {name: to_device(torch.tensor(values[name], dtype=self.dtype), device) for name in self.loss_names}
+
+    def _augment(self, values: Mapping[str, Tensor], micro_batch: int) -> Callable[[Any], Any] | None:
+        """The task's `augment` as a function of the inputs of a whole micro-batch; None if it has none."""
+        augment, seed = augmentation(self.task), self._seed_of(micro_batch)
+        return None if augment is None else lambda inputs: augmented(augment, inputs, seed, values)
+
+    def _terms(self, batch: Batch) -> list[Term]:
+        """The micro-batches of a step, cut from the whole batch and then split over the ranks, as in the search."""
+        values, terms = self._values(), []
+        for index, (micro_batch, fraction) in enumerate(micro_batches(batch, self.settings.accumulate)):
+            part = part_of(micro_batch, self.ranks, self.dtype, self._augment(values, index))
+            loss_of, weight = self._training_loss(part.batch, values), part.weight * fraction
+            terms.append(Term(part.inputs, loss_of, weight, part.samples, partial(self._seed_step, index)))
+        return terms
+
+    def _training_loss(self, batch: Batch, values: Mapping[str, Tensor]) -> Callable[[Any], Tensor]:
+        """The task's loss as a function of the output, with the hyperparameters that are the loss's own."""
+        arguments = (values,) if values and loss_takes_hyperparameters(self.task) else ()
+        return lambda output: self.loss_of(output, batch, *arguments)
+
+    def _test(self) -> Score:
+        """Means over the test samples."""
+        loss_of, mean = OnBatch(validation_loss(self.task)), Mean(self.task)
+        with self.engine.evaluating():
+            for batch in self.data.testing():
+                part = part_of(batch, self.ranks, self.dtype)
+                output = self.engine.predict(part.inputs)
+                mean.add(loss_of(output, part.batch), output, part.batch, part.samples)
+        return mean.score(self._sum_over_ranks)
+
+    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
+        """The sums over all ranks, the same on each."""
+        if self.ranks.world_size > 1:
+            dist.all_reduce(sums, group=self.ranks.group)
+        return sums
+
+    def _seed_of(self, micro_batch: int, *parts: int) -> int:
+        place = ("micro-batch", micro_batch) if micro_batch else ()
+        return derive_seed(self.seed, KEY, self.driver.last_epoch, "step", *parts, *place)
+
+    def _seed_step(self, micro_batch: int) -> None:
+        """Random numbers of this step (dropout) are keyed by (seed, step), and by the rank and the micro-batch beyond
+        the first: parts of a batch must not share their masks."""
+        seed = self._seed_of(micro_batch, *([self.ranks.rank] if self.ranks.rank else []))
+        torch.default_generator.manual_seed(seed)
+        if self.ranks.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _report(self, loss: Tensor) -> None:
+        step, horizon = self.driver.last_epoch, self.schedule.horizon
+        if self.ranks.is_first and step % max(1, horizon // BLOCKS_PER_HORIZON) == 0:
+            self.reporters.block(Block(self.seed, step, horizon, loss.item(), self.schedule.at(step - 1)))
+
+    def _save(self, is_best: bool) -> None:
+        """Writes the state last: if a crash prevents that, the epoch is repeated and writes all files again."""
+        weights = self.engine.weights()
+        files = {self.files.best: weights} if is_best else {}
+        files |= {self.files.last: weights}
+        if self.settings.ema is not None:
+            files |= {self.files.last_trained: self.engine.weights(trained=True)}
+        history = "".join(to_line(record) + "\n" for record in self.records)
+
+        def write() -> None:
+            for path, weights in files.items():
+                write_weights(path, weights)
+            write_text_atomic(self.files.history, history)
+
+        self.ranks.on_first(write)
+        self._save_state({})
+
+    def _save_state(self, part: dict[str, Any]) -> None:
+        progress = {"identity": self.identity, "records": to_values(self.records), **part}
+        self.engine.save(self.files.state, progress)
+        self.saved = time.monotonic()
+
+    def _resume(self) -> None:
+        """Restores what an interrupted call with the same settings has done.
+
+        Raises:
+            UserError: the earlier call had other settings.
+        """
+        progress = self.engine.load(self.files.state, self._accept)
+        if progress is None:
+            return
+        self.records = from_values(list[EpochRecord], progress["records"])
+        if "part" in progress:
+            self.part = from_values(EpochPart, progress["part"])
+        done = self.part.steps + (self.records[-1].step if self.records else 0)
+        self.driver.load_state_dict({"last_epoch": done, "schedule": self.schedule.to_json()})
+
+    def _accept(self, progress: dict[str, Any]) -> None:
+        """Raises `UserError` if the state comes from a call with other settings."""
+        before, now = progress["identity"], self.identity
+        if differing := [name for name in now if before.get(name) != now[name]]:  # earlier versions knew fewer names
+            had = ", ".join(
+                f"another {name}" if name in ("schedule", "deepspeed") else f"{name}={before.get(name)}"
+                for name in differing
+            )
+            problem = f"{self.files.path} holds a retraining with {had}"
+            raise UserError(Fault("", problem, "the same settings, or restart=true to train anew"))
+
+    def _start(self) -> SeedStart:
+        return SeedStart(
+            seed=self.seed,
+            seeds=self.settings.all_seeds,
+            epochs=self.epochs,
+            first_epoch=len(self.records),
+            horizon=self.schedule.horizon,
+            world_size=self.ranks.world_size,
+            device=str(self.ranks.device),
+            folder=self.files.path,
+        )
