@@ -204,7 +204,8 @@ class WandbSession:
     def _init(self, wandb: Any, options: dict[str, Any]) -> Any:
         if self._mode == "offline":
             return wandb.init(mode="offline", **options)
-        online = options | {"id": options["id"] or _new_id()}
+        settings = options["settings"].model_copy()  # in which wandb writes the run's id
+        online = options | {"id": options["id"] or _new_id(), "settings": settings}
         try:
             return wandb.init(mode="online", **online)
         except Exception as error:
