@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
+from contextlib import suppress
 from pathlib import Path
 
 from fds_dist.common import limits
+from fds_dist.common.access import access_problem
 from fds_dist.common.faults import Fault
 from fds_dist.common.registry import nearest
 from fds_dist.common.words import bytes_text
@@ -38,7 +41,7 @@ def nearest_shipped(name: str) -> list[str]:
 
 def is_run_folder(path: Path) -> bool:
     """Whether the folder holds a run's config."""
-    return (path / OF_A_RUN).is_file()
+    return os.path.isfile(path / OF_A_RUN)
 
 
 def config_file(path: Path) -> Path:
@@ -48,7 +51,7 @@ def config_file(path: Path) -> Path:
     """
     if is_run_folder(path):
         return path / OF_A_RUN
-    return path if path.is_file() else shipped_configs().get(path.as_posix(), path)
+    return path if os.path.isfile(path) else shipped_configs().get(path.as_posix(), path)
 
 
 def read_config_file(path: Path) -> tuple[object, list[Fault]]:
@@ -78,13 +81,17 @@ def _start_of(file: Path) -> str | None:
 
 def _absent(path: Path) -> Fault:
     """There is no such file: what was meant is beside it, or ships with the package."""
+    if problem := access_problem(path):
+        return Fault("", problem, FILE)
     folder = path.parent
-    beside = [entry.name for entry in folder.iterdir() if entry.is_file()] if folder.is_dir() else []
+    beside = []
+    with suppress(OSError):
+        beside = [entry.name for entry in folder.iterdir() if entry.is_file()]
     if name := nearest(path.name, beside if path.suffix in SUFFIXES else ()):
         return Fault("", f"{path}: no such file", suggestion=str(folder / name))
-    problem = "no such file" if folder.is_dir() else f"there is no folder {folder}"
+    problem = "no such file" if os.path.isdir(folder) else f"there is no folder {folder}"
     if shipped := nearest_shipped(path.as_posix()):
         expected = f"{FILE}, the folder of a run, or a shipped config such as {', '.join(shipped)}"
         return Fault("", f"{path}: {problem}", expected, shipped[0])
     name = nearest(path.name, beside)
-    return Fault("", f"{path}: {problem}", "" if folder.is_dir() else FILE, str(folder / name) if name else "")
+    return Fault("", f"{path}: {problem}", "" if os.path.isdir(folder) else FILE, str(folder / name) if name else "")

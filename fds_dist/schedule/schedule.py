@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -230,7 +231,7 @@ class Schedule:
             UserError: the file is missing, or is not a schedule.
         """
         file = expand_path(path)
-        file = file / "schedule.json" if file.is_dir() else file
+        file = file / "schedule.json" if os.path.isdir(file) else file
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

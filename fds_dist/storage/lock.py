@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import getpass
 import os
 import socket
 import threading
@@ -24,8 +23,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
+from fds_dist.common.access import writable
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.files import is_full, writing
 from fds_dist.common.records import from_line, to_line
 
 if TYPE_CHECKING:
@@ -96,15 +95,9 @@ def locked(folder: Path, command: str, key: str, ranks: Ranks | None = None) -> 
 @contextmanager
 def _held(folder: Path, command: str, key: str) -> Iterator[None]:
     path = folder / NAME
-    try:
-        with writing(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            file = _acquired(path, Holder.this_process(command), key)
-    except OSError as error:
-        if is_full(error):
-            raise
-        problem, expected = f"{folder}: {error.strerror}", f"a folder in which {_user()} may write"
-        raise UserError(Fault(key, problem, expected)) from None
+    with writable(folder, key):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _acquired(path, Holder.this_process(command), key)
     ended = threading.Event()
     threading.Thread(target=_show_life, args=(file, ended), name="fds-dist lock", daemon=True).start()
     _open_files.add(file)
@@ -243,13 +236,6 @@ def _boot() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
-
-
-def _user() -> str:
-    try:
-        return f"user {getpass.getuser()}"
-    except (OSError, KeyError):  # a number without a name
-        return f"user {os.getuid()}"
 
 
 _open_files: set[int] = set()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from fds_dist.common.access import access_problem, readable_by_user, this_user
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import WriteFailed, is_full
 from fds_dist.common.registry import nearest
 
 RESULT = "result"
@@ -89,11 +93,13 @@ class RunFolder:
             file: the name of the file that the folder must hold.
             expected: the kind of folder that would be right.
         """
-        if (self.path / file).is_file():
+        if os.path.isfile(self.path / file) and not access_problem(self.path):
             return []
-        name = nearest(self.path.name, (other.parent.name for other in self.path.parent.glob(f"*/{file}")))
+        if not os.path.isfile(self.path) and (problem := access_problem(self.path)):
+            return [Fault(key, problem, readable_by_user())]
+        name = nearest(self.path.name, _holding(self.path.parent, file))
         problem = f"{self.path} is not the folder of a run: it holds no {file}"
-        if self.config.is_file():
+        if os.path.isfile(self.config):
             problem = f"{self.path} holds no {file}"
         return [Fault(key, problem, expected, str(self.path.with_name(name)) if name else "")]
 
@@ -106,6 +112,13 @@ class RunFolder:
         if faults := self.faults(key, expected=expected):
             raise UserError(faults)
         return self
+
+
+def _holding(folder: Path, file: str) -> list[str]:
+    """The names of the folders in `folder` that hold such a file; none where it cannot be read."""
+    with suppress(OSError):
+        return [path.parent.name for path in folder.glob(f"*/{file}")]
+    return []
 
 
 def create_run_folder(output_dir: Path | str, name: str | None, task: str, model: str | None, now: datetime) -> Path:
@@ -135,18 +148,20 @@ def create_run_folder(output_dir: Path | str, name: str | None, task: str, model
                 number += 1
                 path = output_dir / f"{name}-{number}"
     except OSError as error:
-        raise UserError(
-            Fault("output_dir", f"cannot create a folder in {output_dir}: {error.strerror}", "a folder to write in")
-        ) from None
+        if is_full(error):
+            raise WriteFailed(error.errno, error.strerror, str(path)) from None
+        problem = f"cannot create a folder in {output_dir}: {access_problem(output_dir) or error.strerror}"
+        raise UserError(Fault("output_dir", problem, f"a folder in which {this_user()} may write")) from None
 
 
 def folder_of_launch(output_dir: Path | str, search: int, launchers: Collection[str]) -> Path | None:
     """The folder whose environment.json names this search by one of these launchers; None if there is none."""
-    for path in Path(output_dir).glob("*/environment.json"):
+    for name in _holding(Path(output_dir), "environment.json"):
+        path = Path(output_dir, name)
         try:
-            launch = json.loads(path.read_text(encoding="utf-8"))["launch"]
+            launch = json.loads(RunFolder(path).environment.read_text(encoding="utf-8"))["launch"]
             if launch["search"] == search and not set(launchers).isdisjoint(launch["launchers"]):
-                return path.parent
+                return path
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not the file of a search, or damaged
     return None

@@ -212,12 +212,12 @@ def test_the_holder_shows_signs_of_life(quick: None) -> None:
 
 # --- two processes ---
 
-LONG = ["inner.epochs=150", "outer.steps=4"]
+LONG = ["inner.epochs=30", "outer.steps=4"]
 COMMANDS: dict[str, list[str]] = {
     "optimize": ["optimize", "run.yaml", "name=run", *LONG],
     "resume": ["optimize", "--resume", "runs/begun", "outer.steps=4"],
-    "retrain": ["retrain", "runs/begun", "epochs=400"],
-    "compare": ["compare", "study.yaml", "inner.epochs=100"],
+    "retrain": ["retrain", "runs/begun", "epochs=100"],
+    "compare": ["compare", "study.yaml", "inner.epochs=20"],
 }
 PAIRS = [
     *(("optimize", "optimize"), ("optimize", "resume"), ("resume", "resume")),
@@ -236,7 +236,7 @@ def start(command: Sequence[str]) -> subprocess.Popen[str]:
 def test_of_two_processes_one_is_refused_or_they_do_no_harm(pair: tuple[str, str], seconds: float) -> None:
     Path("run.yaml").write_text(yaml.safe_dump(CONFIG))
     Path("study.yaml").write_text(yaml.safe_dump(STUDY))
-    optimize("name=begun", "outer.steps=1", "inner.epochs=150")
+    optimize("name=begun", "outer.steps=1", "inner.epochs=30")
     first = start(COMMANDS[pair[0]])
     time.sleep(seconds)
     second = start(COMMANDS[pair[1]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -159,7 +160,7 @@ class Comparison:
             UserError: the file is missing, or is not a comparison.
         """
         file = Path(path)
-        file = file / "compare.json" if file.is_dir() else file
+        file = file / "compare.json" if os.path.isdir(file) else file
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

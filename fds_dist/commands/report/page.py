@@ -18,7 +18,7 @@ from fds_dist.commands.report.headline import headline
 from fds_dist.commands.report.panels import DARK_RAMP, RAMP, STYLE
 from fds_dist.commands.report.sections import Section, sections_of_one, sections_of_several
 from fds_dist.commands.report.tables import Link, facts, run_table
-from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.access import check_writable
 from fds_dist.common.files import write_text_atomic
 
 PAGE = "index.html"
@@ -39,11 +39,7 @@ def write_report(
     Raises:
         UserError: the folder cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        problem = f"cannot make the folder {folder}: {error.strerror}"
-        raise UserError(Fault("--output", problem, "a folder to write in")) from None
+    check_writable(folder, "--output")
     sections, readings = _drawn(runs, folder, endings)
     script = _resource("page.js")
     text = _template().render(

@@ -44,7 +44,7 @@ def sweep(source: str, *, local: bool, check: bool, create: bool, count: int | N
     if count is not None and not is_positive_int(count):
         raise UserError(Fault("--count", f"{count} is out of range", "a whole number of at least 1"))
     path = expand_path(source, "FILE")
-    if path.suffix not in SUFFIXES and not path.is_file():
+    if path.suffix not in SUFFIXES and not os.path.isfile(path):
         if chosen:
             raise UserError(Fault(chosen[0], f"{source} is not a sweep file", "a file such as sweep.yaml"))
         return _work(source, count)
