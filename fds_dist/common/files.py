@@ -87,7 +87,7 @@ def write_output(path: Path, text: str) -> None:
     Raises:
         WriteFailed: a regular file has its old content still.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path)) if os.path.islink(path) else path
     if os.path.isfile(target) or not os.path.exists(target):
         write_text_atomic(target, text)
         return

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from fds_dist.common.access import writable
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import writing
 from fds_dist.common.records import from_line, to_line
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def locked(folder: Path, command: str, key: str, ranks: Ranks | None = None) -> 
 @contextmanager
 def _held(folder: Path, command: str, key: str) -> Iterator[None]:
     path = folder / NAME
-    with writable(folder, key):
+    with writable(folder, key), writing(path):
         folder.mkdir(parents=True, exist_ok=True)
         file = _acquired(path, Holder.this_process(command), key)
     ended = threading.Event()

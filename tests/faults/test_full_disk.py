@@ -1,0 +1,162 @@
+"""A disk that is full at each file that a command writes: one line that names the file; nothing that was saved is lost,
+no part of a file is left, and the command goes on once there is room."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from blob_searches import CONFIG
+from full_disk import full_disk
+from launching import SUPPORT, clean_environment, start_ranks
+
+import fds_dist
+from fds_dist.cli import main
+from fds_dist.common.files import WriteFailed
+
+SEARCH: dict[str, Any] = CONFIG | {"outer": {"steps": 2, "average": 2, "judge_seeds": 1, "tolerance": 1e-9}}
+STUDY: dict[str, Any] = CONFIG | {
+    "outer": {"steps": 1},
+    "compare": {"methods": ["greedy"], "seeds": 1, "judge_seeds": 1, "retrain_seeds": 1},
+    "name": "study",
+}
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def search(**arguments: Any) -> fds_dist.RunResult:
+    return fds_dist.optimize(**({"config": SEARCH} | arguments), progress=False)
+
+
+def retrain() -> object:
+    return fds_dist.retrain("runs/run", ["epochs=2", "ema=0.9"], progress=False)
+
+
+def compare() -> object:
+    return fds_dist.compare(STUDY, progress=False)
+
+
+def noise() -> object:
+    return fds_dist.noise(STUDY, runs=4, steps=4, progress=False)
+
+
+def fails_at(pattern: str, call: Callable[[], object], number: int = errno.ENOSPC) -> None:
+    """Calls on the full disk; the error names the file, and no part of a file is left."""
+    with full_disk(pattern, number) as met, pytest.raises(WriteFailed) as raised:
+        call()
+    assert met
+    shown = re.fullmatch(r"cannot write (\S+): (.*)", str(raised.value))
+    assert shown is not None
+    assert (Path(shown[1]).name, shown[2]) == (met[0], os.strerror(number))
+    files = [path for path in Path().rglob("*") if path.is_file()]
+    assert [path for path in files if path.suffix == ".tmp"] == []
+    for path in files:
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        if path.suffix == ".jsonl":
+            assert all(map(json.loads, path.read_text().splitlines()))
+
+
+IN_A_SEARCH = [
+    *("environment.json", "history.jsonl", "schedule.json", "schedule_average.json", "schedule_best.json"),
+    *("schedule_last.json", "outer_0001.json", "outer_0002.json", "judge.jsonl", "judged.json"),
+]
+
+
+@pytest.mark.parametrize("name", IN_A_SEARCH)
+def test_a_search_ends_in_order_and_goes_on_once_there_is_room(name: str) -> None:
+    fails_at(name, search)
+    went_on = search(config=None, resume="runs/run")
+    whole = search(overrides=["name=whole"])
+    assert went_on.schedule == whole.schedule
+    assert [record.val_loss for record in went_on.history] == [record.val_loss for record in whole.history]
+    assert went_on.verdict == whole.verdict
+
+
+@pytest.mark.parametrize("name", ["config.yaml", ".lock"])
+def test_a_search_that_cannot_begin_leaves_nothing_to_resume(name: str) -> None:
+    fails_at(name, search)
+    assert os.listdir("runs/run") == []
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EIO, errno.EROFS])
+def test_a_quota_a_broken_disk_and_one_that_turns_read_only_are_told_alike(number: int) -> None:
+    fails_at("outer_0001.json", search, number)
+
+
+class Notes(fds_dist.Tracker):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.mark.parametrize("name", ["curves.jsonl", "index.html"])
+def test_what_is_no_record_does_not_end_a_search(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = Notes()
+    with full_disk(name) as met:
+        result = fds_dist.optimize(SEARCH, trackers=[notes])
+    assert met and len(result.history) == 2
+    assert [note for note in notes.notes if f"{name}: No space left on device" in note] != []
+    capsys.readouterr()
+
+
+IN_A_RETRAINING = [f"{name}.safetensors" for name in ("best", "last", "last_trained", "state")]
+IN_A_RETRAINING += ["history.jsonl", "summary.json"]
+IN_A_COMPARISON = ["settings.jsonl", "trials-0.jsonl", "judge.jsonl", "retrained-0.jsonl", "compare.json"]
+
+
+@pytest.mark.parametrize("name", IN_A_RETRAINING)
+def test_a_retraining_goes_on_once_there_is_room(name: str) -> None:
+    search()
+    fails_at(name, retrain)
+    retrain()
+    assert (Path("runs/run/retrain/summary.json")).is_file()
+
+
+@pytest.mark.parametrize("name", [*IN_A_COMPARISON, "compare.p[dn][fg]"])
+def test_a_comparison_goes_on_once_there_is_room(name: str) -> None:
+    fails_at(name, compare)
+    compare()
+    assert {"compare.json", "compare.pdf", "compare.png"} <= set(os.listdir("runs/study"))
+
+
+@pytest.mark.parametrize("name", ["*.npy", "noise.json", "noise.p[dn][fg]"])
+def test_a_study_of_noise_goes_on_once_there_is_room(name: str) -> None:
+    fails_at(name, noise)
+    noise()
+    assert {"noise.json", "noise.pdf", "noise.png"} <= set(os.listdir("runs/study"))
+
+
+def test_what_a_line_names_is_written_whole_or_keeps_its_content(capsys: pytest.CaptureFixture[str]) -> None:
+    search()
+    Path("table.csv").write_text("before")
+    with full_disk("table.csv"):
+        assert main(["export", "runs/run", "--format", "csv", "--output", "table.csv"]) == 1
+    assert capsys.readouterr().err == "fds-dist: cannot write table.csv: No space left on device\n"
+    assert Path("table.csv").read_text() == "before"
+    fails_at("mine.json", lambda: fds_dist.load_schedule("runs/run").save("mine.json"))
+    fails_at("index.html", lambda: fds_dist.report("runs/run"))
+    if Path("/dev/full").exists():
+        with pytest.raises(WriteFailed, match=r"^cannot write /dev/full: No space left on device$"):
+            fds_dist.load_schedule("runs/run").save("/dev/full")
+
+
+def test_all_ranks_end_alike(tmp_path: Path) -> None:
+    Path("run.yaml").write_text(yaml.safe_dump(SEARCH))
+    program = [str(SUPPORT / "full_disk.py"), "outer_0001.json", "optimize", "run.yaml"]
+    ended = start_ranks(program, 2, [tmp_path], clean_environment())
+    assert [rank.status for rank in ended] == [1, 1]
+    line = "fds-dist: cannot write runs/run/checkpoints/outer_0001.json: No space left on device\n"
+    assert [rank.err for rank in ended] == [line, ""]
