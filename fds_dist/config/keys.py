@@ -25,6 +25,10 @@ DEPENDS = "depends"
 """The default of a key whose absence means something that no value means, or which other keys decide."""
 
 
+BEYOND = 10**30
+"""A number that is right only where there is no bound that matters: the fault of any other kind names its bound."""
+
+
 @dataclass(frozen=True)
 class Key:
     """One key of a section."""
@@ -95,12 +99,14 @@ def kind_of(field: FieldInfo) -> Any:
 
 def words_for(kind: Any) -> str:
     """What a kind takes, in the words of the fault that another value gets."""
-    try:
-        TypeAdapter(kind).validate_python(object())
-    except ValidationError as error:
-        words = ", or ".join(dict.fromkeys(fault_of("", each).expected for each in error.errors(include_url=False)))
-        lists = [part for part in _parts(kind) if get_origin(part) is list]
-        return f"a list; of each entry: {words_for(get_args(lists[0])[0])}" if words == "a list" and lists else words
+    for wrong in (BEYOND, object()):
+        try:
+            TypeAdapter(kind).validate_python(wrong)
+        except ValidationError as error:
+            words = ", or ".join(dict.fromkeys(fault_of("", each).expected for each in error.errors(include_url=False)))
+            lists = [part for part in _parts(kind) if get_origin(part) is list]
+            of_each = f"; of each entry: {words_for(get_args(lists[0])[0])}" if words == "a list" and lists else ""
+            return words + of_each
     return FREE
 
 
