@@ -20,6 +20,9 @@ def main() -> int:
     """Runs the command line; returns its exit status."""
     for number in SIGNALS:
         signal.signal(number, _leave)
+    from fds_dist.distributed.parent import end_with_launcher
+
+    end_with_launcher()
     from fds_dist.cli import main as run_command
 
     status = 1

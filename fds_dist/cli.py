@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import ctypes
 import gc
 import io
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -31,8 +29,6 @@ FIRST_WORD_SECONDS = 3.0
 
 The launcher ends all ranks when one exits; the node's first rank, which prints why, needs time to do so.
 """
-PR_SET_PDEATHSIG = 1
-"""Of Linux's `prctl`: which signal a process gets when its parent dies."""
 
 LEFT_OUT = ("torch", "torchvision", "numpy", "safetensors", "sklearn", "matplotlib", "jinja2", "wandb")
 """Dependencies that an installation for reading schedules alone does without."""
@@ -48,7 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _print_any_character()
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
-        _end_with_launcher()
         told = _tell_config_faults(options)
         return options.command.run(options)
     except KeyboardInterrupt:
@@ -85,7 +80,8 @@ def _explained(error: Exception, told: Sequence[Fault]) -> int:
     from fds_dist.commands.optimize.search import EXPLAINED
 
     if isinstance(error, EXPLAINED):
-        return _explain([error], FAILED)
+        # Where the first rank of the node is lost, another one tells it.
+        return _explain([error], FAILED, getattr(error, "speaks", None))
     if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, on whichever rank it is
         _print([f"the device is out of memory ({str(error).splitlines()[0]}); {MORE_MEMORY}"])
         return FAILED
@@ -95,12 +91,6 @@ def _explained(error: Exception, told: Sequence[Fault]) -> int:
 def _lacking(error: UnicodeEncodeError) -> str:
     """The characters that could not be written."""
     return ascii(error.object[error.start : error.end])
-
-
-def _end_with_launcher() -> None:
-    """Asks Linux for SIGTERM when torchrun dies: one that is killed leaves its ranks behind, and the others waiting."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _tell_config_faults(options: argparse.Namespace) -> list[Fault]:
@@ -123,9 +113,13 @@ def _tell_config_faults(options: argparse.Namespace) -> list[Fault]:
     return draft.faults
 
 
-def _explain(lines: Iterable[object], status: int) -> int:
-    """Prints the lines once per node; returns `status`."""
-    if _is_first_here():
+def _explain(lines: Iterable[object], status: int, speaks: bool | None = None) -> int:
+    """Prints the lines once per node; returns `status`.
+
+    Args:
+        speaks: whether this rank is the one that prints; None: the first one does.
+    """
+    if _is_first_here() if speaks is None else speaks:
         _print(lines)
     else:
         with suppress(KeyboardInterrupt):  # the first has ended already

@@ -14,12 +14,15 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.run import main
 
+from fds_dist.distributed.parent import tell_ranks
+
 BY_SIGNAL = 128
 """Added to a signal's number: the exit status by which shells report it."""
 
 
 def run() -> int:
     """Returns the exit status."""
+    tell_ranks()
     try:
         main()
     except ChildFailedError as error:

@@ -65,12 +65,16 @@ def launched(
     Raises:
         UserError: on all ranks, with the faults of all of them; or they differ.
     """
-    environment, draft = agreed_draft(command, lambda: prepare(draft_of(config, overrides, resume, task)))
 
-    def built_here() -> Build:
-        return build(draft, environment, task, model, {} if resume is None else _first_values(RunFolder(resume)))
+    def drafted() -> Draft:
+        return prepare(draft_of(config, overrides, resume, task))
 
-    with arithmetic_restored():
+    with agreed_draft(command, drafted) as (environment, draft), arithmetic_restored():
+
+        def built_here() -> Build:
+            began = {} if resume is None else _first_values(RunFolder(resume))
+            return build(draft, environment, task, model, began)
+
         built = on_all_ranks(environment, built_here)
         require_alike(environment, built_facts(built, environment))
         with built.ranks(environment) as ranks:

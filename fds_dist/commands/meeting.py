@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from fds_dist.common.faults import UserError
 from fds_dist.config import Config, DistributedConfig, Draft
 from fds_dist.distributed.agreement import on_all_ranks
 from fds_dist.distributed.alike import require_alike
+from fds_dist.distributed.company import company
 from fds_dist.distributed.devices import with_gpus
 from fds_dist.distributed.environment import LaunchEnvironment, read_environment
 from fds_dist.storage.provenance import version_of
@@ -21,8 +22,10 @@ MAY_DIFFER = frozenset({"tracking"})
 another path on each host is written with an environment variable."""
 
 
-def met(command: str, read: Callable[[], Config | None]) -> LaunchEnvironment:
-    """This rank among all of them, once all have come to run the same command of the same version.
+@contextmanager
+def met(command: str, read: Callable[[], Config | None]) -> Iterator[LaunchEnvironment]:
+    """This rank among all of them, once all have come to run the same command of the same version. Inside, they give
+    signs of life.
 
     Args:
         read: reads this rank's config.
@@ -30,12 +33,14 @@ def met(command: str, read: Callable[[], Config | None]) -> LaunchEnvironment:
     Raises:
         UserError: on every rank; they differ.
     """
-    environment = replace(read_environment(), timeout=timeout_of(read))
-    require_alike(environment, {"command": command, "version of fds-dist": version_of("fds-dist")})
-    return with_gpus(environment)
+    place = replace(read_environment(), timeout=timeout_of(read))
+    with company(place):
+        require_alike(place, {"command": command, "version of fds-dist": version_of("fds-dist")})
+        yield with_gpus(place)
 
 
-def agreed_draft(command: str, read: Callable[[], Draft]) -> tuple[LaunchEnvironment, Draft]:
+@contextmanager
+def agreed_draft(command: str, read: Callable[[], Draft]) -> Iterator[tuple[LaunchEnvironment, Draft]]:
     """The ranks that run `command`, and the config that all of them have.
 
     A draft with faults passes: they are told with those of what is built from it.
@@ -43,12 +48,12 @@ def agreed_draft(command: str, read: Callable[[], Draft]) -> tuple[LaunchEnviron
     Raises:
         UserError: on every rank; one of them has no config, or they differ.
     """
-    environment = met(command, lambda: read().config)
-    draft = on_all_ranks(environment, read)
-    config = None if draft.faults else draft.config
-    require_alike(environment, None if config is None else config_facts(config))
-    require_alike(environment, None if config is None else version_facts(config))
-    return environment, draft
+    with met(command, lambda: read().config) as environment:
+        draft = on_all_ranks(environment, read)
+        config = None if draft.faults else draft.config
+        require_alike(environment, None if config is None else config_facts(config))
+        require_alike(environment, None if config is None else version_facts(config))
+        yield environment, draft
 
 
 def timeout_of(read: Callable[[], Config | None]) -> float:

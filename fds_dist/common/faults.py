@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from fds_dist.common.secrets import hide_in_fault, hide_in_text
 
@@ -87,6 +88,11 @@ def user_line(error: BaseException) -> str:
 def user_line_here() -> str:
     """` at file:line` of the innermost line of the user's own code that is running; "" where there is none."""
     return _innermost(traceback.extract_stack())
+
+
+def user_line_of(frame: FrameType) -> str:
+    """` at file:line` of the innermost line of the user's own code that `frame` runs; "" where there is none."""
+    return _innermost(traceback.extract_stack(frame))
 
 
 def _innermost(frames: traceback.StackSummary) -> str:

@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+
+from torch.distributed import DistError
 
 from fds_dist.common.faults import UserError, user_line
-from fds_dist.common.words import plural
-from fds_dist.distributed import last_words
-
-TIMEOUT = timedelta(minutes=10)
-"""After this long without an answer from another rank a run ends with an error instead of waiting for ever."""
+from fds_dist.distributed.heartbeat import Verdict, current, here
+from fds_dist.distributed.lost import why_lost
 
 
 class RankLost(RuntimeError):
-    """Another rank ended or did not answer in time."""
+    """Another rank ended or did not answer in time; which one, as far as that is known.
 
-    def __init__(self, reason: str, heard: Mapping[int, str] | None = None) -> None:
-        """`reason`: of PyTorch's; `heard`: rank → why it ended, where ranks have said so."""
-        if heard:
-            super().__init__(told_endings(heard))
-            return
-        minutes = TIMEOUT.total_seconds() / 60
-        what = f"lost another rank (it exited, or did not answer for {minutes:g} minutes); see its output"
-        super().__init__(f"{what} ({reason})")
+    `speaks` says whether this rank is the first of its node that is left, the one that tells it.
+    """
 
-
-def told_endings(heard: Mapping[int, str]) -> str:
-    """`rank 1 ended: ValueError: planted at task.py:7`; ranks with the same reason are named together."""
-    ranks: dict[str, list[int]] = {}
-    for rank, text in sorted(heard.items()):
-        ranks.setdefault(text, []).append(rank)
-    return "; ".join(
-        f"{plural(len(each), 'rank')} {', '.join(map(str, each))} ended: {text}" for text, each in ranks.items()
-    )
+    def __init__(self, verdict: Verdict | str) -> None:
+        self.verdict = verdict if isinstance(verdict, Verdict) else Verdict(verdict, [])
+        super().__init__(self.verdict.text)
+        heartbeat = current()
+        place = None if heartbeat is None else heartbeat.environment
+        # The ranks of a node follow one another.
+        before = range(0) if place is None else range(place.rank - place.local_rank, place.rank)
+        self.speaks: bool | None = None if place is None else all(rank in self.verdict.lost for rank in before)
 
 
 def ending(error: BaseException) -> str:
@@ -57,11 +49,49 @@ def rank_errors() -> Iterator[None]:
     Raises:
         RankLost: one of them is gone; with its last words, where it has said some.
     """
+    waits = here.waiting is not None
+    here.waiting = time.monotonic()
     try:
         yield
     except RankLost:
         raise
     except RuntimeError as error:
-        reason = next(iter(str(error).splitlines()), "")
-        reason = re.sub(r"^\[[^]]*\] ", "", reason)  # without the line in PyTorch's source
-        raise RankLost(reason, last_words.heard()) from error
+        raise _lost(error) from error
+    finally:
+        here.waiting = time.monotonic() if waits else None
+
+
+@contextmanager
+def rank_errors_of_libraries() -> Iterator[None]:
+    """Inside, a library lets ranks talk to each other (DDP in a backward pass, DeepSpeed), and a user's code runs.
+
+    Raises:
+        RankLost: as `rank_errors` does, for errors of PyTorch's communication alone.
+    """
+    try:
+        yield
+    except RankLost:
+        raise
+    except RuntimeError as error:
+        if isinstance(error, DistError) or "gloo/" in str(error):
+            raise _lost(error) from error
+        raise
+
+
+def _lost(error: RuntimeError) -> RankLost:
+    reason = next(iter(str(error).splitlines()), "")
+    # Without the line in PyTorch's source, and without advice.
+    reason = re.sub(r"^\[[^]]*\] |\. This is typically caused by .*", "", reason)
+    return RankLost(why_lost(reason, current()))
+
+
+def reached(place: str, step: int) -> None:
+    """Notes where this rank is: `inner step {} of outer step 0`, with `{}` for the step that it has done.
+
+    Raises:
+        RankLost: meanwhile another rank has lost one.
+    """
+    here.place, here.step = place, step
+    if here.verdict is not None:
+        here.has_lost = True
+        raise RankLost(here.verdict)

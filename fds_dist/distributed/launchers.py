@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+
+from fds_dist.distributed.processes import identity, parent, variables
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def launcher_process() -> str | None:
 
     None where the launcher is another, since torchrun alone may start its ranks again.
     """
-    return _identity(os.getppid()) if "TORCHELASTIC_RUN_ID" in os.environ else None
+    return identity(os.getppid()) if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 def _job(launcher: Launcher, env: Mapping[str, str]) -> str:
@@ -110,34 +110,9 @@ def _job(launcher: Launcher, env: Mapping[str, str]) -> str:
         return env["PMIX_NAMESPACE"]
     told = f"{launcher.rank}={env.get(launcher.rank, '')}".encode()
     ancestor = os.getppid()
-    while ancestor > 1 and told in _variables(ancestor):  # a shell between the launcher and this process
-        ancestor = _parent(ancestor)
-    return _identity(ancestor)
-
-
-def _identity(process: int) -> str:
-    fields = _status(process)
-    return f"{socket.gethostname()} {process} {fields[19] if fields else '?'}"
-
-
-def _parent(process: int) -> int:
-    fields = _status(process)
-    return int(fields[1]) if fields else 0
-
-
-def _status(process: int) -> list[str]:
-    """The fields of Linux's `/proc/PID/stat` after the program's name, which may hold blanks; none elsewhere."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _variables(process: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return []
+    while ancestor > 1 and told in variables(ancestor):  # a shell between the launcher and this process
+        ancestor = parent(ancestor)
+    return identity(ancestor)
 
 
 def is_number(text: str) -> bool:

@@ -28,6 +28,7 @@ from fds_dist.common.files import WriteFailed
 from fds_dist.common.words import counted
 from fds_dist.distributed import last_words
 from fds_dist.distributed.addresses import name_interface
+from fds_dist.distributed.company import company
 from fds_dist.distributed.data_axis import DataAxis, as_numbers
 from fds_dist.distributed.devices import reproducible_threads
 from fds_dist.distributed.environment import LaunchEnvironment
@@ -90,6 +91,7 @@ class Ranks:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
             if self.environment.distributed:
+                stack.enter_context(company(self.environment))
                 self._join(stack)
             self._leave = stack.pop_all()
         return self
@@ -97,7 +99,7 @@ class Ranks:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """After an error the other ranks hear of it before they lose this one."""
         words = "" if error is None else ending(error)
-        if error is not None:
+        if words:
             last_words.say(self.rank, words)
         self._leave.close()
         self.group, self.data, self._axis_groups, self._replica_group = None, DataAxis(), {}, None
@@ -110,12 +112,14 @@ class Ranks:
     def _join(self, stack: ExitStack) -> None:
         with rank_errors():
             last_words.use(last_words.Board(shared_store(self.environment), self.rank, self.world_size))
+        with rank_errors():
             if self.environment.has_group:
                 self.group = self._new_group(stack, list(range(self.world_size)))
             else:
                 self._begin_group()
                 stack.callback(dist.destroy_process_group)
                 self.group = dist.group.WORLD
+        with rank_errors():
             self._axis_groups = {axis: self._axis_group(stack, axis) for axis in AXES}
             lines = torch.arange(self.world_size).view(self.shape.replica, -1).tolist()
             self._replica_group = self._group_among(stack, lines)
@@ -137,11 +141,7 @@ class Ranks:
         store = shared_store(self.environment)
         name_interface(self.environment, store)
         dist.init_process_group(
-            self._backend,
-            store=store,
-            rank=self.rank,
-            world_size=self.world_size,
-            timeout=self.environment.patience,
+            self._backend, store=store, rank=self.rank, world_size=self.world_size, timeout=self.environment.patience
         )
 
     def _new_group(self, stack: ExitStack, ranks: list[int]) -> dist.ProcessGroup | None:

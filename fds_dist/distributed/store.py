@@ -20,6 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_
 from torch.distributed.rendezvous import rendezvous
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.words import plural
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.errors import RankLost
 
@@ -49,7 +50,29 @@ def shared_store(environment: LaunchEnvironment) -> Store:
 
 def hosts_store(environment: LaunchEnvironment) -> bool:
     """Whether the store may end with this process: rank 0 has it, unless torchrun does."""
-    return environment.rank == 0 and (environment.has_group or not _of_torchrun())
+    return environment.rank == 0 and store_of_rank_0(environment)
+
+
+def store_of_rank_0(environment: LaunchEnvironment) -> bool:
+    """Whether rank 0 has the store, and not torchrun."""
+    return environment.has_group or not _of_torchrun()
+
+
+def line_to_host(store: Store) -> socket.socket | None:
+    """A connection to the process that has the store, which closes with it; None where that is not known.
+
+    PyTorch's client prints pages about a store that is gone as soon as it is asked anything.
+    """
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    if not isinstance(store, TCPStore):
+        return None
+    try:
+        line = socket.create_connection((store.host, store.port), timeout=PATIENCE)
+    except OSError:
+        return None
+    line.setblocking(False)
+    return line
 
 
 def _of_torchrun() -> bool:
@@ -62,7 +85,12 @@ def _store(environment: LaunchEnvironment) -> Store:
     addresses = _resolved(address)
     if _of_torchrun():  # torchrun itself has the store, at this port
         host = f"[{address}]" if ":" in address else address
-        return next(iter(rendezvous(f"tcp://{host}:{port}", environment.rank, size, timeout=environment.patience)))[0]
+        try:
+            place = f"tcp://{host}:{port}"
+            return next(iter(rendezvous(place, environment.rank, size, timeout=environment.patience)))[0]
+        except RuntimeError as error:
+            reason = next(iter(str(error).splitlines()), "")
+            raise RankLost(f"torchrun's store does not answer at {_place(environment)}: {reason}") from error
     if environment.rank == 0 or environment.one_host:
         _check_is_here(address, addresses)
     if environment.rank > 0:
@@ -118,9 +146,11 @@ def _answer_others(listener: socket.socket, environment: LaunchEnvironment, stor
         try:
             connection, _ = listener.accept()
         except TimeoutError:
-            ranks = ", ".join(map(str, sorted(missing)))
-            place = f"MASTER_ADDR={environment.master_address} MASTER_PORT={environment.master_port}"
-            raise RankLost(f"missing at {place}: rank{'s' if len(missing) > 1 else ''} {ranks}") from None
+            names = f"{plural(len(missing), 'rank')} {', '.join(map(str, sorted(missing)))}"
+            why = "not started, or sent elsewhere by another MASTER_ADDR or MASTER_PORT"
+            raise RankLost(
+                f"missing at {_place(environment)}: {names}, after {environment.timeout:g} s ({why})"
+            ) from None
         with connection, suppress(OSError):
             connection.settimeout(_LISTENING)
             greeting = re.fullmatch(f"{_GREETING} ([0-9]+) ([0-9]+)\n", _received_line(connection))
@@ -159,18 +189,24 @@ def _ask_rank_0(environment: LaunchEnvironment) -> int:
 def _connected(environment: LaunchEnvironment) -> socket.socket:
     """A connection to rank 0, which may start later than this rank."""
     host, port = environment.master_address, environment.master_port
-    began = time.monotonic()
-    while time.monotonic() - began < environment.timeout:
+    began, why = time.monotonic(), ""
+    while (left := began + environment.timeout - time.monotonic()) > 0:
         try:
-            return socket.create_connection((host, port), timeout=PATIENCE)
-        except (ConnectionError, TimeoutError):
-            pass  # rank 0 does not listen yet
+            return socket.create_connection((host, port), timeout=min(PATIENCE, left))
+        except ConnectionError:  # rank 0 does not listen yet
+            why = "nothing listens there: rank 0 has not started, or has another MASTER_PORT, or is on another host"
+        except TimeoutError:
+            why = "no packet comes back: it is another host's address, or a firewall is between"
         except OSError as error:
             if time.monotonic() - began > PATIENCE:
                 problem = f"{host!r} cannot be reached: {error.strerror}"
                 raise _fault("MASTER_ADDR", problem, "the host name of rank 0") from None
         time.sleep(0.1)
-    raise RankLost(f"rank 0 does not answer at MASTER_ADDR={host} MASTER_PORT={port}")
+    raise RankLost(f"rank 0 does not answer at {_place(environment)}, for {environment.timeout:g} s ({why})")
+
+
+def _place(environment: LaunchEnvironment) -> str:
+    return f"MASTER_ADDR={environment.master_address} MASTER_PORT={environment.master_port}"
 
 
 def _send_line(connection: socket.socket, text: str) -> None:

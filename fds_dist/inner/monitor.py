@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from fds_dist.distributed.errors import reached
 from fds_dist.distributed.fingerprint import RunsDiverged, deviating_ranks, fingerprint
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.plan import Plan
@@ -57,6 +58,7 @@ class StepMonitor:
         consistency: Consistency,
     ) -> None:
         self._outer_step, self._schedule, self._plan = outer_step, schedule, plan
+        self._place = f"inner step {{}} of outer step {outer_step}"
         self._ranks, self._on_block, self._consistency = ranks, on_block, consistency
         self._block_size = -(-schedule.horizon // BLOCKS_PER_HORIZON)
         self._losses: list[Tensor] = []
@@ -70,6 +72,7 @@ class StepMonitor:
         Ranks that share out tangents end together, where they meet: one that left alone would leave the others at
         another collective, whose messages have other sizes.
         """
+        reached(self._place, state.step)
         self._losses.append(loss)
         self._since_comparison.append(loss)
         last = state.step == self._schedule.horizon

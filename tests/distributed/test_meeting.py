@@ -166,8 +166,71 @@ def test_ranks_that_do_not_come_are_named() -> None:
     port = free_port()
     with pytest.raises(RankLost, match=rf"missing at MASTER_ADDR=127.0.0.1 MASTER_PORT={port}: ranks 1, 2"):
         meeting._store.__wrapped__(replace(rank(0, port, 3), timeout=1.0))
-    with pytest.raises(RankLost, match=rf"rank 0 does not answer at MASTER_ADDR=127.0.0.1 MASTER_PORT={port}"):
+    line = rf"rank 0 does not answer at MASTER_ADDR=127.0.0.1 MASTER_PORT={port}, for 1 s \(nothing listens there: "
+    with pytest.raises(RankLost, match=line):
         meeting._store.__wrapped__(replace(rank(1, port, 3), timeout=1.0))
+
+
+def ended_apart(first: LaunchEnvironment, second: LaunchEnvironment) -> list[str]:
+    """The lines of two ranks that do not meet."""
+
+    def line(environment: LaunchEnvironment) -> str:
+        began = time.monotonic()
+        with pytest.raises((RankLost, UserError)) as raised:
+            meeting._store.__wrapped__(environment)
+        assert time.monotonic() - began < environment.timeout + SOON
+        return str(raised.value)
+
+    with ThreadPoolExecutor(2) as ranks:
+        return [future.result(2 * SOON) for future in [ranks.submit(line, each) for each in (first, second)]]
+
+
+def test_a_wrong_port_on_one_rank_is_told_by_both() -> None:
+    port, other = free_port(), free_port()
+    first, second = ended_apart(*(replace(rank(n, p), timeout=2.0) for n, p in enumerate((port, other))))
+    place = f"MASTER_ADDR=127.0.0.1 MASTER_PORT={port}"
+    why = "not started, or sent elsewhere by another MASTER_ADDR or MASTER_PORT"
+    assert first == f"missing at {place}: rank 1, after 2 s ({why})"
+    assert second == (
+        f"rank 0 does not answer at MASTER_ADDR=127.0.0.1 MASTER_PORT={other}, for 2 s "
+        "(nothing listens there: rank 0 has not started, or has another MASTER_PORT, or is on another host)"
+    )
+
+
+@pytest.mark.parametrize("address", ["nowhere.invalid", "203.0.113.77"])
+def test_a_wrong_address_on_one_rank_of_two_hosts(address: str) -> None:
+    """What the network answers to an address that nobody has differs; each answer has its line."""
+    port = free_port()
+    right, wrong = (replace(rank(n, port), one_host=False, timeout=2.0) for n in range(2))
+    first, second = ended_apart(right, replace(wrong, master_address=address))
+    assert first.startswith(f"missing at MASTER_ADDR=127.0.0.1 MASTER_PORT={port}: rank 1, after 2 s")
+    assert second.startswith(
+        (
+            f"environment variable MASTER_ADDR: {address!r} does not resolve: ",
+            f"environment variable MASTER_ADDR: {address!r} cannot be reached: ",
+            f"rank 0 does not answer at MASTER_ADDR={address} MASTER_PORT={port}, for 2 s (no",
+        )
+    )
+
+
+def test_an_address_from_which_no_packet_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drop(place: object, timeout: float) -> None:
+        time.sleep(min(timeout, 0.2))
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", drop)
+    line = r"rank 0 does not answer at .*, for 1 s \(no packet comes back: it is another host's address, or a firewall"
+    with pytest.raises(RankLost, match=line):
+        meeting._store.__wrapped__(replace(rank(1, free_port()), timeout=1.0))
+
+
+def test_the_store_of_a_torchrun_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    port = free_port()
+    with pytest.raises(
+        RankLost, match=rf"torchrun's store does not answer at MASTER_ADDR=127.0.0.1 MASTER_PORT={port}"
+    ):
+        meeting._store.__wrapped__(replace(rank(1, port), timeout=2.0))
 
 
 COMPLETE = {"task": {"name": "own_tasks:blobs"}, "inner": {"epochs": 1}, "hyperparameters": {"lr": {"buckets": 2}}}

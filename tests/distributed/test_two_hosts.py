@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -105,14 +106,14 @@ def test_a_lost_host_ends_the_other_and_one_host_goes_on(
         wait_until(lambda: not any(Path(f"/proc/{rank}").exists() for rank in ranks), "all ranks to end")
     assert status == 1, said(tmp_path)
     log = (tmp_path / f"log-{hosts[1 - lost]}").read_text()
-    lines = ["lost another rank (it exited, or did not answer for 10 minutes); see its output ("]
+    lines = ["lost another rank: rank ", r"ranks? [\d, ]+ ended: it was interrupted"]
     others = [2, 3] if lost else [0, 1]  # which may still say that their launcher is gone
     lines += [
         f"rank{each} ended: it was interrupted" for each in (f"s {others[0]}, {others[1]}", *map(" {}".format, others))
     ]
     if lost == 0:  # with the meeting place; its loss may end the launcher before a rank notices
         lines.append("the node where all nodes meet cannot be reached, or no longer: ")
-    assert any(f"fds-dist: {line}" in log for line in lines), log
+    assert any(re.search(f"fds-dist: {line}", log) for line in lines), log
     result = fds_dist.optimize(resume="runs/run", progress=False)
     assert result_of(result.run_dir) == uninterrupted(tmp_path)
 

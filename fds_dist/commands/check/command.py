@@ -77,11 +77,11 @@ def check(
         >>> [rank.elements for rank in result.report.ranks]
         [(0, 3), (1, 2)]
     """
-    environment, draft = agreed_draft("check", lambda: draft_of(config, overrides, None, task))
-    planned = environment if world_size is None else replace(environment, rank=0, world_size=world_size)
-    if planned.world_size < 1:
+    if world_size is not None and world_size < 1:
         raise UserError(Fault("--world-size", f"{world_size} is out of range", "a whole number of at least 1"))
-    with arithmetic_restored():
+    drafted = agreed_draft("check", lambda: draft_of(config, overrides, None, task))
+    with drafted as (environment, draft), arithmetic_restored():
+        planned = environment if world_size is None else replace(environment, rank=0, world_size=world_size)
         built = on_all_ranks(environment, lambda: build(draft, planned, task, model))
         with reproducible_threads(built.problem.device):
             built = settled(built, built.ranks(environment))

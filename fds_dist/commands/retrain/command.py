@@ -73,14 +73,13 @@ def retrain(
         [0, 1]
     """
     folder = RunFolder(run_path(run_dir))
-    environment = met("retrain", lambda: read_draft(folder.config).config)
     task, model = task_of(run_dir, task), model_of(run_dir, model)
-    config, schedule, settings = on_all_ranks(environment, lambda: _read(folder, overrides))
-    # A network file system may show another rank what was there before the search wrote its result, a moment ago.
-    schedule = Schedule.from_json(told_by_all(environment, schedule.to_json())[0])
-    for facts in (setting_facts(config, settings), version_facts(config)):
-        require_alike(environment, facts)
-    with arithmetic_restored():
+    with met("retrain", lambda: read_draft(folder.config).config) as environment, arithmetic_restored():
+        config, schedule, settings = on_all_ranks(environment, lambda: _read(folder, overrides))
+        # A network file system may show another rank what was there before the search wrote its result, a moment ago.
+        schedule = Schedule.from_json(told_by_all(environment, schedule.to_json())[0])
+        for facts in (setting_facts(config, settings), version_facts(config)):
+            require_alike(environment, facts)
         arithmetic = Arithmetic(config.consistency.mode == "verify", config.precision)
         chosen = on_all_ranks(environment, lambda: set_up(config.device, arithmetic, environment))
         make_task = task_maker(config, task)

@@ -22,6 +22,7 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import trainable_parameters
 from fds_dist.common.modules import Modes, averaged_model, convert
 from fds_dist.common.precision import DTYPES, in_dtype
+from fds_dist.distributed.errors import rank_errors
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tangents.optimizers.plain import make_optimizer
@@ -156,8 +157,9 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def in_evaluation(module: nn.Module, ranks: Ranks) -> Iterator[None]:
     """Inside, the module is in evaluation mode with rank 0's buffers, and records no gradients."""
     if ranks.world_size > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0, group=ranks.group)
+        with rank_errors():
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0, group=ranks.group)
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:

@@ -29,6 +29,7 @@ from fds_dist.common.modules import Modes, convert
 from fds_dist.common.precision import in_dtype
 from fds_dist.config.references import fill_in
 from fds_dist.distributed.environment import read_environment
+from fds_dist.distributed.library_groups import groups_of_libraries
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.storage.checkpoints import changed_files, digests, fresh_folder, remove_folders
@@ -67,9 +68,10 @@ class DeepSpeedEngine:
             # Every stage calls this optimizer's step, with its part of the averaged gradient.
             self.optimizer.register_step_pre_hook(_clipping(settings.clip_gradient))
         self._made_group, self._linear = _join_alone(ranks), nn.functional.linear
-        self._engine, *_ = self._tool.initialize(
-            model=self._module, optimizer=self.optimizer, config=full_config(settings), dist_init_required=False
-        )
+        with groups_of_libraries(ranks.environment):
+            self._engine, *_ = self._tool.initialize(
+                model=self._module, optimizer=self.optimizer, config=full_config(settings), dist_init_required=False
+            )
         self.optimizer.state.clear()  # from that first step, which Adam would count
         gc.collect()  # `initialize` leaves a copy of all weights in reference cycles
         if bf16 and any(isinstance(layer, _BatchNorm) for layer in self._module.modules()):

@@ -32,6 +32,7 @@ from fds_dist.common.records import from_values, to_line, to_values
 from fds_dist.common.secrets import hide_secrets
 from fds_dist.common.transfer import to_device
 from fds_dist.config import CheckpointConfig
+from fds_dist.distributed.errors import rank_errors, reached
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.meetings import CHANCES, Meetings
 from fds_dist.schedule.driver import ScheduleDriver
@@ -148,6 +149,7 @@ class SeedRun:
             terms = self._terms(batch)
             losses = self.engine.step(terms)
             self.driver.step()
+            reached(f"step {{}} of the retraining with seed {self.seed}", self.driver.last_epoch)
             self._report(mean_loss(losses, terms))
             for loss, term in zip(losses, terms, strict=True):
                 if term.samples:
@@ -216,7 +218,8 @@ class SeedRun:
     def _sum_over_ranks(self, sums: Tensor) -> Tensor:
         """The sums over all ranks, the same on each."""
         if self.ranks.world_size > 1:
-            dist.all_reduce(sums, group=self.ranks.group)
+            with rank_errors():
+                dist.all_reduce(sums, group=self.ranks.group)
         return sums
 
     def _seed_of(self, micro_batch: int, *parts: int) -> int:

@@ -19,6 +19,7 @@ from fds_dist.common.files import write_text_atomic
 from fds_dist.common.interruptions import Grace
 from fds_dist.common.randomness import derive_seed, seeded
 from fds_dist.config import CheckpointConfig
+from fds_dist.distributed.errors import rank_errors_of_libraries
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tasks.base import Task
@@ -62,7 +63,8 @@ def retrain(
         with Grace(checkpoint.grace, partial(_last_words, ranks)):
             for seed in settings.all_seeds:
                 task, files = make_task(seed), SeedFolder(folder / str(seed))
-                with seeded(derive_seed(seed, KEY)):  # leaves the caller's generators as they were
+                # The caller's generators stay as they are.
+                with seeded(derive_seed(seed, KEY)), rank_errors_of_libraries():
                     run = SeedRun(seed, task, build_model, schedule, settings, ranks, files, all_reporters, checkpoint)
                     results.append(run.run())
         summary = Summary.of(results)
