@@ -37,8 +37,8 @@ class Run:
     """The values that trained to the lowest validation loss; None where every inner run diverged."""
     history: list[OuterRecord]
     """One record per outer step."""
-    config: dict[str, Any]
-    """The resolved config, as plain values."""
+    config: dict[str, Any] = field(repr=False)
+    """The resolved config, as plain values, secrets included: a result in a notebook does not show it."""
     last_schedule: Schedule | None = field(default=None, kw_only=True)
     """The values after the last update; None before the first outer step is done."""
     average_schedule: Schedule | None = field(default=None, kw_only=True)

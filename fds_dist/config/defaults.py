@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fds_dist.common import limits
 from fds_dist.common.domain import NON_NEGATIVE, UNIT_INTERVAL, has_logarithm, natural_domain
 from fds_dist.common.optimizers import BUILT_IN, usual_start
 
@@ -145,4 +146,5 @@ def _has_log_scale(name: str, optimizer: str) -> bool:
 def _numbers(value: object) -> list[float]:
     """The numbers of an `init` that has some; of a curve or a file none are known yet."""
     values = value if isinstance(value, list) else [value]
-    return [float(each) for each in values if isinstance(each, (int, float)) and not isinstance(each, bool)]
+    numbers = [each for each in values if isinstance(each, (int, float)) and not isinstance(each, bool)]
+    return [float(each) for each in numbers if abs(each) <= limits.NUMBER]  # others are told by the schema
