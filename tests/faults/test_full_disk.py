@@ -34,8 +34,8 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def search(**arguments: Any) -> fds_dist.RunResult:
-    return fds_dist.optimize(**({"config": SEARCH} | arguments), progress=False)
+def search(*overrides: str, resume: str | None = None) -> fds_dist.RunResult:
+    return fds_dist.optimize(None if resume else SEARCH, overrides, resume=resume, progress=False)
 
 
 def retrain() -> object:
@@ -76,8 +76,8 @@ IN_A_SEARCH = [
 @pytest.mark.parametrize("name", IN_A_SEARCH)
 def test_a_search_ends_in_order_and_goes_on_once_there_is_room(name: str) -> None:
     fails_at(name, search)
-    went_on = search(config=None, resume="runs/run")
-    whole = search(overrides=["name=whole"])
+    went_on = search(resume="runs/run")
+    whole = search("name=whole")
     assert went_on.schedule == whole.schedule
     assert [record.val_loss for record in went_on.history] == [record.val_loss for record in whole.history]
     assert went_on.verdict == whole.verdict
