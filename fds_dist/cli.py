@@ -21,6 +21,7 @@ from fds_dist.commands.definitions import CONFIG
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import WriteFailed
 from fds_dist.common.interruptions import INTERRUPTED, end_on_signals, was_signalled
+from fds_dist.common.out_of_memory import OutOfMemory, is_out_of_memory, memory_text
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.launchers import told_local_rank
 
@@ -32,8 +33,6 @@ The launcher ends all ranks when one exits; the node's first rank, which prints 
 
 LEFT_OUT = ("torch", "torchvision", "numpy", "safetensors", "sklearn", "matplotlib", "jinja2", "wandb")
 """Dependencies that an installation for reading schedules alone does without."""
-
-MORE_MEMORY = "expected a smaller tangents.chunk_size, a larger inner.accumulate or mesh.data, or model.checkpointing"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,8 +81,8 @@ def _explained(error: Exception, told: Sequence[Fault]) -> int:
     if isinstance(error, EXPLAINED):
         # Where the first rank of the node is lost, another one tells it.
         return _explain([error], FAILED, getattr(error, "speaks", None))
-    if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, on whichever rank it is
-        _print([f"the device is out of memory ({str(error).splitlines()[0]}); {MORE_MEMORY}"])
+    if is_out_of_memory(error):  # on whichever rank it is
+        _print([OutOfMemory(memory_text(error))])
         return FAILED
     raise error
 

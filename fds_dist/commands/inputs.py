@@ -15,6 +15,7 @@ from torch import nn
 from fds_dist.build import Build, ModelBuilder, build, settled, weights_file
 from fds_dist.commands.meeting import agreed_draft
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.out_of_memory import memory_told
 from fds_dist.common.values import Row
 from fds_dist.config import Config, Draft, HyperparameterConfig, read_draft
 from fds_dist.distributed.agreement import on_all_ranks
@@ -64,20 +65,24 @@ def launched(
 
     Raises:
         UserError: on all ranks, with the faults of all of them; or they differ.
+        OutOfMemory: this rank lacks memory, or another one did before the first step.
     """
 
     def drafted() -> Draft:
         return prepare(draft_of(config, overrides, resume, task))
 
     with agreed_draft(command, drafted) as (environment, draft), arithmetic_restored():
+        rank = environment.rank if environment.distributed else None
 
-        def built_here() -> Build:
+        def built_here() -> tuple[Build, Facts]:
             began = {} if resume is None else _first_values(RunFolder(resume))
-            return build(draft, environment, task, model, began)
+            built = build(draft, environment, task, model, began)
+            return built, built_facts(built, environment)
 
-        built = on_all_ranks(environment, built_here)
-        require_alike(environment, built_facts(built, environment))
-        with built.ranks(environment) as ranks:
+        with memory_told(rank):
+            built, facts = on_all_ranks(environment, built_here)
+        require_alike(environment, facts)
+        with built.ranks(environment) as ranks, memory_told(rank):  # said before the others lose this rank
             yield settled(built, ranks, spread), ranks
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from fds_dist.common.out_of_memory import is_out_of_memory
 from fds_dist.common.secrets import hide_in_fault, hide_in_text
 
 
@@ -69,6 +70,8 @@ def user_code(key: str, what: str, circumstances: str = "") -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):  # no mistake of the user's code
+            raise
         message = next(iter(str(error).strip().splitlines()), "")
         raised = f"{type(error).__name__}: {message}" if message else type(error).__name__
         raise UserError(Fault(key, f"{what} raised {raised}{user_line(error)}{circumstances}")) from error

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import Store
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.out_of_memory import OutOfMemory, is_out_of_memory, memory_text
 from fds_dist.common.words import plural
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.errors import rank_errors
@@ -27,7 +28,8 @@ STORE_LINGER = timedelta(seconds=10)
 def on_all_ranks(environment: LaunchEnvironment, make: Callable[[], Made]) -> Made:
     """`make()` on every rank. Where it raises `UserError` on any rank, all ranks raise one with the faults of all.
 
-    So a file that is missing on one rank ends the run everywhere, instead of leaving the other ranks waiting.
+    So a file that is missing on one rank ends the run everywhere, instead of leaving the other ranks waiting. A rank
+    that is out of memory ends all of them with an `OutOfMemory` that names it.
     """
     if not environment.distributed:
         return make()
@@ -35,20 +37,27 @@ def on_all_ranks(environment: LaunchEnvironment, make: Callable[[], Made]) -> Ma
         store = shared_store(environment)
     made: Made | None = None
     faults: Sequence[Fault] = ()
+    lacking = ""
     try:
         made = make()
     except UserError as error:
         faults = error.faults
     except Exception as error:  # perhaps a bug: this rank shows the traceback, and the others must not wait
-        _publish(store, environment.rank, [Fault("", f"{type(error).__name__}: {error}")])
-        raise
+        if not is_out_of_memory(error):
+            _publish(store, environment.rank, [Fault("", f"{type(error).__name__}: {error}")])
+            leave_last(environment)  # as the others do: a later call meets them again
+            raise
+        lacking = memory_text(error)
     with rank_errors():
-        _publish(store, environment.rank, faults)
-        all_faults = merged_faults(_published(store, environment))
-    if not all_faults:
+        _publish(store, environment.rank, faults, lacking)
+        by_rank = _published(store, environment)
+    if not any(told.faults or told.lacking for told in by_rank):
         return made  # type: ignore[return-value]
     leave_last(environment)
-    raise UserError(all_faults)
+    for rank, told in enumerate(by_rank):
+        if told.lacking:
+            raise OutOfMemory(told.lacking, rank)
+    raise UserError(merged_faults([told.faults for told in by_rank]))
 
 
 def told_by_all(environment: LaunchEnvironment, value: Any) -> list[Any]:
@@ -76,15 +85,24 @@ def merged_faults(by_rank: Sequence[Sequence[Fault]]) -> list[Fault]:
     return merged
 
 
-def _publish(store: Store, rank: int, faults: Sequence[Fault]) -> None:
-    store.set(f"faults/{rank}", json.dumps([asdict(fault) for fault in faults]))
+class _Told(NamedTuple):
+    """What a rank tells the others of its part."""
+
+    faults: Sequence[Fault]
+    lacking: str
+    """Of memory; "" where there was enough."""
 
 
-def _published(store: Store, environment: LaunchEnvironment) -> list[list[Fault]]:
-    """Each rank's faults, in rank order."""
+def _publish(store: Store, rank: int, faults: Sequence[Fault], lacking: str = "") -> None:
+    store.set(f"faults/{rank}", json.dumps([[asdict(fault) for fault in faults], lacking]))
+
+
+def _published(store: Store, environment: LaunchEnvironment) -> list[_Told]:
+    """What each rank has told, in rank order."""
     keys = [f"faults/{rank}" for rank in range(environment.world_size)]
     store.wait(keys, environment.patience)  # a store of the caller's may be less patient
-    return [[Fault(**fields) for fields in json.loads(store.get(key))] for key in keys]
+    contents = [json.loads(store.get(key)) for key in keys]
+    return [_Told([Fault(**fields) for fields in faults], lacking) for faults, lacking in contents]
 
 
 def leave_last(environment: LaunchEnvironment) -> None:

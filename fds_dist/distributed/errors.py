@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from torch.distributed import DistError
 
 from fds_dist.common.faults import UserError, user_line
+from fds_dist.common.out_of_memory import OutOfMemory, is_out_of_memory
 from fds_dist.distributed.heartbeat import Verdict, current, here
 from fds_dist.distributed.lost import why_lost
 
@@ -36,6 +37,8 @@ def ending(error: BaseException) -> str:
         return ""
     if isinstance(error, UserError):
         return "; ".join(map(str, error.faults))
+    if isinstance(error, OutOfMemory):
+        return error.text
     if isinstance(error, KeyboardInterrupt):
         return "it was interrupted"
     message = next(iter(str(error).strip().splitlines()), "")
@@ -56,6 +59,8 @@ def rank_errors() -> Iterator[None]:
     except RankLost:
         raise
     except RuntimeError as error:
+        if is_out_of_memory(error):  # this rank's own
+            raise
         raise _lost(error) from error
     finally:
         here.waiting = time.monotonic() if waits else None

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from fds_dist.common.batch import Part
 from fds_dist.common.faults import Fault, UserError, user_line
+from fds_dist.common.out_of_memory import is_out_of_memory
 from fds_dist.tangents.difference import SHARE, DifferencePoint
 from fds_dist.tangents.network import Buffers, TrainingLoss
 from fds_dist.tangents.point import Point
@@ -179,9 +180,9 @@ def probe(method: str, point: TrialPoint) -> str:
         try:
             with torch.autograd.set_detect_anomaly(True, check_nan=False):
                 point.product(method, torch.zeros_like(point.weights))
-        except torch.OutOfMemoryError:
-            raise
         except _FAILURES as error:
+            if is_out_of_memory(error):
+                raise
             return operator_at_fault(error, [str(warning.message) for warning in caught])
     return ""
 

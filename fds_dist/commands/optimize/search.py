@@ -20,6 +20,7 @@ from fds_dist.commands.run import RunResult
 from fds_dist.common.faults import UserError
 from fds_dist.common.files import WriteFailed
 from fds_dist.common.interruptions import Grace, defer_signals
+from fds_dist.common.out_of_memory import OutOfMemory
 from fds_dist.common.words import counted
 from fds_dist.distributed.errors import RankLost
 from fds_dist.distributed.fingerprint import RunsDiverged
@@ -42,7 +43,7 @@ from fds_dist.tracking.tensorboard import TensorBoardTracker
 from fds_dist.tracking.trackers import Tracker, Trackers
 from fds_dist.tracking.wandb_run import WandbTracker
 
-EXPLAINED = (UserError, WriteFailed, HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost)
+EXPLAINED = (UserError, WriteFailed, HypergradientsNotFinite, RunsDiverged, BatchesDiffer, RankLost, OutOfMemory)
 """Errors whose message is enough: the command line prints it without a traceback."""
 
 

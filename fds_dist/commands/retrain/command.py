@@ -17,6 +17,7 @@ from fds_dist.commands.retrain.reporting import ConsoleReporter, Reporter, Wandb
 from fds_dist.commands.retrain.settings import RetrainSettings, read_settings
 from fds_dist.commands.retrain.trainer import retrain as retrain_seeds
 from fds_dist.commands.run import RunSource, model_of, run_path, task_of
+from fds_dist.common.out_of_memory import memory_told
 from fds_dist.config import Config, load_config, read_draft
 from fds_dist.distributed.agreement import on_all_ranks, told_by_all
 from fds_dist.distributed.alike import require_alike
@@ -93,7 +94,12 @@ def retrain(
         reporters: list[Reporter] = [_console(chosen.remarks, environment)] if progress else []
         reporters.append(WandbReporter(session, target, {**config.resolved(), "retrain": settings.resolved()}))
         shape, kept = MeshShape(1, environment.world_size, 1), config.checkpoint
-        with Ranks(environment, shape, chosen.device) as ranks, locked(target, "fds-dist retrain", "RUN_DIR", ranks):
+        rank = environment.rank if environment.distributed else None
+        with (
+            Ranks(environment, shape, chosen.device) as ranks,
+            memory_told(rank),
+            locked(target, "fds-dist retrain", "RUN_DIR", ranks),
+        ):
             results = retrain_seeds(make_task, build_model, schedule, settings, ranks, target, reporters, kept)
     return Retraining(target, settings, results)
 
