@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ from torch import nn
 from fds_dist.build import Build, ModelBuilder, build, settled, weights_file
 from fds_dist.commands.meeting import agreed_draft
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import read_json
 from fds_dist.common.out_of_memory import memory_told
+from fds_dist.common.records import from_values
 from fds_dist.common.values import Row
 from fds_dist.config import Config, Draft, HyperparameterConfig, read_draft
 from fds_dist.distributed.agreement import on_all_ranks
@@ -153,13 +154,29 @@ def check_weights(folder: RunFolder, build_model: ModelBuilder) -> None:
         UserError: it has changed, or is another one.
     """
     try:
-        began = json.loads(folder.environment.read_text(encoding="utf-8")).get("weights_file")
-    except (OSError, ValueError):
+        began = from_values(_Began, read_json(folder.environment)).weights_file
+    except FileNotFoundError:
         return  # a folder without that record
+    except (OSError, ValueError) as error:
+        problem = f"{folder.environment} cannot be read: {error}"
+        raise UserError(Fault("RUN_DIR", problem, "the file as the run wrote it, or none")) from None
     file = weights_file(build_model)
-    if began and file and began["sha256"] != file.digest:
+    if began and file and began.sha256 != file.digest:
         problem = f"{file.path} is not what the run of {folder.path} began with (SHA-256 {file.digest[:12]}…)"
-        raise UserError(Fault("model.weights", problem, f"{began['path']} as it was, with {began['sha256'][:12]}…"))
+        raise UserError(Fault("model.weights", problem, f"{began.path} as it was, with {began.sha256[:12]}…"))
+
+
+@dataclass(frozen=True)
+class _WeightsFile:
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Began:
+    """The part of environment.json that says what a run's networks began with."""
+
+    weights_file: _WeightsFile | None = None
 
 
 def task_maker(config: Config, task: Task | None = None) -> Callable[[int], Task]:

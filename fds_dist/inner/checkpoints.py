@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fds_dist.common.files import VISIBLE_SECONDS, is_visible
 from fds_dist.common.interruptions import asked_to_end
+from fds_dist.common.secrets import hide_secrets
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.checkpoint_files import (
     MANIFEST,
@@ -204,7 +205,7 @@ same (to rounding, where steps are compiled from there on)."""
 
 def _is_same(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether both describe the same inner run: the order of hyperparameters and groups is that of λ."""
-    return _set_keys(earlier) == _set_keys(now) and _orders(earlier) == _orders(now)
+    return _set_keys(hide_secrets(dict(earlier))) == _set_keys(now) and _orders(earlier) == _orders(now)
 
 
 def _orders(run: Mapping[str, Any]) -> list[list[str]]:

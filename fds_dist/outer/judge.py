@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from fds_dist.common.batch import Batch
 from fds_dist.common.randomness import derive_seed
-from fds_dist.common.records import FloatOrInf, RecordFile
+from fds_dist.common.records import Finite, FloatOrInf, NotNaN, RecordFile, Whole
 from fds_dist.common.words import counted
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.plain_run import blocks_of, plain_run
@@ -114,17 +114,17 @@ def in_batches(
 class Judgement:
     """One plain run over the whole horizon, from fresh weights on a split and batches that no search has seen."""
 
-    seed: int
+    seed: Whole
     val_loss: FloatOrInf
-    val_accuracy: float | None
-    test_accuracy: float | None
+    val_accuracy: NotNaN | None
+    test_accuracy: NotNaN | None
 
 
 @dataclass(frozen=True)
 class JudgedRun(Judgement):
     """A line of ``judge.jsonl``: a judgement with the λ [K] that was trained."""
 
-    values: list[float]
+    values: list[Finite]
     setting: str = ""
     """Names everything else that the run depends on, where a folder may hold runs of several settings."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from fds_dist.common.faults import Fault
 from fds_dist.schedule.shapes import SHAPES
@@ -40,6 +41,12 @@ def content_faults(content: object, source: str) -> list[Fault]:
             for name, value in mapping.items()
             if not valid(value)
         ]
+    if isinstance(optimizer := content.get("optimizer"), dict):
+        faults += [
+            Fault(f"{source}: optimizer.{key}", f"{value!r} is not valid", expected)
+            for key, (valid, expected) in OF_THE_OPTIMIZER.items()
+            if (value := optimizer.get(key)) is not None and not valid(value)
+        ]
     return faults
 
 
@@ -58,3 +65,33 @@ def _is_row(value: object) -> bool:
 
 def _is_shape(value: object) -> bool:
     return isinstance(value, str) and value in SHAPES
+
+
+def _is_positive(value: object) -> bool:
+    return _is_number(value) and value > 0  # type: ignore[operator]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _are_patterns(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+OF_THE_OPTIMIZER: dict[str, tuple[Callable[[object], bool], str]] = {
+    "name": (_is_text, "the optimizer's name"),
+    "groups": (_are_patterns, "a pattern per parameter group"),
+    "clip_gradient": (_is_positive, "a number above 0, or null"),
+    "clip_norm": (_is_positive, "a number above 0, or null"),
+    "ema": (_is_number, "a number, or null"),
+    "accumulate": (lambda value: isinstance(value, int) and value >= 1, "a whole number of at least 1"),
+    "precision": (_is_text, "the precision of autocast, or null"),
+    "options": (lambda value: isinstance(value, dict), "an object: the arguments of the optimizer"),
+    "hyperparameters": (_are_texts, "a list of names"),
+}
+"""Key of `optimizer` → what its value must be; it may have others, as an optimizer's switches."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.files import write_output
+from fds_dist.common.files import parse_json, write_output
 from fds_dist.common.optimizers import BUILT_IN, HYPERPARAMETERS
 from fds_dist.common.paths import expand_path
 from fds_dist.common.values import Value, mapped, numbers_of
@@ -200,8 +200,8 @@ class Schedule:
             UserError: the text is not JSON, or not a schedule; the message names `source` and the key.
         """
         try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
+            content = parse_json(text)
+        except ValueError as error:
             raise UserError(Fault(source, f"is not JSON ({error})", "a file written by `fds-dist optimize`")) from None
         faults = content_faults(content, source)
         if faults:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from fds_dist.common.access import access_problem, readable_by_user, this_user
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.files import WriteFailed, is_full
+from fds_dist.common.files import WriteFailed, is_full, read_json
 from fds_dist.common.registry import nearest
 
 RESULT = "result"
@@ -159,7 +158,7 @@ def folder_of_launch(output_dir: Path | str, search: int, launchers: Collection[
     for name in _holding(Path(output_dir), "environment.json"):
         path = Path(output_dir, name)
         try:
-            launch = json.loads(RunFolder(path).environment.read_text(encoding="utf-8"))["launch"]
+            launch = read_json(RunFolder(path).environment)["launch"]
             if launch["search"] == search and not set(launchers).isdisjoint(launch["launchers"]):
                 return path
         except (OSError, ValueError, KeyError, TypeError):

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Annotated
+
+from pydantic import Field
 
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.records import FloatOrInf, from_line, to_values
+from fds_dist.common.records import Count, FloatOrInf, NotNaN, Whole, from_line, to_values
 from fds_dist.common.words import counted, number_text, percent, spread
 
 DESCRIBED = {
@@ -26,15 +29,15 @@ DESCRIBED = {
 class JudgedCandidate:
     """One candidate's runs on the fresh seeds, in the order of the seeds."""
 
-    val_losses: list[FloatOrInf]
+    val_losses: Annotated[list[FloatOrInf], Field(min_length=1)]
     """Infinite where the run diverged."""
     val_loss: FloatOrInf
     """Their mean."""
-    val_loss_error: float | None
+    val_loss_error: NotNaN | None
     """The standard error of the mean; None for one seed, and where a run diverged."""
-    val_accuracy: float | None
+    val_accuracy: NotNaN | None
     """The mean; None where it is not meant, or a run diverged."""
-    outer_step: int | None
+    outer_step: Whole | None
     """The outer step that trained with these very values; None where none did."""
 
     @classmethod
@@ -67,8 +70,8 @@ class Verdict:
 
     result: str
     """The candidate that is the result: the one with the lowest mean loss."""
-    seeds: int
-    horizon: int
+    seeds: Count
+    horizon: Count
     candidates: dict[str, JudgedCandidate]
     """average, best, last and start, as far as there are such."""
 
@@ -119,7 +122,10 @@ def read_verdict(path: Path) -> Verdict | None:
     if not path.is_file():
         return None
     try:
-        return from_line(Verdict, path.read_bytes())
+        verdict = from_line(Verdict, path.read_bytes())
+        if missing := {"start", verdict.result} - verdict.candidates.keys():
+            raise ValueError(f"candidates lacks {', '.join(sorted(missing))}")
+        return verdict
     except (OSError, ValueError) as error:
         raise UserError(Fault("", f"{path} is not the verdict of a search: {error}", "a run's judged.json")) from None
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 Damage = Callable[[Path], None]
 
@@ -60,3 +63,39 @@ def gone(path: Path) -> None:
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
 """JSON that is nested 100,000 deep."""
+
+WRONG: list[Any] = [None, "x", -1, 1.5, True, [], {}, [["x"]], {"x": [1]}, math.nan, math.inf, 10**400]
+"""One of them is wrong wherever something else stands."""
+
+
+def mutations(values: Any) -> Iterator[tuple[str, Any]]:
+    """`values` with each part replaced by each of `WRONG`, and with each key or item left out; with what was done."""
+    for path in _paths(values):
+        place = ".".join(map(str, path)) or "all"
+        for wrong in WRONG:
+            yield (
+                f"{place} as {str(wrong)[:12]}",
+                _changed(values, path, lambda parent, key, wrong=wrong: _put(parent, key, wrong)),
+            )
+        if path:
+            yield f"no {place}", _changed(values, path, lambda parent, key: parent.pop(key))
+
+
+def _paths(values: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield above
+    if isinstance(values, dict | list):
+        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from _paths(value, (*above, key))
+
+
+def _put(parent: Any, key: Any, value: Any) -> None:
+    parent[key] = value
+
+
+def _changed(values: Any, path: tuple[Any, ...], change: Callable[[Any, Any], object]) -> Any:
+    box = copy.deepcopy([values])
+    parent: Any = box
+    for key in (keys := (0, *path))[:-1]:
+        parent = parent[key]
+    change(parent, keys[-1])
+    return box[0]

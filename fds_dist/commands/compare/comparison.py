@@ -13,11 +13,12 @@ from fds_dist.commands.compare.job import Job, Say, SearchLog, Trial
 from fds_dist.commands.compare.results import Comparison, Incumbent, MethodRun
 from fds_dist.commands.compare.rivals import RIVALS
 from fds_dist.commands.compare.rivals.recipe import Candidate
+from fds_dist.commands.compare.rivals.rival import Rival
 from fds_dist.commands.compare.space import WARMUP, SearchRange
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import write_text_atomic
-from fds_dist.common.records import RecordFile
-from fds_dist.common.values import RowOrNan
+from fds_dist.common.records import NotNaN, RecordFile
+from fds_dist.common.values import FiniteRow
 from fds_dist.outer.judge import Judge, JudgedRun, Judgement, judging, repetition
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.schedule.shapes import DEFAULT
@@ -37,8 +38,8 @@ DAMAGED = "a file written by `fds-dist compare`; delete it to start over"
 class Retrained:
     """A line of ``METHOD/retrained-REPETITION.jsonl``."""
 
-    hyperparameters: dict[str, RowOrNan]
-    test_accuracies: list[float]
+    hyperparameters: dict[str, FiniteRow]
+    test_accuracies: list[NotNaN]
     """One per seed."""
 
 
@@ -129,7 +130,7 @@ def compare(job: Job, folder: Path, say: Say = lambda line: None, retrain: Retra
 def _search(name: str, index: int, job: Job, folder: Path, say: Say) -> Search:
     """Runs one search; it continues from the trials that an earlier call recorded."""
     file = RecordFile(folder / name / f"trials-{index}.jsonl", Trial, DAMAGED)
-    recorded = job.ranks.on_first(file.read)
+    recorded = job.ranks.on_first(lambda: _recorded(file, RIVALS[name], job))
     trials = _affordable(recorded, job.budget)
     log = SearchLog(f"{name}, repetition {index}", job, say)
     log.before(trials)
@@ -143,6 +144,24 @@ def _search(name: str, index: int, job: Job, folder: Path, say: Say) -> Search:
     note = "" if ended else RIVALS[name].search(job, tuple(trials), report)
     log.end(len(trials), note)
     return Search(name, index, job, trials, note)
+
+
+def _recorded(file: RecordFile[Trial], rival: Rival, job: Job) -> list[Trial]:
+    """The trials that an earlier call recorded.
+
+    Raises:
+        UserError: a line is not a trial of this method, or not the one that follows; the file and the line are named.
+    """
+    trials = file.read()
+    for number, trial in enumerate(trials):
+        try:
+            if trial.number != number:
+                raise ValueError(f"it is trial {trial.number}, not {number}")
+            rival.check(job, trial)
+        except ValueError as error:
+            problem = f"{file.path}, line {number + 1} is not a record: {error}"
+            raise UserError(Fault("", problem, file.expected)) from None
+    return trials
 
 
 def _judged(job: Job, searches: Sequence[Search], folder: Path, say: Say) -> Judged:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from fds_dist.commands.compare.space import SearchRange, search_ranges
-from fds_dist.common.records import FloatOrInf
+from fds_dist.common.records import Finite, FloatOrInf, NonNegative, NotNaN, Whole
 from fds_dist.common.words import counted, percent
 from fds_dist.config.compare import CompareConfig
 from fds_dist.distributed.mesh import Ranks
@@ -25,17 +25,17 @@ from fds_dist.outer.rules import OuterRule
 class Trial:
     """One inner run of a method: an outer step of a gradient method, a trial of a black box."""
 
-    number: int
-    values: list[float]
+    number: Whole
+    values: list[Finite]
     """The numbers of the method's recipe: λ [K], or those of a curve."""
     val_loss: FloatOrInf
     """The loss that the method saw; infinite if the run diverged, or was pruned before its first validation."""
-    val_accuracy: float | None
-    steps: int
+    val_accuracy: NotNaN | None
+    steps: Whole
     """Inner steps trained."""
-    cost: float
+    cost: NonNegative
     """In plain training steps."""
-    seconds: float
+    seconds: NonNegative
     """Summed over the ranks that took part."""
     state: dict[str, Any] = field(default_factory=dict)
     """What the method needs to continue from here."""

@@ -9,11 +9,14 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
 
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.records import FloatOrInf, from_values, to_values
-from fds_dist.common.values import RowOrNan
+from fds_dist.common.files import read_json
+from fds_dist.common.records import Count, FloatOrInf, NonNegative, NotNaN, Whole, from_values, to_values
+from fds_dist.common.values import FiniteRow
 from fds_dist.common.words import Spread, spread
 from fds_dist.outer.judge import Judgement
 
@@ -27,15 +30,15 @@ FORMAT = "fds-dist comparison"
 class Incumbent:
     """A λ that was a method's best so far."""
 
-    number: int
+    number: Whole
     """Its trial or outer step."""
-    hyperparameters: dict[str, RowOrNan]
-    cost: float
+    hyperparameters: dict[str, FiniteRow]
+    cost: NonNegative
     """Plain training steps that the method had spent until then."""
-    seconds: float
+    seconds: NonNegative
     own_loss: FloatOrInf
     """The validation loss that the method saw."""
-    judgements: list[Judgement]
+    judgements: Annotated[list[Judgement], Field(min_length=1)]
 
     @property
     def judged_loss(self) -> float:
@@ -58,18 +61,18 @@ class MethodRun:
     """One search by one method."""
 
     method: str
-    repetition: int
-    trials: int
+    repetition: Whole
+    trials: Whole
     """Trials or outer steps."""
-    cost: float
+    cost: NonNegative
     """In plain training steps."""
-    seconds: float
+    seconds: NonNegative
     """Summed over ranks."""
     incumbents: list[Incumbent]
     """In order; the last is the method's answer."""
     note: str = ""
     """How the search ended, or ""."""
-    retrained_accuracies: list[float] = field(default_factory=list)
+    retrained_accuracies: list[NotNaN] = field(default_factory=list)
     """Test accuracies after training with the answer on all training data, one per seed; empty without retraining."""
 
     @property
@@ -104,12 +107,12 @@ class Reach(NamedTuple):
 class Comparison:
     """All searches of all methods."""
 
-    horizon: int
+    horizon: Count
     """Inner steps of a run."""
-    budget: float
+    budget: NonNegative
     """Of each search, in plain training steps."""
-    world_size: int
-    judge_seeds: int
+    world_size: Count
+    judge_seeds: Whole
     estimator: str
     search_space: dict[str, dict[str, Any]]
     """Name → low, high, scale and buckets, for each hyperparameter that the black boxes search."""
@@ -162,7 +165,7 @@ class Comparison:
         file = Path(path)
         file = file / "compare.json" if os.path.isdir(file) else file
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_json(file)
         except (OSError, ValueError) as error:
             raise UserError(Fault(str(file), f"cannot be read ({error})", "a compare.json")) from None
         if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import yaml
 
 from fds_dist.commands.report.contents import RunContents, mapping
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import parse_json, read_json
 from fds_dist.common.secrets import hide_secrets
 from fds_dist.config.yaml_text import dump_yaml
 from fds_dist.schedule.schedule import Schedule
@@ -52,7 +52,7 @@ def _config(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
         config = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(Fault("RUN_DIR", f"cannot read {path}: {reason}", "a run's config.yaml")) from None
     shown = hide_secrets(config)
@@ -61,24 +61,23 @@ def _config(path: Path) -> tuple[str, dict[str, Any]]:
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return mapping(read_json(path))
     except (OSError, ValueError):
         return {}
-    return mapping(content)
 
 
 def _retrained(folder: Path) -> dict[str, list[dict[str, Any]]]:
     by_seed = {}
     for path in sorted(folder.glob("*/history.jsonl"), key=lambda path: path.parent.name):
-        epochs = map(_json_line, path.read_text(encoding="utf-8").splitlines())
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+        epochs = map(_json_line, lines)
         by_seed[path.parent.name] = [epoch for epoch in epochs if isinstance(epoch.get("epoch"), int)]
     return {seed: epochs for seed, epochs in by_seed.items() if epochs}
 
 
-def _json_line(line: str) -> dict[str, Any]:
+def _json_line(line: bytes) -> dict[str, Any]:
     """A record; empty where the line is not a JSON object, such as a torn last line."""
     try:
-        content = json.loads(line)
+        return mapping(parse_json(line))
     except ValueError:
         return {}
-    return mapping(content)

@@ -11,16 +11,26 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.files import write_atomic
+from fds_dist.common.files import parse_json, write_atomic
+from fds_dist.common.records import Count
+
+
+def _within(name: str) -> str:
+    """The path of a file in a folder; one that leads out of it is none."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError("it is no file of the folder")
+    return name
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,22 @@ class SeedFolder:
         return self.path / "history.jsonl"
 
 
+FILES = "deepspeed"
+"""The key under which the state names DeepSpeed's files, and the kind of their folders. DeepSpeed writes a file or two
+per rank with `torch.save`."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the state says of DeepSpeed's files."""
+
+    folder: Annotated[str, Field(pattern=rf"^{FILES}-[0-9]+$")]
+    """Beside the state."""
+    world_size: Count
+    files: dict[Annotated[str, AfterValidator(_within)], str]
+    """Path in the folder → SHA-256."""
+
+
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Writes named tensors to a safetensors file, atomically. `safetensors.torch.load_file` reads it."""
     write_atomic(path, save(dict(weights), {"format": "pt"}))
@@ -79,7 +105,9 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         if metadata["sha256"] == _digest(tensors, metadata["progress"]):
-            return tensors, json.loads(metadata["progress"])
+            progress = parse_json(metadata["progress"])
+            if isinstance(progress, dict):
+                return tensors, progress
     except (OSError, SafetensorError, KeyError, ValueError):
         pass
     raise UserError(Fault("", f"{path} is damaged", "restart=true, to train anew"))

@@ -14,6 +14,7 @@ from fds_dist.commands.meeting import met, version_facts
 from fds_dist.commands.retrain.facts import data_facts, setting_facts
 from fds_dist.commands.retrain.records import RetrainResult
 from fds_dist.commands.retrain.reporting import ConsoleReporter, Reporter, WandbReporter
+from fds_dist.commands.retrain.resuming import digests_of
 from fds_dist.commands.retrain.settings import RetrainSettings, read_settings
 from fds_dist.commands.retrain.trainer import retrain as retrain_seeds
 from fds_dist.commands.run import RunSource, model_of, run_path, task_of
@@ -93,6 +94,7 @@ def retrain(
         session = on_all_ranks(environment, lambda: wandb_session(config, "retrain"))
         reporters: list[Reporter] = [_console(chosen.remarks, environment)] if progress else []
         reporters.append(WandbReporter(session, target, {**config.resolved(), "retrain": settings.resolved()}))
+        data = digests_of(config.resolved())
         shape, kept = MeshShape(1, environment.world_size, 1), config.checkpoint
         rank = environment.rank if environment.distributed else None
         with (
@@ -100,7 +102,7 @@ def retrain(
             memory_told(rank),
             locked(target, "fds-dist retrain", "RUN_DIR", ranks),
         ):
-            results = retrain_seeds(make_task, build_model, schedule, settings, ranks, target, reporters, kept)
+            results = retrain_seeds(make_task, build_model, schedule, settings, ranks, target, reporters, kept, data)
     return Retraining(target, settings, results)
 
 

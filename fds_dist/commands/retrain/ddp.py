@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from fds_dist.common.precision import DTYPES, in_dtype
 from fds_dist.distributed.errors import rank_errors
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.schedule import Schedule
-from fds_dist.tangents.optimizers.plain import make_optimizer
+from fds_dist.tangents.optimizers.plain import PureOptimizer, make_optimizer
 
 
 class DDPEngine:
@@ -128,7 +128,7 @@ class DDPEngine:
         accept(progress)
         try:
             self._set(tensors)
-        except (RuntimeError, ValueError, KeyError):
+        except (RuntimeError, ValueError, KeyError, IndexError):
             problem = f"{path} belongs to another network than the one of this task and model"
             raise UserError(Fault("", problem, "restart=true, to train anew")) from None
         return progress
@@ -142,8 +142,19 @@ class DDPEngine:
             if key.startswith("optimizer/"):
                 _, index, name = key.split("/")
                 states.setdefault(int(index), {})[name] = tensor
+        self._check(states)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+    def _check(self, states: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """That each tensor is a number or has the shape of its parameter, which `load_state_dict` does not look at. A
+        `PureOptimizer` has vectors over all weights."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        whole = (sum(parameter.numel() for parameter in parameters),)
+        for index, state in states.items():
+            shapes = {(), whole if isinstance(self.optimizer, PureOptimizer) else tuple(parameters[index].shape)}
+            if wrong := [name for name, tensor in state.items() if tuple(tensor.shape) not in shapes]:
+                raise ValueError(f"{wrong[0]} of parameter {index} has another shape")
 
     def close(self) -> None:
         """See `Engine`: there is nothing to release."""

@@ -7,6 +7,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from fds_dist.commands.retrain.checkpoints import read_state, write_state
+from fds_dist.commands.retrain.checkpoints import FILES, Written, read_state, write_state
 from fds_dist.commands.retrain.data import Term
 from fds_dist.commands.retrain.ddp import batch_norm_notes, host_copy, in_evaluation
 from fds_dist.commands.retrain.deepspeed_settings import imported_deepspeed
@@ -27,6 +28,7 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import writing
 from fds_dist.common.modules import Modes, convert
 from fds_dist.common.precision import in_dtype
+from fds_dist.common.records import from_values
 from fds_dist.config.references import fill_in
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.library_groups import groups_of_libraries
@@ -34,10 +36,6 @@ from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.storage.checkpoints import changed_files, digests, fresh_folder, remove_folders
 from fds_dist.tangents.optimizers.plain import PureOptimizer, make_optimizer
-
-FILES = "deepspeed"
-"""The key under which the state names DeepSpeed's files, and the kind of their folders. DeepSpeed writes a file or two
-per rank with `torch.save`."""
 
 
 class DeepSpeedEngine:
@@ -140,8 +138,8 @@ class DeepSpeedEngine:
                 self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
 
         self._ranks.on_each(write)
-        written = {"folder": folder.name, "world_size": self._ranks.world_size, "files": digests(folder, self._ranks)}
-        self._ranks.on_first(lambda: write_state(path, {}, {**progress, FILES: written}))
+        written = Written(folder.name, self._ranks.world_size, digests(folder, self._ranks))
+        self._ranks.on_first(lambda: write_state(path, {}, {**progress, FILES: asdict(written)}))
         if self._ranks.is_first:
             remove_folders(path.parent, FILES, [folder])
 
@@ -152,12 +150,15 @@ class DeepSpeedEngine:
             return None
         _, progress = state
         accept(progress)
-        written = progress.pop(FILES)
-        if written["world_size"] != self._ranks.world_size:
-            problem = f"{path} was written by {written['world_size']} ranks, and there are {self._ranks.world_size} now"
+        try:
+            written = from_values(Written, progress.pop(FILES, None))
+        except ValueError as error:
+            raise UserError(Fault("", f"{path} is damaged ({FILES}: {error})", "restart=true, to train anew")) from None
+        if written.world_size != self._ranks.world_size:
+            problem = f"{path} was written by {written.world_size} ranks, and there are {self._ranks.world_size} now"
             raise UserError(Fault("", problem, "as many ranks with engine=deepspeed, or restart=true to train anew"))
-        folder = path.parent / written["folder"]
-        changed = changed_files(folder, written["files"], self._ranks)
+        folder = path.parent / written.folder
+        changed = changed_files(folder, written.files, self._ranks)
         if changed:
             problem = f"{folder} is damaged ({', '.join(changed)})"
             raise UserError(Fault("", problem, "restart=true, to train anew"))

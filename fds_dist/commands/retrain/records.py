@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fds_dist.common.records import FloatOrNan, to_values
-from fds_dist.common.values import Value, ValueOrNan
+from fds_dist.common.records import Count, FloatOrNan, NonNegative, NotNaN, Whole, to_values
+from fds_dist.common.values import FiniteValue, Value
 from fds_dist.common.words import Spread, spread
 
 
@@ -17,10 +17,10 @@ from fds_dist.common.words import Spread, spread
 class EpochPart:
     """What has been done of an epoch that was cut off."""
 
-    steps: int = 0
+    steps: Whole = 0
     loss_sum: float = 0.0
     """Over the samples on all ranks."""
-    samples: int = 0
+    samples: Whole = 0
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,20 @@ class EpochRecord:
     """One epoch: a line of ``history.jsonl``."""
 
     seed: int
-    epoch: int
-    step: int
+    epoch: Whole
+    step: Count
     """Optimizer steps done at its end."""
     train_loss: FloatOrNan
     """Mean over the epoch's samples, each at the weights of its step."""
     test_loss: FloatOrNan
     """Mean over the test samples after the epoch, batch-norm on running statistics."""
-    test_accuracy: float | None
+    test_accuracy: NotNaN | None
     """The task's metric of that name, else the share of right answers; None where neither is meant."""
-    hyperparameters: dict[str, ValueOrNan]
+    hyperparameters: dict[str, FiniteValue]
     """Values of the epoch's last step."""
-    seconds: float
+    seconds: NonNegative
     """Training and testing."""
-    world_size: int
+    world_size: Count
     test_metrics: dict[str, FloatOrNan] = field(default_factory=dict)
     """The task's other metrics."""
 

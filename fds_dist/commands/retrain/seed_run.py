@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -21,15 +20,14 @@ from fds_dist.commands.retrain.engines import ENGINES
 from fds_dist.commands.retrain.optimizers import inner_optimizer, prepared
 from fds_dist.commands.retrain.records import Block, EpochPart, EpochRecord, RetrainResult, SeedStart, best_of
 from fds_dist.commands.retrain.reporting import Reporters
+from fds_dist.commands.retrain.resuming import Identity
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.batch import Batch, micro_batches
-from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import make_folder, write_text_atomic
 from fds_dist.common.interruptions import asked_to_end
 from fds_dist.common.precision import DTYPES
 from fds_dist.common.randomness import derive_seed
-from fds_dist.common.records import from_values, to_line, to_values
-from fds_dist.common.secrets import hide_secrets
+from fds_dist.common.records import to_line, to_values
 from fds_dist.common.transfer import to_device
 from fds_dist.config import CheckpointConfig
 from fds_dist.distributed.errors import rank_errors, reached
@@ -63,6 +61,7 @@ class SeedRun:
         files: SeedFolder,
         reporters: Reporters,
         checkpoint: CheckpointConfig,
+        data: Mapping[str, str],
     ) -> None:
         self.seed, self.task, self.settings, self.ranks = seed, task, settings, ranks
         self.loss_of = OnBatch(task.loss)
@@ -75,19 +74,12 @@ class SeedRun:
         module = build_model(derive_seed(seed, KEY, "weights"))
         self.engine = ENGINES[settings.engine](module, self.schedule, settings, ranks)
         self.driver = ScheduleDriver(self.engine.optimizer, self.schedule, fixed=True)
+        self.identity = Identity(seed, self.schedule, self.data.steps_per_epoch, settings, data)
         self.records: list[EpochRecord] = []
         self.part = EpochPart()
         self.checkpoint, self.saved = checkpoint, time.monotonic()
         horizon = self.schedule.horizon
         self.meetings = Meetings(ranks, horizon, -(-horizon // CHANCES), checkpoint.grace)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The settings that define the retraining, without secrets; they must be the same when it is resumed."""
-        launch = {"seed", "seeds", "restart"}
-        settings = {name: value for name, value in self.settings.resolved().items() if name not in launch}
-        schedule = json.loads(self.schedule.to_json())
-        return {**hide_secrets(settings), "horizon": schedule.pop("horizon"), "schedule": schedule}
 
     @property
     def epochs(self) -> int:
@@ -257,7 +249,7 @@ class SeedRun:
         self._save_state({})
 
     def _save_state(self, part: dict[str, Any]) -> None:
-        progress = {"identity": self.identity, "records": to_values(self.records), **part}
+        progress = {"identity": self.identity.values, "records": to_values(self.records), **part}
         self.engine.save(self.files.state, progress)
         self.saved = time.monotonic()
 
@@ -265,27 +257,15 @@ class SeedRun:
         """Restores what an interrupted call with the same settings has done.
 
         Raises:
-            UserError: the earlier call had other settings.
+            UserError: the earlier call had other settings, or its state is damaged.
         """
-        progress = self.engine.load(self.files.state, self._accept)
-        if progress is None:
-            return
-        self.records = from_values(list[EpochRecord], progress["records"])
-        if "part" in progress:
-            self.part = from_values(EpochPart, progress["part"])
-        done = self.part.steps + (self.records[-1].step if self.records else 0)
-        self.driver.load_state_dict({"last_epoch": done, "schedule": self.schedule.to_json()})
 
-    def _accept(self, progress: dict[str, Any]) -> None:
-        """Raises `UserError` if the state comes from a call with other settings."""
-        before, now = progress["identity"], self.identity
-        if differing := [name for name in now if before.get(name) != now[name]]:  # earlier versions knew fewer names
-            had = ", ".join(
-                f"another {name}" if name in ("schedule", "deepspeed") else f"{name}={before.get(name)}"
-                for name in differing
-            )
-            problem = f"{self.files.path} holds a retraining with {had}"
-            raise UserError(Fault("", problem, "the same settings, or restart=true to train anew"))
+        def accept(progress: dict[str, Any]) -> None:
+            self.records, self.part = self.identity.done(self.files.state, progress)
+
+        if self.engine.load(self.files.state, accept) is not None:
+            done = self.part.steps + (self.records[-1].step if self.records else 0)
+            self.driver.load_state_dict({"last_epoch": done, "schedule": self.schedule.to_json()})
 
     def _start(self) -> SeedStart:
         return SeedStart(

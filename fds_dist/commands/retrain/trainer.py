@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from torch import nn
 
@@ -36,6 +37,7 @@ def retrain(
     folder: Path,
     reporters: Sequence[Reporter] = (),
     checkpoint: CheckpointConfig = USUAL,
+    data: Mapping[str, str] = MappingProxyType({}),
 ) -> list[RetrainResult]:
     """Trains a network from scratch for each of `settings.all_seeds`, by `schedule` stretched to `settings.epochs`
     or `settings.steps`.
@@ -49,6 +51,7 @@ def retrain(
         make_task: seed → task, so that the order of the data also differs between seeds.
         build_model: seed → network.
         reporters: receive the events of the retraining; used on rank 0 only.
+        data: what names the data and the network in the state; a later call with others is refused.
         checkpoint: when to save within an epoch, and how long a signal may take to end the retraining.
 
     Raises:
@@ -65,7 +68,9 @@ def retrain(
                 task, files = make_task(seed), SeedFolder(folder / str(seed))
                 # The caller's generators stay as they are.
                 with seeded(derive_seed(seed, KEY)), rank_errors_of_libraries():
-                    run = SeedRun(seed, task, build_model, schedule, settings, ranks, files, all_reporters, checkpoint)
+                    run = SeedRun(
+                        seed, task, build_model, schedule, settings, ranks, files, all_reporters, checkpoint, data
+                    )
                     results.append(run.run())
         summary = Summary.of(results)
         ranks.on_first(partial(write_text_atomic, folder / "summary.json", summary.to_json()))

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fds_dist.commands.sweep.command_line import as_overrides
 from fds_dist.commands.sweep.file import Sweep
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import OWNER_ONLY, write_text_atomic, writing
-from fds_dist.common.records import RecordFile
+from fds_dist.common.records import NonNegative, NotNaN, RecordFile, Whole
 from fds_dist.common.secrets import hide_secret_arguments, hide_secrets
 from fds_dist.common.words import duration
 from fds_dist.config.yaml_text import dump_yaml
@@ -40,15 +40,15 @@ KILL_SECONDS = 60.0
 class JobResult:
     """One finished or failed attempt at a job: a line of `results.jsonl`."""
 
-    job: int
+    job: Whole
     values: dict[str, Any]
-    status: str
+    status: Literal["finished", "failed"]
     """'finished', or 'failed'."""
     exit_status: int
-    seconds: float
+    seconds: NonNegative
     run_dir: str
-    best_val_loss: float | None = None
-    best_val_accuracy: float | None = None
+    best_val_loss: NotNaN | None = None
+    best_val_accuracy: NotNaN | None = None
 
     @property
     def finished(self) -> bool:
@@ -112,7 +112,7 @@ def _claim(folder: Path, sweep: Sweep) -> None:
     record = folder / "sweep.yaml"
     if not record.exists():
         write_text_atomic(record, jobs, OWNER_ONLY)
-    elif record.read_text(encoding="utf-8") != jobs:
+    elif record.read_bytes() != jobs.encode():
         expected = "another name in the file, or move that folder away"
         raise UserError(Fault("name", f"{folder} holds the results of another sweep", expected))
 

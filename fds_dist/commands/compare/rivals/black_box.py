@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 
 from fds_dist.commands.compare.job import Job, Report, Trial
 from fds_dist.commands.compare.rivals.recipe import Recipe
-from fds_dist.commands.compare.rivals.study import RESOURCES, Kind, Study
+from fds_dist.commands.compare.rivals.study import RESOURCES, Kind, Memory, Study
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.records import from_values
 from fds_dist.inner.plain_run import AtRung, plain_run
 
 
@@ -33,6 +34,10 @@ class BlackBox:
         yield from optuna_faults(self.name)
         yield from self.searched.faults(job)
 
+    def check(self, job: Job, trial: Trial) -> None:
+        """See `Rival`."""
+        check_memory(trial)
+
     def search(self, job: Job, before: Sequence[Trial], report: Report) -> str:
         """See `Rival`."""
         explore(self.name, self.kind, self.searched, job, job.budget, before, report)
@@ -41,6 +46,13 @@ class BlackBox:
     def recipe(self, job: Job, trials: Sequence[Trial], trial: Trial) -> Recipe:
         """See `Rival`."""
         return self.searched
+
+
+def check_memory(trial: Trial) -> None:
+    """Raises a ValueError where the `state` of a recorded trial is not what the study needs."""
+    memory = from_values(Memory, trial.state)
+    if len(memory.coordinates) != len(trial.values):
+        raise ValueError(f"{len(memory.coordinates)} coordinates for {len(trial.values)} numbers")
 
 
 def optuna_faults(name: str) -> Iterator[Fault]:

@@ -66,6 +66,13 @@ class Fds:
         """See `Rival`."""
         return iter(())
 
+    def check(self, job: Job, trial: Trial) -> None:
+        """See `Rival`."""
+        size = job.problem.space.size
+        counts = {len(trial.values)} if trial.is_answer else {len(trial.values), len(_progress(trial).values)}
+        if counts != {size}:
+            raise ValueError(f"it has {' and '.join(map(str, sorted(counts)))} numbers, not {size}")
+
     def search(self, job: Job, before: Sequence[Trial], report: Report) -> str:
         """See `Rival`."""
         if before and before[-1].is_answer:
@@ -99,6 +106,11 @@ class Greedy(Fds):
         return _outer_loop(job, "greedy", horizons + horizons[-1:] * more, before, report)
 
 
+def _progress(trial: Trial) -> OuterProgress:
+    """Where the outer loop stands after the trial."""
+    return OuterProgress.from_dict(trial.state)
+
+
 def affordable(job: Job, estimator: str, horizons: Sequence[int]) -> tuple[int, ...]:
     """The horizons of the first outer steps, as many as the budget pays for."""
     spent = 0.0
@@ -115,7 +127,7 @@ def _outer_loop(job: Job, estimator: str, horizons: Sequence[int], before: Seque
         return "one outer step costs more than the budget"
     progress = initial_progress(job.problem, job.rule, settings)
     if before:
-        progress = OuterProgress.from_dict(before[-1].state)
+        progress = _progress(before[-1])
     if progress.state.failures >= settings.nonfinite_patience:
         return NOT_FINITE
     last = _LastRecord()

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from fds_dist.commands.compare.job import Job, Report, Trial
-from fds_dist.commands.compare.rivals.black_box import explore, optuna_faults
+from fds_dist.commands.compare.rivals.black_box import check_memory, explore, optuna_faults
 from fds_dist.commands.compare.rivals.curves import Curve, decay_faults, named_numbers, scaled
 from fds_dist.commands.compare.rivals.recipe import Recipe, Setting
 from fds_dist.commands.compare.rivals.study import Kind
 from fds_dist.commands.compare.space import SearchRange
 from fds_dist.common.faults import Fault
 from fds_dist.common.flat import FlatLayout
+from fds_dist.common.records import Finite, from_values
 from fds_dist.common.values import Value
 from fds_dist.inner.plain_run import plain_run
 from fds_dist.inner.problem import Problem
@@ -61,6 +62,13 @@ class Refined:
             yield Fault("compare.methods", problem, f"methods without {self.name}, or one of {', '.join(NORMS)}")
         if job.horizon < 2:
             yield Fault("compare.methods", f"{self.name} has no schedule of one step", "a longer horizon")
+
+    def check(self, job: Job, trial: Trial) -> None:
+        """See `Rival`."""
+        check_memory(trial)
+        factors = from_values(_Factors, trial.state).factors
+        if factors and len(factors) != job.horizon:
+            raise ValueError(f"{len(factors)} factors for {job.horizon} steps")
 
     def search(self, job: Job, before: Sequence[Trial], report: Report) -> str:
         """See `Rival`."""
@@ -119,6 +127,13 @@ class Shape:
         named = named_numbers(problem, numbers)
         del named["warmup"]
         return named
+
+
+@dataclass(frozen=True)
+class _Factors:
+    """The part of a trial's `state` that only the trial has whose gradient norms were recorded."""
+
+    factors: list[Finite] = field(default_factory=list)
 
 
 def _measured(trials: Sequence[Trial]) -> Trial | None:

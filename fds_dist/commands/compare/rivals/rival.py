@@ -22,6 +22,10 @@ class Rival(Protocol):
         """Why it cannot take part: what it cannot do in this job, and what is not installed."""
         ...
 
+    def check(self, job: Job, trial: Trial) -> None:
+        """Raises a ValueError where the numbers or the `state` of a recorded trial are not what the method records."""
+        ...
+
     def search(self, job: Job, before: Sequence[Trial], report: Report) -> str:
         """Continues from the recorded trials `before` until the budget is spent.
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from pydantic import Field
 
 from fds_dist.commands.compare.job import Trial, loss_or_infinity
 from fds_dist.commands.compare.space import SearchRange
 from fds_dist.common.randomness import derive_seed
+from fds_dist.common.records import Finite, FloatOrInf, from_values
 
 if TYPE_CHECKING:
     import optuna
@@ -33,6 +37,17 @@ class Kind(NamedTuple):
     """Whether a tree-structured Parzen estimator suggests the values; otherwise they are random."""
     pruned: bool = False
     """Whether Hyperband ends poor runs early."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the study needs of a trial beside its loss: its `state`."""
+
+    coordinates: list[Finite]
+    pruned: bool
+    intermediate: dict[Annotated[str, Field(pattern="^[0-9]+$")], FloatOrInf]
+    """Step → loss."""
+    rungs: dict[str, FloatOrInf]
 
 
 class Study:
@@ -97,13 +112,13 @@ class Study:
 
     def _frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
         """A recorded trial in Optuna's form."""
-        state = trial.state
+        memory = from_values(Memory, trial.state)
         states = self._optuna.trial.TrialState
         return self._optuna.trial.create_trial(
-            state=states.PRUNED if state["pruned"] else states.COMPLETE,
+            state=states.PRUNED if memory.pruned else states.COMPLETE,
             value=trial.val_loss,
-            params=dict(zip(self._distributions, state["coordinates"], strict=True)),
+            params=dict(zip(self._distributions, memory.coordinates, strict=True)),
             distributions=self._distributions,
-            intermediate_values={int(step): loss_or_infinity(loss) for step, loss in state["intermediate"].items()},
-            system_attrs={key: loss_or_infinity(loss) for key, loss in state["rungs"].items()},
+            intermediate_values={int(step): loss_or_infinity(loss) for step, loss in memory.intermediate.items()},
+            system_attrs={key: loss_or_infinity(loss) for key, loss in memory.rungs.items()},
         )
