@@ -315,7 +315,7 @@ def test_the_closing_lines_and_the_report_say_which_is_which(capsys: pytest.Capt
         assert f"{name} {run.verdict.candidates[name]}" in closing
     assert "schedule_average.json" in closing
     page = fds_dist.report(run).read_text()
-    assert "The result" in page and f"{run.verdict.result} (result)" in page
+    assert "The schedule to use" in page and f"{run.verdict.result} (result)" in page
 
 
 def test_judges_meet_so_that_no_rank_waits_for_long() -> None:
