@@ -36,7 +36,7 @@ def run_check(options: Namespace) -> int:
 def run_verify(options: Namespace) -> int:
     from fds_dist.commands.verify.command import print_verification, verify
 
-    built, verification = verify(options.config, options.overrides, steps=options.steps)
+    built, verification = verify(options.config, options.overrides, steps=options.steps, progress=True)
     if _is_first():
         print_verification(built.problem, verification)
     return DONE if verification.passed else FAILED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ PIPE_WIDTH = 140
 """Columns of a table where there is no terminal; running text is not broken there."""
 HTML = '<pre style="white-space: pre; overflow-x: auto; line-height: normal; font-family: monospace">{code}</pre>'
 """Around what a notebook shows of a result."""
+Count = Callable[[int, int], None]
+"""Hears (things done, all things)."""
 PLAIN_INTERVAL = 10.0
 """Least seconds between two progress lines where there is no terminal."""
 
@@ -71,7 +74,17 @@ def progress_bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[facts]}", style="dim"),
     )
-    return Progress(*columns, console=console, transient=True, refresh_per_second=4)
+    return Progress(
+        *columns,
+        console=console,
+        transient=True,
+        refresh_per_second=4,
+        redirect_stdout=not console.stderr or sys.stdout.isatty(),  # what a command prints to a file stays there
+    )
+
+
+def count_nothing(done: int, total: int) -> None:
+    """Shows nothing: a `Count` for work without progress."""
 
 
 @contextmanager
@@ -81,7 +94,7 @@ def counting(
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
     show: bool = True,
-) -> Iterator[Callable[[int, int], None]]:
+) -> Iterator[Count]:
     """Shows the progress of long work: a bar in a terminal, elsewhere a line every `PLAIN_INTERVAL` seconds.
 
     Args:
@@ -95,7 +108,7 @@ def counting(
         A function to call with (things done, all things).
     """
     if not show:
-        yield lambda done, total: None
+        yield count_nothing
         return
     console = console or default_console()
     if is_live(console):

@@ -7,6 +7,7 @@ split, and no search shares a split with the judges.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 from fds_dist.common.batch import Batch
 from fds_dist.common.randomness import derive_seed
 from fds_dist.common.records import Finite, FloatOrInf, NotNaN, RecordFile, Whole
-from fds_dist.common.words import counted
+from fds_dist.common.words import counted, duration
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.plain_run import blocks_of, plain_run
 from fds_dist.inner.problem import Problem
@@ -23,6 +24,9 @@ from fds_dist.tasks.base import Loss, Task
 
 STRIDE = 1_000_000
 """Outer steps in the range of one repetition."""
+
+SAY_AGAIN = 30.0
+"""Seconds after which a long judging says how far it is."""
 
 JUDGE = 1000
 """The repetition whose range the judges use."""
@@ -183,10 +187,16 @@ class Judge:
         if missing:
             values = counted(len(self._wanted(candidates)) // self.seeds, "value")
             self.say(f"judging {values} on {counted(self.seeds, 'fresh seed')}: {counted(len(missing), 'run')}")
+        done, began = 0, time.monotonic()
+        said = began
         for batch in in_batches(self.ranks, missing, self._train, blocks_of(self.horizon)):
             judged |= {job: run.judgement for job, run in batch}
             if self.file:
                 self.ranks.on_first(partial(self.file.append, [run for _, run in batch]))
+            done, now = done + len(batch), time.monotonic()
+            if done < len(missing) and now - said >= SAY_AGAIN:
+                left, said = (now - began) / done * (len(missing) - done), now
+                self.say(f"judging: {done} of {counted(len(missing), 'run')} done, about {duration(left)} left")
         return {values: [judged[values, seed] for seed in range(self.seeds)] for values, _ in self._wanted(candidates)}
 
     def _wanted(self, candidates: Iterable[Sequence[float]]) -> list[Wanted]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -20,9 +18,13 @@ from rich.text import Text
 from fds_dist.common.console import PLAIN_INTERVAL, is_live, plain_line
 from fds_dist.common.values import MOST_SHOWN, Row, flat, numbers_of, text_of
 from fds_dist.common.words import counted, duration, number_text, percent
+from fds_dist.tracking.pace import Pace
 from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
 from fds_dist.tracking.trackers import Tracker
 from fds_dist.tracking.verdict import DESCRIBED
+
+SCHEDULE = "schedule.json"
+"""The file of the result in a run's folder."""
 
 PLAIN_WIDTH = 60
 """Characters for the buckets of one hyperparameter in output that is not a terminal."""
@@ -35,7 +37,8 @@ _COLORS = {"finished": "green", "failed": "red", "interrupted": "yellow"}
 
 
 class ConsoleTracker(Tracker):
-    """In a terminal: a header, a live line, a row per outer step and a closing panel. Elsewhere: plain ASCII lines.
+    """In a terminal: a header, a live line, a row per outer step and a closing panel that begins with what was gained,
+    and with the file to use. Elsewhere: plain ASCII lines.
 
     Outer steps are numbered as in ``history.jsonl``, from 0. Texts are printed literally: brackets in a path or a
     message are not markup.
@@ -50,14 +53,14 @@ class ConsoleTracker(Tracker):
         self._clock = clock
         self._terminal = is_live(self._console)
         self._live: Live | None = None
-        self._pace = _Pace(clock())
+        self._pace: Pace | None = None
         self._next_line = -math.inf
 
     def start(self, run: RunStart) -> None:
         self._run = run
         self._outer_step = run.first_outer_step
         self._block: InnerBlock | None = None
-        self._pace = _Pace(self._clock())
+        self._pace = Pace(run.work, run.judging, self._clock()) if run.work else None
         facts = {
             "run folder": str(run.run_dir),
             "device": f"{run.device}, {counted(run.world_size, 'rank')}",
@@ -80,7 +83,8 @@ class ConsoleTracker(Tracker):
 
     def inner(self, block: InnerBlock) -> None:
         now = self._clock()
-        self._pace.add(now, block)
+        if self._pace is not None:
+            self._pace.add(now, block)
         self._block = block
         if self._live is not None and self._console.is_jupyter and now >= self._next_line:
             self._next_line = now + 1 / NOTEBOOK_RATE
@@ -91,7 +95,8 @@ class ConsoleTracker(Tracker):
             self._line(f"{place}: {', '.join(self._pace_facts(block))}")
 
     def outer(self, record: OuterRecord) -> None:
-        self._pace = _Pace(self._clock())
+        if self._pace is not None:
+            self._pace.end(self._clock(), record.outer_step)
         self._block, self._outer_step = None, record.outer_step + 1
         loss, accuracy, seconds = f"{record.val_loss:.4g}", percent(record.val_accuracy), duration(record.seconds)
         if self._live is None:
@@ -125,7 +130,9 @@ class ConsoleTracker(Tracker):
                 self._line(f"to {name}: {line}")
             return
         if end.schedule:
-            facts["learned"] = "\n".join(_pack(end.schedule, max(20, self._console.width - 18)))
+            learned = "\n".join(_pack(end.schedule, max(20, self._console.width - 18)))
+            last = {name: facts.pop(name) for name in ("judged", "best") if name in facts}
+            facts |= {"learned": learned} | last
             width = max(map(len, _files(end)))
             lines = [f"{file:<{width}}  {holds}" for file, holds in _files(end).items()]
             facts["results"] = "\n".join([str(end.run_dir), *lines])
@@ -163,38 +170,12 @@ class ConsoleTracker(Tracker):
 
     def _pace_facts(self, block: InnerBlock) -> list[str]:
         facts = [f"{block.live_tangents}/{self._run.tangents} tangents live", f"loss {block.train_loss:.3g}"]
-        rate = self._pace.rate
-        if rate is None:
+        pace = self._pace
+        if pace is None or pace.rate is None:
             return facts
-        since = self._clock() - self._pace.last
-        left = max(0.0, (block.horizon - block.steps.stop) / rate - since)
-        facts += [f"{rate:.3g} steps/s", f"{duration(left)} left"]
-        if later := range(block.outer_step + 1, self._run.outer_steps):
-            weights = [_length(self._run.config, outer_step) for outer_step in (block.outer_step, *later)]
-            facts.append(f"run about {duration(left + sum(weights[1:]) / weights[0] * block.horizon / rate)}")
-        return facts
-
-
-class _Pace:
-    """Inner steps per second over the last blocks of one horizon. Later steps are slower, with more live tangents."""
-
-    def __init__(self, now: float) -> None:
-        self._marks: deque[tuple[float, int]] = deque(maxlen=10)
-        self.last = now
-
-    def add(self, now: float, block: InnerBlock) -> None:
-        if not self._marks:
-            self._marks.append((self.last, block.steps.start))
-        self._marks.append((now, block.steps.stop))
-        self.last = now
-
-    @property
-    def rate(self) -> float | None:
-        """The steps per second; None before the first measurement."""
-        if not self._marks:
-            return None
-        (start, first), (end, last) = self._marks[0], self._marks[-1]
-        return (last - first) / (end - start) if end > start and last > first else None
+        left, later = max(0.0, pace.left(block) - (self._clock() - pace.last)), pace.later(block.outer_step)
+        run = [f"run about {duration(left + later)}"] if later else []
+        return [*facts, f"{pace.rate:.3g} steps/s", f"{duration(left)} left", *run]
 
 
 def _pack(values: Mapping[str, Row], width: int) -> list[str]:
@@ -258,17 +239,22 @@ def _facts(facts: Mapping[str, str]) -> Padding:
 
 
 def _closing_facts(end: RunEnd) -> dict[str, str]:
-    """What the closing lines say of the search, beside its values and files."""
-    facts = {"message": end.message, "best": _best(end)}
+    """What the closing lines say of the search: what was gained, what to use, and what that rests on."""
+    facts = {"message": end.message}
     if end.verdict is not None:
-        facts["result"] = end.verdict.headline
+        facts["gained"] = end.verdict.headline
+    if end.status == "finished" and end.schedule:
+        judged = "" if end.verdict else ", which nothing has judged (outer.judge_seeds)"
+        facts["use"] = f"{SCHEDULE}: {DESCRIBED.get(end.result or '', 'the learned values')}{judged}"
+    if end.verdict is not None:
         facts["judged"] = "\n".join(f"{name} {candidate}" for name, candidate in end.verdict.candidates.items())
+    facts["best"] = _best(end)
     return {name: fact for name, fact in facts.items() if fact}
 
 
 def _files(end: RunEnd) -> dict[str, str]:
     """The files in the run's folder that a person may want → what they hold."""
-    files = {"schedule.json": DESCRIBED.get(end.result or "", "the learned values")}
+    files = {SCHEDULE: DESCRIBED.get(end.result or "", "the learned values")}
     candidates = {f"schedule_{name}.json": holds for name, holds in DESCRIBED.items()}
     files |= {file: holds for file, holds in candidates.items() if (end.run_dir / file).is_file()}
     return files | {"history.jsonl": "every outer step"} | dict.fromkeys(_report(end), "figures")
@@ -283,13 +269,6 @@ def _best(end: RunEnd) -> str:
     if end.best_outer_step is not None:
         facts.append(f"at outer step {end.best_outer_step}")
     return ", ".join(facts)
-
-
-def _length(config: Mapping[str, Any], outer_step: int) -> float:
-    """The steps or epochs of an outer step in the config, as a weight for comparing horizons."""
-    inner = config.get("inner", {})
-    length = inner.get("steps") or inner.get("epochs") or 1
-    return length[min(outer_step, len(length) - 1)] if isinstance(length, list) else length
 
 
 def _report(end: RunEnd) -> list[str]:

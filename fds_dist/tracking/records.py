@@ -7,11 +7,36 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fds_dist.common.records import Count, FloatOrNan, NotNaN, Whole, from_line, to_values
 from fds_dist.common.values import FiniteRow, Row, RowOrNan, Value, figures
 from fds_dist.tracking.verdict import Verdict
+
+
+class Stage(NamedTuple):
+    """Inner steps that follow each other and cost the same."""
+
+    steps: int
+    tangents: float
+    """Live tangents on the rank that has most of them, less those that are pruned."""
+
+
+class OuterWork(NamedTuple):
+    """What an outer step costs."""
+
+    stages: tuple[Stage, ...]
+    """In order, over the horizon."""
+    after: float = 0.0
+    """Plain steps after the last inner step, as on the way back of reverse mode."""
+
+    def live(self, start: int, stop: int) -> float:
+        """The mean number of live tangents from the inner step `start` to before `stop`; 0 where there is no step."""
+        total, first = 0.0, 0
+        for steps, tangents in self.stages:
+            total += tangents * max(0, min(stop, first + steps) - max(start, first))
+            first += steps
+        return total / (stop - start) if stop > start else 0.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +53,12 @@ class RunStart:
     world_size: int
     device: str
     resumed: bool
+    work: tuple[OuterWork, ...] = ()
+    """Of each outer step, those done included; nothing where it is not known."""
+    judging: float = 0.0
+    """Plain steps that judge the result after the last outer step, at the most."""
+    places: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    """See `RunEnd.places`."""
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,8 @@ def test_a_run_under_torchrun_prints_once_and_nothing_else(tmp_path: Path) -> No
     assert lines[0] == "fds-dist: run folder runs/run; device cpu, 2 ranks; tangents 3; outer steps 2"
     assert lines[1].startswith("note: checked against plain PyTorch: ")
     assert [line.partition(" done: ")[0] for line in lines[2:4]] == ["outer step 0", "outer step 1"]
-    assert lines[4].startswith("finished; best: val accuracy ")
+    unjudged = "the values after the last update, which nothing has judged (outer.judge_seeds)"
+    assert lines[4].startswith(f"finished; use: schedule.json: {unjudged}; best: val accuracy ")
     next_steps = [line.partition(": ")[0] for line in lines[5:]]
     assert next_steps == [
         *("to train with it", "to train on all data", "to export it", "to check its gradients", "to search further")

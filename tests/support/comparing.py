@@ -53,7 +53,7 @@ def rates(setting: Setting, horizon: int, name: str = "lr") -> list[float]:
 
 def run(folder: Path, problem: Problem | None = None, steps: int = 2, **options: Any) -> Comparison:
     """A comparison with few seeds on a small problem; `options` are those of the config's section, but for a few."""
-    passed = {name: options.pop(name) for name in ("say", "retrain") if name in options}
+    passed = {name: options.pop(name) for name in ("say", "retrain", "count") if name in options}
     settings, estimator = OuterSettings((HORIZON,) * steps), options.pop("estimator", "forward")
     chosen = CompareConfig.model_validate({"seeds": 1, "judge_seeds": 1, **options})
     return compare(Job(problem or small_problem(), SignRule(), settings, estimator, chosen, ONE_RANK), folder, **passed)

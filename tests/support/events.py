@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
+from fds_dist.tracking.records import InnerBlock, OuterRecord, OuterWork, RunEnd, RunStart, Stage
 from fds_dist.tracking.trackers import Tracker, Trackers
 
 
 def run_start(run_dir: Path, first_outer_step: int = 0, resumed: bool = False, **config: Any) -> RunStart:
-    return RunStart(run_dir, config, 3, first_outer_step, 9, 2, "cpu", resumed)
+    """A search of three outer steps. One epoch has 200 inner steps, all of which cost the same."""
+    epochs = config.get("inner", {}).get("epochs", [1, 1, 1])
+    work = tuple(OuterWork((Stage(200 * length, 4.0),)) for length in epochs)
+    return RunStart(run_dir, config, 3, first_outer_step, 9, 2, "cpu", resumed, work)
 
 
 def outer_record(outer_step: int, **changes: Any) -> OuterRecord:

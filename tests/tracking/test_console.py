@@ -12,6 +12,7 @@ from events import inner_block, outer_record, run_end, run_start
 from rich.console import Console
 
 from fds_dist.tracking.console import PLAIN_INTERVAL, ConsoleTracker
+from fds_dist.tracking.verdict import JudgedCandidate, Verdict
 
 
 class Clock:
@@ -168,3 +169,40 @@ def test_a_run_without_a_schedule_promises_none(tmp_path: Path, terminal: bool) 
     tracker.start(run_start(tmp_path))
     tracker.finish(replace(run_end(tmp_path, "failed", "no data"), schedule=None))
     assert "schedule.json" not in file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_end_says_first_what_was_gained_and_what_to_use(tmp_path: Path, terminal: bool) -> None:
+    console, file = printed(terminal, width=200)
+    tracker = ConsoleTracker(console)
+    tracker.start(run_start(Path("runs/one")))
+    judged = {name: JudgedCandidate.of([loss], [None]) for name, loss in (("last", 0.5), ("start", 2.0))}
+    end = replace(run_end(Path("runs/one")), result="last", verdict=Verdict.of(1, 200, judged))
+    tracker.finish(end)
+    text = file.getvalue()
+    said = [
+        "gained",
+        "from val loss 2 to 0.5, judged on 1 fresh seed",
+        "use",
+        "schedule.json: the values after",
+    ]
+    places = [text.index(words) for words in [*said, "judged", "best", "results"]]
+    assert places[:4] == sorted(places[:4])
+    assert max(places[:4]) < min(text.index(f"{name} val loss") for name in ("last", "start"))
+    file.truncate(0)
+    tracker.finish(replace(end, verdict=None))
+    assert "gained" not in file.getvalue()
+    assert "nothing has judged (outer.judge_seeds)" in file.getvalue()
+    file.truncate(0)
+    tracker.finish(replace(end, status="failed", verdict=None))
+    assert not re.search(r"\buse\b", file.getvalue())
+
+
+def test_a_run_whose_work_is_unknown_promises_no_time(tmp_path: Path) -> None:
+    console, file = printed(terminal=False)
+    tracker = ConsoleTracker(console)
+    tracker.start(replace(run_start(tmp_path), work=()))
+    tracker.inner(inner_block(0, 10))
+    tracker.outer(outer_record(0))
+    assert "loss 1.5\n" in file.getvalue()
+    assert "left" not in file.getvalue()

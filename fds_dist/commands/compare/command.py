@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from rich.console import Console
 from torch import nn
 
 from fds_dist.build import Build, ModelBuilder, model_builder
@@ -19,7 +20,7 @@ from fds_dist.commands.compare.table import print_comparison
 from fds_dist.commands.inputs import Source, folder_key, launched, one_run_per_rank, study_folder, task_maker
 from fds_dist.commands.retrain.settings import read_settings
 from fds_dist.commands.retrain.trainer import retrain as retrain_seeds
-from fds_dist.common.console import as_html
+from fds_dist.common.console import Count, as_html, counting
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.monitor import Consistency
@@ -86,7 +87,9 @@ def compare(
         folder = study_folder(built.config, "compare")
         retrain = _retrainer(built, ranks, task, model)
         with locked(folder, "fds-dist compare", folder_key(built.config), ranks):
-            comparison = _compared(built, ranks, folder, retrain, say=print if progress else _say_nothing)
+            show, say = progress and ranks.is_first, print if progress else _say_nothing
+            with counting("compare", "plain steps", Console(stderr=True), show=show) as count:
+                comparison = _compared(built, ranks, folder, retrain, say, count)
             ranks.on_first(partial(plot_comparison, comparison, folder))
     return CompareResult(comparison, folder)
 
@@ -105,7 +108,9 @@ def _retrainer(built: Build, ranks: Ranks, task: Task | None, model: nn.Module |
     return retrained
 
 
-def _compared(built: Build, ranks: Ranks, folder: Path, retrain: Retrain, say: Callable[[str], None]) -> Comparison:
+def _compared(
+    built: Build, ranks: Ranks, folder: Path, retrain: Retrain, say: Callable[[str], None], count: Count
+) -> Comparison:
     config = built.config
     job = Job(
         built.problem,
@@ -119,7 +124,7 @@ def _compared(built: Build, ranks: Ranks, folder: Path, retrain: Retrain, say: C
         config.outer.average,
         config.outer.judge_seeds,
     )
-    return compare_methods(job, folder, say, retrain)
+    return compare_methods(job, folder, say, retrain, count)
 
 
 def _say_nothing(line: str) -> None:

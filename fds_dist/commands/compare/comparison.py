@@ -15,6 +15,7 @@ from fds_dist.commands.compare.rivals import RIVALS
 from fds_dist.commands.compare.rivals.recipe import Candidate
 from fds_dist.commands.compare.rivals.rival import Rival
 from fds_dist.commands.compare.space import WARMUP, SearchRange
+from fds_dist.common.console import Count, count_nothing
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import write_text_atomic
 from fds_dist.common.records import NotNaN, RecordFile
@@ -88,7 +89,13 @@ class Search:
         )
 
 
-def compare(job: Job, folder: Path, say: Say = lambda line: None, retrain: Retrain | None = None) -> Comparison:
+def compare(
+    job: Job,
+    folder: Path,
+    say: Say = lambda line: None,
+    retrain: Retrain | None = None,
+    count: Count = count_nothing,
+) -> Comparison:
     """Runs every method in every repetition, judges the results and writes `folder/compare.json`.
 
     Called alike on all ranks; every rank returns the same. Each trial is written to `folder` when it is done, and a
@@ -97,6 +104,7 @@ def compare(job: Job, folder: Path, say: Say = lambda line: None, retrain: Retra
     Args:
         job: that of the first repetition.
         say: receives lines about the progress, on rank 0.
+        count: hears how many plain steps of all searches' budgets are spent.
         retrain: used if `retrain_seeds` of the options is above 0; otherwise the test accuracy is that of the judges'
             runs.
 
@@ -111,11 +119,12 @@ def compare(job: Job, folder: Path, say: Say = lambda line: None, retrain: Retra
     if job.budget < job.horizon:
         raise UserError(Fault("compare.budget", f"{job.budget:g} is out of range", f"at least one run: {job.horizon}"))
     ranks.on_first(lambda: _claim(folder, _identity(job)))
-    searches = [
-        _search(name, index, replace(job, problem=repetition(job.problem, index)), folder, say)
-        for index in range(options.seeds)
-        for name in methods
-    ]
+    pairs = [(index, name) for index in range(options.seeds) for name in methods]
+    searches, total = [], round(len(pairs) * job.budget)
+    for place, (index, name) in enumerate(pairs):
+        searching = replace(job, problem=repetition(job.problem, index))
+        searches.append(_search(name, index, searching, folder, say, _from(count, place * job.budget, total)))
+        count(round((place + 1) * job.budget), total)  # a search may end before its budget is spent
     searches.sort(key=lambda search: methods.index(search.method))  # by method, then by repetition
     judged = _judged(job, searches, folder, say)
     runs = [search.run(judged, _retrained(search, folder, retrain)) for search in searches]
@@ -127,7 +136,14 @@ def compare(job: Job, folder: Path, say: Say = lambda line: None, retrain: Retra
     return comparison
 
 
-def _search(name: str, index: int, job: Job, folder: Path, say: Say) -> Search:
+def _from(count: Count, before: float, total: int) -> Callable[[Sequence[Trial]], None]:
+    """A function that counts the trials of a search, before which others had a budget of `before`."""
+    return lambda trials: count(round(before + sum(trial.cost for trial in trials)), total)
+
+
+def _search(
+    name: str, index: int, job: Job, folder: Path, say: Say, count: Callable[[Sequence[Trial]], None]
+) -> Search:
     """Runs one search; it continues from the trials that an earlier call recorded."""
     file = RecordFile(folder / name / f"trials-{index}.jsonl", Trial, DAMAGED)
     recorded = job.ranks.on_first(lambda: _recorded(file, RIVALS[name], job))
@@ -139,6 +155,7 @@ def _search(name: str, index: int, job: Job, folder: Path, say: Say) -> Search:
         job.ranks.on_first(partial(file.append, batch))
         trials.extend(batch)
         log.after(batch)
+        count(trials)
 
     ended = len(trials) < len(recorded)  # an earlier call had a larger budget
     note = "" if ended else RIVALS[name].search(job, tuple(trials), report)

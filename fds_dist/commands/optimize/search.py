@@ -15,6 +15,7 @@ from fds_dist.commands.optimize.next_steps import next_steps
 from fds_dist.commands.optimize.origin import Place, write_origin
 from fds_dist.commands.optimize.outcome import Outcome, Outcomes, inner_settings
 from fds_dist.commands.optimize.resume import checkpoint_content, first_progress, going_on, nothing_left
+from fds_dist.commands.optimize.work import judging_steps, outer_work
 from fds_dist.commands.report.live import LivePage
 from fds_dist.commands.run import RunResult
 from fds_dist.common.faults import UserError
@@ -173,6 +174,9 @@ class Search(OuterListener):
             world_size=self.ranks.world_size,
             device=str(self.built.problem.device),
             resumed=self.resumed,
+            work=outer_work(self.built),
+            judging=judging_steps(self.built, self.ranks.world_size),
+            places=self.loop.schedule(self.progress.values, self.progress.horizon).places,
         )
 
     def monitor(self, outer_step: int, schedule: Schedule, plan: Plan) -> StepMonitor:

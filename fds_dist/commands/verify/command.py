@@ -17,7 +17,7 @@ from torch import nn
 from fds_dist.build import Build, ModelBuilder
 from fds_dist.commands.inputs import Source, launched
 from fds_dist.commands.verify.derivatives import FLOAT32, FLOAT64, Verification, compare_autocast, compare_derivatives
-from fds_dist.common.console import as_html, default_console, paragraph, plain_table
+from fds_dist.common.console import as_html, counting, default_console, paragraph, plain_table
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.words import counted
 from fds_dist.config import Draft, PruneConfig
@@ -51,6 +51,7 @@ def verify(
     steps: int | None = None,
     task: Task | None = None,
     model: nn.Module | ModelBuilder | None = None,
+    progress: bool = False,
 ) -> VerifyResult:
     """Compares the task's hypergradients with independent derivatives, in float64 over a short horizon.
 
@@ -62,6 +63,7 @@ def verify(
         steps: inner steps. None: the run's own horizon, or 50 where that is longer (more for many buckets).
         task: an object used in place of the config's task.
         model: a module or a function from a seed to one, used in place of the config's model.
+        progress: whether rank 0 shows on standard error how far it is.
 
     Returns:
         What was built from the config, and the derivatives side by side; `built, verification = verify(...)`.
@@ -83,7 +85,9 @@ def verify(
         with raised_to_float64(asked, up_to=math.inf) as (coarse, exact):
             built = _without_autocast(built, exact)
             precision = FLOAT64 if exact else FLOAT32
-            verification = compare_derivatives(built.problem, _verified_steps(built, steps), ranks, precision)
+            show, horizon = progress and ranks.is_first, _verified_steps(built, steps)
+            with counting("verify", "derivatives", Console(stderr=True), show=show) as count:
+                verification = compare_derivatives(built.problem, horizon, ranks, precision, count)
         low = compare_autocast(asked, verification, ranks) if asked.low else None
         return VerifyResult(built, replace(verification, coarse=coarse, low=low))
 

@@ -7,9 +7,10 @@ unrolled run, and central finite differences of the validation loss, alone where
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from fds_dist.common.console import Count, count_nothing
 from fds_dist.common.faults import UserError
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimate import validate
@@ -106,10 +107,15 @@ class Verification:
         return bool(self.comparisons) and all(comparison.agrees for comparison in self.comparisons)
 
 
-def compare_derivatives(problem: Problem, horizon: int, ranks: Ranks, precision: Precision = FLOAT64) -> Verification:
+def compare_derivatives(
+    problem: Problem, horizon: int, ranks: Ranks, precision: Precision = FLOAT64, count: Count = count_nothing
+) -> Verification:
     """Compares all derivatives over `horizon` steps, as far as `precision` lets them agree.
 
     The problem must be without `clip_hvp` and pruning.
+
+    Args:
+        count: hears about the progress: the estimates of all hypergradients, and the differences of each element.
     """
     values = problem.trial_values()
     run = InnerRun(problem, values, 0, horizon, ranks)
@@ -120,18 +126,24 @@ def compare_derivatives(problem: Problem, horizon: int, ranks: Ranks, precision:
     reasons = {method: _unusable(problem, method) for method in EXACT_METHODS}
     left_out = [f"forward mode by {method}: {reason}" for method, reason in reasons.items() if reason]
     comparisons, by_difference = [], problem.tangents.method == "difference" and all(reasons.values())
+    usable = [method for method, reason in reasons.items() if not reason]
+    methods = [] if by_difference else [*usable, *({problem.tangents.method} - set(EXACT_METHODS))]
+    estimates, total = 1 + len(methods), 1 + len(methods) + problem.space.size
+    count(0, total)
     if by_difference:
         left_out.append("reverse mode: it needs second derivatives")
         reference = forward_by("difference")
     else:
         reference = estimate_reverse(replace(run, problem=problem.by("double_backward"))).hypergradients
-        methods = [method for method, reason in reasons.items() if not reason]
-        for method in (*methods, *({problem.tangents.method} - set(EXACT_METHODS))):
+        for done, method in enumerate(methods, 1):
+            count(done, total)
             tolerance = precision.exact if method in EXACT_METHODS else precision.products
             forward = forward_by(method)
             error = worst_error(problem.space, forward, reference)
             comparisons.append(Comparison(f"forward, {method}", forward, error, tolerance))
-    differences = finite_differences(problem, values, horizon, reference, precision)
+    differences = finite_differences(
+        problem, values, horizon, reference, precision, lambda done: count(estimates + done, total)
+    )
     error = worst_error(problem.space, differences, reference)
     comparisons.append(Comparison("finite differences", differences, error, precision.difference))
     return Verification(horizon, values, reference, tuple(comparisons), tuple(left_out), by_difference=by_difference)
@@ -144,11 +156,17 @@ def compare_autocast(problem: Problem, verification: Verification, ranks: Ranks)
 
 
 def finite_differences(
-    problem: Problem, values: Sequence[float], horizon: int, reference: Sequence[float], precision: Precision
+    problem: Problem,
+    values: Sequence[float],
+    horizon: int,
+    reference: Sequence[float],
+    precision: Precision,
+    count: Callable[[int], None] = lambda done: None,
 ) -> list[float]:
     """Central differences [K] of the validation loss, each with the step size that agrees best with `reference`.
 
-    The validation loss is the one that a run reports, its running statistics included.
+    The validation loss is the one that a run reports, its running statistics included. `count` hears how many elements
+    are done.
     """
 
     def loss_at(element: int, value: float) -> float:
@@ -158,6 +176,7 @@ def finite_differences(
         return validate(problem, training.network, training.state, 0, with_gradient=False).loss
 
     def difference(element: int) -> float:
+        count(element)
         value, candidates = values[element], []
         for relative_step in precision.steps:
             h = relative_step * (abs(value) or 1.0)
