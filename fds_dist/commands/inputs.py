@@ -211,13 +211,16 @@ def folder_key(config: Config) -> str:
     return "name" if config.name else "output_dir"
 
 
-def wandb_session(config: Config, job_type: str) -> WandbSession:
+def wandb_session(config: Config, job_type: str, group: str) -> WandbSession:
     """The session that `tracking.wandb` asks for.
 
     Args:
         job_type: the kind of the W&B run if neither the config nor the environment sets one.
+        group: the name of the search, under which W&B shows it with its retrainings, if neither of them sets one.
 
     Raises:
         UserError: WANDB_MODE is not a mode.
     """
-    return WandbSession(**dict(config.tracking.wandb), usual_job_type=job_type)
+    options = config.tracking.wandb
+    told = {name: value for name, value in options if name not in ("scalars", "code")}
+    return WandbSession(**told, usual_job_type=job_type, usual_group=options.name or group)

@@ -34,6 +34,15 @@ class WandbConfig(Section):
     tags: list[Text] = Field(default_factory=list)
     """Labels of the run."""
 
+    scalars: Switch | None = None
+    """A chart for each number of a hyperparameter, its hypergradient and its step size. true: of all hyperparameters;
+    false: of those that have one number; null: of those that have at most 4. The others are in the picture of the
+    schedule that each outer step draws."""
+
+    code: Switch = False
+    """Send the files of the task, model and optimizer that are one's own (`package.module:function` in the current
+    folder), online runs only. Off, for such a file may hold a password."""
+
     init_timeout: Seconds = 30.0
     """Seconds that W&B has to answer when an online run begins. After them the run goes on offline, with a note."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fds_dist.common.records import Count, FloatOrNan, NotNaN, Whole, from_line, to_values
-from fds_dist.common.values import FiniteRow, Row, RowOrNan, Value, figures
+from fds_dist.common.values import FiniteRow, Row, RowOrNan, Value, figures, flat
 from fds_dist.tracking.verdict import Verdict
 
 
@@ -178,29 +178,37 @@ def flat_row(record: OuterRecord) -> dict[str, Cell]:
         "world_size": record.world_size,
         "events": "; ".join(record.events),
     }
-    return row | _by_name(record) | _by_bucket("step_size", record.step_sizes)
+    return row | _by_name(record)
 
 
-def outer_metrics(record: OuterRecord) -> dict[str, float]:
+def outer_metrics(record: OuterRecord, most: float = math.inf) -> dict[str, float]:
     """The finite numbers of an outer step under flat names, e.g. ``hypergradient/lr/0`` for the first bucket and, where
-    a bucket has several numbers, what `figures` makes of them: ``hypergradient/weights/0/2``."""
+    a bucket has several numbers, what `figures` makes of them: ``hypergradient/weights/0/2``.
+
+    Args:
+        most: hyperparameters of more numbers are left out.
+    """
     metrics: dict[str, float | None] = {
         "outer/val_loss": record.val_loss,
         "outer/val_accuracy": record.val_accuracy,
         "outer/seconds": record.seconds,
         "outer/horizon": float(record.horizon),
     }
-    return finite(metrics | _by_name(record))
+    return finite(metrics | _by_name(record, most))
 
 
-def _by_name(record: OuterRecord) -> dict[str, float]:
-    """The task's metrics, and the numbers of each bucket."""
-    return {
-        **{f"metric/{name}": value for name, value in (record.metrics or {}).items()},
-        **_by_bucket("hyperparameter", record.hyperparameters),
-        **_by_bucket("hypergradient", record.hypergradients),
-        **_by_bucket("hypergradient_spread", record.hypergradient_spread or {}),
-    }
+BY_BUCKET = ("hyperparameter", "hypergradient", "hypergradient_spread", "step_size")
+"""What `outer_metrics` has of each bucket."""
+
+
+def _by_name(record: OuterRecord, most: float = math.inf) -> dict[str, float]:
+    """The task's metrics, and the numbers of each bucket of the hyperparameters that have at most `most` numbers."""
+    spreads = record.hypergradient_spread or {}
+    by_bucket = (record.hyperparameters, record.hypergradients, spreads, record.step_sizes)
+    numbers = {f"metric/{name}": value for name, value in (record.metrics or {}).items()}
+    for kind, values in zip(BY_BUCKET, by_bucket, strict=True):
+        numbers |= _by_bucket(kind, {name: row for name, row in values.items() if len(flat(row)) <= most})
+    return numbers
 
 
 def _by_bucket(kind: str, values: Mapping[str, Row]) -> dict[str, float]:
@@ -210,6 +218,15 @@ def _by_bucket(kind: str, values: Mapping[str, Row]) -> dict[str, float]:
         for bucket, value in enumerate(row)
         for key, number in figures(f"{kind}/{name}/{bucket}", value)
     }
+
+
+CURVES = 20
+"""The most outer steps of a search whose training curves a dashboard lays over each other: evenly spread ones."""
+
+
+def has_curve(outer_step: int, outer_steps: int) -> bool:
+    """Whether the training curve of an outer step is among `CURVES` of `outer_steps`."""
+    return outer_step % -(-outer_steps // CURVES) == 0
 
 
 def finite(metrics: Mapping[str, float | None]) -> dict[str, float]:

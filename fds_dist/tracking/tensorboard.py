@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
+from fds_dist.common.secrets import hide_secrets
 from fds_dist.tracking.history import steps_before
-from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart, inner_metrics, outer_metrics
+from fds_dist.tracking.pictures import is_drawn, schedule_png
+from fds_dist.tracking.records import (
+    InnerBlock,
+    OuterRecord,
+    RunEnd,
+    RunStart,
+    finite,
+    has_curve,
+    inner_metrics,
+    outer_metrics,
+)
 from fds_dist.tracking.trackers import Tracker
 
 
 class TensorBoardTracker(Tracker):
-    """Scalars under RUN_DIR/tensorboard: ``outer/*``, ``hyperparameter/NAME/BUCKET`` and
-    ``hypergradient/NAME/BUCKET`` against the outer step, ``inner/*`` against all inner steps so far, and
-    ``judged/CANDIDATE/*`` once at the end."""
+    """Scalars under RUN_DIR/tensorboard: ``outer/*``, ``hyperparameter/NAME/BUCKET``, ``hypergradient/NAME/BUCKET``
+    and ``step_size/NAME/BUCKET`` against the outer step, ``inner/*`` against all inner steps so far, and
+    ``judged/CANDIDATE/*`` once at the end; the config as text, the schedule of each outer step as an image. Each inner
+    run is a run of its own in TensorBoard, ``outer_step_N``, so that the curves ``inner_curve/train_loss`` lie over
+    each other."""
 
     def __init__(self) -> None:
         self._writer: Any = None
         self._steps_before = self._outer_steps = 0
+        self._curve: Any = None
 
     def start(self, run: RunStart) -> None:
         try:
@@ -28,26 +43,63 @@ class TensorBoardTracker(Tracker):
             ) from None
         self._outer_steps = run.first_outer_step
         self._steps_before = steps_before(run.run_dir, run.first_outer_step)
+        self._run, self._new_writer = run, EventFileWriter
         self._writer = EventFileWriter(str(run.run_dir / "tensorboard"))
+        self._write_config(run)
 
     def inner(self, block: InnerBlock) -> None:
         self._write(inner_metrics(block), self._steps_before + block.steps.stop)
+        if has_curve(block.outer_step, self._run.outer_steps):
+            if self._curve is None:
+                self._curve = self._new_writer(str(self._run.run_dir / f"tensorboard/outer_step_{block.outer_step}"))
+            self._write(finite({"inner_curve/train_loss": block.train_loss}), block.steps.stop, self._curve)
 
     def outer(self, record: OuterRecord) -> None:
         self._steps_before += record.horizon
         self._outer_steps = record.outer_step + 1
         self._write(outer_metrics(record), record.outer_step)
+        if is_drawn(record.outer_step, self._run.outer_steps):
+            self._write_picture(schedule_png(record.hyperparameters, self._run.places), record.outer_step)
         self._writer.flush()
+        self._close_curve()
 
     def finish(self, end: RunEnd) -> None:
         if self._writer is not None:
             if end.verdict is not None:
                 self._write(end.verdict.figures, self._outer_steps)
             self._writer.close()
+            self._close_curve()
 
-    def _write(self, metrics: dict[str, float], step: int) -> None:
+    def _close_curve(self) -> None:
+        if self._curve is not None:
+            self._curve.close()
+            self._curve = None
+
+    def _write(self, metrics: dict[str, float], step: int, writer: Any = None) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+        self._add([Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()], step, writer)
+
+    def _write_picture(self, png: bytes, step: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+
+        self._add([Summary.Value(tag="outer/schedule", image=Summary.Image(encoded_image_string=png))], step)
+
+    def _write_config(self, run: RunStart) -> None:
+        """Writes the config, without secrets; an indented block, as Markdown has it."""
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.compat.proto.tensor_pb2 import TensorProto  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.plugins.text.metadata import create_summary_metadata
+
+        lines = json.dumps(hide_secrets(run.config), indent=2, default=str).splitlines()
+        text = "\n".join(f"    {line}" for line in lines)
+        tensor = TensorProto(dtype="DT_STRING", string_val=[text.encode()])
+        metadata = create_summary_metadata(display_name=None, description=None)
+        self._add([Summary.Value(tag="config", metadata=metadata, tensor=tensor)], run.first_outer_step)
+
+    def _add(self, values: list[Any], step: int, writer: Any = None) -> None:
         from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
-        self._writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        (writer or self._writer).add_event(event)

@@ -10,9 +10,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TextIO
 
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.interruptions import defer_signals
@@ -54,6 +55,7 @@ class WandbSession:
         mode: 'online', 'offline' or 'disabled'. An online run that cannot start within `init_timeout` seconds
             becomes an offline one, with a note that says how to send it later.
         job_type: the kind of run; None: WANDB_JOB_TYPE or `usual_job_type`.
+        group: None: WANDB_RUN_GROUP or, where no sweep groups its runs itself, `usual_group`.
 
     Raises:
         UserError: the mode, or WANDB_MODE, is unknown.
@@ -71,12 +73,15 @@ class WandbSession:
         init_timeout: float = INIT_SECONDS,
         run_id: str | None = None,
         usual_job_type: str | None = None,
+        usual_group: str | None = None,
     ) -> None:
         self._mode = effective_mode(mode)
         self._project = os.environ.get("WANDB_PROJECT", project) if project == DEFAULT_PROJECT else project
         self._name = name or os.environ.get("WANDB_NAME")
         self._run_id = run_id or os.environ.get("WANDB_RUN_ID")
         job_type = job_type or os.environ.get("WANDB_JOB_TYPE") or usual_job_type
+        if not os.environ.get("WANDB_SWEEP_ID"):
+            group = group or os.environ.get("WANDB_RUN_GROUP") or usual_group
         # With None, wandb reads its environment variables and settings files.
         self._options = {"entity": entity, "group": group, "job_type": job_type, "tags": list(tags) or None}
         self._init_timeout = init_timeout
@@ -151,6 +156,32 @@ class WandbSession:
         # asks the server (up to 20 s without an answer) and writes to the home directory.
         table.bind_to_run(self._run, name, "final")
         self._run.log({name: table})
+
+    def log_picture(self, png: bytes, name: str, metrics: Mapping[str, Any]) -> None:
+        """Logs one row with a picture under `name`: a plain file of the run."""
+        if self._run is None:
+            return
+        import wandb
+        from PIL import Image
+
+        self._run.log({**metrics, name: wandb.Image(Image.open(BytesIO(png)))})
+
+    def log_page(self, name: str, page: Path) -> None:
+        """Logs a self-contained HTML page, which the run then shows: a plain file of it."""
+        if self._run is None:
+            return
+        import wandb
+
+        self._run.log({name: wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
+
+    def open_log(self) -> TextIO | None:
+        """The file that the run shows as its log, open for writing; None without a run."""
+        if self._run is None:
+            return None
+        path = Path(self._run.dir) / "output.log"
+        log = path.open("a", encoding="utf-8")
+        self._run.save(str(path), base_path=str(path.parent), policy="live")
+        return log
 
     def log_files(self, name: str, kind: str, files: Sequence[Path]) -> None:
         """Logs an artifact of `kind` with those of `files` that exist.

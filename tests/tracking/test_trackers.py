@@ -77,7 +77,7 @@ def test_tensorboard_files_hold_the_run(tmp_path: Path) -> None:
 
     write_history(tmp_path / "history.jsonl", 1)
     tracker = TensorBoardTracker()
-    tracker.start(run_start(tmp_path, first_outer_step=1, resumed=True))
+    tracker.start(run_start(tmp_path, first_outer_step=1, resumed=True, task={"api_key": "hidden-value"}))
     tracker.inner(inner_block(1, 100))
     tracker.outer(outer_record(1, hypergradients={"lr": [math.nan, 3.0]}))
     tracker.inner(inner_block(2, 50))
@@ -89,6 +89,16 @@ def test_tensorboard_files_hold_the_run(tmp_path: Path) -> None:
     assert points["hyperparameter/momentum/0"] == [(1, 0.5)]
     assert points["hypergradient/lr/1"] == [(1, 3.0)]
     assert "hypergradient/lr/0" not in points
+    assert points["step_size/momentum/0"] == [(1, pytest.approx(0.1))]  # float32
+    (picture,) = events.Images("outer/schedule")
+    assert picture.encoded_image_string.startswith(b"\x89PNG")
+    (config,) = events.Tensors("config")
+    (text,) = config.tensor_proto.string_val
+    assert b'"api_key": "***"' in text
+    for outer_step, at in ((1, 100), (2, 50)):
+        curve = EventAccumulator(str(tmp_path / f"tensorboard/outer_step_{outer_step}"))
+        curve.Reload()
+        assert [(event.step, event.value) for event in curve.Scalars("inner_curve/train_loss")] == [(at, 1.5)]
 
 
 def test_without_tensorboard_there_is_one_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,19 +23,6 @@ from fds_dist.tracking.wandb_run import WandbTracker
 from fds_dist.tracking.wandb_session import WandbSession
 
 
-@pytest.fixture
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No WANDB_* variables, an empty home; returns a run folder."""
-    for name in list(os.environ):
-        if name.startswith("WANDB_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(sys, "argv", ["fds-dist", "task.api_key=hidden-value"])
-    run_dir = tmp_path / "runs" / "digits-1"
-    run_dir.mkdir(parents=True)
-    return run_dir
-
-
 def test_an_offline_wandb_file_holds_the_run(clean_environment: Path) -> None:
     pytest.importorskip("wandb")
     run_dir = clean_environment
@@ -74,7 +61,9 @@ def test_an_offline_wandb_file_holds_the_run(clean_environment: Path) -> None:
     steps = {record.metric.glob_name: record.metric.step_metric for record in records if record.HasField("metric")}
     assert steps == {
         **{f"{kind}/*": "outer_step" for kind in ("outer", "hyperparameter", "hypergradient", "hypergradient_spread")},
+        "step_size/*": "outer_step",
         "inner/*": "inner_step",
+        "inner_curve/*": "step_in_horizon",
     }
     (run,) = [record.run for record in records if record.HasField("run")]
     shown = {update.key: json.loads(update.value_json) for update in run.config.update}
@@ -111,7 +100,9 @@ def test_a_whole_run_is_mirrored_as_its_history_has_it(
     assert len(outer) == len(result.history) == 2
     for row, record in zip(outer, result.history, strict=True):
         expected = {"outer_step": record.outer_step, **outer_metrics(record)}
-        assert {key: value for key, value in row.items() if not key.startswith("_")} == expected
+        picture = {key for key in row if key.startswith("outer/schedule/")}
+        assert row["outer/schedule/_type"] == "image-file"
+        assert {key: row[key] for key in row if not key.startswith("_") and key not in picture} == expected
     inner = [row for row in rows if "inner_step" in row]
     assert [row["inner_step"] for row in inner] == list(range(1, 9))  # four steps for each of two outer steps
     assert all(row["inner/lr"] in (0.05, 0.05 + 0.02, 0.05 - 0.02) for row in inner)

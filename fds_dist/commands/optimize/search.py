@@ -10,6 +10,7 @@ from functools import partial
 from fds_dist.build import Build
 from fds_dist.commands.inputs import wandb_session
 from fds_dist.commands.optimize.callbacks import Callbacks
+from fds_dist.commands.optimize.code import own_files
 from fds_dist.commands.optimize.from_python import FromPython
 from fds_dist.commands.optimize.next_steps import next_steps
 from fds_dist.commands.optimize.origin import Place, write_origin
@@ -161,7 +162,9 @@ class Search(OuterListener):
             trackers.append(ConsoleTracker())
         if self.built.config.tracking.tensorboard:
             trackers.append(TensorBoardTracker())
-        trackers.append(WandbTracker(wandb_session(self.built.config, "optimize")))
+        wandb = self.built.config.tracking.wandb
+        session = wandb_session(self.built.config, "optimize", self.folder.path.name)
+        trackers.append(WandbTracker(session, wandb.scalars, own_files(self.built.config) if wandb.code else ()))
         return [*trackers, *self.handed.trackers]
 
     def _start(self) -> RunStart:

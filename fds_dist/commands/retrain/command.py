@@ -91,7 +91,7 @@ def retrain(
         built = first_task, build_model, settings, chosen.device, environment
         require_alike(environment, on_all_ranks(environment, lambda: data_facts(*built)))
         target = folder.path / ("retrain" if settings.schedule == RESULT else f"retrain-{settings.schedule}")
-        session = on_all_ranks(environment, lambda: wandb_session(config, "retrain"))
+        session = on_all_ranks(environment, lambda: wandb_session(config, "retrain", folder.path.name))
         reporters: list[Reporter] = [_console(chosen.remarks, environment)] if progress else []
         reporters.append(WandbReporter(session, target, {**config.resolved(), "retrain": settings.resolved()}))
         data = digests_of(config.resolved())
