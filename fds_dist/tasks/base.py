@@ -46,6 +46,8 @@ class Task(Protocol):
     - ``retrain_batches(epoch: int) -> Iterable[Batch]`` and ``retrain_steps_per_epoch: int``: an epoch over all data
       for training and validation, and its number of batches, for training with a schedule that is already learned;
       without them that takes ``train_batches``.
+    - ``val_overlap: bool``: whether ``train_batches`` give the validation samples, too, so that training with a learned
+      schedule can hold none out.
     - ``to(device: torch.device) -> object``: moves data that are in memory to the device, once, before the first batch;
       without it every batch is moved.
     """
@@ -97,6 +99,7 @@ def task_faults(task: object) -> list[Fault]:
         _function_fault(task, "build_model", ("seed",), optional=True),
         _function_fault(task, "retrain_batches", ("epoch",), optional=True),
         _retrain_steps_fault(task),
+        _value_fault(task, "val_overlap", lambda value: isinstance(value, bool), "true or false", optional=True),
         _function_fault(task, "to", ("device",), optional=True),
         _value_fault(task, "input_shape", _is_shape, "a tuple of whole numbers of at least 1", optional=True),
         _value_fault(task, "classes", is_positive_int, "a whole number of at least 1", optional=True),

@@ -162,7 +162,8 @@ class SampledTask(DrawnTask):
         super().__init__(val, test, val_batch_size=val_batch_size, seed=seed, **functions)
         self._train, self._batch_size = train, batch_size
         self._val_samples = max(1, round(val_fraction * len(train))) if val is None else 0
-        self._first_train_sample = 0 if val_overlap else self._val_samples
+        self.val_overlap = val_overlap and val is None
+        self._first_train_sample = 0 if self.val_overlap else self._val_samples
         train_samples = len(train) - self._first_train_sample
         if train_samples < 1:
             problem = f"{val_fraction:g} of {counted(len(train), 'sample')} leaves none for training"

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from problems import CPU, ONE_RANK, TensorTask, conv_bn, image_task, images, make_problem, mlp, smoothed_task
+from problems import CPU, ONE_RANK, Ramp, TensorTask, conv_bn, image_task, images, make_problem, mlp, smoothed_task
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -188,17 +188,6 @@ def test_weights_are_those_of_the_inner_run_after_every_step(
     assert max(distances) < 1e-12
 
 
-class Ramp(nn.Module):
-    """One weight w, which is the output whatever the input: with the loss w, each step takes exactly lr off it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w * torch.ones(len(x), dtype=x.dtype)
-
-
 def ramp_task() -> TensorTask:
     data = torch.ones(20, 1, dtype=torch.float64), torch.ones(20, dtype=torch.float64)
     return TensorTask(Ramp, data, data, lambda output, target: output.mean(), batch_size=4)
@@ -285,7 +274,9 @@ def test_trains_on_all_data_where_the_task_has_them(tmp_path: Path) -> None:
     task, listener = OnAllData(test=[images(4, "test")]), Listener()
     (result,) = run(task, tmp_path, settings=in_float64(2), listener=listener)
     assert task.asked == [0, 1] and result.final.step == 6
-    assert listener.notes == []
+    assert listener.notes == [
+        "no validation data is held out: the last weights are kept (hold_out=true chooses the best)"
+    ]
 
 
 def test_says_where_it_trains_and_tests_on_second_choices(tmp_path: Path) -> None:

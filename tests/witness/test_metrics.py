@@ -180,7 +180,9 @@ def test_tensors_of_an_output_are_found_or_the_object_is_refused() -> None:
 
 
 def record(epoch: int, loss: float, accuracy: float | None) -> EpochRecord:
-    return EpochRecord(0, epoch, epoch + 1, 1.0, loss, accuracy, {}, 1.0, 1)
+    """One whose validation has these figures. The test's would choose the first epoch."""
+    test = epoch + 1.0, 1.0 / (epoch + 1)
+    return EpochRecord(0, epoch, epoch + 1, 1.0, *test, {}, 1.0, 1, val_loss=loss, val_accuracy=accuracy)
 
 
 def test_retraining_keeps_the_best_by_accuracy_only_where_there_is_one(tmp_path: Any) -> None:
@@ -188,10 +190,10 @@ def test_retraining_keeps_the_best_by_accuracy_only_where_there_is_one(tmp_path:
     by_accuracy = [record(0, 0.1, nan), record(1, 0.9, 0.9), record(2, 0.2, 0.9), record(3, 0.1, 0.8)]
     by_loss = [record(0, nan, None), record(1, 0.3, None), record(2, 0.2, None), record(3, 0.4, None)]
     assert best_of(by_accuracy).epoch == 1 and best_of(by_loss).epoch == 2
-    for records, name, loss in ((by_accuracy, "test_accuracy", 0.9), (by_loss, "test_loss", 0.2)):
+    for records, name, loss in ((by_accuracy, "val_accuracy", 0.9), (by_loss, "val_loss", 0.2)):
         summary = Summary.of([RetrainResult(0, tmp_path, tuple(records))])
         assert summary.best_by == name
-        assert summary.best_test_loss is not None and summary.best_test_loss.mean == loss
+        assert summary.best_val_loss is not None and summary.best_val_loss.mean == loss
 
 
 def test_class_answers_are_counted_on_integers_of_any_width() -> None:

@@ -56,7 +56,8 @@ class SeedFolder:
 
     @property
     def best(self) -> Path:
-        """Weights and buffers after the epoch with the best test result."""
+        """Weights and buffers after the epoch with the best figure on held-out validation data; without such data those
+        of `last`, so that a program that reads this file finds it."""
         return self.path / "best.safetensors"
 
     @property

@@ -25,33 +25,47 @@ from fds_dist.tasks.base import Task
 class RetrainData:
     """All training data of `task` and its test data, on `device`.
 
-    Trains on `retrain_batches` where the task has them, else on `train_batches(0, ·)`, which leave out the validation
-    part. Tests on `test_batches()`, or `val_batches(0)` where there are none. `notes` name the second choices.
+    Trains on `retrain_batches` where the task has them, else and with `hold_out` on `train_batches(0, ·)`, which leave
+    out the validation part, by which then the best weights are chosen: `val_batches(0)`. Tests on `test_batches()`, or
+    `val_batches(0)` where there are none. `notes` name the second choices.
 
     Raises:
-        UserError: there are neither test nor validation batches.
+        UserError: there are neither test nor validation batches, or `hold_out` cannot hold validation data out.
     """
 
-    def __init__(self, task: Task, device: torch.device, seed: int = 0) -> None:
+    def __init__(self, task: Task, device: torch.device, seed: int = 0, hold_out: bool = False) -> None:
         self.task: Any = task
         self._seed = seed
         if (move := getattr(task, "to", None)) is not None:
             move(device)
-        self.on_all_data = getattr(task, "retrain_batches", None) is not None
+        self._has_all_data = getattr(task, "retrain_batches", None) is not None
+        self.on_all_data = self._has_all_data and not hold_out
         self.steps_per_epoch: int = self.task.retrain_steps_per_epoch if self.on_all_data else task.steps_per_epoch
         self.has_test = next(iter(task.test_batches()), None) is not None
         if not self.has_test and next(iter(task.val_batches(0)), None) is None:
             raise UserError(Fault("task.test_batches", "there are neither test nor validation batches", "at least one"))
+        self._overlaps = bool(getattr(task, "val_overlap", False))
+        self.held_out = not (self.on_all_data or self._overlaps) and next(self.validation(), None) is not None
+        if hold_out and not self.held_out:
+            reason = (
+                "task.val_overlap trains on the validation part" if self._overlaps else "there is no validation data"
+            )
+            raise UserError(Fault("hold_out", f"true holds nothing out, because {reason}", "false"))
 
     @property
     def notes(self) -> list[str]:
         """Notes for the user on the data."""
         notes = []
         if not self.on_all_data:
-            notes.append("the task has no retrain_batches: trained on train_batches, without the validation part")
+            reason = "hold_out=true" if self._has_all_data else "the task has no retrain_batches"
+            notes.append(f"{reason}: trained on train_batches, without the validation part")
         if not self.has_test:
             seen = " They may be part of what is trained on." if self.on_all_data else ""
+            seen = " The best weights are chosen by them, too." if self.held_out else seen
             notes.append(f"the task has no test data: tested on val_batches(0).{seen}")
+        if not self.held_out:
+            way_out = " (hold_out=true chooses the best)" if self.on_all_data and not self._overlaps else ""
+            notes.append(f"no validation data is held out: the last weights are kept{way_out}")
         return notes
 
     def horizon(self, settings: RetrainSettings) -> int:
@@ -76,7 +90,11 @@ class RetrainData:
 
     def testing(self) -> Iterator[Batch]:
         """Every test batch."""
-        return self._batches("test_batches") if self.has_test else self._batches("val_batches", 0)
+        return self._batches("test_batches") if self.has_test else self.validation()
+
+    def validation(self) -> Iterator[Batch]:
+        """Every validation batch."""
+        return self._batches("val_batches", 0)
 
     def _batches(self, source: str, *arguments: int) -> Iterator[Batch]:
         """What the task draws from global generators depends on the seed and the arguments alone."""

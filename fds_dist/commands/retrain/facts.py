@@ -40,12 +40,14 @@ def data_facts(
     if not environment.distributed:
         return {}
     cpu = torch.device("cpu")  # on a GPU the data would stay in its memory
-    data = RetrainData(task, cpu, settings.seed)
+    data = RetrainData(task, cpu, settings.seed, settings.hold_out)
     parameters = trainable_parameters(build_model(settings.seed))
+    held_out = {"task.val_batches": batch_text(next(data.validation()), cpu)} if data.held_out else {}
     return {
         "device": device.type,
         "task.steps_per_epoch": data.steps_per_epoch,
         "task.train_batches": batch_text(next(data.training(0, 1)), cpu),
         "task.test_batches": batch_text(next(data.testing()), cpu),
+        **held_out,
         "model.parameters": {name: str(list(parameter.shape)) for name, parameter in parameters.items()},
     }

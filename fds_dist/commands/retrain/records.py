@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fds_dist.common.records import Count, FloatOrNan, NonNegative, NotNaN, Whole, to_values
 from fds_dist.common.values import FiniteValue, Value
@@ -73,10 +74,14 @@ class EpochRecord:
     hyperparameters: dict[str, FiniteValue]
     """Values of the epoch's last step."""
     seconds: NonNegative
-    """Training and testing."""
+    """Training, validation and test."""
     world_size: Count
     test_metrics: dict[str, FloatOrNan] = field(default_factory=dict)
     """The task's other metrics."""
+    val_loss: float | None = None
+    """Mean over the validation samples that are held out; None where none are, or where it is not finite."""
+    val_accuracy: NotNaN | None = None
+    """As `test_accuracy`, of the validation samples that are held out."""
 
     @property
     def diverged(self) -> bool:
@@ -85,20 +90,27 @@ class EpochRecord:
 
 
 def chosen_by(records: Sequence[EpochRecord]) -> str:
-    """The figure that the best of one seed's epochs is chosen by: the accuracy where there is one, else the loss."""
-    return "test_loss" if records[0].test_accuracy is None else "test_accuracy"
+    """The figure that the best of one seed's epochs is chosen by: the validation accuracy where there is one, else the
+    validation loss; empty where no validation data is held out. Never a test figure, which would then be optimistic."""
+    names = ("val_accuracy", "val_loss")
+    return next((name for name in names if any(_is_finite(getattr(record, name)) for record in records)), "")
 
 
 def best_of(records: Sequence[EpochRecord]) -> EpochRecord:
-    """The first of the epochs that tested best; one whose figure is not finite is worse than all others."""
+    """The first of the epochs that are best by `chosen_by`, where one whose figure is not finite is worse than all
+    others; the last epoch where nothing is held out."""
     name = chosen_by(records)
-    sign = 1.0 if name == "test_accuracy" else -1.0
+    sign = 1.0 if name == "val_accuracy" else -1.0
 
     def score(record: EpochRecord) -> float:
         figure = getattr(record, name)
-        return sign * figure if figure is not None and math.isfinite(figure) else -math.inf
+        return sign * figure if _is_finite(figure) else -math.inf
 
-    return max(records, key=score)
+    return max(records, key=score) if name else records[-1]
+
+
+def _is_finite(figure: float | None) -> bool:
+    return figure is not None and math.isfinite(figure)
 
 
 @dataclass(frozen=True)
@@ -117,7 +129,7 @@ class RetrainResult:
 
     @property
     def best(self) -> EpochRecord:
-        """See `best_of`; chosen on the test data, hence an optimistic figure."""
+        """See `best_of`; its test figures had no part in the choice."""
         return best_of(self.epochs)
 
 
@@ -128,23 +140,27 @@ class Summary:
     seeds: tuple[int, ...]
     final_test_accuracy: Spread | None
     best_test_accuracy: Spread | None
+    """Of the epochs whose weights are the best."""
     final_test_loss: Spread | None
     best_test_loss: Spread | None = None
-    """Of the epochs whose weights are the best."""
+    final_val_accuracy: Spread | None = None
+    """Of the validation data that is held out; None where there is none."""
+    best_val_accuracy: Spread | None = None
+    final_val_loss: Spread | None = None
+    best_val_loss: Spread | None = None
     best_by: str = ""
-    """`test_accuracy` or `test_loss`: what the best weights are chosen by."""
+    """`val_accuracy` or `val_loss`: what the best weights are chosen by. Empty: they are the last."""
 
     @classmethod
     def of(cls, results: Sequence[RetrainResult]) -> Summary:
         """Mean and spread over `results`."""
-        return cls(
-            seeds=tuple(result.seed for result in results),
-            final_test_accuracy=_over_seeds([result.final.test_accuracy for result in results]),
-            best_test_accuracy=_over_seeds([result.best.test_accuracy for result in results]),
-            final_test_loss=_over_seeds([result.final.test_loss for result in results]),
-            best_test_loss=_over_seeds([result.best.test_loss for result in results]),
-            best_by=chosen_by(results[0].epochs),
-        )
+        spreads: dict[str, Any] = {
+            f"{which}_{figure}": _over_seeds([getattr(getattr(result, which), figure) for result in results])
+            for which in ("final", "best")
+            for figure in ("test_accuracy", "test_loss", "val_accuracy", "val_loss")
+        }
+        seeds = tuple(result.seed for result in results)
+        return cls(seeds=seeds, **spreads, best_by=chosen_by(results[0].epochs))
 
     def to_json(self) -> str:
         """Indented JSON."""
@@ -153,5 +169,4 @@ class Summary:
 
 def _over_seeds(figures: Sequence[float | None]) -> Spread | None:
     """The spread; None if a figure is missing or not finite, because a mean of the others would be too good."""
-    whole = all(figure is not None and math.isfinite(figure) for figure in figures)
-    return spread(figures) if whole else None
+    return spread(figures) if all(map(_is_finite, figures)) else None

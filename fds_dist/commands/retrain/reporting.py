@@ -92,12 +92,19 @@ class ConsoleReporter(Reporter):
 
     def epoch(self, record: EpochRecord) -> None:
         self._next_line = self._clock() + PLAIN_INTERVAL
-        accuracy = "" if record.test_accuracy is None else f", test accuracy {percent(record.test_accuracy, 2)}"
+        val, test = (
+            ("" if loss is None else f", {part} loss {loss:.4g}")
+            + ("" if accuracy is None else f", {part} accuracy {percent(accuracy, 2)}")
+            for part, loss, accuracy in (
+                ("val", record.val_loss, record.val_accuracy),
+                ("test", record.test_loss, record.test_accuracy),
+            )
+        )
         metrics = "".join(f", {name} {value:.4g}" for name, value in record.test_metrics.items())
         values = ", ".join(f"{name} {text_of(value)}" for name, value in record.hyperparameters.items())
         self._line(
             f"  seed {record.seed}, epoch {record.epoch + 1}/{self._epochs}: train loss {record.train_loss:.4g}"
-            f", test loss {record.test_loss:.4g}{accuracy}{metrics}; {values}; {duration(record.seconds)}"
+            f"{val}{test}{metrics}; {values}; {duration(record.seconds)}"
         )
 
     def note(self, message: str) -> None:
@@ -108,17 +115,19 @@ class ConsoleReporter(Reporter):
         if summary is None:
             return
         accuracy, loss = partial(percent, decimals=2), "{:.4g}".format
+        is_chosen, by_loss = summary.best_by != "", summary.best_by == "val_loss"
         figures = (
             ("final test accuracy", summary.final_test_accuracy, accuracy),
-            ("best test accuracy", summary.best_test_accuracy, accuracy),
+            ("test accuracy of the best weights", summary.best_test_accuracy if is_chosen else None, accuracy),
             ("final test loss", summary.final_test_loss, loss),
-            ("best test loss", summary.best_test_loss if summary.best_by == "test_loss" else None, loss),
+            ("test loss of the best weights", summary.best_test_loss if by_loss else None, loss),
         )
         shown = "; ".join(f"{name} {spread.text(form)}" for name, spread, form in figures if spread is not None)
         meaning = " (mean ± standard deviation)" if len(summary.seeds) > 1 else ""
         self._line(f"retrained {counted(len(summary.seeds), 'seed')}: {shown}{meaning}")
-        order = "lowest test loss (there is no accuracy)" if summary.best_by == "test_loss" else "highest test accuracy"
-        self._line(f"best.safetensors: the weights of the {order}")
+        order = "lowest validation loss (there is no accuracy)" if by_loss else "highest validation accuracy"
+        if is_chosen:
+            self._line(f"best.safetensors: the weights of the {order}")
 
     def _start_bar(self, seed: SeedStart) -> None:
         bar = progress_bar(self._console)
@@ -137,8 +146,8 @@ class ConsoleReporter(Reporter):
 
 
 class WandbReporter(Reporter):
-    """Logs losses and hyperparameters against ``step`` and test figures against ``epoch``, each seed under its own
-    name (``seed0/train_loss``), and at the end the means over seeds as the run's summary.
+    """Logs losses and hyperparameters against ``step``, validation and test figures against ``epoch``, each seed under
+    its own name (``seed0/train_loss``), and at the end the means over seeds as the run's summary.
 
     Args:
         folder: the retraining's folder. It stores the run's id, so that a resumed retraining continues the same run.
@@ -158,7 +167,8 @@ class WandbReporter(Reporter):
         resumed = seed.first_epoch > 0 or seed.seed != seed.seeds.start
         metrics = {}
         for each in seed.seeds:
-            metrics |= {f"seed{each}/train/*": f"seed{each}/step", f"seed{each}/test/*": f"seed{each}/epoch"}
+            by_epoch = {f"seed{each}/{part}/*": f"seed{each}/epoch" for part in ("val", "test")}
+            metrics |= {f"seed{each}/train/*": f"seed{each}/step", **by_epoch}
         name = f"retrain-{self._folder.parent.name}"
         self._session.start(self._folder, name, self._config, resumed, metrics)
 
@@ -171,6 +181,7 @@ class WandbReporter(Reporter):
     def epoch(self, record: EpochRecord) -> None:
         """See `Reporter`."""
         metrics = {"test/loss": record.test_loss, "test/accuracy": record.test_accuracy}
+        metrics |= {"val/loss": record.val_loss, "val/accuracy": record.val_accuracy}
         metrics |= {f"test/{name}": value for name, value in record.test_metrics.items() if name != "loss"}
         self._log(record.seed, metrics | {"epoch": record.epoch + 1})
 

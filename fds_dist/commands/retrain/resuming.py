@@ -25,6 +25,9 @@ IN_WORDS = ("schedule", "deepspeed", *DECIDES_THE_DATA)
 CAME_LATER = frozenset(DECIDES_THE_DATA)
 """Names that the states of earlier versions do not have."""
 
+EARLIER = {"hold_out": False}
+"""Settings that the states of earlier versions do not have, as those versions trained."""
+
 
 def digests_of(config: Mapping[str, Any]) -> dict[str, str]:
     """A short name of the content of each section in `DECIDES_THE_DATA`, of a resolved config."""
@@ -62,7 +65,7 @@ class Identity:
             state = from_values(_State, dict(progress))
         except ValueError as error:
             raise UserError(Fault("", f"{path} is damaged ({error})", "restart=true, to train anew")) from None
-        now, before = self.values, state.identity
+        now, before = self.values, {**EARLIER, **state.identity}
         known = [name for name in now if name in before or name not in CAME_LATER]
         if differing := [name for name in known if before.get(name) != now[name]]:
             had = ", ".join(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -67,7 +67,7 @@ class SeedRun:
         self.loss_of = OnBatch(task.loss)
         self.files, self.reporters = files, reporters
         self.dtype = DTYPES[settings.dtype]
-        self.data = RetrainData(task, ranks.device, seed)
+        self.data = RetrainData(task, ranks.device, seed, settings.hold_out)
         self.schedule = prepared(schedule, self.data.horizon(settings))
         defaults = inner_optimizer(schedule).defaults
         self.loss_names = [name for name in self.schedule.at(0) if base_of(name) not in defaults]
@@ -77,6 +77,7 @@ class SeedRun:
         self.identity = Identity(seed, self.schedule, self.data.steps_per_epoch, settings, data)
         self.records: list[EpochRecord] = []
         self.part = EpochPart()
+        self.notes = [*self.data.notes, *self.engine.notes]
         self.checkpoint, self.saved = checkpoint, time.monotonic()
         horizon = self.schedule.horizon
         self.meetings = Meetings(ranks, horizon, -(-horizon // CHANCES), checkpoint.grace)
@@ -99,7 +100,7 @@ class SeedRun:
 
     def _train_all(self) -> RetrainResult:
         self.reporters.start(self._start())
-        for note in (*self.data.notes, *self.engine.notes):
+        for note in self.notes:
             self.reporters.note(note)
         self.ranks.on_first(partial(make_folder, self.files.path, parents=True))
         while not self.done:
@@ -116,7 +117,7 @@ class SeedRun:
     def _epoch(self, epoch: int) -> EpochRecord:
         began = time.perf_counter()
         train_loss = self._train(epoch)
-        test = self._test()
+        test, val = self._scores()
         return EpochRecord(
             seed=self.seed,
             epoch=epoch,
@@ -125,6 +126,8 @@ class SeedRun:
             test_loss=test.loss,
             test_accuracy=test.accuracy,
             test_metrics=test.metrics,
+            val_loss=val and val.loss,
+            val_accuracy=val and val.accuracy,
             hyperparameters=self.schedule.at(self.driver.last_epoch - 1),
             seconds=time.perf_counter() - began,
             world_size=self.ranks.world_size,
@@ -197,14 +200,21 @@ class SeedRun:
         arguments = (values,) if values and loss_takes_hyperparameters(self.task) else ()
         return lambda output: self.loss_of(output, batch, *arguments)
 
-    def _test(self) -> Score:
-        """Means over the test samples."""
-        loss_of, mean = OnBatch(validation_loss(self.task)), Mean(self.task)
+    def _scores(self) -> tuple[Score, Score | None]:
+        """Means over the test samples, and over the validation samples where they are held out."""
         with self.engine.evaluating():
-            for batch in self.data.testing():
-                part = part_of(batch, self.ranks, self.dtype)
-                output = self.engine.predict(part.inputs)
-                mean.add(loss_of(output, part.batch), output, part.batch, part.samples)
+            test = self._score(self.data.testing())
+            if not self.data.held_out:
+                return test, None
+            return test, self._score(self.data.validation()) if self.data.has_test else test
+
+    def _score(self, batches: Iterable[Batch]) -> Score:
+        """Means over the samples of `batches`, on all ranks."""
+        loss_of, mean = OnBatch(validation_loss(self.task)), Mean(self.task)
+        for batch in batches:
+            part = part_of(batch, self.ranks, self.dtype)
+            output = self.engine.predict(part.inputs)
+            mean.add(loss_of(output, part.batch), output, part.batch, part.samples)
         return mean.score(self._sum_over_ranks)
 
     def _sum_over_ranks(self, sums: Tensor) -> Tensor:
@@ -262,6 +272,9 @@ class SeedRun:
 
         def accept(progress: dict[str, Any]) -> None:
             self.records, self.part = self.identity.done(self.files.state, progress)
+            if self.done and "hold_out" not in progress["identity"]:  # otherwise the next epoch writes the file anew
+                earlier = f"{self.files.best} is by an earlier version, which chose it on the test data"
+                self.notes.append(f"{earlier}; restart=true trains anew")
 
         if self.engine.load(self.files.state, accept) is not None:
             done = self.part.steps + (self.records[-1].step if self.records else 0)

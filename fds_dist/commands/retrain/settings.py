@@ -72,6 +72,11 @@ class RetrainSettings(Section):
     seeds: Runs = 1
     """Number of retrainings, one after the other, with seeds counting up from `seed`."""
 
+    hold_out: Switch = False
+    """Leave the validation part out of the training, and choose best.safetensors by it: the epoch with the highest
+    accuracy, or the lowest loss where there is none. false: train on all data; best.safetensors is then the same as
+    last.safetensors. Tasks without retrain_batches always leave it out."""
+
     restart: Switch = False
     """Train anew and overwrite an earlier retraining in the folder, instead of continuing it."""
 
