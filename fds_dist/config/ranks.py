@@ -52,10 +52,10 @@ class CheckpointConfig(Section):
     """When to save the state of a run, in addition to every outer step."""
 
     every_seconds: Seconds = 600.0
-    """Seconds between two checkpoints (weights, optimizer state, all tangents) within an outer step, for the estimators
-    `forward` and `random_directions`, and within an epoch of `retrain`. Training stops only while they are copied to
-    host memory, from where a thread writes them. Ranks that share out tangents check the time every `consistency.every`
-    steps. Needs a file system that all ranks share."""
+    """Seconds between two checkpoints within an outer step (weights, optimizer state and all tangents; by reverse mode
+    every ⌈√T⌉-th state of T, and the adjoints on the way back), and within an epoch of `retrain`. Training stops only
+    while they are copied to host memory, from where a thread writes them. Ranks that share out tangents check the time
+    every `consistency.every` steps. Needs a file system that all ranks share."""
 
     grace: SecondsFromZero = 20.0
     """Seconds that a run has to end in order after SIGINT or SIGTERM within an outer step: all ranks save a checkpoint

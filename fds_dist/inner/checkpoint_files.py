@@ -238,6 +238,11 @@ def state_targets(state: InnerState, name: str = "", whole: bool = False) -> Ite
     yield Target(state.weights, f"{name}weights", whole=True)
     for key, tensor in numbered(f"{name}optimizer", state.optimizer).items():
         yield Target(tensor, key, whole=whole)
+    yield from buffer_targets(state, name)
+
+
+def buffer_targets(state: InnerState, name: str = "") -> Iterator[Target]:
+    """The buffers of a primal state, whose names begin with `name`."""
     yield from (Target(buffer, f"{name}buffers.{key}", whole=True) for key, buffer in state.buffers.items())
 
 

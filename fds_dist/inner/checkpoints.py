@@ -77,6 +77,8 @@ class InnerCheckpoints:
     """Seconds in which the ranks meet, to save a checkpoint and to end, after a signal has asked any of them to end."""
     kind: str = KIND
     """Of its folders."""
+    remark: str = ""
+    """What follows the number of steps in notes: ", there and back"."""
 
     def __post_init__(self) -> None:
         self._began = time.monotonic()
@@ -112,7 +114,7 @@ class InnerCheckpoints:
             value, targets = plan(manifest.step)
             problem = fill(folder, manifest, self.ranks, width, targets)
             if not problem:
-                self.note(f"goes on from inner step {manifest.step} of {self.horizon}")
+                self.note(f"goes on from {self._at(manifest.step)}")
                 return value
             self.note(f"{folder} is damaged ({problem}) and is passed over")
         return None
@@ -140,8 +142,11 @@ class InnerCheckpoints:
             self._begin_write(step, width, tensors(), elements)
         if asked:
             self._end_write()
-            self.note(f"{'saved' if self._possible else 'ends'} at inner step {step} of {self.horizon}")
+            self.note(f"{'saved' if self._possible else 'ends'} at {self._at(step)}")
             raise KeyboardInterrupt
+
+    def _at(self, step: int) -> str:
+        return f"inner step {step} of {self.horizon}{self.remark}"
 
     def _begin_write(self, step: int, width: int, tensors: Mapping[str, Tensor], elements: Sequence[int]) -> None:
         folder = self.ranks.on_first(lambda: fresh_folder(self.folder, self.kind))

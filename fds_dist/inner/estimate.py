@@ -157,5 +157,4 @@ def lost_run(run: InnerRun, validation: Evaluation, steps: int) -> Estimate:
 
 Estimator = Callable[[InnerRun], Estimate]
 """One inner run and its hypergradients. Called on all ranks of the run alike; every one of them returns the same
-estimate. A run that was cut off goes on from what its checkpointer has, where the estimator can: `forward` and
-`random_directions` do, the others start anew."""
+estimate. A run that was cut off goes on from what its checkpointer has."""

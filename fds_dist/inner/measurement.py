@@ -89,7 +89,7 @@ def _affordable(problem: Problem, samples: int) -> int:
     """
     count = 2 * FEW
     while count < samples:
-        seconds = plain_seconds(problem, samples=count)
+        seconds = _plain_seconds(problem, count)
         if seconds * samples / count <= PATIENCE:
             break
         if 2 * seconds > PATIENCE / 4:
@@ -98,10 +98,8 @@ def _affordable(problem: Problem, samples: int) -> int:
     return samples
 
 
-def plain_seconds(problem: Problem, parts: int = 1, samples: int | None = None) -> float:
-    """The time of one step without tangents, on one of `parts` equal parts of the first batch, or on some `samples`."""
-    if samples is None:
-        samples = ceil((common_rows(next(problem.batches(0))) or 1) / parts)
+def _plain_seconds(problem: Problem, samples: int) -> float:
+    """The time of one step without tangents, on some `samples`."""
     return _median(on_few(problem, samples).by("plain"), 0, repeats=1)
 
 

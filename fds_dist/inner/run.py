@@ -7,10 +7,10 @@ steps, so that the live ones are a prefix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,11 @@ from fds_dist.schedule.buckets import Segment
 from fds_dist.tangents import (
     Buffers,
 )
+
+if TYPE_CHECKING:
+    from fds_dist.inner.checkpoint_files import Target
+
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -70,11 +75,32 @@ class RunCheckpointer(Protocol):
         """The state and tangents that were kept last; those given, which are the initial ones, if none were."""
         ...
 
+    def restore_planned(self, width: int, plan: Callable[[int], tuple[Value, Sequence[Target]]]) -> Value | None:
+        """What `keep_tensors` kept last, filled in; None if nothing was.
+
+        Args:
+            width: D, the number of weights.
+            plan: step → what stood there, with empty tensors, and these tensors by name.
+        """
+        ...
+
     def keep(self, state: InnerState, tangents: Tangents) -> None:
         """Called after each step, on every rank alike; now and then keeps what it is given.
 
         Raises:
             KeyboardInterrupt: on all ranks of the inner run, after a checkpoint, where any of them is asked to end.
+        """
+        ...
+
+    def keep_tensors(
+        self, step: int, width: int, tensors: Callable[[], Mapping[str, Tensor]], elements: Sequence[int] = ()
+    ) -> None:
+        """As `keep`, for what else a run has after `step` steps.
+
+        Args:
+            width: D, the number of weights.
+            tensors: gives what this rank writes, by name.
+            elements: [R] of λ, whose tangents are rows of some of them.
         """
         ...
 

@@ -92,7 +92,6 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(monkeypatch: pytest.MonkeyP
         (["tangents.clip_hvp=1"], "tangents.clip_hvp=1 has no effect with estimator reverse, which has no tangents"),
         (["tangents.prune.ratio=0.5"], "tangents.prune.ratio=0.5 has no effect with estimator reverse"),
         (["tangents.method=difference"], "tangents.method=difference has no effect with estimator reverse"),
-        (["checkpoint.every_seconds=1e-9"], "it keeps no checkpoint on its way (checkpoint.every_seconds=1e-09)"),
     ],
 )
 def test_what_reverse_mode_cannot_do_keeps_forward_mode(overrides: list[str], reason: str) -> None:
@@ -100,6 +99,10 @@ def test_what_reverse_mode_cannot_do_keeps_forward_mode(overrides: list[str], re
     assert built.config.estimator == "forward"
     (line,) = [remark for remark in built.remarks if remark.startswith("estimator auto takes forward: ")]
     assert reason in line
+
+
+def test_checkpoints_on_the_way_do_not_decide() -> None:
+    assert check("checkpoint.every_seconds=1e-9").built.config.estimator == "reverse"
 
 
 def test_memory_decides_where_only_one_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,14 @@ def test_one_process_saves_after_the_step_in_which_the_signal_comes(number: sign
     assert signal.getsignal(number) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("changes", [{"estimator": "reverse"}, {"estimator": "greedy", "greedy": {"discount": 0.5}}])
+def test_reverse_mode_and_greedy_save_in_that_step_too(changes: dict[str, Any]) -> None:
+    write_plan(Path("plan.json"), MOMENT, rank0=[(TERM, 0)])
+    interrupted("run", **changes)
+    assert (kept("run"), len(numbers("run"))) == ([10], 1)
+    assert resumed("run") == whole(**changes)
+
+
 def test_an_echo_of_the_signal_does_not_count_and_a_second_one_leaves_at_once() -> None:
     write_plan(Path("plan.json"), MOMENT, rank0=[(INT, 0.05), (TERM, 0)])
     interrupted("echo")
@@ -135,8 +143,9 @@ def test_two_ranks_save_after_the_same_step_though_only_one_gets_the_signal() ->
     assert resumed("run") == whole()  # one process, to the same bits
 
 
-def test_each_replica_saves_where_it_is_and_goes_on_from_there() -> None:
-    replicas = {"mesh": {"replica": 2}}
+@pytest.mark.parametrize("estimator", ["forward", "reverse"])
+def test_each_replica_saves_where_it_is_and_goes_on_from_there(estimator: str) -> None:
+    replicas = {"mesh": {"replica": 2}, "estimator": estimator}
     # Replica 1 of 2 has the batches of outer step 3 in outer step 1. It alone gets the signal.
     write_plan(Path("plan.json"), (3, 2, 1), rank1=[(TERM, 0)])
     Path("config.yaml").write_text(yaml.safe_dump({**CONFIG, "name": "run", **replicas}))

@@ -26,7 +26,7 @@ def problem(buckets: int, kept_bytes: int = PLENTY) -> Problem:
     [
         (Way(300, 10), Way(400, 10), 20, "", ("forward", "3.0 plain steps on the slowest rank, 4.0 by reverse mode")),
         (Way(500, 10), Way(400, 10), 20, "", ("reverse", "4.0 plain steps on the slowest rank, 5.0 by forward mode")),
-        (Way(400, 10), Way(400, 10), 20, "", ("forward", "4.0 plain steps")),  # it keeps checkpoints on its way
+        (Way(400, 10), Way(400, 10), 20, "", ("forward", "4.0 plain steps")),  # in doubt
         (Way(900, 10), Way(400, 30), 20, "", ("forward", "the other's kept states (30 B) exceed free memory, 20 B")),
         (Way(300, 30), Way(400, 10), 20, "", ("reverse", "the other's tangents (30 B) exceed free memory, 20 B")),
         (Way(500, 30), Way(400, 30), 20, "", ("reverse", "4.0 plain steps")),  # neither fits: the faster one

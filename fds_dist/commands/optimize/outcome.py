@@ -12,6 +12,7 @@ from fds_dist.common.faults import UserError
 from fds_dist.common.files import write_text_atomic
 from fds_dist.common.records import RecordFile
 from fds_dist.common.secrets import hide_secrets
+from fds_dist.config import Config
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.outer.candidates import Candidate, candidates
 from fds_dist.outer.judge import Judge, JudgedRun, Judgement, judging
@@ -142,6 +143,16 @@ def inner_settings(built: Build) -> Iterator[tuple[str, object]]:
     """The sections of the config that an inner run depends on, without secrets: they are written down."""
     settings = hide_secrets(built.config.resolved())
     return ((key, value) for key, value in settings.items() if key in MAKES_AN_INNER_RUN)
+
+
+def estimator_settings(config: Config) -> dict[str, object]:
+    """What else decides what is kept within an inner run: nothing by forward mode."""
+    if config.estimator == "random_directions":
+        return {"directions": config.random_directions.count}
+    if config.estimator == "forward":
+        return {}
+    discount = config.greedy.discount if config.estimator == "greedy" else None
+    return {"estimator": config.estimator, "discount": discount, "val_batch_norm": config.outer.val_batch_norm}
 
 
 def _judged(judgements: Sequence[Judgement], answer: Candidate) -> JudgedCandidate:

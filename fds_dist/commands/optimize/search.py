@@ -14,7 +14,7 @@ from fds_dist.commands.optimize.code import own_files
 from fds_dist.commands.optimize.from_python import FromPython
 from fds_dist.commands.optimize.next_steps import next_steps
 from fds_dist.commands.optimize.origin import Place, write_origin
-from fds_dist.commands.optimize.outcome import Outcome, Outcomes, inner_settings
+from fds_dist.commands.optimize.outcome import Outcome, Outcomes, estimator_settings, inner_settings
 from fds_dist.commands.optimize.resume import checkpoint_content, first_progress, going_on, nothing_left
 from fds_dist.commands.optimize.work import judging_steps, outer_work
 from fds_dist.commands.report.live import LivePage
@@ -218,16 +218,15 @@ class Search(OuterListener):
     def checkpointer(self, outer_step: int, values: Sequence[float], horizon: int) -> InnerCheckpoints:
         """See `OuterListener`."""
         config, options = self.built.config, self.built.config.checkpoint
-        run = dict(inner_settings(self.built))
-        if config.estimator == "random_directions":
-            run |= {"directions": config.random_directions.count}
+        run = {**dict(inner_settings(self.built)), **estimator_settings(config)}
+        is_reverse = config.estimator == "reverse"
         run |= {"mesh": {"batch_norm": config.mesh.batch_norm}, "outer_step": outer_step, "values": list(values)}
         if self.built.shape.replica > 1:
             run |= {"run_number": run_number(outer_step, self.ranks)}
         return InnerCheckpoints(
             folder=self.folder.checkpoints,
             run=json.loads(json.dumps(run)),
-            horizon=horizon,
+            horizon=2 * horizon if is_reverse else horizon,
             ranks=self.ranks.one_replica(),
             seconds=options.every_seconds,
             count=options.keep,
@@ -235,6 +234,7 @@ class Search(OuterListener):
             note=lambda text: self.trackers.note(f"outer step {outer_step}: {text}"),
             grace=options.grace,
             kind=kind_of(self.ranks.replica, self.built.shape.replica),
+            remark=", there and back" if is_reverse else "",
         )
 
     @defer_signals()

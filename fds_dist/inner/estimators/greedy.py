@@ -17,14 +17,17 @@ Cost per step: a plain step, a validation gradient and, for γ > 0, two plain st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.inner.checkpoint_files import Target, empty_like, state_targets, tangent_targets, tensors_to_write
 from fds_dist.inner.directions import Directions, along_elements
 from fds_dist.inner.estimate import Estimate, Estimator, evaluate, finished_run, lost_run, validate
 from fds_dist.inner.horizon import zero_tangents
@@ -44,33 +47,96 @@ def greedy_estimator(discount: float) -> Estimator:
 
 def estimate_greedy(run: InnerRun, discount: float = 0.0) -> Estimate:
     """See `Estimator`; each rank of the `tangent` axis takes some numbers of the hyperparameters."""
-    problem, ranks, training = run.problem, run.ranks, Training(run)
-    space, place, places = problem.space, ranks.tangent_rank, ranks.shape.tangent
-    tangents = zero_tangents(training.local_state, (), live=())
-    total = torch.zeros(space.size, dtype=torch.float64, device=problem.device)
-    owned = [_elements_of(space, rank, places) for rank in range(places)]
-    val_batches = _endless_validation(problem, run.number)
-    healthy = True
-    for segment in run.segments():
-        tangents = _carried(tangents, training.local_state, _elements_in_use(space, segment, owned[place]))
-        directions = Directions(problem, segment, run.horizon, along_elements(tangents.elements))
-        for step in range(segment.start, segment.stop):
-            h = run.hyperparameters[segment.row(step)]
-            point = training.point(problem.theta(h))
-            _advance(training, point, h, tangents, directions.at(step), discount)
-            training.step(point, h)
-            gradient = _validation_gradient(training, next(val_batches)).double()
-            for element, row in zip(tangents.elements, judged(tangents.weights, tangents.optimizer), strict=True):
-                total[element] += (row.double() * gradient).sum()
-            if not (healthy := run.on_step(training.state, point.loss)):
-                break
-        if not healthy:
-            break
+    problem, ranks, greedy = run.problem, run.ranks, GreedyRun(run, discount)
+    training = greedy.training
+    with run.checkpointer or nullcontext():
+        greedy.restore()
+        greedy.train()
     validation = validate(problem, training.network, training.whole_state, run.number, ranks.data, with_gradient=False)
     if training.state.step < run.horizon:
         return lost_run(run, validation, training.state.step)
-    totals = total.tolist()
-    return finished_run(run, validation, ranks.gather_elements([totals[element] for element in owned[place]], owned))
+    totals = greedy.total.tolist()
+    local = [totals[element] for element in greedy.owned[ranks.tangent_rank]]
+    return finished_run(run, validation, ranks.gather_elements(local, greedy.owned))
+
+
+class GreedyRun:
+    """An inner run, the tangents of what is in use of this rank's elements of λ, and the sums of their products."""
+
+    def __init__(self, run: InnerRun, discount: float) -> None:
+        self.run, self.problem, self.discount = run, run.problem, discount
+        self.training = Training(run)
+        space, places = self.problem.space, run.ranks.shape.tangent
+        self.owned = [_elements_of(space, rank, places) for rank in range(places)]
+        self.tangents = zero_tangents(self.training.local_state, (), live=())
+        self.total = torch.zeros(space.size, dtype=torch.float64, device=self.problem.device)
+        """[K] this rank's summand of the hypergradients; 0 for elements of other ranks."""
+
+    def train(self) -> None:
+        """Takes the steps that are left of the horizon; ends early where `on_step` says so."""
+        run, problem, training = self.run, self.problem, self.training
+        val_batches = islice(_endless_validation(problem, run.number), training.state.step, None)
+        for segment in run.segments():
+            if segment.stop <= training.state.step:
+                continue
+            self.tangents = _carried(self.tangents, training.local_state, self._in_use(segment))
+            directions = Directions(problem, segment, run.horizon, along_elements(self.tangents.elements))
+            for step in range(max(segment.start, training.state.step), segment.stop):
+                h = run.hyperparameters[segment.row(step)]
+                point = training.point(problem.theta(h))
+                _advance(training, point, h, self.tangents, directions.at(step), self.discount)
+                training.step(point, h)
+                self._add(_validation_gradient(training, next(val_batches)).double())
+                if not run.on_step(training.state, point.loss):
+                    return
+                self._keep()
+
+    def _in_use(self, segment: Segment) -> list[int]:
+        """This rank's elements that are read on `segment`."""
+        return _elements_in_use(self.problem.space, segment, self.owned[self.run.ranks.tangent_rank])
+
+    def _add(self, gradient: Tensor) -> None:
+        """Adds ∇L_val · Z after a step, from this rank's columns of the gradient [S]."""
+        rows = judged(self.tangents.weights, self.tangents.optimizer)
+        for element, row in zip(self.tangents.elements, rows, strict=True):
+            self.total[element] += (row.double() * gradient).sum()
+
+    def restore(self) -> None:
+        """Goes to where the checkpointer kept the run, if it did."""
+        if self.run.checkpointer is None:
+            return
+        state = self.training.state
+
+        def plan(step: int) -> tuple[tuple[InnerState, Tangents, Tensor], list[Target]]:
+            last = next(segment for segment in self.run.segments() if step <= segment.stop)
+            tangents = zero_tangents(self.training.local_state, self._in_use(last), live=())
+            filled, total = empty_like(state, step), torch.zeros_like(self.total)
+            return (filled, tangents, total), [
+                *state_targets(filled),
+                *tangent_targets(tangents),
+                *self._sums(total),
+            ]
+
+        restored = self.run.checkpointer.restore_planned(len(state.weights), plan)
+        if restored is not None:
+            self.training.state, self.tangents, self.total = restored
+
+    def _keep(self) -> None:
+        if self.run.checkpointer is None:
+            return
+        state, tangents = self.training.state, self.tangents
+
+        def tensors() -> Mapping[str, Tensor]:
+            sums = {target.name: target.tensor for target in self._sums(self.total.cpu())}
+            return tensors_to_write(self.run.ranks, state, tangents) | sums
+
+        self.run.checkpointer.keep_tensors(state.step, len(state.weights), tensors, tangents.elements)
+
+    def _sums(self, total: Tensor) -> list[Target]:
+        """Each number of `total` [K] that this rank owns; ranks of the `data` axis have summands of it."""
+        ranks = self.run.ranks
+        part = f"part-{ranks.data.rank}-of-{ranks.data.size}"
+        return [Target(total[element], f"total.{element}.{part}") for element in self.owned[ranks.tangent_rank]]
 
 
 def _elements_of(space: HyperparameterSpace, rank: int, ranks: int) -> list[int]:

@@ -8,12 +8,15 @@ The cost is 4 plain steps per step whatever K is: one to get there, and a pull-b
 and goes back through it (two). That needs the state of every step: memory O(T·D). Where these do not fit, states are
 kept every ⌈√T⌉ steps and recomputed in between: memory O(√T·D), 5 plain steps. The sweep is sequential: every rank
 repeats it. It shares no derivative code with the forward estimator, and so serves as its check.
+
+A run that was cut off goes on from a checkpoint on its way there or back: every ⌈√T⌉-th state, the adjoints and λ̄.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 
@@ -22,7 +25,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fds_dist.common.batch import micro_batches
-from fds_dist.inner.estimate import Estimate, finished_run, lost_run, validate
+from fds_dist.inner.checkpoint_files import Target
+from fds_dist.inner.estimate import Estimate, Evaluation, finished_run, lost_run, validate
+from fds_dist.inner.estimators.there_and_back import Place
 from fds_dist.inner.plan import stretch
 from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.inner.training import initial_state
@@ -116,39 +121,90 @@ class ReverseSweep:
         )
         return list(pulled[:-1]), pulled[-1]
 
+    def first_adjoints(self, state: InnerState, validation: Evaluation) -> list[Tensor]:
+        """Of the final `state`. Those of live buffers are parts, which add up in the network."""
+        assert validation.gradient is not None
+        by_buffers = [validation.buffer_gradients[name] for name in self.network.live]
+        return [*_final_adjoints(state, self.axis.sum(validation.gradient)), *by_buffers]
+
+    def first_place(self) -> Place:
+        """Where the run begins, or where its checkpointer has kept it."""
+        total = torch.zeros(self.problem.space.size, dtype=torch.float64, device=self.problem.device)
+        parts, live = self.differentiable_parts(self.start), len(self.network.live)
+        place = Place(self.run.horizon, self.start, {}, parts, total, self.run.horizon, live)
+
+        def plan(step: int) -> tuple[Place, list[Target]]:
+            emptied = place.emptied(step)
+            alike, unlike = emptied.targets(self.run.ranks)
+            return emptied, [*alike, *unlike]
+
+        if self.run.checkpointer is None:
+            return place
+        return self.run.checkpointer.restore_planned(len(self.start.weights), plan) or place
+
+    def keep(self, place: Place) -> None:
+        """Shows the checkpointer a place.
+
+        Raises:
+            KeyboardInterrupt: see `RunCheckpointer`.
+        """
+        if self.run.checkpointer is not None:
+            width = len(place.state.weights)
+            self.run.checkpointer.keep_tensors(place.step, width, lambda: place.to_write(self.run.ranks))
+
+    def go_there(self, place: Place) -> None:
+        """Takes the steps that are left of the horizon, and keeps states; ends early where `on_step` says so."""
+        spacing = 1 if self.problem.keeps_every_state(place.horizon) else stretch(place.horizon)
+        for before, _, loss, after in self.replay(place.state, place.horizon):
+            place.state = after
+            if before.step % spacing == 0:
+                place.states[before.step] = before
+            if not self.run.on_step(place.state, loss / self.axis.size):
+                return
+            self.keep(place)
+
+    def come_back(self, place: Place) -> None:
+        """Pulls the adjoints back through the steps that are left, stretch by stretch."""
+        for start in reversed(range(0, place.left, stretch(place.horizon))):
+            steps = self.states_before(place, start)
+            while steps:  # taken out one by one, or the next stretch would be replayed beside this one
+                before, batch = steps.pop()
+                place.adjoints, by_h = self.pull_back(before, batch, place.adjoints)
+                self.add(place.total, before.step, by_h)
+                place.left = before.step
+                self.keep(place)
+            del place.states[start]
+
+    def states_before(self, place: Place, start: int) -> list[tuple[InnerState, Batch]]:
+        """The state before each step from `start` to the last that is left, and its batch. Of the stretch, its first
+        state stays kept."""
+        first, stop = place.states[start], place.left
+        others = [place.states.pop(step) for step in range(start + 1, stop) if step in place.states]
+        if len(others) == stop - start - 1:
+            return list(zip([first, *others], self.batches(start, stop), strict=True))
+        others.clear()  # a run that goes on has some of them alone
+        steps = list[tuple[InnerState, Batch]]()
+        for before, batch, _, _ in self.replay(first, stop):
+            steps.append((before, batch))
+            self.keep(place)  # which is where it was, but a process alone need not wait for the stretch to end
+        return steps
+
 
 def estimate_reverse(run: InnerRun) -> Estimate:
     """See `Estimator`; the sweep spreads over the `data` axis alone, with the whole state on every rank."""
-    sweep, axis, horizon = ReverseSweep(run), run.ranks.data, run.horizon
-    spacing = 1 if run.problem.keeps_every_state(horizon) else stretch(horizon)
-    state, kept = sweep.start, [sweep.start]
-    for _, _, loss, state in sweep.replay(sweep.start, horizon):
-        if state.step % spacing == 0 and state.step < horizon:
-            kept.append(state)
-        if not run.on_step(state, loss / axis.size):
-            break
-    validation = validate(run.problem, sweep.network, state, run.number, axis)
-    if state.step < horizon:
-        return lost_run(run, validation, state.step)
-    assert validation.gradient is not None
-    sweep.network.train()
-    total = torch.zeros(run.problem.space.size, dtype=torch.float64, device=run.problem.device)
-    by_buffers = [
-        validation.buffer_gradients[name] for name in sweep.network.live
-    ]  # parts, which add up in the network
-    adjoints = [*_final_adjoints(state, axis.sum(validation.gradient)), *by_buffers]
-    for start in reversed(range(0, horizon, stretch(horizon))):
-        stop = min(start + stretch(horizon), horizon)
-        if spacing == 1:
-            steps = list(zip(kept[start:], sweep.batches(start, stop), strict=True))
-            del kept[start:]
-        else:
-            steps = [(before, batch) for before, batch, _, _ in sweep.replay(kept.pop(), stop)]
-        while steps:  # taken out one by one, or the next stretch would be replayed beside this one
-            before, batch = steps.pop()
-            adjoints, by_h = sweep.pull_back(before, batch, adjoints)
-            sweep.add(total, before.step, by_h)
-    return finished_run(run, validation, total.tolist())
+    sweep = ReverseSweep(run)
+    with run.checkpointer or nullcontext():
+        place = sweep.first_place()
+        if place.state.step < run.horizon:
+            sweep.go_there(place)
+        validation = validate(run.problem, sweep.network, place.state, run.number, sweep.axis)
+        if place.state.step < run.horizon:
+            return lost_run(run, validation, place.state.step)
+        sweep.network.train()
+        if place.left == run.horizon:
+            place.adjoints = sweep.first_adjoints(place.state, validation)
+        sweep.come_back(place)
+    return finished_run(run, validation, place.total.tolist())
 
 
 def _final_adjoints(state: InnerState, gradient: Tensor) -> tuple[Tensor, ...]:
