@@ -137,7 +137,7 @@ class SeedRun:
         """Trains one epoch; returns the mean training loss over its samples."""
         before, self.part = self.part, EpochPart()
         told = before if self.ranks.is_first else EpochPart()
-        loss_sum = torch.tensor(told.loss_sum, dtype=torch.float64, device=self.ranks.device)
+        loss_sum = torch.full((), told.loss_sum, dtype=torch.float64, device=self.ranks.device)
         samples, left = told.samples, self.schedule.horizon - (self.driver.last_epoch - before.steps)
         steps = min(self.data.steps_per_epoch, left)
         for step, batch in enumerate(islice(self.data.training(epoch, steps), before.steps, None), before.steps + 1):
