@@ -15,6 +15,7 @@ from events import inner_block, outer_record, run_end, run_start
 from wandb_file import logged
 from wandb_server import WandbServer
 
+import fds_dist
 from fds_dist.commands.inputs import wandb_session
 from fds_dist.commands.optimize.code import own_files
 from fds_dist.config import load_config
@@ -122,6 +123,27 @@ def test_a_search_is_in_one_group_with_its_retrainings(
         monkeypatch.setenv(name, value)
     config = load_config(CONFIG, [*overrides, "tracking.wandb.mode=offline"])
     assert group_of(wandb_session(config, "retrain", "digits-1"), clean_environment) == expected
+
+
+def test_a_comparison_is_one_run(clean_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.chdir(clean_environment)
+    config = {
+        "task": {"name": "own_tasks:blobs"},
+        "hyperparameters": {"lr": {"init": 0.05, "step": 0.02}},
+        "outer": {"optimizer": "sign", "steps": 1},
+        "compare": {"methods": ["fds", "random"], "seeds": 1, "judge_seeds": 1, "ranges": {"lr": [0.01, 0.1]}},
+        "tracking": {"wandb": {"mode": "offline"}},
+        "name": "both",
+    }
+    comparison = fds_dist.compare(config, progress=False).comparison
+    records, rows = logged(Path("runs/both"))
+    (run,) = [record.run for record in records if record.HasField("run")]
+    assert (run.job_type, run.run_group, run.display_name) == ("compare", "both", "both")
+    (table,) = Path("runs/both").glob("wandb/offline-run-*/files/media/table/comparison_*.table.json")
+    told = [row[0] for row in json.loads(table.read_text())["data"]]
+    assert told == [each.method for each in comparison.runs] == ["fds", "random"]
+    assert any("picture/path" in row for row in rows)
 
 
 ONLINE = """

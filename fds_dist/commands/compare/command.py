@@ -14,14 +14,24 @@ from fds_dist.build import Build, ModelBuilder, model_builder
 from fds_dist.commands.compare.comparison import Retrain
 from fds_dist.commands.compare.comparison import compare as compare_methods
 from fds_dist.commands.compare.job import Job
+from fds_dist.commands.compare.mirror import log_comparison
 from fds_dist.commands.compare.plot import plot_comparison
 from fds_dist.commands.compare.results import Comparison
 from fds_dist.commands.compare.table import print_comparison
-from fds_dist.commands.inputs import Source, folder_key, launched, one_run_per_rank, study_folder, task_maker
+from fds_dist.commands.inputs import (
+    Source,
+    folder_key,
+    launched,
+    one_run_per_rank,
+    study_folder,
+    task_maker,
+    wandb_session,
+)
 from fds_dist.commands.retrain.settings import read_settings
 from fds_dist.commands.retrain.trainer import retrain as retrain_seeds
 from fds_dist.common.console import Count, as_html, counting
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.config import Config
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.monitor import Consistency
 from fds_dist.schedule.schedule import Schedule
@@ -91,6 +101,7 @@ def compare(
             with counting("compare", "plain steps", Console(stderr=True), show=show) as count:
                 comparison = _compared(built, ranks, folder, retrain, say, count)
             ranks.on_first(partial(plot_comparison, comparison, folder))
+            ranks.on_first(partial(_mirrored, built.config, comparison, folder, say))
     return CompareResult(comparison, folder)
 
 
@@ -125,6 +136,16 @@ def _compared(
         config.outer.judge_seeds,
     )
     return compare_methods(job, folder, say, retrain, count)
+
+
+def _mirrored(config: Config, comparison: Comparison, folder: Path, say: Callable[[str], None]) -> None:
+    """Sends the comparison to W&B where the config asks for it; what goes wrong there is a note."""
+    session = wandb_session(config, "compare", folder.name)
+    session.tell = say
+    try:
+        log_comparison(session, comparison, folder, config.resolved())
+    except Exception as error:
+        say(f"note: W&B failed: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 def _say_nothing(line: str) -> None:
