@@ -15,6 +15,8 @@ MOST_LINES = 8
 """The lines of a hyperparameter whose values have several numbers."""
 WIDE = 10.0
 """A hyperparameter whose largest value is at least so many times the smallest has a logarithmic axis."""
+EQUAL = 0.01
+"""Values that differ by less than this part of the largest are drawn as nearly a flat line, not as the whole axis."""
 
 Places = Mapping[str, Sequence[tuple[float, float]]]
 """See `RunEnd.places`."""
@@ -47,6 +49,9 @@ def schedule_png(schedule: Mapping[str, Row], places: Places) -> bytes:
         numbers = [number for value in values for number in value]
         if min(numbers) > 0 and max(numbers) >= WIDE * min(numbers):
             axes.set_yscale("log")
+        elif 0 < max(numbers) - min(numbers) < EQUAL * abs(max(numbers)):
+            margin = EQUAL * abs(max(numbers))
+            axes.set_ylim(min(numbers) - margin, max(numbers) + margin)
         axes.set(title=name, xlabel="part of the inner run", xlim=(0, 1))
     for axes in figure.axes[len(names) :]:
         axes.set_axis_off()
