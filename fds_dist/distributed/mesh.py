@@ -121,7 +121,8 @@ class Ranks:
                 self.group = dist.group.WORLD
         with rank_errors():
             self._axis_groups = {axis: self._axis_group(stack, axis) for axis in AXES}
-            lines = torch.arange(self.world_size).view(self.shape.replica, -1).tolist()
+            size = self.shape.tangent * self.shape.data
+            lines = [list(range(first, first + size)) for first in range(0, self.world_size, size)]
             self._replica_group = self._group_among(stack, lines)
         data = self._axis_groups["data"]
         reference = weakref.ref(data) if data is not None else lambda: None

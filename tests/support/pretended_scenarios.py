@@ -296,6 +296,7 @@ def on_mesh(watch: Watch, shape: MeshShape, *parts: Mapping[str, Any]) -> Record
         for patch in (
             mock.patch.dict(os.environ, launched),
             mock.patch.object(torch.cuda, "device_count", lambda: size),
+            mock.patch.object(mesh, "company", lambda environment: contextlib.nullcontext()),
             mock.patch.object(mesh, "shared_store", lambda environment: None),
             mock.patch.object(mesh, "name_interface", lambda environment, store: None),
             mock.patch.object(dist, "init_process_group", begin_fake),
