@@ -16,23 +16,24 @@ from fds_dist.common.faults import UserError
 from fds_dist.config import load_config
 
 RUN = """
-import sys
+import sys, time
 from pathlib import Path
 from fds_dist.tracking.wandb_session import WandbSession
 session = WandbSession("online", init_timeout=float(sys.argv[2]))
 session.tell = print
 session.start(Path(sys.argv[1]), "run", {}, resumed=False)
 session.log({"loss": 1.5})
+time.sleep(float(sys.argv[3]))
 session.finish(0)
 """
 
 
-def run(folder: Path, server: WandbServer, init_timeout: float) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, server: WandbServer, init_timeout: float, seconds: float = 0) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("wandb")
     names = [name for name in os.environ if name.startswith("WANDB_")]
     environment = {name: value for name, value in os.environ.items() if name not in names}
     return subprocess.run(
-        [sys.executable, "-c", RUN, str(folder), str(init_timeout)],
+        [sys.executable, "-c", RUN, str(folder), str(init_timeout), str(seconds)],
         env={**environment, "HOME": str(folder / "home"), **server.environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -45,7 +46,7 @@ def test_a_run_that_is_answered_late_goes_on_offline_and_is_closed_on_the_server
     """The server makes the run, and its answer comes after this side has stopped to wait."""
     with WandbServer() as server:
         server.delays["UpsertBucket"] = 6.0  # past the timeout, and short enough for a test
-        result = run(tmp_path, server, init_timeout=2)
+        result = run(tmp_path, server, init_timeout=2, seconds=6)  # it trains for longer than the answer takes
         assert result.returncode == 0, result.stderr
         assert "wandb cannot go online" in result.stdout and "wandb sync" in result.stdout
         assert any(row.get("loss") == 1.5 for row in logged(tmp_path)[1])
