@@ -57,7 +57,7 @@ def test_a_run_leaves_what_the_contract_names(tmp_path: Path) -> None:
     folder = Path("runs/run")
     assert result.run_dir == folder
     assert {path.name for path in folder.iterdir()} == {
-        *("config.yaml", "environment.json", "history.jsonl", "checkpoints"),
+        *("config.yaml", "environment.json", "history.jsonl", "curves.jsonl", "checkpoints"),
         *("schedule.json", "schedule_best.json", "schedule_last.json"),
     }
     for number, line in enumerate(lines(folder)):
