@@ -32,7 +32,8 @@ def main() -> int:
         with suppress(OSError):  # nobody reads any more
             sys.stdout.flush()
         for number in SIGNALS:  # the status of a command that has failed, or was interrupted, stays what it is
-            signal.signal(number, signal.SIG_IGN if status else _leave)
+            # The system's own way: Python's would miss a signal that comes just before it waits for a thread.
+            signal.signal(number, signal.SIG_IGN if status else signal.SIG_DFL)
     return status
 
 
