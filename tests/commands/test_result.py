@@ -310,7 +310,7 @@ def test_the_closing_lines_and_the_report_say_which_is_which(capsys: pytest.Capt
     run = fds_dist.optimize(CONFIG)
     assert run.verdict is not None
     closing = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("finished"))
-    assert f"result: {run.verdict.headline}" in closing
+    assert f"gained: {run.verdict.headline}" in closing
     for name in NAMES:
         assert f"{name} {run.verdict.candidates[name]}" in closing
     assert "schedule_average.json" in closing

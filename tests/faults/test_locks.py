@@ -99,9 +99,13 @@ import os, sys, time
 from pathlib import Path
 from fds_dist.storage.lock import locked
 with locked(Path("held"), "fds-dist optimize", "KEY"):
-    if len(sys.argv) > 1 and os.fork() == 0:  # as a data loader does; it outlives its parent
+    forks, lines = len(sys.argv) > 1, os.pipe()
+    if forks and os.fork() == 0:  # as a data loader does; it outlives its parent
+        os.write(lines[1], b"1")  # it runs, so that it has let go
         time.sleep(60)
         os._exit(0)
+    if forks:
+        os.read(lines[0], 1)
     print("ready", flush=True)
     time.sleep(60)
 """
