@@ -39,6 +39,7 @@ def check(folder: Path, at: Path, engine: str, victim: int, moment: str, whole: 
     command = [*RETRAIN, f"engine={engine}"]
     ((left, end),) = left_waiting(at, 2, command, victim, "SIGKILL", moment).items()
     assert (left, end.status) == (1 - victim, 1)
+    assert len(end.lines) == 1, end.lines
     (line,) = end.lines
     named = rf"rank {victim} \(host {re.escape(socket.gethostname())}, pid \d+\) has ended; see its output"
     place = r"its last step was step \d+ of the retraining with seed 0|it had taken no step yet"

@@ -134,7 +134,7 @@ CASES: dict[str, Case] = {
     "the validation loss is NaN": Case("the validation loss of outer step 1", val_loss=lambda loss, _: loss * math.nan),
     "a validation batch is NaN": Case("NaN or infinite", val_batches=not_finite),
     "other validation data": Case(
-        "the validation loss of outer step 1", val_batches=lambda batches: [(x + 1, y) for x, y in batches]
+        "the validation loss of outer step 1", val_batches=lambda batches: [(x.flip(0), y) for x, y in batches]
     ),
     "validation batches raise": Case("ValueError: planted", val_batches=planted),
     "training batches raise": Case("ValueError: planted", train_batches=planted),
