@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from signalled_tasks import write_plan
 
 import fds_dist
-from fds_dist.commands.retrain.seed_run import SeedRun
+from fds_dist.commands.retrain.step_terms import StepTerms
 
 CONFIG = {
     "task": {"name": "signalled_tasks:signalled", "plan": "plan.json"},
@@ -59,13 +59,13 @@ def assert_goes_on_to_the_same_bits() -> None:
 
 def steps_taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The steps that any retraining takes from now on, by the number of those before."""
-    steps, usual = list[int](), SeedRun._terms
+    steps, usual = list[int](), StepTerms.of
 
-    def terms(run: SeedRun, batch: Any) -> Any:
-        steps.append(run.driver.last_epoch)
-        return usual(run, batch)
+    def of(terms: StepTerms, batch: Any) -> Any:
+        steps.append(terms.driver.last_epoch)
+        return usual(terms, batch)
 
-    monkeypatch.setattr(SeedRun, "_terms", terms)
+    monkeypatch.setattr(StepTerms, "of", of)
     return steps
 
 

@@ -4,47 +4,39 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from fds_dist.commands.retrain.checkpoints import SeedFolder, write_weights
-from fds_dist.commands.retrain.data import RetrainData, Term, mean_loss, part_of
+from fds_dist.commands.retrain.data import RetrainData, mean_loss
 from fds_dist.commands.retrain.engines import ENGINES
-from fds_dist.commands.retrain.optimizers import inner_optimizer, prepared
+from fds_dist.commands.retrain.optimizers import prepared
 from fds_dist.commands.retrain.records import Block, EpochPart, EpochRecord, RetrainResult, SeedStart, best_of
 from fds_dist.commands.retrain.reporting import Reporters
 from fds_dist.commands.retrain.resuming import Identity
+from fds_dist.commands.retrain.scoring import Scoring, sum_over_ranks
 from fds_dist.commands.retrain.settings import RetrainSettings
-from fds_dist.common.batch import Batch, micro_batches
+from fds_dist.commands.retrain.step_terms import KEY, StepTerms
 from fds_dist.common.files import make_folder, write_text_atomic
 from fds_dist.common.interruptions import asked_to_end
 from fds_dist.common.precision import DTYPES
 from fds_dist.common.randomness import derive_seed
 from fds_dist.common.records import to_line, to_values
-from fds_dist.common.transfer import to_device
 from fds_dist.config import CheckpointConfig
-from fds_dist.distributed.errors import rank_errors, reached
+from fds_dist.distributed.errors import reached
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.meetings import CHANCES, Meetings
 from fds_dist.schedule.driver import ScheduleDriver
-from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
-from fds_dist.tasks.augment import augmentation, augmented
-from fds_dist.tasks.base import Task, loss_takes_hyperparameters, validation_loss
-from fds_dist.tasks.losses import OnBatch
-from fds_dist.tasks.metrics import Mean, Score
+from fds_dist.tasks.base import Task
 
 BLOCKS_PER_HORIZON = 100
-
-KEY = "retrain"
-"""Takes the place of the outer step in the random numbers, so that a retraining shares no weights with a search."""
 
 
 class SeedRun:
@@ -63,17 +55,15 @@ class SeedRun:
         checkpoint: CheckpointConfig,
         data: Mapping[str, str],
     ) -> None:
-        self.seed, self.task, self.settings, self.ranks = seed, task, settings, ranks
-        self.loss_of = OnBatch(task.loss)
+        self.seed, self.settings, self.ranks = seed, settings, ranks
         self.files, self.reporters = files, reporters
-        self.dtype = DTYPES[settings.dtype]
         self.data = RetrainData(task, ranks.device, seed, settings.hold_out)
         self.schedule = prepared(schedule, self.data.horizon(settings))
-        defaults = inner_optimizer(schedule).defaults
-        self.loss_names = [name for name in self.schedule.at(0) if base_of(name) not in defaults]
         module = build_model(derive_seed(seed, KEY, "weights"))
         self.engine = ENGINES[settings.engine](module, self.schedule, settings, ranks)
         self.driver = ScheduleDriver(self.engine.optimizer, self.schedule, fixed=True)
+        self.terms = StepTerms(seed, task, settings, ranks, self.driver)
+        self.scoring = Scoring(task, self.data, self.engine, ranks, DTYPES[settings.dtype])
         self.identity = Identity(seed, self.schedule, self.data.steps_per_epoch, settings, data)
         self.records: list[EpochRecord] = []
         self.part = EpochPart()
@@ -117,7 +107,7 @@ class SeedRun:
     def _epoch(self, epoch: int) -> EpochRecord:
         began = time.perf_counter()
         train_loss = self._train(epoch)
-        test, val = self._scores()
+        test, val = self.scoring.scores()
         return EpochRecord(
             seed=self.seed,
             epoch=epoch,
@@ -141,7 +131,7 @@ class SeedRun:
         samples, left = told.samples, self.schedule.horizon - (self.driver.last_epoch - before.steps)
         steps = min(self.data.steps_per_epoch, left)
         for step, batch in enumerate(islice(self.data.training(epoch, steps), before.steps, None), before.steps + 1):
-            terms = self._terms(batch)
+            terms = self.terms.of(batch)
             losses = self.engine.step(terms)
             self.driver.step()
             reached(f"step {{}} of the retraining with seed {self.seed}", self.driver.last_epoch)
@@ -157,7 +147,7 @@ class SeedRun:
 
     def _sums(self, loss_sum: Tensor, samples: int) -> list[float]:
         """Both, over all ranks."""
-        return self._sum_over_ranks(torch.stack([loss_sum, torch.full_like(loss_sum, samples)])).tolist()
+        return sum_over_ranks(torch.stack([loss_sum, torch.full_like(loss_sum, samples)]), self.ranks).tolist()
 
     def _keep(self, step: int, loss_sum: Tensor, samples: int) -> None:
         """Saves the state after `step` steps of an epoch, where it is due or a signal asks any rank to end.
@@ -174,67 +164,6 @@ class SeedRun:
         if answers[1]:
             self.reporters.note(f"seed {self.seed}: saved after step {self.driver.last_epoch}; the same line goes on")
             raise KeyboardInterrupt
-
-    def _values(self) -> dict[str, Tensor]:
-        """The hyperparameters that are the task's own at this step."""
-        values = self.driver.values
-        device = self.ranks.device
-        return {name: to_device(torch.tensor(values[name], dtype=self.dtype), device) for name in self.loss_names}
-
-    def _augment(self, values: Mapping[str, Tensor], micro_batch: int) -> Callable[[Any], Any] | None:
-        """The task's `augment` as a function of the inputs of a whole micro-batch; None if it has none."""
-        augment, seed = augmentation(self.task), self._seed_of(micro_batch)
-        return None if augment is None else lambda inputs: augmented(augment, inputs, seed, values)
-
-    def _terms(self, batch: Batch) -> list[Term]:
-        """The micro-batches of a step, cut from the whole batch and then split over the ranks, as in the search."""
-        values, terms = self._values(), []
-        for index, (micro_batch, fraction) in enumerate(micro_batches(batch, self.settings.accumulate)):
-            part = part_of(micro_batch, self.ranks, self.dtype, self._augment(values, index))
-            loss_of, weight = self._training_loss(part.batch, values), part.weight * fraction
-            terms.append(Term(part.inputs, loss_of, weight, part.samples, partial(self._seed_step, index)))
-        return terms
-
-    def _training_loss(self, batch: Batch, values: Mapping[str, Tensor]) -> Callable[[Any], Tensor]:
-        """The task's loss as a function of the output, with the hyperparameters that are the loss's own."""
-        arguments = (values,) if values and loss_takes_hyperparameters(self.task) else ()
-        return lambda output: self.loss_of(output, batch, *arguments)
-
-    def _scores(self) -> tuple[Score, Score | None]:
-        """Means over the test samples, and over the validation samples where they are held out."""
-        with self.engine.evaluating():
-            test = self._score(self.data.testing())
-            if not self.data.held_out:
-                return test, None
-            return test, self._score(self.data.validation()) if self.data.has_test else test
-
-    def _score(self, batches: Iterable[Batch]) -> Score:
-        """Means over the samples of `batches`, on all ranks."""
-        loss_of, mean = OnBatch(validation_loss(self.task)), Mean(self.task)
-        for batch in batches:
-            part = part_of(batch, self.ranks, self.dtype)
-            output = self.engine.predict(part.inputs)
-            mean.add(loss_of(output, part.batch), output, part.batch, part.samples)
-        return mean.score(self._sum_over_ranks)
-
-    def _sum_over_ranks(self, sums: Tensor) -> Tensor:
-        """The sums over all ranks, the same on each."""
-        if self.ranks.world_size > 1:
-            with rank_errors():
-                dist.all_reduce(sums, group=self.ranks.group)
-        return sums
-
-    def _seed_of(self, micro_batch: int, *parts: int) -> int:
-        place = ("micro-batch", micro_batch) if micro_batch else ()
-        return derive_seed(self.seed, KEY, self.driver.last_epoch, "step", *parts, *place)
-
-    def _seed_step(self, micro_batch: int) -> None:
-        """Random numbers of this step (dropout) are keyed by (seed, step), and by the rank and the micro-batch beyond
-        the first: parts of a batch must not share their masks."""
-        seed = self._seed_of(micro_batch, *([self.ranks.rank] if self.ranks.rank else []))
-        torch.default_generator.manual_seed(seed)
-        if self.ranks.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
 
     def _report(self, loss: Tensor) -> None:
         step, horizon = self.driver.last_epoch, self.schedule.horizon

@@ -14,8 +14,9 @@ from fds_dist.commands.retrain.checkpoints import SeedFolder
 from fds_dist.commands.retrain.optimizers import prepared
 from fds_dist.commands.retrain.records import RetrainResult, Summary
 from fds_dist.commands.retrain.reporting import Reporter, Reporters
-from fds_dist.commands.retrain.seed_run import KEY, SeedRun
+from fds_dist.commands.retrain.seed_run import SeedRun
 from fds_dist.commands.retrain.settings import RetrainSettings
+from fds_dist.commands.retrain.step_terms import KEY
 from fds_dist.common.files import write_text_atomic
 from fds_dist.common.interruptions import Grace
 from fds_dist.common.randomness import derive_seed, seeded
