@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
+import torch
 from problems import ONE_RANK, HalfTanh, TensorTask, conv_bn, image_task, make_problem, mlp, regression_task
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -171,9 +172,35 @@ def test_the_error_of_autocast_is_stated_beside_comparisons_without_it(
     assert re.search(stated, " ".join(result._repr_html_().split()))
 
 
-def test_without_autocast_nothing_is_stated_of_it() -> None:
-    result = fds_dist.verify(DIGITS_IN_BF16, ["inner.precision=fp32"], steps=2)
-    assert result.verification.low is None and "bf16" not in result._repr_html_()
+def test_the_error_of_float32_is_stated_and_of_float64_nothing() -> None:
+    result = fds_dist.verify(DIGITS_IN_BF16, ["inner.precision=fp32"], steps=HORIZON)
+    low, text = result.verification.low, " ".join(result._repr_html_().split())
+    assert low is not None and low.same_signs == 3 and 0 < low.error < 1e-5  # some 10² operations that round to 1e-7
+    assert "in float32, against float64: relative error" in text and "bf16" not in text and "amplifies" not in text
+    exact = fds_dist.verify(DIGITS_IN_BF16, ["inner.precision=null", "dtype=float64"], steps=2)
+    assert exact.verification.low is None and "float32" not in exact._repr_html_()
+
+
+def logistic_map_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Its gradient step of rate 1 is the logistic map w → 4w(1 − w), which doubles an error at each step."""
+    return (target * (4 / 3 * output**3 - 3 / 2 * output**2)).mean()
+
+
+def one_weight() -> nn.Module:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 0.3)
+    return model
+
+
+def test_a_run_that_amplifies_rounding_is_named() -> None:
+    """2^16 · 6e-8 = 4e-3 in the weights, more in the derivatives, of which float64 keeps ten digits."""
+    ones, one = torch.ones(16, 1), torch.ones(1, 1)
+    task = TensorTask(one_weight, (ones, ones), (one, one), logistic_map_loss, batch_size=1)
+    config = {"hyperparameters": {"lr": {"init": 1.0, "step": 0.1, "buckets": 2}}, "inner": {"epochs": 1}}
+    result = fds_dist.verify(config, task=task)
+    low = result.verification.low
+    assert low is not None and low.error > 1e-2
+    assert "smaller learning rates, inner.clip_gradient" in " ".join(result._repr_html_().split())
 
 
 def test_error_signs_and_cosine_of_two_vectors() -> None:

@@ -16,7 +16,14 @@ from torch import nn
 
 from fds_dist.build import Build, ModelBuilder
 from fds_dist.commands.inputs import Source, launched
-from fds_dist.commands.verify.derivatives import FLOAT32, FLOAT64, Verification, compare_autocast, compare_derivatives
+from fds_dist.commands.verify.derivatives import (
+    FLOAT32,
+    FLOAT64,
+    LowPrecision,
+    Verification,
+    compare_derivatives,
+    compare_precision,
+)
 from fds_dist.common.console import as_html, counting, default_console, paragraph, plain_table
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.words import counted
@@ -55,7 +62,7 @@ def verify(
 ) -> VerifyResult:
     """Compares the task's hypergradients with independent derivatives, in float64 over a short horizon.
 
-    With `inner.precision: bf16` the comparisons are without autocast, and its error is stated beside them.
+    The error of the precision that the config asks for, float32 or `inner.precision: bf16`, is stated beside them.
 
     Args:
         config: a YAML file, or the config as a mapping.
@@ -88,7 +95,8 @@ def verify(
             show, horizon = progress and ranks.is_first, _verified_steps(built, steps)
             with counting("verify", "derivatives", Console(stderr=True), show=show) as count:
                 verification = compare_derivatives(built.problem, horizon, ranks, precision, count)
-        low = compare_autocast(asked, verification, ranks) if asked.low else None
+        lower = asked.low is not None or asked.dtype != built.problem.dtype
+        low = compare_precision(asked, verification, ranks) if lower else None
         return VerifyResult(built, replace(verification, coarse=coarse, low=low))
 
 
@@ -157,10 +165,20 @@ def print_verification(problem: Problem, verification: Verification, console: Co
     if verification.coarse:
         raised = ", raised to float64 here" if problem.dtype == torch.float64 else ""
         paragraph(console, f"the network or the loss computes in {escape(verification.coarse)}{raised}")
-    if (low := verification.low) is not None:
-        paragraph(
-            console,
-            f"with inner.precision: bf16, against {kind} without it: relative error {low.error:.1e}, "
-            f"signs {low.same_signs} of {len(low.hypergradients)}, cosine {low.cosine:.6f}",
-        )
+    if verification.low is not None:
+        _print_precision(console, verification.low, kind)
     console.print("[bold green]verified[/]" if verification.passed else "[bold red]not verified[/]")
+
+
+def _print_precision(console: Console, low: LowPrecision, kind: str) -> None:
+    """Prints what the run's own precision makes of the hypergradients, and a warning where that is not much."""
+    asked = (
+        f"with inner.precision: bf16, against {kind} without it"
+        if low.under_autocast
+        else f"in float32, against {kind}"
+    )
+    signs = f"signs {low.same_signs} of {len(low.hypergradients)}"
+    paragraph(console, f"{asked}: relative error {low.error:.1e}, {signs}, cosine {low.cosine:.6f}")
+    if low.is_amplified and not low.under_autocast:
+        advice = "smaller learning rates, inner.clip_gradient or inner.clip_norm tame it, and dtype=float64 is exact"
+        paragraph(console, f"[yellow]this run amplifies rounding[/]: {advice}")

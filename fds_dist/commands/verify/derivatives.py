@@ -66,25 +66,38 @@ class Comparison:
         return self.error <= self.tolerance
 
 
+AMPLIFIED = 1e-2
+"""A relative error of float32 hypergradients from which on rounding is said to be amplified: 10⁵ times its own 1e-7."""
+
+
 @dataclass(frozen=True)
 class LowPrecision:
-    """The hypergradients g [K] under autocast beside the reference r [K] without it: nothing in it can fail."""
+    """The hypergradients g [K] as a run computes them, in float32 or under autocast, beside the reference r [K] in
+    float64, or without autocast: nothing in it can fail."""
 
     hypergradients: list[float]  # [K]
     error: float  # |g − r| / |r|, Euclidean over all K
     same_signs: int  # of K
     cosine: float
     """g·r / (|g| |r|); NaN where one of them is zero or not finite."""
+    under_autocast: bool = False
+
+    @property
+    def is_amplified(self) -> bool:
+        """Whether the error is more than that of a run through which rounding errors stay small."""
+        return not self.error <= AMPLIFIED
 
     @classmethod
-    def between(cls, hypergradients: list[float], reference: Sequence[float]) -> LowPrecision:
+    def between(
+        cls, hypergradients: list[float], reference: Sequence[float], under_autocast: bool = False
+    ) -> LowPrecision:
         """Their error, signs and angle."""
         pairs = list(zip(hypergradients, reference, strict=True))
         same_signs = sum((low > 0) == (exact > 0) and (low < 0) == (exact < 0) for low, exact in pairs)
         norms = math.hypot(*hypergradients) * math.hypot(*reference)
         is_defined = norms > 0 and math.isfinite(norms)
         cosine = math.fsum(low * exact for low, exact in pairs) / norms if is_defined else math.nan
-        return cls(hypergradients, relative_error(hypergradients, reference), same_signs, cosine)
+        return cls(hypergradients, relative_error(hypergradients, reference), same_signs, cosine, under_autocast)
 
 
 @dataclass(frozen=True)
@@ -99,7 +112,8 @@ class Verification:
     coarse: str = ""
     """What in the user's code computes below float64; raised to float64 for the comparison, where that is possible."""
     by_difference: bool = False  # whether the network has no second derivatives
-    low: LowPrecision | None = None  # where the config asks for autocast
+    low: LowPrecision | None = None
+    """In the precision that the config asks for; None where the comparison is in that precision."""
 
     @property
     def passed(self) -> bool:
@@ -149,10 +163,11 @@ def compare_derivatives(
     return Verification(horizon, values, reference, tuple(comparisons), tuple(left_out), by_difference=by_difference)
 
 
-def compare_autocast(problem: Problem, verification: Verification, ranks: Ranks) -> LowPrecision:
-    """The hypergradients of `problem`, which is under autocast, on the run whose `verification` is without it."""
+def compare_precision(problem: Problem, verification: Verification, ranks: Ranks) -> LowPrecision:
+    """The hypergradients of `problem`, in a lower precision, on the run that `verification` has compared."""
     run = InnerRun(problem, verification.values, 0, verification.horizon, ranks)
-    return LowPrecision.between(estimate_forward(run).hypergradients, verification.reference)
+    hypergradients = estimate_forward(run).hypergradients
+    return LowPrecision.between(hypergradients, verification.reference, problem.low is not None)
 
 
 def finite_differences(
