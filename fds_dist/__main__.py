@@ -23,6 +23,9 @@ def main() -> int:
     from fds_dist.distributed.parent import end_with_launcher
 
     end_with_launcher()
+    # PyTorch's store warns in pages of C++ frames of a rank that is lost, which one line of ours tells. PyTorch reads
+    # the variable as it is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from fds_dist.cli import main as run_command
 
     status = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -17,9 +18,14 @@ from fds_dist.common.out_of_memory import OutOfMemory, is_out_of_memory, memory_
 from fds_dist.common.words import plural
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.errors import rank_errors
+from fds_dist.distributed.heartbeat import current
+from fds_dist.distributed.lost import another_has_ended
 from fds_dist.distributed.store import shared_store
 
 Made = TypeVar("Made")
+
+LOOK = 2.0
+"""Seconds from one look at who is still there to the next, while this rank waits for others."""
 
 STORE_LINGER = timedelta(seconds=10)
 """How long the rank that hosts the store waits for ranks that are still reading."""
@@ -68,7 +74,7 @@ def told_by_all(environment: LaunchEnvironment, value: Any) -> list[Any]:
         store = shared_store(environment)
         store.set(f"told/{environment.rank}", json.dumps(value))
         names = [f"told/{rank}" for rank in range(environment.world_size)]
-        store.wait(names, environment.patience)
+        _wait(store, names, environment)
         return [json.loads(store.get(name)) for name in names]
 
 
@@ -100,9 +106,29 @@ def _publish(store: Store, rank: int, faults: Sequence[Fault], lacking: str = ""
 def _published(store: Store, environment: LaunchEnvironment) -> list[_Told]:
     """What each rank has told, in rank order."""
     keys = [f"faults/{rank}" for rank in range(environment.world_size)]
-    store.wait(keys, environment.patience)  # a store of the caller's may be less patient
+    _wait(store, keys, environment)
     contents = [json.loads(store.get(key)) for key in keys]
     return [_Told([Fault(**fields) for fields in faults], lacking) for faults, lacking in contents]
+
+
+def _wait(store: Store, keys: Sequence[str], environment: LaunchEnvironment) -> None:
+    """Returns once all `keys` are in the store.
+
+    The store alone would wait for a rank that was killed until the time is up: no connection to it closes here.
+
+    Raises:
+        DistError: `environment.timeout` has passed, or a rank has ended.
+    """
+    began, looks, heartbeat = time.monotonic(), 1, current()
+    while not store.check(list(keys)):
+        waited = time.monotonic() - began
+        if waited > environment.timeout:
+            raise DistError(f"waited for {waited:.0f} s")
+        if heartbeat is not None and waited > looks * LOOK:
+            looks += 1
+            if another_has_ended(heartbeat) and not store.check(list(keys)):
+                raise DistError("it left before the ranks had agreed")
+        time.sleep(0.01)
 
 
 def leave_last(environment: LaunchEnvironment) -> None:

@@ -30,6 +30,9 @@ _Question = tuple[Callable[[Store], Any], Future[Any]]
 LONGEST_INTERVAL = 5.0
 """Seconds from one sign of life to the next; a fifth of `distributed.timeout` where that is less."""
 
+FIRST_LOOK = 0.1
+"""Seconds until the next sign while rank 0 has given none: once the store is lost, nobody tells where rank 0 was."""
+
 PATIENCE = 5.0
 """Seconds after which a store that does not answer counts as silent, with the host of the process that has it."""
 
@@ -183,7 +186,7 @@ class Heartbeat:
                 if here.verdict is None and store.check(["verdict"]):
                     here.verdict = Verdict(*json.loads(store.get("verdict")))
                 try:
-                    request = self._questions.get(timeout=self.interval)
+                    request = self._questions.get(timeout=self.interval if self.first else FIRST_LOOK)
                 except queue.Empty:
                     request = _nothing()
         except RuntimeError:  # the store has ended

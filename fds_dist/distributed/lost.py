@@ -40,6 +40,12 @@ def why_lost(reason: str, heartbeat: Heartbeat | None) -> Verdict:
     return here.verdict
 
 
+def another_has_ended(heartbeat: Heartbeat) -> bool:
+    """Whether a rank is known to have ended that may not have lost another one."""
+    signs = heartbeat.signs() or {}
+    return any(_has_ended(sign, heartbeat.mine) for rank, sign in signs.items() if rank != heartbeat.environment.rank)
+
+
 def told_endings(heard: Mapping[int, str]) -> str:
     """`rank 1 ended: ValueError: planted at task.py:7`; ranks with the same reason are named together."""
     ranks: dict[str, list[int]] = {}
