@@ -1,12 +1,12 @@
-"""TensorBoard event files, written by the ``tensorboard`` package itself."""
+"""A search in TensorBoard: the same figures as in ``history.jsonl``."""
 
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 from fds_dist.common.secrets import hide_secrets
+from fds_dist.tracking.event_files import EventFile
 from fds_dist.tracking.history import steps_before
 from fds_dist.tracking.pictures import is_drawn, schedule_png
 from fds_dist.tracking.records import (
@@ -30,28 +30,26 @@ class TensorBoardTracker(Tracker):
     each other."""
 
     def __init__(self) -> None:
-        self._writer: Any = None
+        self._writer: EventFile | None = None
         self._steps_before = self._outer_steps = 0
-        self._curve: Any = None
+        self._curve: EventFile | None = None
 
     def start(self, run: RunStart) -> None:
+        self._outer_steps, self._run = run.first_outer_step, run
+        self._steps_before = steps_before(run.run_dir, run.first_outer_step)
         try:
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+            self._writer = EventFile(run.run_dir / "tensorboard")
         except ImportError:
             raise RuntimeError(
                 "the tensorboard package is missing; install it by: pip install 'fds-dist[tensorboard]'"
             ) from None
-        self._outer_steps = run.first_outer_step
-        self._steps_before = steps_before(run.run_dir, run.first_outer_step)
-        self._run, self._new_writer = run, EventFileWriter
-        self._writer = EventFileWriter(str(run.run_dir / "tensorboard"))
         self._write_config(run)
 
     def inner(self, block: InnerBlock) -> None:
         self._write(inner_metrics(block), self._steps_before + block.steps.stop)
         if has_curve(block.outer_step, self._run.outer_steps):
             if self._curve is None:
-                self._curve = self._new_writer(str(self._run.run_dir / f"tensorboard/outer_step_{block.outer_step}"))
+                self._curve = EventFile(self._run.run_dir / f"tensorboard/outer_step_{block.outer_step}")
             self._write(finite({"inner_curve/train_loss": block.train_loss}), block.steps.stop, self._curve)
 
     def outer(self, record: OuterRecord) -> None:
@@ -60,7 +58,6 @@ class TensorBoardTracker(Tracker):
         self._write(outer_metrics(record), record.outer_step)
         if is_drawn(record.outer_step, self._run.outer_steps):
             self._write_picture(schedule_png(record.hyperparameters, self._run.places), record.outer_step)
-        self._writer.flush()
         self._close_curve()
 
     def finish(self, end: RunEnd) -> None:
@@ -75,7 +72,7 @@ class TensorBoardTracker(Tracker):
             self._curve.close()
             self._curve = None
 
-    def _write(self, metrics: dict[str, float], step: int, writer: Any = None) -> None:
+    def _write(self, metrics: dict[str, float], step: int, writer: EventFile | None = None) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         self._add([Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()], step, writer)
@@ -97,9 +94,9 @@ class TensorBoardTracker(Tracker):
         metadata = create_summary_metadata(display_name=None, description=None)
         self._add([Summary.Value(tag="config", metadata=metadata, tensor=tensor)], run.first_outer_step)
 
-    def _add(self, values: list[Any], step: int, writer: Any = None) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+    def _add(self, values: list[Any], step: int, writer: EventFile | None = None) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
-        (writer or self._writer).add_event(event)
+        file = writer or self._writer
+        if file is not None:
+            file.add(step, Summary(value=values))
