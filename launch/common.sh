@@ -1,8 +1,8 @@
-# Shared by the launch scripts, which source this file.
+# Shared by the scripts that launch ranks, which source this file.
 # shellcheck shell=bash
-# shellcheck disable=SC2034 # used by the scripts that source this
 
-root=$(cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
+# shellcheck source=launch/help.sh
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/help.sh"
 
 # A rank that died leaves its store behind, which a restart must not use.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE="${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-1}"
@@ -11,24 +11,6 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 fail() {
     printf 'fds-dist: %s\n' "$*" >&2
     exit 2
-}
-
-# Prints the comment at the head of the calling script where its first argument asks for help or is missing.
-help_or_go_on() {
-    case ${1:-} in
-    -h | --help)
-        head_comment "${BASH_SOURCE[1]}"
-        exit
-        ;;
-    "")
-        head_comment "${BASH_SOURCE[1]}" >&2
-        exit 2
-        ;;
-    esac
-}
-
-head_comment() {
-    sed -n '2,/^set /{/^#\( \|$\)/s/^# \{0,1\}//p;}' "$1"
 }
 
 # Prints the Python that has fds_dist and the given module: PYTHON, or that of .venv, or the one on the PATH.

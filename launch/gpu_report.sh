@@ -12,12 +12,7 @@ set -euo pipefail
 
 # shellcheck source=launch/common.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/common.sh"
-case ${1:-} in
--h | --help)
-    head_comment "${BASH_SOURCE[0]}"
-    exit
-    ;;
-esac
+help_where_asked "$@"
 
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 python=$(find_python torch)

@@ -7,13 +7,9 @@
 #              PYTHON   the interpreter to make .venv with; without it, the first that fits
 set -euo pipefail
 
-root=$(cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
-case ${1:-} in
--h | --help)
-    sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "$0"
-    exit
-    ;;
-esac
+# shellcheck source=launch/help.sh
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/help.sh"
+help_where_asked "$@"
 
 "$root/launch/setup.sh"
 cd "$root"

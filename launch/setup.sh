@@ -8,17 +8,13 @@
 #                       without it, cpu where there is no NVIDIA driver, else pip
 set -euo pipefail
 
-root=$(cd -P "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
+# shellcheck source=launch/help.sh
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/help.sh"
+help_where_asked "$@"
 venv=$root/.venv
 python=$venv/bin/python
 stamp=$venv/.fds-dist-installed # the last complete install: root, checksum and extras, a line each
 log=$venv/install.log
-case ${1:-} in
--h | --help)
-    sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "$0"
-    exit
-    ;;
-esac
 
 say() { printf 'fds-dist: %s\n' "$*"; }
 

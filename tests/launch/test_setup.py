@@ -32,7 +32,7 @@ def checkout(tmp_path: Path) -> Path:
     """A checkout with a .venv whose Python is the stub, on a machine without a GPU where pip offers CUDA."""
     root = tmp_path / "checkout"
     (root / "launch").mkdir(parents=True)
-    for name in ("launch/setup.sh", "pyproject.toml", "constraints.txt"):
+    for name in ("launch/setup.sh", "launch/help.sh", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, root / name)
     (root / ".venv/bin").mkdir(parents=True)
     python = root / ".venv/bin/python"
