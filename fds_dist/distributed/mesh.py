@@ -1,4 +1,4 @@
-"""The process groups of the mesh `replica × tangent × data`, and the communication along its axes.
+"""The mesh `replica × tangent × data` of a run's ranks, and the communication along its axes.
 
 - replica: independent inner runs. K numbers are gathered per outer step.
 - tangent: each rank owns some tangents and replays the same primal run. Nothing crosses the network in a step; K
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import importlib
 import math
 import time
 import weakref
@@ -27,12 +26,12 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import WriteFailed
 from fds_dist.common.words import counted
 from fds_dist.distributed import last_words
-from fds_dist.distributed.addresses import name_interface
 from fds_dist.distributed.company import company
 from fds_dist.distributed.data_axis import DataAxis, as_numbers
 from fds_dist.distributed.devices import reproducible_threads
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.errors import ending, rank_errors
+from fds_dist.distributed.groups import Groups
 from fds_dist.distributed.store import hosts_store, shared_store
 
 Value = TypeVar("Value")
@@ -112,62 +111,24 @@ class Ranks:
     def _join(self, stack: ExitStack) -> None:
         with rank_errors():
             last_words.use(last_words.Board(shared_store(self.environment), self.rank, self.world_size))
+        groups = Groups(self.environment, self.device, stack)
         with rank_errors():
-            if self.environment.has_group:
-                self.group = self._new_group(stack, list(range(self.world_size)))
-            else:
-                self._begin_group()
-                stack.callback(dist.destroy_process_group)
-                self.group = dist.group.WORLD
+            self.group = groups.world()
         with rank_errors():
-            self._axis_groups = {axis: self._axis_group(stack, axis) for axis in AXES}
+            self._axis_groups = {axis: self._axis_group(groups, axis) for axis in AXES}
             size = self.shape.tangent * self.shape.data
             lines = [list(range(first, first + size)) for first in range(0, self.world_size, size)]
-            self._replica_group = self._group_among(stack, lines)
+            self._replica_group = groups.among(lines, self.group)
         data = self._axis_groups["data"]
         reference = weakref.ref(data) if data is not None else lambda: None
         place, size, on_gpu = self._place("data"), self.shape.data, self.device.type == "cuda"
         self.data = DataAxis(place, size, reference, self._whole_batch_norm, exchanges=on_gpu)
 
-    @property
-    def _backend(self) -> str:
-        """Tensors on GPUs go by nccl. What ranks tell each other beside them is on CPUs and goes by gloo, which raises
-        where a rank is gone; nccl's watchdog would end the process without a word of ours."""
-        return "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-
-    def _begin_group(self) -> None:
-        # This module takes the world group of the moment as default arguments, for ever: imported within the run (by
-        # torch.func, by DDP) it would keep the group's threads until the interpreter has gone, which then aborts.
-        importlib.import_module("torch.distributed.nn.functional")
-        store = shared_store(self.environment)
-        name_interface(self.environment, store)
-        dist.init_process_group(
-            self._backend, store=store, rank=self.rank, world_size=self.world_size, timeout=self.environment.patience
-        )
-
-    def _new_group(self, stack: ExitStack, ranks: list[int]) -> dist.ProcessGroup | None:
-        """A group of `ranks` that ends with the context; None on other ranks. All ranks of the run call this alike."""
-        group: Any = dist.new_group(ranks, timeout=self.environment.patience, backend=self._backend)
-        if self.rank not in ranks:
-            return None
-        if self.environment.has_group:  # otherwise the end of the run's world group ends all groups
-            stack.callback(dist.destroy_process_group, group)
-        return group
-
-    def _axis_group(self, stack: ExitStack, axis: str) -> dist.ProcessGroup | None:
+    def _axis_group(self, groups: Groups, axis: str) -> dist.ProcessGroup | None:
         """The group of the ranks that differ from this rank only in their place on `axis`; None if there are none."""
         grid = torch.arange(self.world_size).view([getattr(self.shape, name) for name in AXES])
         lines = grid.movedim(AXES.index(axis), -1).reshape(-1, getattr(self.shape, axis)).tolist()
-        return self._group_among(stack, lines)
-
-    def _group_among(self, stack: ExitStack, lines: list[list[int]]) -> dist.ProcessGroup | None:
-        """The group of the ranks in this rank's line; None where it is alone there."""
-        if len(lines[0]) == 1:
-            return None
-        if len(lines) == 1:
-            return self.group
-        groups = [self._new_group(stack, line) for line in lines]
-        return next(group for group in groups if group is not None)
+        return groups.among(lines, self.group)
 
     def one_replica(self) -> Ranks:
         """The ranks of this process's inner run as all ranks of a run, for as long as this context lasts."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from itertools import islice
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,15 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from fds_dist.common.console import PLAIN_INTERVAL, is_live, plain_line
-from fds_dist.common.values import MOST_SHOWN, Row, flat, numbers_of, text_of
-from fds_dist.common.words import counted, duration, number_text, percent
+from fds_dist.common.words import counted, duration, percent
+from fds_dist.tracking.closing import closing_facts, result_files
 from fds_dist.tracking.pace import Pace
 from fds_dist.tracking.records import InnerBlock, OuterRecord, RunEnd, RunStart
 from fds_dist.tracking.trackers import Tracker
-from fds_dist.tracking.verdict import DESCRIBED
-
-SCHEDULE = "schedule.json"
-"""The file of the result in a run's folder."""
+from fds_dist.tracking.value_text import metrics_text, named, packed, spread_lines
 
 PLAIN_WIDTH = 60
 """Characters for the buckets of one hyperparameter in output that is not a terminal."""
@@ -100,15 +96,13 @@ class ConsoleTracker(Tracker):
         self._block, self._outer_step = None, record.outer_step + 1
         loss, accuracy, seconds = f"{record.val_loss:.4g}", percent(record.val_accuracy), duration(record.seconds)
         if self._live is None:
-            values = (
-                _named(name, buckets, PLAIN_WIDTH, "x", "...") for name, buckets in record.hyperparameters.items()
-            )
-            metrics = "".join(f"{text}, " for text in _metrics(record))
+            values = (named(name, buckets, PLAIN_WIDTH, "x", "...") for name, buckets in record.hyperparameters.items())
+            metrics = "".join(f"{text}, " for text in metrics_text(record))
             results = f"horizon {record.horizon}, val loss {loss}, val accuracy {accuracy}, {metrics}{seconds}"
             self._line(f"outer step {record.outer_step} done: {'; '.join([results, *values])}")
             return
         room = max(20, self._console.width - sum(width + 2 for _, width in _COLUMNS))
-        values = "\n".join([*_pack(record.hyperparameters, room), *_spread_lines(record), *_metrics(record)])
+        values = "\n".join([*packed(record.hyperparameters, room), *spread_lines(record), *metrics_text(record)])
         self._above_live(_row(str(record.outer_step), str(record.horizon), loss, accuracy, seconds, values))
 
     def note(self, message: str) -> None:
@@ -121,20 +115,20 @@ class ConsoleTracker(Tracker):
     def finish(self, end: RunEnd) -> None:
         if self._live is not None:
             self._live.stop()
-        facts = _closing_facts(end)
+        facts = closing_facts(end)
         if not self._terminal:
-            files = f"{end.run_dir} ({', '.join(_files(end))})" if end.schedule else str(end.run_dir)
+            files = f"{end.run_dir} ({', '.join(result_files(end))})" if end.schedule else str(end.run_dir)
             facts = {name: fact.replace("\n", "; ") for name, fact in facts.items()} | {"results": files}
             self._line("; ".join([end.status, *(f"{name}: {fact}" for name, fact in facts.items())]))
             for name, line in end.next_steps.items():
                 self._line(f"to {name}: {line}")
             return
         if end.schedule:
-            learned = "\n".join(_pack(end.schedule, max(20, self._console.width - 18)))
+            learned = "\n".join(packed(end.schedule, max(20, self._console.width - 18)))
             last = {name: facts.pop(name) for name in ("judged", "best") if name in facts}
             facts |= {"learned": learned} | last
-            width = max(map(len, _files(end)))
-            lines = [f"{file:<{width}}  {holds}" for file, holds in _files(end).items()]
+            width = max(map(len, result_files(end)))
+            lines = [f"{file:<{width}}  {holds}" for file, holds in result_files(end).items()]
             facts["results"] = "\n".join([str(end.run_dir), *lines])
         color = _COLORS.get(end.status, "none")
         title = Text(end.status, f"bold {color}")
@@ -178,47 +172,6 @@ class ConsoleTracker(Tracker):
         return [*facts, f"{pace.rate:.3g} steps/s", f"{duration(left)} left", *run]
 
 
-def _pack(values: Mapping[str, Row], width: int) -> list[str]:
-    """The buckets of all hyperparameters in lines of at most `width` characters, several per line if they fit."""
-    lines: list[str] = []
-    for name, buckets in values.items():
-        text = _named(name, buckets, width)
-        if lines and len(lines[-1]) + len(text) + 3 <= width:
-            lines[-1] += f" · {text}"
-        else:
-            lines.append(text)
-    return lines
-
-
-def _named(name: str, buckets: Row, width: int, times: str = "×", gap: str = "…") -> str:
-    """'lr 0.1 0.05 … 0.001': three significant digits, without the middle if `width` is too small."""
-    numbers = [text_of(value) for value in buckets]
-    if len(buckets) > 1 and len(set(map(tuple, map(numbers_of, buckets)))) == 1:
-        return f"{name} {numbers[0]} {times}{len(buckets)}"
-    text = " ".join([name, *numbers])
-    visible = len(numbers)
-    while len(text) > width and visible > 2:
-        visible -= 1
-        text = " ".join([name, *numbers[: visible - visible // 2], gap, *numbers[-(visible // 2) :]])
-    return text
-
-
-def _spread_lines(record: OuterRecord) -> list[str]:
-    """A line per hyperparameter: mean hypergradients over the replicas ± the standard deviation of one replica, of its
-    first `MOST_SHOWN` numbers."""
-    lines = []
-    for name, sigmas in (record.hypergradient_spread or {}).items():
-        pairs = zip(flat(record.hypergradients[name]), flat(sigmas), strict=True)
-        numbers = [f"{mean:.2g}±{sigma:.1g}" for mean, sigma in islice(pairs, MOST_SHOWN)]
-        lines.append(" ".join([f"d/d {name}:", *numbers]))
-    return lines
-
-
-def _metrics(record: OuterRecord) -> list[str]:
-    """The task's own metrics of the validation data: `f1 0.8312`."""
-    return [f"{name} {number_text(value)}" for name, value in (record.metrics or {}).items()]
-
-
 def _row(*cells: str, style: str = "none") -> Table:
     """A row of the table. Rows are printed one by one, so the widths are fixed."""
     row = Table.grid(padding=(0, 2, 0, 0))
@@ -236,41 +189,3 @@ def _facts(facts: Mapping[str, str]) -> Padding:
     for name, fact in facts.items():
         grid.add_row(Text(name), Text(fact))
     return Padding(grid, (0, 1))
-
-
-def _closing_facts(end: RunEnd) -> dict[str, str]:
-    """What the closing lines say of the search: what was gained, what to use, and what that rests on."""
-    facts = {"message": end.message}
-    if end.verdict is not None:
-        facts["gained"] = end.verdict.headline
-    if end.status == "finished" and end.schedule:
-        judged = "" if end.verdict else ", which nothing has judged (outer.judge_seeds)"
-        facts["use"] = f"{SCHEDULE}: {DESCRIBED.get(end.result or '', 'the learned values')}{judged}"
-    if end.verdict is not None:
-        facts["judged"] = "\n".join(f"{name} {candidate}" for name, candidate in end.verdict.candidates.items())
-    facts["best"] = _best(end)
-    return {name: fact for name, fact in facts.items() if fact}
-
-
-def _files(end: RunEnd) -> dict[str, str]:
-    """The files in the run's folder that a person may want → what they hold."""
-    files = {SCHEDULE: DESCRIBED.get(end.result or "", "the learned values")}
-    candidates = {f"schedule_{name}.json": holds for name, holds in DESCRIBED.items()}
-    files |= {file: holds for file, holds in candidates.items() if (end.run_dir / file).is_file()}
-    return files | {"history.jsonl": "every outer step"} | dict.fromkeys(_report(end), "figures")
-
-
-def _best(end: RunEnd) -> str:
-    facts = []
-    if end.best_val_accuracy is not None:
-        facts.append(f"val accuracy {percent(end.best_val_accuracy)}")
-    if end.best_val_loss is not None:
-        facts.append(f"val loss {end.best_val_loss:.4g}")
-    if end.best_outer_step is not None:
-        facts.append(f"at outer step {end.best_outer_step}")
-    return ", ".join(facts)
-
-
-def _report(end: RunEnd) -> list[str]:
-    """The path of the report's page within the run's folder; none without a report."""
-    return [] if end.report is None else [end.report.relative_to(end.run_dir).as_posix()]

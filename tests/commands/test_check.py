@@ -10,8 +10,9 @@ from rich.console import Console
 
 import fds_dist
 from fds_dist.build import Build
-from fds_dist.commands.check.command import owned_text, print_check
+from fds_dist.commands.check.command import print_check
 from fds_dist.commands.check.cost import CostReport
+from fds_dist.commands.check.plan_text import owned_text
 from fds_dist.commands.verify.command import print_verification
 from fds_dist.commands.verify.derivatives import Comparison, Verification
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace

@@ -33,7 +33,7 @@ from fds_dist.build import build
 from fds_dist.commands.inputs import draft_of
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.commands.retrain.trainer import retrain
-from fds_dist.distributed import mesh
+from fds_dist.distributed import groups, mesh
 from fds_dist.distributed.environment import LaunchEnvironment, read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.horizon import run_horizon
@@ -298,7 +298,8 @@ def on_mesh(watch: Watch, shape: MeshShape, *parts: Mapping[str, Any]) -> Record
             mock.patch.object(torch.cuda, "device_count", lambda: size),
             mock.patch.object(mesh, "company", lambda environment: contextlib.nullcontext()),
             mock.patch.object(mesh, "shared_store", lambda environment: None),
-            mock.patch.object(mesh, "name_interface", lambda environment, store: None),
+            mock.patch.object(groups, "shared_store", lambda environment: None),
+            mock.patch.object(groups, "name_interface", lambda environment, store: None),
             mock.patch.object(dist, "init_process_group", begin_fake),
             mock.patch.object(dist, "new_group", new_fake_group),
             mock.patch.object(Ranks, "_axis_group", group_of),
