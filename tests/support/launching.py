@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+from forking import Forked, forkable, parent
 
 SUPPORT = Path(__file__).resolve().parent
 PATIENCE = 300
@@ -54,6 +56,17 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
+Process: TypeAlias = subprocess.Popen[str] | Forked
+
+
+def start(command: Sequence[str], folder: Path, env: Mapping[str, str], rank: int = 0) -> Process:
+    """`python command...` with pipes to both outputs: as a fork where that is the same as a new interpreter."""
+    if forkable(env):
+        return Forked(parent(rank % 2), command, folder, env)
+    outputs: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *command], cwd=folder, env=env, stdin=subprocess.DEVNULL, **outputs)
+
+
 def start_ranks(
     command: Sequence[str], world_size: int, folders: Sequence[Path], env: Mapping[str, str] | None = None
 ) -> list[Ended]:
@@ -62,24 +75,15 @@ def start_ranks(
     shared["LOCAL_WORLD_SIZE"] = str(world_size)
     processes = []
     for rank in range(world_size):
-        place = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, *command],
-                cwd=folders[min(rank, len(folders) - 1)],
-                env=dict(clean_environment() if env is None else env) | (place if world_size > 1 else {}),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        place = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size > 1 else {}
+        folder = folders[min(rank, len(folders) - 1)]
+        processes.append(start(command, folder, (clean_environment() if env is None else dict(env)) | place, rank))
     try:
         outputs = [process.communicate(timeout=PATIENCE) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [Ended(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+    return [Ended(process.returncode or 0, *output) for process, output in zip(processes, outputs, strict=True)]
 
 
 def run_jobs(

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from launching import PATIENCE, clean_environment, free_port
+from launching import PATIENCE, Process, clean_environment, free_port, start
 from own_tasks import Blobs
 
 OUTER_STEPS = 3
@@ -89,7 +87,7 @@ def write_config(folder: Path, timeout: float, **changes: Any) -> None:
 class Left:
     """How a rank ended that was left waiting."""
 
-    status: int
+    status: int | None
     seconds: float
     """After the victim was lost."""
     out: str
@@ -102,26 +100,15 @@ class Left:
 
 
 @contextmanager
-def background(
-    command: Sequence[str], ranks: int, folder: Path, **environment: str
-) -> Iterator[list[subprocess.Popen[str]]]:
+def background(command: Sequence[str], ranks: int, folder: Path, **environment: str) -> Iterator[list[Process]]:
     """`python command...` on some ranks of this host, which are killed at the end."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
     place |= {"LOCAL_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"} | environment
     processes = []
     try:
         for rank in range(ranks):
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, *command],
-                    cwd=folder,
-                    env=clean_environment(**place, RANK=str(rank), LOCAL_RANK=str(rank)),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
+            variables = clean_environment(**place, RANK=str(rank), LOCAL_RANK=str(rank))
+            processes.append(start(command, folder, variables, rank))
         yield processes
     finally:
         for process in processes:
