@@ -27,8 +27,9 @@ class Steps:
     def __init__(self, training: Training) -> None:
         self._training = training
         problem = training.problem
-        whole = training.axis.size == 1 and problem.accumulate == 1
-        self._compiled = CompiledTraining(training) if whole and problem.tangents.compile != "off" else None
+        self._compiled = (
+            CompiledTraining(training) if training.axis.size == 1 and problem.tangents.compile != "off" else None
+        )
 
     def take(self, h: Tensor, tangents: Tangents, directions: Tensor, rows: Sequence[int]) -> Tensor:
         """The next step of the run with h [H], and of the tangents' `rows` along `directions` [R, H], in place.

@@ -28,7 +28,7 @@ RANKS = (1, 2, 4)
 """Numbers of ranks for which a chunk should be good: it is the same for all, or the bits would not be."""
 CPU_CHUNKS = range(1, 9)
 """Sizes to choose from on a CPU."""
-STEPPING = ("forward", "random_directions")
+STEPPING = ("forward", "random_directions", "reverse")
 """Estimators whose steps can be compiled."""
 
 
@@ -64,8 +64,6 @@ def _obstacle(problem: Problem, estimator: str, data_ranks: int) -> str:
         return f"estimator {estimator} takes its steps eagerly"
     if data_ranks > 1:
         return "along mesh.data steps are taken eagerly"
-    if problem.accumulate > 1:
-        return "micro-batches (inner.accumulate) are taken eagerly"
     if augmentation(problem.task) is not None:
         return "the random numbers of the task's augment are drawn outside of PyTorch's generators"
     return ""

@@ -33,7 +33,7 @@ from fds_dist.tangents import (
 )
 from fds_dist.tangents.averaging import Averaged
 from fds_dist.tangents.clipping import clipping, unchanged
-from fds_dist.tangents.compiled import CompiledSteps
+from fds_dist.tangents.compiled import CompiledFunction, CompiledSteps, WaySettings
 from fds_dist.tangents.network import named_values
 from fds_dist.tangents.optimizers import InnerOptimizer, bound
 from fds_dist.tasks.augment import augmentation
@@ -219,11 +219,19 @@ class Problem:
     @cached_property
     def compiled_steps(self) -> CompiledSteps:
         """What the steps of all its inner runs are compiled to; a problem that is not this very one has its own."""
-        options, first_batch = self.tangents, next(self.batches(0))
-        capture = options.cuda_graph and self.device.type == "cuda"
-        tf32 = self.device.type == "cuda" and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-        coarse = tf32 or self.low is not None
-        return CompiledSteps(options.compile, options.compiled_chunk, first_batch, capture, coarse)
+        return CompiledSteps(self._way_settings, self.tangents.compiled_chunk)
+
+    @cached_property
+    def compiled_sweep(self) -> tuple[CompiledFunction, CompiledFunction]:
+        """The same of a reverse sweep: of its plain steps and of its pull-backs."""
+        return CompiledFunction("plain step", self._way_settings), CompiledFunction("pull-back", self._way_settings)
+
+    @property
+    def _way_settings(self) -> WaySettings:
+        options, on_gpu = self.tangents, self.device.type == "cuda"
+        tf32 = on_gpu and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+        first_batch, coarse = next(self.batches(0)), tf32 or self.low is not None
+        return WaySettings(options.compile, first_batch, options.cuda_graph and on_gpu, coarse)
 
     def numbers(self, readings: Mapping[str, Sequence[Reading]], values: Sequence[float]) -> Tensor:
         """h [H] on the CPU: what each hyperparameter is at a step with these `readings`, given λ = `values` [K]."""

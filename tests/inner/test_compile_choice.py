@@ -56,9 +56,8 @@ def test_a_way_that_is_named_is_taken(requested: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "options", "cause"),
     [
-        ({"estimator": "reverse"}, {}, "estimator reverse takes its steps eagerly"),
+        ({"estimator": "greedy"}, {}, "estimator greedy takes its steps eagerly"),
         ({"data_ranks": 2}, {}, "along mesh.data steps are taken eagerly"),
-        ({}, {"accumulate": 2}, "micro-batches (inner.accumulate) are taken eagerly"),
     ],
 )
 def test_what_cannot_be_compiled_is_named_and_runs_eagerly(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -31,8 +32,8 @@ from fds_dist.inner.estimators.reverse import estimate_reverse
 from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun
-from fds_dist.tangents.compiled import steps as steps_module
-from fds_dist.tangents.compiled.graph import Graph
+from fds_dist.tangents.compiled import ways as ways_module
+from fds_dist.tangents.compiled.graph import Graph, inductor_options
 from fds_dist.tangents.optimizers import Adam
 from fds_dist.tangents.step import Pruning
 
@@ -71,6 +72,7 @@ CASES: dict[str, tuple[Callable[[], TensorTask], Buckets, dict[str, Any]]] = {
     "loss hyperparameters": (smoothed_task, LOSS_BUCKETS, {}),
     "squared error and average": (regression_task, BUCKETS, {"ema": 0.9}),
     "dropout": (lambda: image_task(with_dropout), BUCKETS, {"method": "jvp"}),
+    "micro-batches": (image_task, BUCKETS, {"accumulate": 2}),
     "adam and groups": (
         lambda: image_task(mlp),
         ADAM_BUCKETS,
@@ -164,6 +166,26 @@ def test_frozen_parameters_are_those_of_the_outer_step() -> None:
         assert notes == []
 
 
+def test_memory_that_is_never_read_is_not_allocated_in_a_traced_step() -> None:
+    problem = traced(make_problem(image_task(), BUCKETS), chunk=2)
+    estimated(problem)
+    operators = Counter(str(node.target) for node in problem.compiled_steps.graph.module.graph.nodes)
+    assert operators["aten.convolution_backward.default"] > 3
+    assert operators["aten.new_empty.default"] == 0
+
+
+@pytest.mark.parametrize(("precision", "channels_last"), [("ieee", False), ("tf32", True)])
+def test_a_gpu_merges_small_kernels_and_has_channels_last_where_it_has_tensor_cores(
+    precision: str, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = traced(make_problem(image_task(), BUCKETS), chunk=2)
+    estimated(problem)
+    graph = problem.compiled_steps.graph
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", precision)
+    on_gpu, on_cpu = (inductor_options(graph, torch.device(kind)) for kind in ("cuda", "cpu"))
+    assert on_gpu == on_cpu | {"combo_kernels": True, "layout_optimization": channels_last}
+
+
 class Counting(nn.Module):
     """A network that changes with every call, which a trace does not see."""
 
@@ -213,7 +235,7 @@ def test_a_wrong_compilation_is_not_believed(monkeypatch: pytest.MonkeyPatch) ->
         return replace(graph, run=run)
 
     problem = make_problem(image_task(mlp), BUCKETS, dtype=torch.float32)
-    monkeypatch.setattr(steps_module, "compiled", wrong)
+    monkeypatch.setattr(ways_module, "compiled", wrong)
     estimate, notes = estimated(traced(problem, way="inductor"))
     assert len(notes) == 1 and "differ by 1.1e-02 from the eager step's; steps are taken by trace" in notes[0]
     assert estimate == estimated(traced(problem))[0]
@@ -223,7 +245,7 @@ def test_a_failing_compiler_leaves_the_trace(monkeypatch: pytest.MonkeyPatch) ->
     def failing(*_: Any) -> Graph:
         raise RuntimeError("no compiler\nhere")
 
-    monkeypatch.setattr(steps_module, "compiled", failing)
+    monkeypatch.setattr(ways_module, "compiled", failing)
     _, notes = estimated(traced(make_problem(image_task(mlp), BUCKETS), way="inductor"))
     assert notes == ["the step cannot be compiled (RuntimeError: no compiler); steps are taken by trace"]
 

@@ -18,6 +18,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import torch
@@ -26,6 +27,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fds_dist.common.batch import micro_batches
 from fds_dist.inner.checkpoint_files import Target
+from fds_dist.inner.compiled_sweep import CompiledSweep
 from fds_dist.inner.estimate import Estimate, Evaluation, finished_run, lost_run, validate
 from fds_dist.inner.estimators.there_and_back import Place
 from fds_dist.inner.plan import stretch
@@ -48,8 +50,10 @@ class ReverseSweep:
         self.update = self.problem.update(self.network)
         self.loss: TrainingLoss = self.problem.training_loss(self.network)
         self.start = initial_state(self.problem, self.network)
-
         self.segments = list(run.segments())
+        self.compiled = CompiledSweep(
+            run, self.network, partial(self.differentiable_step, create_graph=False), self.pull_back
+        )
 
     def segment(self, step: int) -> Segment:
         """The segment that `step` lies in."""
@@ -96,7 +100,7 @@ class ReverseSweep:
         """Steps from `start` to `stop`: (state before, batch, loss, state after)."""
         state = start
         for batch in self.batches(start.step, stop):
-            after, loss = self.differentiable_step(state, self.hyperparameters(state.step), batch, create_graph=False)
+            after, loss = self.compiled.step(state, self.hyperparameters(state.step), batch)
             yield state, batch, loss, after
             state = after
 
@@ -105,12 +109,14 @@ class ReverseSweep:
         live = {name: state.buffers[name] for name in self.network.live}
         return tree_flatten((state.weights, state.optimizer, live))[0]
 
-    def pull_back(self, state: InnerState, batch: Batch, adjoints: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Adjoints of the state after a step to those of the state before it and of h [H]."""
+    def pull_back(
+        self, state: InnerState, h: Tensor, batch: Batch, adjoints: list[Tensor]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Adjoints of the state after a step with `h` [H] to those of the state before it and of h [H]."""
         live = {name: state.buffers[name] for name in self.network.live}
         parts, spec = tree_flatten((state.weights, state.optimizer, live))
         leaves = [part.detach().requires_grad_() for part in parts]
-        h = self.hyperparameters(state.step).detach().requires_grad_()
+        h = h.detach().requires_grad_()
         weights, optimizer, live = tree_unflatten(leaves, spec)
         before = InnerState(state.step, weights, optimizer, {**state.buffers, **live})
         after, _ = self.differentiable_step(before, h, batch, create_graph=True)
@@ -169,7 +175,8 @@ class ReverseSweep:
             steps = self.states_before(place, start)
             while steps:  # taken out one by one, or the next stretch would be replayed beside this one
                 before, batch = steps.pop()
-                place.adjoints, by_h = self.pull_back(before, batch, place.adjoints)
+                h = self.hyperparameters(before.step)
+                place.adjoints, by_h = self.compiled.pull_back(before, h, batch, place.adjoints)
                 self.add(place.total, before.step, by_h)
                 place.left = before.step
                 self.keep(place)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from fds_dist.tangents.compiled.function import ChunkTangents, StepFunction, StepInputs, StepOutputs
-from fds_dist.tangents.compiled.steps import WAYS, CompiledSteps
-from fds_dist.tangents.compiled.trial import with_random_tangents
+from fds_dist.tangents.compiled.steps import CompiledSteps
+from fds_dist.tangents.compiled.trial import random_like, with_random_tangents
+from fds_dist.tangents.compiled.ways import WAYS, CompiledFunction, WaySettings
 
 __all__ = [
     "WAYS",
     "ChunkTangents",
+    "CompiledFunction",
     "CompiledSteps",
     "StepFunction",
     "StepInputs",
     "StepOutputs",
+    "WaySettings",
+    "random_like",
     "with_random_tangents",
 ]

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fds_dist.common.batch import Batch, Part
+from fds_dist.common.batch import Batch, Part, micro_batches
 from fds_dist.tangents.network import Buffers, TrainingLoss
-from fds_dist.tangents.point import PointMaker
+from fds_dist.tangents.parts import AccumulatedPoint, MicroBatch
+from fds_dist.tangents.point import Point, PointMaker
 from fds_dist.tangents.products import JvpPoint
 from fds_dist.tangents.step import Update, tangent_step
 
@@ -67,12 +69,13 @@ class StepFunction:
     """The method of Hessian-vector products."""
     vectorize: bool = True
     """Whether the tangents are batched."""
+    accumulate: int = 1
+    """Micro-batches that the batch is cut into."""
 
     def __call__(self, inputs: StepInputs, seed: int = 0) -> StepOutputs:
         """One step from `inputs`; `seed` is that of the random numbers."""
         weights, optimizer, buffers, h, batch, tangents, directions = inputs
-        place = weights, self.theta(h), buffers, Part(batch), seed, self.vectorize
-        point = self.make_point(self.loss, *place)
+        point = self._point(weights, self.theta(h), buffers, batch, seed, len(directions))
         products, live = point.products(tangents.weights, self.theta(directions), tangents.buffers)
         if self.clip_hvp is not None:
             products = products.clamp(-self.clip_hvp, self.clip_hvp)
@@ -81,3 +84,12 @@ class StepFunction:
         new_tangents = tangent_step(self.update, primals, along, self.vectorize)
         new_weights, new_optimizer = self.update(*primals)
         return StepOutputs(new_weights, new_optimizer, point.buffers, point.loss, ChunkTangents(*new_tangents, live))
+
+    def _point(self, weights: Tensor, theta: Tensor, buffers: Buffers, batch: Batch, seed: int, chunk: int) -> Point:
+        """The training loss of the batch, as the sum over its micro-batches."""
+
+        def at(part: Batch, buffers: Buffers) -> Point:
+            return self.make_point(self.loss, weights, theta, buffers, Part(part), seed, self.vectorize)
+
+        parts = [MicroBatch(partial(at, part), fraction) for part, fraction in micro_batches(batch, self.accumulate)]
+        return parts[0].at(buffers) if len(parts) == 1 else AccumulatedPoint(parts, buffers, chunk)

@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from fds_dist.common.precision import HALVES
 
 Flat = Callable[..., Sequence[Tensor]]
 """(tensors) → tensors"""
@@ -72,6 +74,7 @@ def trace(function: Callable[[Any], Any], arguments: Any, module: nn.Module) -> 
         examples = [leaves[place].detach().clone() for place in places]  # one tensor may be two arguments
         traced = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
     names = _lift(traced, module)
+    _replace_unread(traced)
     draws = any(_is_random(node.target) for node in traced.graph.nodes)
     traced.graph.eliminate_dead_code()
     traced.recompile()
@@ -85,18 +88,67 @@ def compiled(graph: Graph, arguments: Any, module: nn.Module) -> Graph:
         Exception: whatever stops the compiler, such as a missing one.
     """
     from torch import _inductor as inductor
-    from torch._inductor import config
 
     examples: list[Any] = [tensor.clone() for tensor in graph.tensors(arguments, module)]
-    # Random numbers are those of the eager kernels, so that the same seed gives the same masks.
-    options: dict[str, Any] = {"fallback_random": True}
-    if hasattr(config, "deterministic"):  # kernels are not chosen by their times, which differ by rank
-        options["deterministic"] = True
+    options = inductor_options(graph, examples[0].device)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run: Any = inductor.compile(graph.module, examples, options)
         run(*examples)  # some faults show only when it runs
     return Graph(run, graph.tensors_of_module, graph.result, graph.draws, graph.module)
+
+
+def inductor_options(graph: Graph, device: torch.device) -> dict[str, Any]:
+    """What inductor is told, as far as this PyTorch knows it."""
+    from torch._inductor import config
+
+    # Random numbers are those of the eager kernels, so that the same seed gives the same masks; kernels are not chosen
+    # by their times, which differ by rank.
+    options = {"fallback_random": True, "deterministic": True}
+    if device.type == "cuda":
+        # Kernels that do not depend on each other become one. Tensor cores want channels last; where there are none,
+        # that only costs a copy of each tensor that a convolution reads.
+        options |= {"combo_kernels": True, "layout_optimization": _uses_tensor_cores(graph.module)}
+    return {name: value for name, value in options.items() if hasattr(config, name)}
+
+
+def _uses_tensor_cores(traced: GraphModule) -> bool:
+    """Whether convolutions compute with fewer bits than float32 has."""
+    if torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
+        return True
+    results = [node.meta["val"] for node in traced.graph.nodes if node.target is torch.ops.aten.convolution.default]
+    return any(result.dtype in HALVES for result in results)
+
+
+def _replace_unread(traced: GraphModule) -> None:
+    """Puts an element of an argument in the place of memory that is allocated and never read.
+
+    A convolution's backward pass is given some tensors for their shapes alone. The transforms spread an element that
+    they allocate over each of these, and inductor starts a kernel to fill it.
+    """
+    arguments = [node for node in traced.graph.nodes if node.op == "placeholder" and node.meta["val"].numel()]
+    lenders = {_kind(node.meta["val"]): node for node in reversed(arguments)}
+    for node in [node for node in traced.graph.nodes if node.target is torch.ops.aten.new_empty.default]:
+        lender = lenders.get(_kind(node.meta["val"]))
+        if lender is None or node.meta["val"].dim() or not _is_unread(node):
+            continue
+        with traced.graph.inserting_before(node):
+            element = traced.graph.call_function(torch.ops.aten.as_strided.default, (lender, [], [], 0))
+        element.meta = dict(node.meta)
+        node.replace_all_uses_with(element)
+        traced.graph.erase_node(node)
+
+
+def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.device]:
+    return tensor.dtype, tensor.device
+
+
+def _is_unread(node: Node) -> bool:
+    """Whether convolutions' backward passes alone get `node`, spread over a shape: they read no unspecified memory."""
+    readers = [reader for spread in node.users for reader in spread.users]
+    return all(spread.target is torch.ops.aten.expand.default for spread in node.users) and all(
+        reader.target is torch.ops.aten.convolution_backward.default for reader in readers
+    )
 
 
 def _lift(traced: GraphModule, module: nn.Module) -> tuple[str, ...]:

@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fds_dist.tangents.compiled.function import StepInputs, StepOutputs
 
-Step = Callable[[StepInputs], StepOutputs]
-"""One step; random numbers are the same in every call."""
+Step = Callable[[Any], Any]
+"""A function of a named tuple with `weights`, such as `StepInputs`, to another; random numbers are the same in every
+call."""
 
 ROUNDINGS = 16
 """By how many roundings weights are moved: what another order of summation makes of a sum of some thousand terms."""
@@ -35,15 +36,17 @@ compilation that was met, of half a LeNet, was off by 0.12."""
 
 def with_random_tangents(inputs: StepInputs) -> StepInputs:
     """The same step with tangents and directions that are no zeros anywhere, the same on every rank."""
+    tangents, directions = random_like((inputs.tangents, inputs.directions))
+    return inputs._replace(tangents=tangents, directions=directions)
+
+
+def random_like(tensors: Any) -> Any:
+    """Random tensors in the place of those in a pytree."""
     random = torch.Generator().manual_seed(0)
-
-    def draw(tensor: Tensor) -> Tensor:
-        return torch.randn(tensor.shape, generator=random, dtype=torch.float64).to(tensor)
-
-    return inputs._replace(tangents=tree_map(draw, inputs.tangents), directions=draw(inputs.directions))
+    return tree_map(lambda tensor: torch.randn(tensor.shape, generator=random, dtype=torch.float64).to(tensor), tensors)
 
 
-def difference(step: Step, reference: Step, inputs: StepInputs, coarse: bool = False) -> str:
+def difference(step: Step, reference: Step, inputs: Any, coarse: bool = False) -> str:
     """What `step` gets wrong of the step that `reference` takes from `inputs`, in words; "" where they agree.
 
     Agreement is that of each resulting tensor: |ours − reference| ≤ max(LEAST·ε·|reference|, ROOM·|move|), where `move`
@@ -69,11 +72,11 @@ def difference(step: Step, reference: Step, inputs: StepInputs, coarse: bool = F
     return ""
 
 
-def _named(*outputs: StepOutputs) -> Sequence[tuple[Any, ...]]:
+def _named(*outputs: Any) -> Sequence[tuple[Any, ...]]:
     """The tensors of some results of a step side by side, with what each is called."""
-    names = {"weights": "the weights", "optimizer": "the optimizer's state", "buffers": "the buffers"}
+    names = {"optimizer": "the optimizer's state", "by_h": "the derivatives by h"}
     named = []
-    for field in StepOutputs._fields:
+    for field in outputs[0]._fields:
         columns = [tree_leaves(getattr(output, field)) for output in outputs]
         named += [(names.get(field, f"the {field}"), *row) for row in zip(*columns, strict=True)]
     return named

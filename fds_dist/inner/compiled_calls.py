@@ -1,0 +1,82 @@
+"""A compiled function in one inner run: made where it is not yet, and compared with the eager one at first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fds_dist.common.batch import Batch
+from fds_dist.inner.run import InnerRun
+from fds_dist.tangents.compiled import WAYS, CompiledFunction, CompiledSteps
+from fds_dist.tangents.network import Network
+
+COMPARED = 2
+"""Calls in each inner run, the first ones on a compiled shape, that are compared with the eager ones."""
+
+
+class CompiledCalls:
+    """The calls of one inner run. Every rank of the run calls `ready` alike.
+
+    Args:
+        function: what is compiled, of named tuples.
+        reference: gives the eager function that it is compared with; it gets the seed of the random numbers.
+        trial: the arguments of a call → others to compare at, which leave nothing out.
+    """
+
+    def __init__(
+        self,
+        run: InnerRun,
+        compiled: CompiledFunction,
+        network: Network,
+        function: Callable[[Any], Any],
+        reference: Callable[[int], Callable[[Any], Any]],
+        trial: Callable[[Any], Any],
+    ) -> None:
+        self._run, self._compiled, self._network = run, compiled, network
+        self._function, self._reference, self._trial = function, reference, trial
+        self._to_compare = COMPARED
+
+    def takes(self, batch: Batch) -> bool:
+        """Whether calls on this batch can be compiled."""
+        return self._compiled.takes(batch)
+
+    def ready(self, inputs: Callable[[], Any], seed: int) -> bool:
+        """Whether the next call is to be compiled, where its batch can be; `inputs` gives its arguments."""
+        if self._to_compare:
+            self._to_compare -= 1
+            self._prepare(inputs, seed)
+        return self._compiled.way > 0
+
+    def __call__(self, inputs: Any, seed: int) -> Any:
+        """The function's result, with the random numbers of `seed`."""
+        return self._compiled(inputs, self._network, seed)
+
+    def _prepare(self, inputs: Callable[[], Any], seed: int) -> None:
+        """Makes the graphs where there are none, and compares them with the eager function; the ranks agree."""
+        compiled, network = self._compiled, self._network
+        while not compiled.made:
+            independent, reason = compiled.make(self._function, self._trial(inputs()), network, seed)
+            self._note(reason)
+            on_cpu = self._run.problem.device.type == "cpu"
+            if not self._agreed(independent, reason) and on_cpu and isinstance(compiled, CompiledSteps):
+                compiled.one_at_a_time()
+                self._note("tangents are taken one at a time, as their bits depend on their neighbours'")
+        if compiled.way:
+            reason = compiled.compare(self._reference(seed), self._trial(inputs()), network, seed)
+            self._note(reason)
+            self._agreed(True, reason)
+
+    def _agreed(self, independent: bool, reason: str) -> bool:
+        """Takes the furthest way that all ranks can go; whether the rows are independent on all of them."""
+        compiled = self._compiled
+        numbers = self._run.ranks.gather_numbers("tangent", [float(compiled.way), float(independent)])
+        way, all_independent = (min(column) for column in zip(*numbers, strict=True))
+        if way < compiled.way and not reason:
+            self._note(f"another rank cannot take its {compiled.name}s as this one does")
+        compiled.way = int(way)
+        return bool(all_independent)
+
+    def _note(self, reason: str) -> None:
+        if reason:
+            way, name = WAYS[self._compiled.way], self._compiled.name
+            self._run.note(f"{reason}; {name}s are taken " + ("eagerly" if way == "off" else f"by {way}"))

@@ -1,0 +1,141 @@
+"""How a function of tensors is run for all inner runs of a problem: compiled once, believed only where it is right.
+
+Calls on batches of one shape, that of the task's first batch, are compiled; others run eagerly. What is compiled thus
+depends on the config alone, not on what a run has met: a resumed run computes what the uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._pytree import TreeSpec, tree_flatten
+
+from fds_dist.common.batch import PLAIN, Batch
+from fds_dist.tangents.compiled.capture import Captured
+from fds_dist.tangents.compiled.graph import Graph, compiled, trace
+from fds_dist.tangents.compiled.trial import difference
+from fds_dist.tangents.network import Network
+
+WAYS = ("off", "trace", "inductor")
+"""How a function is run: eagerly, as one graph of elementary operators, or as that graph compiled."""
+
+
+class WaySettings(NamedTuple):
+    """How the functions of a problem are run."""
+
+    way: str
+    """Of `WAYS`."""
+    first_batch: Batch
+    """Calls on batches of its shape are compiled."""
+    capture: bool = False
+    """Whether they are captured as CUDA graphs."""
+    coarse: bool = False
+    """Whether products round to fewer bits than the tensors have."""
+
+
+class CompiledFunction:
+    """The graphs of one function of a named tuple with `weights`, whose result is a named tuple, too.
+
+    Attributes:
+        name: what the function is called in remarks.
+        way: the place in `WAYS` of how it is run now.
+        capture: whether it is captured as a CUDA graph.
+        made: whether there are graphs.
+    """
+
+    def __init__(self, name: str, settings: WaySettings) -> None:
+        way, first_batch, self.capture, self._coarse = settings
+        self.name = name
+        self.way = self._asked = WAYS.index(way)
+        self.made = False
+        self._shape = shape_of(first_batch)
+        self._graphs: dict[int, Graph] = {}
+        self._captured: dict[int, Graph] = {}
+
+    def takes(self, batch: Batch) -> bool:
+        """Whether calls on this batch are compiled."""
+        return self.way > 0 and self._shape is not None and shape_of(batch) == self._shape
+
+    @property
+    def graph(self) -> Graph:
+        """The traced graph, of functions that are `made` and could be traced."""
+        return self._graphs[1]
+
+    def make(self, function: Callable[[Any], Any], inputs: Any, network: Network, seed: int) -> tuple[bool, str]:
+        """Traces, and compiles, `function` at `inputs`; sets `way` to how far that goes.
+
+        Returns:
+            Whether rows are independent, and why `way` is not what it was, or "".
+        """
+        self.way, self.made = 0, True
+        try:
+            self._graphs[1] = trace(function, inputs, network.module)
+            self.way = 1
+            independent = self._independent(inputs, network, seed)
+            if independent and self._asked > 1:
+                self._graphs[2] = compiled(self._graphs[1], inputs, network.module)
+                self.way = 2
+                independent = self._independent(inputs, network, seed)
+        except Exception as error:  # whatever the user's network, PyTorch's tracer or a compiler raises
+            verb = "compiled" if self.way else "traced"
+            return True, f"the {self.name} cannot be {verb} ({type(error).__name__}: {_first_line(error)})"
+        return independent, ""
+
+    def compare(self, reference: Callable[[Any], Any], inputs: Any, network: Network, seed: int) -> str:
+        """Compares a call with that of `reference`, the eager function; steps back in `WAYS` until they agree.
+
+        Returns:
+            What disagreed, or what could not be captured; "" where nothing did.
+        """
+        reason = ""
+        while self.way:
+            reason = self._captures(inputs, network) or reason
+            wrong = difference(partial(self, network=network, seed=seed), reference, inputs, self._coarse)
+            if not wrong:
+                break
+            reason = f"the {self.name} by {WAYS[self.way]} is not right: {wrong}"
+            self.way -= 1
+        return reason
+
+    def __call__(self, inputs: Any, network: Network, seed: int) -> Any:
+        """One call, with the random numbers of `seed`."""
+        network.seed(seed)
+        graph = self._captured[self.way] if self.capture and self.way in self._captured else self._graphs[self.way]
+        return graph(inputs, network.module)
+
+    def _independent(self, inputs: Any, network: Network, seed: int) -> bool:
+        """Whether rows of the inputs are independent, as far as there are any."""
+        return True
+
+    def _captures(self, inputs: Any, network: Network) -> str:
+        """Captures the present way's step, where that is wanted and not done; why it cannot be, or ""."""
+        if not self.capture or self.way in self._captured:
+            return ""
+        graph = self._graphs[self.way]
+        try:
+            captured = Captured(graph.run, graph.tensors(inputs, network.module))
+        except Exception as error:  # whatever the kernels of the user's network do that a capture forbids
+            self.capture = False
+            return f"the {self.name} cannot be captured as a CUDA graph ({type(error).__name__}: {_first_line(error)})"
+        self._captured[self.way] = replace(graph, run=captured)
+        return ""
+
+
+def shape_of(batch: Batch) -> tuple[TreeSpec, tuple[Any, ...]] | None:
+    """What a compiled step is made for: shapes and types of the tensors in a batch, and its other values.
+
+    None where it holds what is neither.
+    """
+    leaves, spec = tree_flatten(batch)
+    if not all(isinstance(leaf, (torch.Tensor, *PLAIN)) for leaf in leaves):
+        return None
+    kinds = [(leaf.shape, leaf.dtype) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+    return spec, tuple(kinds)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
