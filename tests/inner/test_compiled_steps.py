@@ -176,13 +176,18 @@ def test_memory_that_is_never_read_is_not_allocated_in_a_traced_step() -> None:
 
 @pytest.mark.parametrize(("precision", "channels_last"), [("ieee", False), ("tf32", True)])
 def test_a_gpu_merges_small_kernels_and_has_channels_last_where_it_has_tensor_cores(
-    precision: str, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+    precision: str, channels_last: bool
 ) -> None:
     problem = traced(make_problem(image_task(), BUCKETS), chunk=2)
     estimated(problem)
     graph = problem.compiled_steps.graph
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", precision)
-    on_gpu, on_cpu = (inductor_options(graph, torch.device(kind)) for kind in ("cuda", "cpu"))
+    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = precision
+    try:
+        on_gpu, on_cpu = (inductor_options(graph, torch.device(kind)) for kind in ("cuda", "cpu"))
+    finally:
+        convolutions.fp32_precision = before
     assert on_gpu == on_cpu | {"combo_kernels": True, "layout_optimization": channels_last}
 
 
