@@ -165,11 +165,12 @@ class ConsoleTracker(Tracker):
     def _pace_facts(self, block: InnerBlock) -> list[str]:
         facts = [f"{block.live_tangents}/{self._run.tangents} tangents live", f"loss {block.train_loss:.3g}"]
         pace = self._pace
-        if pace is None or pace.rate is None:
+        if pace is None or not pace.is_measured:
             return facts
         left, later = max(0.0, pace.left(block) - (self._clock() - pace.last)), pace.later(block.outer_step)
         run = [f"run about {duration(left + later)}"] if later else []
-        return [*facts, f"{pace.rate:.3g} steps/s", f"{duration(left)} left", *run]
+        rate = [] if pace.rate is None else [f"{pace.rate:.3g} steps/s"]
+        return [*facts, *rate, f"{duration(left)} left", *run]
 
 
 def _row(*cells: str, style: str = "none") -> Table:

@@ -66,16 +66,19 @@ class Pace:
 
     def __init__(self, work: Sequence[OuterWork], judging: float, now: float) -> None:
         self._work, self._judging = work, judging
-        self._steps, self._first = _StepSeconds(), _StepSeconds()
+        self._steps = _StepSeconds()
         self._speed = 1.0
         """Seconds of the last blocks over those that all measurements together let expect."""
         self._besides = 1.0
         """Seconds of the last outer step over those of its steps: validation and files are in them."""
+        self._has_ended = False
+        """Whether an outer step has: before the first one's second block a run starts up, which happens once."""
         self._begin(now)
 
     def _begin(self, now: float) -> None:
         self._marks: deque[tuple[float, int]] = deque([(now, 0)], maxlen=RECENT + 1)
-        self._began, self._blocks, self._is_whole = now, 0, False
+        self._from = self._marks[0]
+        self._is_first = True
 
     @property
     def last(self) -> float:
@@ -85,15 +88,11 @@ class Pace:
     def add(self, now: float, block: InnerBlock) -> None:
         """A block of steps has ended."""
         work, (last, _) = self._work[block.outer_step], self._marks[-1]
-        self._blocks += 1
-        if self._blocks == 1:
-            self._began, self._is_whole = last, block.steps.start == 0
-            self._marks[0] = last, block.steps.start
-        elif self._blocks == 2:
-            # What comes before the first step, such as compilation, counts as long as nothing else is measured.
-            self._marks.popleft()
-        fit = self._first if self._blocks == 1 else self._steps
-        fit.add(len(block.steps), work.live(block.steps.start, block.steps.stop), now - last)
+        if self._is_first:  # in its time are the witness, compilation and first calls: it says nothing of the others
+            self._is_first, self._marks[0] = False, (now, block.steps.stop)
+            self._from = (last, 0) if self._has_ended else self._marks[0]
+            return
+        self._steps.add(len(block.steps), work.live(block.steps.start, block.steps.stop), now - last)
         self._marks.append((now, block.steps.stop))
         (start, first), (_, stop) = self._marks[0], self._marks[-1]
         expected = self._seconds(work, first) - self._seconds(work, stop)
@@ -102,31 +101,34 @@ class Pace:
 
     def end(self, now: float, outer_step: int) -> None:
         """An outer step is done, and the next one or the judging begins."""
-        if self._is_whole and (expected := self._seconds(self._work[outer_step])):
-            self._besides = (now - self._began) / expected
+        began, done = self._from
+        if self.is_measured and (expected := self._seconds(self._work[outer_step], done)):
+            self._besides = (now - began) / expected
+        self._has_ended = True
         self._begin(now)
 
     @property
+    def is_measured(self) -> bool:
+        """Whether there are measurements to tell the time left from: two blocks of an outer step."""
+        return bool(self._steps.weight)
+
+    @property
     def rate(self) -> float | None:
-        """The steps per second over the last blocks; None before the first measurement."""
+        """The steps per second over the last blocks of this outer step; None before its second block."""
         (start, first), (end, last) = self._marks[0], self._marks[-1]
         return (last - first) / (end - start) if end > start and last > first else None
 
     def left(self, block: InnerBlock) -> float:
-        """Seconds from the end of `block` to that of its outer step, after `add`."""
+        """Seconds from the end of `block` to that of its outer step, after `add` and once there are measurements."""
         return self._speed * self._seconds(self._work[block.outer_step], block.steps.stop)
 
     def later(self, outer_step: int) -> float:
         """Seconds of the outer steps after this one and of the judging; 0 where there is neither."""
         steps = sum(self._seconds(work) for work in self._work[outer_step + 1 :])
-        return self._speed * (self._besides * steps + self._coefficients[0] * self._judging)
-
-    @property
-    def _coefficients(self) -> tuple[float, float]:
-        return (self._steps if self._steps.weight else self._first).coefficients()
+        return self._speed * (self._besides * steps + self._steps.coefficients()[0] * self._judging)
 
     def _seconds(self, work: OuterWork, done: int = 0) -> float:
         """What an outer step takes without its first `done` inner steps, by all measurements."""
-        a, b = self._coefficients
+        a, b = self._steps.coefficients()
         steps = sum(stage.steps for stage in work.stages)
         return a * (steps - done + work.after) + b * work.live(done, steps) * (steps - done)

@@ -75,9 +75,12 @@ def test_progress_says_how_long_it_takes(tmp_path: Path) -> None:
     clock = Clock()
     tracker = ConsoleTracker(console, clock)
     tracker.start(run_start(tmp_path, inner={"epochs": [1, 10, 10]}))
-    clock.now += 20  # 10 of 200 steps in 20 s: 380 s for the rest, then two horizons of ten times 400 s each
+    clock.now += 500  # the first steps of a run start it up
     tracker.inner(inner_block(0, 10))
-    assert "0.5 steps/s, 6m20s left, run about 2h19m" in file.getvalue()
+    assert "left" not in file.getvalue()
+    clock.now += 20  # 10 of 200 steps in 20 s: 360 s for the rest, then two horizons of ten times 400 s each
+    tracker.inner(inner_block(0, 20))
+    assert "0.5 steps/s, 6m00s left, run about 2h19m" in file.getvalue()
 
 
 def test_the_last_horizon_is_the_rest_of_the_run(tmp_path: Path) -> None:
@@ -85,10 +88,11 @@ def test_the_last_horizon_is_the_rest_of_the_run(tmp_path: Path) -> None:
     clock = Clock()
     tracker = ConsoleTracker(console, clock)
     tracker.start(run_start(tmp_path, first_outer_step=2, resumed=True))
-    clock.now += 1
-    tracker.inner(inner_block(2, 110))
+    for stop, seconds in ((100, 30), (110, 1), (120, PLAIN_INTERVAL)):  # 20 steps in 11 s since it has started up
+        clock.now += seconds
+        tracker.inner(inner_block(2, stop))
     assert "resumed at 2" in file.getvalue()
-    assert "10 steps/s, 9s left\n" in file.getvalue()
+    assert "1.82 steps/s, 44s left\n" in file.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -135,8 +139,9 @@ def test_the_live_line_says_where_the_run_is(tmp_path: Path) -> None:
     clock = Clock()
     tracker = ConsoleTracker(console, clock)
     tracker.start(run_start(tmp_path))
-    clock.now += 10
-    tracker.inner(inner_block(0, 100))
+    for stop in (90, 100):
+        clock.now += 10
+        tracker.inner(inner_block(0, stop))
     tracker.note("look here")  # a print shows the live line again below it
     lines = screen(file.getvalue())
     tracker.finish(run_end(tmp_path, "interrupted"))

@@ -5,14 +5,27 @@ from __future__ import annotations
 from itertools import pairwise
 
 from fds_dist.build import Build
-from fds_dist.inner.plan import TANGENT_STEP_COST, estimator_cost, make_plan
+from fds_dist.inner import rehearsal
+from fds_dist.inner.plan import (
+    PLAIN_STEP_COST,
+    REPLAY_COST,
+    REVERSE_COST,
+    TANGENT_STEP_COST,
+    estimator_cost,
+    make_plan,
+    reverse_cost,
+)
 from fds_dist.tracking.records import OuterWork, Stage
+
+WORTH = 50
+"""The way back of reverse mode is timed beforehand where the search takes so many times as long as that."""
 
 
 def outer_work(built: Build) -> tuple[OuterWork, ...]:
     """Of each outer step, on the rank for which all others wait."""
     horizons = built.settings.horizons
-    works = {horizon: _work(built, horizon) for horizon in set(horizons)}
+    back = _way_back(built) if built.config.estimator == "reverse" else 0.0
+    works = {horizon: _work(built, horizon, back) for horizon in set(horizons)}
     return tuple(works[horizon] for horizon in horizons)
 
 
@@ -23,13 +36,22 @@ def judging_steps(built: Build, world_size: int) -> float:
     return float(-(-runs // teams) * max(built.settings.horizons))
 
 
-def _work(built: Build, horizon: int) -> OuterWork:
+def _way_back(built: Build) -> float:
+    """Plain steps per step of reverse mode on its way back: timed, or counted where that is not worth the time."""
+    steps = sum(reverse_cost(built.problem, horizon) for horizon in built.settings.horizons)
+    if built.shape.data > 1 or steps < WORTH * rehearsal.PLAIN_STEPS:
+        return REVERSE_COST - PLAIN_STEP_COST
+    return rehearsal.cost_of_way_back(built.problem)
+
+
+def _work(built: Build, horizon: int, back: float) -> OuterWork:
     config, problem = built.config, built.problem
     if config.estimator == "forward":
         return OuterWork(_stages(built, horizon))
     cost = estimator_cost(config.estimator, problem, horizon, config.greedy.discount, config.random_directions.count)
     if config.estimator == "reverse":
-        return OuterWork((Stage(horizon, 0.0),), after=cost - horizon)
+        replayed = 0.0 if problem.keeps_every_state(horizon) else REPLAY_COST
+        return OuterWork((Stage(horizon, 0.0),), after=horizon * (back + replayed))
     return OuterWork((Stage(horizon, (cost / horizon - 1) / TANGENT_STEP_COST),))
 
 
