@@ -19,7 +19,8 @@ PLAIN_STEPS = 4 * STEPS * (REPEATS + WARM_UP)
 
 
 def cost_of_way_back(problem: Problem) -> float:
-    """How many times as long a step on the way back takes as one on the way there, timed on this device.
+    """How many times as long a step on the way back takes as one on the way there, timed on this device in eager
+    steps.
 
     By its products it is three times as long; the less, the more a step has beside them. Of the run itself nothing
     changes. All data of a batch is on this rank.
@@ -35,7 +36,7 @@ def _back_over_there(sweep: ReverseSweep) -> float:
     turned = _now(sweep.problem.device)
     adjoints = [torch.ones_like(part) for part in sweep.differentiable_parts(taken[-1][3])]
     for state, batch, _, _ in reversed(taken):
-        adjoints, _ = sweep.pull_back(state, batch, adjoints)
+        adjoints, _ = sweep.pull_back(state, sweep.hyperparameters(state.step), batch, adjoints)
     return (_now(sweep.problem.device) - turned) / (turned - began)
 
 

@@ -39,7 +39,8 @@ def judging_steps(built: Build, world_size: int) -> float:
 def _way_back(built: Build) -> float:
     """Plain steps per step of reverse mode on its way back: timed, or counted where that is not worth the time."""
     steps = sum(reverse_cost(built.problem, horizon) for horizon in built.settings.horizons)
-    if built.shape.data > 1 or steps < WORTH * rehearsal.PLAIN_STEPS:
+    is_eager_and_whole = built.problem.tangents.compile == "off" and built.shape.data == 1
+    if not is_eager_and_whole or steps < WORTH * rehearsal.PLAIN_STEPS:
         return REVERSE_COST - PLAIN_STEP_COST
     return rehearsal.cost_of_way_back(built.problem)
 
