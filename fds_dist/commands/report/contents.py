@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from fds_dist.common.domain import UNIT_INTERVAL
 from fds_dist.common.optimizers import BUILT_IN
+from fds_dist.common.registry import is_positive_int
 from fds_dist.common.values import Row, numbers_of, size_of
 from fds_dist.inner.plan import Plan, make_plan
 from fds_dist.schedule.groups import base_of, group_of
@@ -91,7 +92,8 @@ class RunContents:
             return steps
         epochs = self.section("inner").get("epochs")
         first = epochs[0] if isinstance(epochs, list) and epochs else epochs
-        return self.records[0].horizon / first if self.records and isinstance(first, (int, float)) and first else None
+        known = isinstance(first, (int, float)) and math.isfinite(first) and first > 0
+        return self.records[0].horizon / first if self.records and known else None
 
     def length(self, horizon: int) -> tuple[float, str]:
         """As many inner steps on the axis of a figure: in epochs where an epoch is known. With the unit's name."""
@@ -171,6 +173,11 @@ class RunContents:
         """A section of the config; empty where the config does not have it."""
         return mapping(self.config.get(key))
 
+    def ranks_along(self, axis: str) -> int:
+        """The size of an axis of the mesh; 1 where the config does not tell."""
+        size = self.section("mesh").get(axis)
+        return size if is_positive_int(size) else 1
+
     def settings(self, name: str) -> dict[str, Any]:
         """The config's keys of a hyperparameter, or of its copy for a parameter group."""
         keys = mapping(self.section("hyperparameters").get(base_of(name)))
@@ -193,8 +200,7 @@ class RunContents:
             return None
         horizon = max(record.horizon for record in self.records)
         starts = [self.shape(each.name).window(each.bucket, horizon).start for each in self.elements]
-        mesh = self.section("mesh")
-        others = int(mesh.get("data", 1)) * int(mesh.get("replica", 1))
+        others = self.ranks_along("data") * self.ranks_along("replica")
         return make_plan(starts, horizon, max(1, self.records[-1].world_size // others))
 
     def tangent_bytes(self, plan: Plan) -> list[int] | None:
@@ -207,7 +213,7 @@ class RunContents:
         if not isinstance(weights, int) or facts is None:
             return None
         tensors = 1 + facts.vectors + (self.section("inner").get("ema") is not None)
-        parts = int(self.section("mesh").get("data", 1))
+        parts = self.ranks_along("data")
         item = ITEM_BYTES.get(str(self.config.get("dtype", "float32")), 4)
         return [len(owned) * tensors * -(-weights // parts) * item for owned in plan.owned]
 

@@ -105,11 +105,12 @@ class DDPEngine:
         module = self._module if trained else self._judged
         return {name: host_copy(tensor) for name, tensor in module.state_dict().items()}
 
-    def save(self, path: Path, progress: dict[str, Any]) -> None:
+    def save(self, path: Path, progress: dict[str, Any]) -> Callable[[], None]:
         """See `Engine`: rank 0 writes one file."""
-        self._ranks.on_first(partial(self._write, path, progress))
+        return partial(write_state, path, self._state() if self._ranks.is_first else {}, progress)
 
-    def _write(self, path: Path, progress: dict[str, Any]) -> None:
+    def _state(self) -> dict[str, Tensor]:
+        """Copies in host memory."""
         tensors = {f"weights/{name}": tensor for name, tensor in self.weights(trained=True).items()}
         if self._averaged is not None:
             tensors |= {f"averaged/{name}": host_copy(tensor) for name, tensor in self._averaged.state_dict().items()}
@@ -117,7 +118,7 @@ class DDPEngine:
             tensors |= {
                 f"optimizer/{index}/{name}": host_copy(value) for name, value in state.items() if value is not None
             }
-        write_state(path, tensors, progress)
+        return tensors
 
     def load(self, path: Path, accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
         """See `Engine`: rank 0 reads the file and sends it to the others, which need not see it."""

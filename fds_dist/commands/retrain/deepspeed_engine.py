@@ -129,8 +129,9 @@ class DeepSpeedEngine:
             return next(master for low, master in pairs if low is parameter)
         return importlib.import_module("deepspeed.utils").safe_get_full_fp32_param(parameter)
 
-    def save(self, path: Path, progress: dict[str, Any]) -> None:
-        """See `Engine`: DeepSpeed's files in a fresh folder beside `path`, which names them with their checksums."""
+    def save(self, path: Path, progress: dict[str, Any]) -> Callable[[], None]:
+        """See `Engine`: DeepSpeed's files in a fresh folder beside `path`, which names them with their checksums.
+        DeepSpeed writes them at once, since its ranks meet while they write."""
         folder = self._ranks.on_first(lambda: fresh_folder(path.parent, FILES))
 
         def write() -> None:
@@ -139,9 +140,12 @@ class DeepSpeedEngine:
 
         self._ranks.on_each(write)
         written = Written(folder.name, self._ranks.world_size, digests(folder, self._ranks))
-        self._ranks.on_first(lambda: write_state(path, {}, {**progress, FILES: asdict(written)}))
-        if self._ranks.is_first:
+
+        def name_them() -> None:
+            write_state(path, {}, {**progress, FILES: asdict(written)})
             remove_folders(path.parent, FILES, [folder])
+
+        return name_them
 
     def load(self, path: Path, accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
         """See `Engine`."""

@@ -52,8 +52,9 @@ class Engine(Protocol):
         """
         ...
 
-    def save(self, path: Path, progress: dict[str, Any]) -> None:
-        """Writes everything that `load` needs; `progress` holds JSON values."""
+    def save(self, path: Path, progress: dict[str, Any]) -> Callable[[], None]:
+        """Copies everything that `load` needs; `progress` holds JSON values. What it returns writes `path`, on rank 0
+        and in any thread."""
         ...
 
     def load(self, path: Path, accept: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from fds_dist.commands.retrain.resuming import Identity
 from fds_dist.commands.retrain.scoring import Scoring, sum_over_ranks
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.commands.retrain.step_terms import KEY, StepTerms
+from fds_dist.commands.retrain.writer import Writer
 from fds_dist.common.files import make_folder, write_text_atomic
 from fds_dist.common.interruptions import asked_to_end
 from fds_dist.common.precision import DTYPES
@@ -65,6 +66,7 @@ class SeedRun:
         self.terms = StepTerms(seed, task, settings, ranks, self.driver)
         self.scoring = Scoring(task, self.data, self.engine, ranks, DTYPES[settings.dtype])
         self.identity = Identity(seed, self.schedule, self.data.steps_per_epoch, settings, data)
+        self.writer = Writer(ranks)
         self.records: list[EpochRecord] = []
         self.part = EpochPart()
         self.notes = [*self.data.notes, *self.engine.notes]
@@ -83,7 +85,7 @@ class SeedRun:
 
     def run(self) -> RetrainResult:
         """Trains the remaining epochs."""
-        with closing(self.engine):
+        with closing(self.engine), closing(self.writer):
             if not self.settings.restart:
                 self._resume()
             return self._train_all()
@@ -99,7 +101,9 @@ class SeedRun:
             self._save(best_of(self.records) is record)
             self.reporters.epoch(record)
             if any(self.ranks.gather_objects(asked_to_end())):
+                self.writer.finish()
                 raise KeyboardInterrupt
+        self.writer.finish()
         if self.records[-1].diverged:
             self.reporters.note(f"seed {self.seed} diverged: the training loss is {self.records[-1].train_loss}")
         return RetrainResult(self.seed, self.files.path, tuple(self.records))
@@ -162,6 +166,7 @@ class SeedRun:
         total_loss, total = self._sums(loss_sum, samples)
         self._save_state({"part": to_values(EpochPart(step, total_loss, round(total)))})
         if answers[1]:
+            self.writer.finish()
             self.reporters.note(f"seed {self.seed}: saved after step {self.driver.last_epoch}; the same line goes on")
             raise KeyboardInterrupt
 
@@ -184,12 +189,19 @@ class SeedRun:
                 write_weights(path, weights)
             write_text_atomic(self.files.history, history)
 
-        self.ranks.on_first(write)
-        self._save_state({})
+        self._save_state({}, write)
 
-    def _save_state(self, part: dict[str, Any]) -> None:
+    def _save_state(self, part: dict[str, Any], first: Callable[[], None] = lambda: None) -> None:
+        """Saves the state after what `first` writes; training waits for the copies alone, and for an earlier save."""
+        self.writer.finish()
         progress = {"identity": self.identity.values, "records": to_values(self.records), **part}
-        self.engine.save(self.files.state, progress)
+        last = self.engine.save(self.files.state, progress)
+
+        def write() -> None:
+            first()
+            last()
+
+        self.writer.begin(write)
         self.saved = time.monotonic()
 
     def _resume(self) -> None:

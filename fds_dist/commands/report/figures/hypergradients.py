@@ -70,7 +70,7 @@ def _values(run: RunContents) -> np.ndarray:
 
 def _spread(run: RunContents) -> np.ndarray:
     """Standard errors over the replicas [elements, outer steps]; NaN for a single replica."""
-    size = math.sqrt(int(run.section("mesh").get("replica", 1)))
+    size = math.sqrt(run.ranks_along("replica"))
     spreads = [record.hypergradient_spread or {} for record in run.records]
     return np.array([[element.of(spread) / size for spread in spreads] for element in run.drawn])
 

@@ -41,7 +41,7 @@ def _changes(run: RunContents, ax: Axes) -> None:
 
 
 def _certainty(run: RunContents, ax: Axes) -> None:
-    root, medians = math.sqrt(int(run.section("mesh").get("replica", 1))), []
+    root, medians = math.sqrt(run.ranks_along("replica")), []
     steps = [record.outer_step for record in run.records]
     for index, name in enumerate(run.names):
         elements = run.elements_of(name)
