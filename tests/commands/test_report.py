@@ -209,6 +209,17 @@ def test_what_is_damaged_is_named(
     assert re.search(message, line)
 
 
+def test_what_a_config_edited_by_hand_does_not_tell_is_left_out(tmp_path: Path) -> None:
+    edited = "mesh: {data: two, replica: [1]}\ninner: {epochs: -1, optimizer: [adam]}\nouter: {steps: many}\n"
+    path = run_folder(tmp_path / "run", [record(0), record(1, hypergradient_spread={"momentum": [0.1]})], edited)
+    seed = path / "retrain" / "0"
+    seed.mkdir(parents=True)
+    epochs = [{"epoch": 0, "test_loss": "low"}, {"epoch": -1}, {"epoch": 1, "test_loss": None}, {"epoch": 2}, 7]
+    (seed / "history.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
+    assert [epoch["epoch"] for epoch in read_run(path).retrained["0"]] == [1, 2]
+    assert main(["report", str(path)]) == DONE
+
+
 def test_several_runs_stand_side_by_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

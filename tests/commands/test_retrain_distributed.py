@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import clean_environment
+from launching import clean_environment, wait_for
 from problems import CLASSES, CPU, ONE_RANK, conv_bn, images, mlp, relative_error, smoothed_cross_entropy
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fds_dist.commands.retrain.checkpoints import read_state
 from fds_dist.commands.retrain.records import Block
 from fds_dist.commands.retrain.reporting import Reporter
 from fds_dist.commands.retrain.settings import RetrainSettings
@@ -71,14 +72,16 @@ def built_with_batch_norm(seed: int) -> nn.Module:
 
 
 class Notes(Reporter):
-    """A reporter that keeps the notes, and kills its process after step `kill_at`."""
+    """A reporter that keeps the notes, and kills its process after step `kill_at`, once the state of two epochs is
+    written: a thread writes it, and may still be at it."""
 
-    def __init__(self, kill_at: int | None = None) -> None:
-        self.kill_at = kill_at
+    def __init__(self, kill_at: int | None = None, state: Path = Path()) -> None:
+        self.kill_at, self.state = kill_at, state
         self.notes: list[str] = []
 
     def block(self, block: Block) -> None:
         if block.step == self.kill_at:
+            wait_for(lambda: len((read_state(self.state) or ({}, {"records": ()}))[1]["records"]) == 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
     def note(self, message: str) -> None:
@@ -103,7 +106,8 @@ def main(job: str, folder: Path) -> None:
         if ranks.is_first:
             (folder / "notes.json").write_text(json.dumps(notes.notes))
         retrain(lambda seed: UnevenTask(), built, SCHEDULE, ACCUMULATED, ranks, folder / "accumulated")
-        run(ranks, folder / "cut", [Notes(kill_at=10)])  # in the third of three epochs of 4 steps
+        killer = Notes(10, folder / "cut" / "0" / "state.safetensors")
+        run(ranks, folder / "cut", [killer])  # in the third of three epochs of 4 steps
 
 
 def launch(job: str, folder: Path) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import yaml
 from fds_dist.commands.report.contents import RunContents, mapping
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import parse_json, read_json
+from fds_dist.common.records import FloatOrNan, NotNaN, Whole, from_line
 from fds_dist.common.secrets import hide_secrets
 from fds_dist.config.yaml_text import dump_yaml
 from fds_dist.schedule.schedule import Schedule
@@ -70,14 +73,24 @@ def _retrained(folder: Path) -> dict[str, list[dict[str, Any]]]:
     by_seed = {}
     for path in sorted(folder.glob("*/history.jsonl"), key=lambda path: path.parent.name):
         lines = path.read_bytes().splitlines() if path.is_file() else []
-        epochs = map(_json_line, lines)
+        epochs = map(_epoch, lines)
         by_seed[path.parent.name] = [epoch for epoch in epochs if isinstance(epoch.get("epoch"), int)]
     return {seed: epochs for seed, epochs in by_seed.items() if epochs}
 
 
-def _json_line(line: bytes) -> dict[str, Any]:
-    """A record; empty where the line is not a JSON object, such as a torn last line."""
+@dataclass(frozen=True)
+class _Epoch:
+    """What a page shows of an epoch of a retraining."""
+
+    epoch: Whole
+    test_loss: FloatOrNan = math.nan
+    test_accuracy: NotNaN | None = None
+
+
+def _epoch(line: bytes) -> dict[str, Any]:
+    """A record; empty where the line is none, such as a torn last line."""
     try:
+        from_line(_Epoch, line)
         return mapping(parse_json(line))
     except ValueError:
         return {}
