@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fds_dist.common.files import digest
+from fds_dist.common.files import WriteFailed, digest, writing
 from fds_dist.inner.checkpoint_files import Part
 
 
@@ -62,10 +62,13 @@ class CheckpointWriter:
 
 def _write(path: Path, tensors: dict[str, Tensor], start: int, elements: list[int]) -> Written:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        return Written(path.name, Part(digest(path), start, elements))
-    except (OSError, SafetensorError) as error:
-        return Written(path.name, None, f"{path}: {error}")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            return Written(path.name, Part(digest(path), start, elements))
+    except WriteFailed as error:
+        return Written(path.name, None, str(error))
+    except SafetensorError as error:
+        return Written(path.name, None, f"cannot write {path}: {error}")

@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from fds_dist.common.files import writing
+from fds_dist.common.files import WriteFailed, writing
 
 _files = count()
 
@@ -46,5 +46,9 @@ class EventFile:
             self._records.close()
 
     def _write(self, event: Any) -> None:
-        with writing(self._path):
-            self._records.write(event.SerializeToString())
+        try:
+            with writing(self._path):
+                self._records.write(event.SerializeToString())
+        except WriteFailed:
+            self._records.close()  # nobody will
+            raise

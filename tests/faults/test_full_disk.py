@@ -8,13 +8,22 @@ import json
 import os
 import re
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from blob_searches import CONFIG
-from full_disk import full_disk
+from full_disk import (
+    AT_ITS_START,
+    BESIDE_A_SEARCH,
+    IN_A_COMPARISON,
+    IN_A_RETRAINING,
+    IN_A_SEARCH,
+    IN_A_STUDY_OF_NOISE,
+    full_disk,
+)
 from launching import SUPPORT, clean_environment, start_ranks
 
 import fds_dist
@@ -67,12 +76,6 @@ def fails_at(pattern: str, call: Callable[[], object], number: int = errno.ENOSP
             assert all(map(json.loads, path.read_text().splitlines()))
 
 
-IN_A_SEARCH = [
-    *("environment.json", "history.jsonl", "schedule.json", "schedule_average.json", "schedule_best.json"),
-    *("schedule_last.json", "outer_0001.json", "outer_0002.json", "judge.jsonl", "judged.json"),
-]
-
-
 @pytest.mark.parametrize("name", IN_A_SEARCH)
 def test_a_search_ends_in_order_and_goes_on_once_there_is_room(name: str) -> None:
     fails_at(name, search)
@@ -83,7 +86,7 @@ def test_a_search_ends_in_order_and_goes_on_once_there_is_room(name: str) -> Non
     assert went_on.verdict == whole.verdict
 
 
-@pytest.mark.parametrize("name", ["config.yaml", ".lock"])
+@pytest.mark.parametrize("name", AT_ITS_START)
 def test_a_search_that_cannot_begin_leaves_nothing_to_resume(name: str) -> None:
     fails_at(name, search)
     assert os.listdir("runs/run") == []
@@ -102,19 +105,14 @@ class Notes(fds_dist.Tracker):
         self.notes.append(message)
 
 
-@pytest.mark.parametrize("name", ["curves.jsonl", "index.html"])
+@pytest.mark.parametrize("name", BESIDE_A_SEARCH)
 def test_what_is_no_record_does_not_end_a_search(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     notes = Notes()
     with full_disk(name) as met:
-        result = fds_dist.optimize(SEARCH, trackers=[notes])
+        result = fds_dist.optimize(SEARCH, ["checkpoint.every_seconds=1e-9"], trackers=[notes])
     assert met and len(result.history) == 2
     assert [note for note in notes.notes if f"{name}: No space left on device" in note] != []
     capsys.readouterr()
-
-
-IN_A_RETRAINING = [f"{name}.safetensors" for name in ("best", "last", "last_trained", "state")]
-IN_A_RETRAINING += ["history.jsonl", "summary.json"]
-IN_A_COMPARISON = ["settings.jsonl", "trials-0.jsonl", "judge.jsonl", "retrained-0.jsonl", "compare.json"]
 
 
 @pytest.mark.parametrize("name", IN_A_RETRAINING)
@@ -125,18 +123,29 @@ def test_a_retraining_goes_on_once_there_is_room(name: str) -> None:
     assert (Path("runs/run/retrain/summary.json")).is_file()
 
 
-@pytest.mark.parametrize("name", [*IN_A_COMPARISON, "compare.p[dn][fg]"])
+@pytest.mark.parametrize("name", IN_A_COMPARISON)
 def test_a_comparison_goes_on_once_there_is_room(name: str) -> None:
     fails_at(name, compare)
     compare()
     assert {"compare.json", "compare.pdf", "compare.png"} <= set(os.listdir("runs/study"))
 
 
-@pytest.mark.parametrize("name", ["*.npy", "noise.json", "noise.p[dn][fg]"])
+@pytest.mark.parametrize("name", IN_A_STUDY_OF_NOISE)
 def test_a_study_of_noise_goes_on_once_there_is_room(name: str) -> None:
     fails_at(name, noise)
     noise()
     assert {"noise.json", "noise.pdf", "noise.png"} <= set(os.listdir("runs/study"))
+
+
+def test_there_is_no_other_file_that_a_command_writes() -> None:
+    for call in (lambda: search("checkpoint.every_seconds=1e-9", "outer.steps=1"), retrain, compare, noise):
+        call()
+    fds_dist.report("runs/run")
+    files = [path for path in Path().rglob("*") if path.is_file()]
+    names = {path.name for path in files if path.parent.name != "report" or path.suffix not in (".pdf", ".png")}
+    in_a_search = (*AT_ITS_START, *IN_A_SEARCH, *BESIDE_A_SEARCH)
+    tried = (*in_a_search, *IN_A_RETRAINING, *IN_A_COMPARISON, *IN_A_STUDY_OF_NOISE)
+    assert {name for name in names if not any(fnmatch(name, pattern) for pattern in tried)} == set()
 
 
 def test_what_a_line_names_is_written_whole_or_keeps_its_content(capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,6 +157,7 @@ def test_what_a_line_names_is_written_whole_or_keeps_its_content(capsys: pytest.
     assert Path("table.csv").read_text() == "before"
     fails_at("mine.json", lambda: fds_dist.load_schedule("runs/run").save("mine.json"))
     fails_at("index.html", lambda: fds_dist.report("runs/run"))
+    fails_at("paths.p[dn][fg]", lambda: fds_dist.report("runs/run"))
     if Path("/dev/full").exists():
         with pytest.raises(WriteFailed, match=r"^cannot write /dev/full: No space left on device$"):
             fds_dist.load_schedule("runs/run").save("/dev/full")

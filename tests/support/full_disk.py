@@ -12,6 +12,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+AT_ITS_START = ("config.yaml", ".lock")
+"""Without which a search has not begun."""
+IN_A_SEARCH = (
+    *("environment.json", "history.jsonl", "schedule.json", "schedule_average.json", "schedule_best.json"),
+    *("schedule_last.json", "outer_0001.json", "outer_0002.json", "judge.jsonl", "judged.json"),
+)
+BESIDE_A_SEARCH = ("curves.jsonl", "index.html", "rank-0.safetensors", "manifest.json")
+"""Which go without, with a note."""
+IN_A_RETRAINING = (
+    *(f"{name}.safetensors" for name in ("best", "last", "last_trained", "state")),
+    *("history.jsonl", "summary.json"),
+)
+IN_A_COMPARISON = (
+    *("settings.jsonl", "trials-0.jsonl", "judge.jsonl", "retrained-0.jsonl", "compare.json"),
+    "compare.p[dn][fg]",
+)
+IN_A_STUDY_OF_NOISE = ("*.npy", "noise.json", "noise.p[dn][fg]")
+
 
 @contextmanager
 def full_disk(pattern: str, number: int = errno.ENOSPC) -> Iterator[list[str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +101,20 @@ def test_tensorboard_files_hold_the_run(tmp_path: Path) -> None:
         curve = EventAccumulator(str(tmp_path / f"tensorboard/outer_step_{outer_step}"))
         curve.Reload()
         assert [(event.step, event.value) for event in curve.Scalars("inner_curve/train_loss")] == [(at, 1.5)]
+
+
+def test_on_a_full_disk_tensorboard_is_dropped_with_one_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own writer's thread would end with a traceback, which pytest makes an error."""
+    record_writer = pytest.importorskip("tensorboard.summary.writer.record_writer")
+
+    def full(writer: object, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(record_writer.RecordWriter, "write", full)
+    other = Recorder()
+    said = whole_run(Trackers([TensorBoardTracker(), other]), tmp_path)
+    (extra,) = [item for item in other.told if item not in said]
+    assert re.search(r"TensorBoardTracker failed .*: cannot write \S*events\S*: No space left on device", extra[1])
 
 
 def test_without_tensorboard_there_is_one_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from fds_dist.commands.sweep.command_line import as_overrides
 from fds_dist.commands.sweep.file import Sweep
+from fds_dist.common.access import check_writable
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import OWNER_ONLY, write_text_atomic, writing
 from fds_dist.common.records import NonNegative, NotNaN, RecordFile, Whole
@@ -120,6 +121,7 @@ def _claim(folder: Path, sweep: Sweep) -> None:
 def _run(sweep: Sweep, folder: Path, number: int, values: Mapping[str, Any]) -> JobResult:
     names = (f"job-{number + 1}" + (f"-try-{again}" if again > 1 else "") for again in itertools.count(1))
     run_dir = next(path for name in names if not (path := folder / name).exists() and not _log(path).exists())
+    check_writable(folder, "--output-dir")  # on a full disk the job could not say why it fails
     line = sweep.command.line({**values, "output_dir": folder, "name": run_dir.name})
     began = time.monotonic()
     with writing(_log(run_dir)):
