@@ -55,6 +55,11 @@ def with_compile(
         way = "inductor" if has_compiler(problem.device) else "trace"
         how = "compiled by inductor" if way == "inductor" else "traced (there is no compiler)"
         remark = f"steps are {how}, {counted(chunk, 'tangent')} at a time: with {steps:,} inner steps this pays"
+    elif problem.device.type == "cpu" and any((place + 1) % chunk for place in _live(starts)):
+        remark = (
+            f"tangents are taken {chunk} at a time, fewer in a chunk filled up with zeros, or in a step of their own, "
+            "which is made once zeros have cost as much time as making it takes and taken where it has the same bits"
+        )
     return replace(problem, tangents=replace(problem.tangents, compile=way, compiled_chunk=chunk)), remark
 
 
@@ -105,6 +110,12 @@ def chunk_for(starts: Sequence[int], horizon: int, device: torch.device) -> int:
         return min(GPU_CHUNK, len(starts))
     counts = [ranks for ranks in RANKS if ranks <= len(starts)]
     return min(CPU_CHUNKS, key=lambda chunk: sum(_share(starts, horizon, chunk, ranks) for ranks in counts))
+
+
+def _live(starts: Sequence[int]) -> list[int]:
+    """The places of those tangents, in order of their starts, after which a while passes until the next begins."""
+    begun = sorted(starts)
+    return [place for place, start in enumerate(begun) if place + 1 == len(begun) or begun[place + 1] > start]
 
 
 def _share(starts: Sequence[int], horizon: int, chunk: int, ranks: int) -> float:

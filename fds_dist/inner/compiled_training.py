@@ -1,13 +1,15 @@
 """The steps of an inner run as one compiled call per chunk of tangents, where that can be and is right.
 
-Tangents come in chunks of a fixed size, padded with zeros: nothing is compiled anew when a bucket begins, and the bits
-of a row depend neither on its place nor on its neighbours, so that they are the same on any number of ranks.
+Tangents come in chunks of a fixed size, filled up with zeros, or of fewer where that pays and has the same bits. So
+nothing is compiled anew because a bucket begins, and the bits of a row depend neither on its place nor on its
+neighbours, and are the same on any number of ranks.
 
 Shapes: R = tangents of this rank, C = tangents in a chunk, H = numbers in use at a step.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from fds_dist.common.batch import Batch, Part
 from fds_dist.inner.compiled_calls import CompiledCalls
-from fds_dist.inner.rows import NO_ROWS, Rows
+from fds_dist.inner.rows import NO_ROWS, Rows, count_of
 from fds_dist.inner.run import InnerState, Tangents
 from fds_dist.inner.training import Training
 from fds_dist.tangents.compiled import (
@@ -36,7 +38,7 @@ class CompiledTraining:
 
     def __init__(self, training: Training) -> None:
         problem = training.problem
-        self._training = training
+        self._training, self._on_cpu = training, problem.device.type == "cpu"
         self._steps: CompiledSteps = problem.compiled_steps
         self._function = StepFunction(
             training.loss,
@@ -64,15 +66,20 @@ class CompiledTraining:
         place = state.weights, state.optimizer, state.buffers, h, network.cast(Part(batch)).batch
         seed = training.problem.step_seed(training.run.number, state.step)
 
-        def inputs(group: Rows) -> StepInputs:
-            return StepInputs(*place, *chunk_of(tangents, directions, group, steps.chunk))
+        def inputs(group: Rows, size: int) -> StepInputs:
+            return StepInputs(*place, *chunk_of(tangents, directions, group, size))
 
-        if not self._calls.ready(lambda: inputs(NO_ROWS), seed):
+        if not self._calls.ready(lambda: inputs(NO_ROWS, steps.chunk), seed):
             return None
         outputs: Any = None
         # Without tangents, the step of no tangent.
         for group in training.row_groups(rows, steps.chunk) if rows else [NO_ROWS]:
-            outputs = self._calls(inputs(group), seed)
+            count, began = max(1, count_of(group)), time.perf_counter()
+            outputs = self._calls(inputs(group, steps.size_for(count)), seed)
+            # On a GPU a small kernel takes the same time for one tangent and for many, and last bits are not promised.
+            if self._on_cpu and steps.smaller_pays(count, time.perf_counter() - began):
+                full = with_random_tangents(inputs(group, steps.chunk))
+                steps.make_smaller(count, self._function, full, network, seed)
             store(outputs.tangents, tangents, group)
         training.state = InnerState(state.step + 1, outputs.weights, outputs.optimizer, outputs.buffers)
         return outputs.loss

@@ -15,6 +15,11 @@ Rows = slice | Tensor
 NO_ROWS = slice(0, 0)
 
 
+def count_of(group: Rows) -> int:
+    """How many rows there are in a group."""
+    return len(group) if isinstance(group, Tensor) else group.stop - group.start
+
+
 def within(group: Rows, part: slice) -> Rows:
     """The `part` of a `group` of rows."""
     if isinstance(group, Tensor):

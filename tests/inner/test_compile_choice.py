@@ -95,3 +95,10 @@ def test_chunks_fit_the_tangents() -> None:
     assert chunk_for(PAPER, 300, torch.device("cuda")) == 9
     assert chunk_for([0] * 40, 300, torch.device("cuda")) == 16
     assert chunk_for([], 300, cpu) == 1
+
+
+def test_what_becomes_of_chunks_that_are_not_full_is_told() -> None:
+    assert chosen("trace", starts=[0] * 8)[1] == ""
+    pairs = make_problem(image_task(mlp), BUCKETS, method="jvp", chunk_size=2)
+    assert chosen("trace", pairs, starts=[0, 0, 50, 50])[1] == ""
+    assert chosen("trace", pairs, starts=[0, 0, 50])[1].startswith("tangents are taken 2 at a time, fewer in ")

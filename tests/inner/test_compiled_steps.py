@@ -32,6 +32,7 @@ from fds_dist.inner.estimators.reverse import estimate_reverse
 from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun
+from fds_dist.tangents.compiled import CompiledSteps
 from fds_dist.tangents.compiled import ways as ways_module
 from fds_dist.tangents.compiled.graph import Graph, inductor_options
 from fds_dist.tangents.optimizers import Adam
@@ -118,6 +119,45 @@ def test_a_tangent_has_the_same_bits_beside_any_others(build: Callable[[], nn.Mo
     training, _ = run_horizon(run, [0, 2, 3, 1])
     idle, _ = run_horizon(run, [])  # a rank without tangents
     assert torch.equal(idle.state.weights, training.state.weights)
+
+
+@pytest.mark.parametrize("build", [mlp, conv_bn])
+def test_fewer_tangents_get_a_step_of_their_own_once_zeros_have_cost_as_much(
+    build: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = make_problem(image_task(build), BUCKETS, dtype=torch.float32)
+    estimates = []
+    for seconds in (float("inf"), 0.0):  # never, and at once
+        monkeypatch.setattr(
+            CompiledSteps, "making_seconds", property(lambda _, s=seconds: s, lambda *_: None), raising=False
+        )
+        compiled = traced(problem, chunk=3)  # three tangents in the first half of the run, then four
+        estimates.append(estimated(compiled)[0])
+        sizes = {1: compiled.compiled_steps.size_for(1), 2: compiled.compiled_steps.size_for(2)}
+        assert sizes == {1: 3 if seconds else 1, 2: 3}  # what does not occur is not made
+    assert estimates[0] == estimates[1]  # to the last bit
+
+
+def test_a_step_of_fewer_tangents_with_other_bits_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CompiledSteps, "making_seconds", property(lambda _: 0.0, lambda *_: None), raising=False)
+    trace = ways_module.trace
+
+    def by_size(function: Any, inputs: Any, module: nn.Module) -> Graph:
+        """Off by a rounding in the state's first number, where there is one tangent."""
+        graph = trace(function, inputs, module)
+
+        def run(*tensors: Tensor) -> list[Tensor]:
+            first, *others = graph.run(*tensors)
+            return [first * (1 + 2e-16), *others]
+
+        return replace(graph, run=run) if len(inputs.directions) == 1 else graph
+
+    problem = traced(make_problem(image_task(mlp), BUCKETS), chunk=3)
+    expected = estimated(problem)[0]
+    monkeypatch.setattr(ways_module, "trace", by_size)
+    other = replace(problem)
+    assert estimated(other)[0] == expected
+    assert other.compiled_steps.smaller == {1: None}
 
 
 def test_steps_under_autocast_are_compared_as_coarsely_as_they_round() -> None:

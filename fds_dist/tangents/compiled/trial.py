@@ -114,6 +114,22 @@ def rows_are_independent(step: Step, inputs: StepInputs) -> bool:
     return True
 
 
+def same_in_fewer(few: Step, full: Step, inputs: StepInputs, rows: int) -> bool:
+    """Whether `few`, a step of `rows` tangents, gives these the bits that `full` gives them among those of `inputs`.
+
+    Its rows must be independent, too. So it makes no difference which of the two takes a tangent.
+    """
+    first = first_rows(inputs, rows)
+    whole = full(inputs)
+    expected = whole._replace(tangents=tree_map(lambda tensor: tensor[:rows], whole.tangents))
+    return _same_bits(expected, few(first)) and rows_are_independent(few, first)
+
+
+def first_rows(inputs: StepInputs, rows: int) -> StepInputs:
+    """The step with the first `rows` of its tangents alone."""
+    return _of_rows(inputs, lambda tensor: tensor[:rows])
+
+
 def _of_rows(inputs: StepInputs, change: Callable[[Tensor], Tensor]) -> StepInputs:
     tangents: Any = tree_map(change, inputs.tangents)
     return inputs._replace(tangents=tangents, directions=change(inputs.directions))

@@ -6,6 +6,7 @@ depends on the config alone, not on what a run has met: a resumed run computes w
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -45,13 +46,14 @@ class CompiledFunction:
         way: the place in `WAYS` of how it is run now.
         capture: whether it is captured as a CUDA graph.
         made: whether there are graphs.
+        making_seconds: what it took to make them.
     """
 
     def __init__(self, name: str, settings: WaySettings) -> None:
         way, first_batch, self.capture, self._coarse = settings
         self.name = name
         self.way = self._asked = WAYS.index(way)
-        self.made = False
+        self.made, self.making_seconds = False, 0.0
         self._shape = shape_of(first_batch)
         self._graphs: dict[int, Graph] = {}
         self._captured: dict[int, Graph] = {}
@@ -71,7 +73,7 @@ class CompiledFunction:
         Returns:
             Whether rows are independent, and why `way` is not what it was, or "".
         """
-        self.way, self.made = 0, True
+        self.way, self.made, began = 0, True, time.perf_counter()
         try:
             self._graphs[1] = trace(function, inputs, network.module)
             self.way = 1
@@ -83,6 +85,8 @@ class CompiledFunction:
         except Exception as error:  # whatever the user's network, PyTorch's tracer or a compiler raises
             verb = "compiled" if self.way else "traced"
             return True, f"the {self.name} cannot be {verb} ({type(error).__name__}: {_first_line(error)})"
+        finally:
+            self.making_seconds = time.perf_counter() - began
         return independent, ""
 
     def compare(self, reference: Callable[[Any], Any], inputs: Any, network: Network, seed: int) -> str:
