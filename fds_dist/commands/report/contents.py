@@ -92,8 +92,9 @@ class RunContents:
             return steps
         epochs = self.section("inner").get("epochs")
         first = epochs[0] if isinstance(epochs, list) and epochs else epochs
-        known = isinstance(first, (int, float)) and math.isfinite(first) and first > 0
-        return self.records[0].horizon / first if self.records and known else None
+        if not self.records or not isinstance(first, (int, float)) or not 0 < first < math.inf:
+            return None
+        return self.records[0].horizon / first
 
     def length(self, horizon: int) -> tuple[float, str]:
         """As many inner steps on the axis of a figure: in epochs where an epoch is known. With the unit's name."""
@@ -175,8 +176,8 @@ class RunContents:
 
     def ranks_along(self, axis: str) -> int:
         """The size of an axis of the mesh; 1 where the config does not tell."""
-        size = self.section("mesh").get(axis)
-        return size if is_positive_int(size) else 1
+        size: Any = self.section("mesh").get(axis)
+        return int(size) if is_positive_int(size) else 1
 
     def settings(self, name: str) -> dict[str, Any]:
         """The config's keys of a hyperparameter, or of its copy for a parameter group."""

@@ -119,5 +119,5 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())  # which lets other threads run
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # without a copy, which threads would wait for
     return digest.hexdigest()
