@@ -23,6 +23,7 @@ from torch.utils.checkpoint import CheckpointError
 from fds_dist.common.batch import Part
 from fds_dist.common.faults import Fault, UserError, user_line
 from fds_dist.common.out_of_memory import is_out_of_memory
+from fds_dist.tangents.batch_norm import FUNCTIONS
 from fds_dist.tangents.difference import SHARE, DifferencePoint
 from fds_dist.tangents.network import Buffers, TrainingLoss
 from fds_dist.tangents.point import Point
@@ -212,12 +213,13 @@ def ancestors(*roots: Tensor) -> set[Node]:
 
 
 def custom_functions(nodes: set[Node]) -> tuple[list[str], bool]:
-    """Names of the custom `autograd.Function`s among graph `nodes`, and whether one is marked `@once_differentiable`.
+    """Names of the user's `autograd.Function`s among graph `nodes`, and whether one is marked `@once_differentiable`.
 
     PyTorch leaves the second derivative of such a function out without a word: the mark raises an error on a branch
     that it adds to the graph, and `autograd.grad` never visits that branch.
     """
-    names = {type(node).__name__.removesuffix("Backward") for node in nodes if isinstance(node, BackwardCFunction)}
+    users = [node for node in nodes if isinstance(node, BackwardCFunction) and type(node)._forward_cls not in FUNCTIONS]
+    names = {type(node).__name__.removesuffix("Backward") for node in users}
     return sorted(names), any(node.name() == "torch::autograd::Error" for node in nodes)
 
 

@@ -67,7 +67,7 @@ class Network:
         buffers = dict(module.named_buffers())
         self.initial_buffers: Buffers = {name: buffer.detach().clone() for name, buffer in buffers.items()}
         self._statistics = RunningStatistics(module)
-        self._statistics.differentiable = bool(live)
+        self._statistics.differentiable, self._statistics.twice = bool(live), twice
         self._weight_slots = _slots(module, "_parameters", parameters)
         self._buffer_slots = _slots(module, "_buffers", buffers)
         tracked = set(map(id, self._statistics.modules))

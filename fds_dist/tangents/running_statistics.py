@@ -2,9 +2,9 @@
 
 Shapes: C = channels of a layer, B = samples.
 
-`torch.func` cannot trace an update in place, and PyTorch's own update cuts the graph. So the layers' own tracking is
-off from here on, and each forward pass in training mode puts new statistics, made by elementary operations, in the
-place of the old ones. Derivatives of any order and kind then pass through them.
+The layers' own tracking is off from here on: each forward pass in training mode puts new statistics in the place of
+the old ones. Where they are constants of a step, PyTorch's own operator moves copies of the old ones. Where derivatives
+pass through them, or `torch.func` watches, which cannot trace an update in place, elementary operations make them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from fds_dist.common.batch import WHOLE, Share
 from fds_dist.common.precision import HALVES, widened
+from fds_dist.tangents.batch_norm import BatchNorm
 
 Moments = tuple[Tensor, Tensor]
 """Mean and unbiased variance [C]."""
@@ -33,12 +34,13 @@ class RunningStatistics:
         share: the part of the batch that the coming calls see.
         frozen: whether the statistics stay as they are, in training mode too.
         differentiable: whether derivatives pass through the statistics; else they are constants of a step.
+        twice: whether the module will be differentiated twice.
         modules: the layers whose statistics are tracked.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.share: Share = WHOLE
-        self.frozen = self.differentiable = False
+        self.frozen = self.differentiable = self.twice = False
         self.modules: list[_BatchNorm | _InstanceNorm] = []
         for layer in module.modules():
             if isinstance(layer, _BatchNorm):
@@ -55,11 +57,14 @@ class RunningStatistics:
     def _batch_norm(self, layer: _BatchNorm) -> Callable[[Tensor], Tensor]:
         """The layer's forward pass, over the whole batch where that is split."""
         own_forward, tracked = layer.forward, layer.track_running_stats
+        does_more = type(layer).forward is not _BatchNorm.forward  # such as to normalize and activate
 
         def normalize(x: Tensor, fused: Callable[[], Tensor]) -> Tensor:
             update = tracked and layer.training and not self.frozen
             whole = self.share.each is not None and (layer.training or layer.running_mean is None)
             if not whole:
+                if layer.training and not does_more and self._takes(layer, x):
+                    return self._fused(layer, x, update)
                 if update:
                     _move(layer, _moments(self._seen(x)))
                 return fused() if layer.training else self._on_running(layer, x, fused)
@@ -76,9 +81,29 @@ class RunningStatistics:
                 _move(layer, _moments(self._seen(x)))
             return y
 
-        if type(layer).forward is not _BatchNorm.forward:  # which may do more: normalize and activate, say
+        if does_more:
             return forward_around
         return lambda x: normalize(x, lambda: own_forward(x))
+
+    def _takes(self, layer: _BatchNorm, x: Tensor) -> bool:
+        """Whether `_fused` may compute `layer` at `x`; what PyTorch refuses it refuses with a message of its own."""
+        averages_all = layer.momentum is None  # whose share is a number on the device
+        traced = torch._C._are_functorch_transforms_active()  # as `torch.autograd.Function.apply` asks
+        return not (averages_all or traced or self.differentiable) and x.dim() > 1 and x.numel() > x.shape[1]
+
+    def _fused(self, layer: _BatchNorm, x: Tensor, update: bool) -> Tensor:
+        """Normalized by the statistics of `x`; with `update` the layer gets new running statistics."""
+        layer._check_input_dim(x)
+        running = (None, None)
+        if update:
+            _count_batch(layer)
+            running = tuple(layer._buffers[name].clone() for name in _RUNNING)  # type: ignore[union-attr]
+            layer._buffers.update(zip(_RUNNING, running, strict=True))
+        if self.twice:
+            weight = x.new_ones(x.shape[1]) if layer.weight is None else layer.weight
+            if BatchNorm.takes(x, weight):
+                return BatchNorm.apply(x, weight, layer.bias, running, layer.momentum, layer.eps)  # type: ignore[return-value]
+        return F.batch_norm(x, *running, layer.weight, layer.bias, True, layer.momentum, layer.eps)  # type: ignore[arg-type]
 
     def _instance_norm(self, layer: _InstanceNorm) -> Callable[[Tensor], Tensor]:
         own_forward = layer.forward
@@ -121,12 +146,20 @@ class _InsteadOfBatchNorm(TorchFunctionMode):
         return self.normalize(args[0] if args else kwargs["input"], lambda: func(*args, **kwargs))
 
 
+_RUNNING = ("running_mean", "running_var")
+
+
+def _count_batch(layer: _BatchNorm) -> None:
+    if (count := layer._buffers["num_batches_tracked"]) is not None:
+        layer._buffers["num_batches_tracked"] = count + 1
+
+
 def _move(layer: _BatchNorm | _InstanceNorm, moments: Moments) -> None:
     """Replaces the layer's running statistics, as PyTorch would have updated them."""
     buffers, momentum = layer._buffers, layer.momentum
-    if isinstance(layer, _BatchNorm) and buffers["num_batches_tracked"] is not None:
-        buffers["num_batches_tracked"] = buffers["num_batches_tracked"] + 1
-    for name, moment in zip(("running_mean", "running_var"), moments, strict=True):
+    if isinstance(layer, _BatchNorm):
+        _count_batch(layer)
+    for name, moment in zip(_RUNNING, moments, strict=True):
         if (running := buffers[name]) is not None:
             share: Any = momentum
             if momentum is None:  # instance-norm then never moves them, batch-norm averages over all batches

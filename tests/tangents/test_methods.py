@@ -187,6 +187,11 @@ def test_remark_on_a_custom_function_that_only_verification_can_judge() -> None:
     assert remark.startswith("Tanh: run `fds-dist verify`")
 
 
+def test_no_remark_on_functions_of_this_package() -> None:
+    network = network_with(nn.BatchNorm1d(5))
+    assert choose_method("auto", point_of(Case(lambda: network, ""))) == ("double_backward", "")
+
+
 def test_a_method_that_passes_the_probe_gives_products() -> None:
     for method in EXACT_METHODS:
         assert probe(method, point_of(Case(lambda: network_with(torch.tanh), ""))) == ""
