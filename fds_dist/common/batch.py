@@ -121,8 +121,8 @@ def micro_batches(batch: Batch, count: int) -> list[tuple[Batch, float]]:
     Sizes differ by at most one, the larger ones first. A batch with fewer samples has a part for each; one whose
     samples cannot be told apart (see `common_rows`) stays whole.
     """
-    rows = common_rows(batch)
-    if count == 1 or rows is None:
+    rows = None if count == 1 else common_rows(batch)
+    if rows is None:
         return [(batch, 1.0)]
     count = min(count, rows)
     size, larger = divmod(rows, count)
@@ -193,7 +193,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
         expected = "a tensor, or a tuple, mapping or dataclass of tensors; or mesh.data=1"
         raise UserError(Fault("mesh.data", problem, expected))
 
-    return tree_map(mapped, tree)
+    # A single tensor, as inputs and outputs mostly are, needs no pytree: in a small network's step these take time.
+    return function(tree) if isinstance(tree, Tensor) else tree_map(mapped, tree)
 
 
 def checked_batch(batch: object, source: str) -> Batch:

@@ -38,6 +38,7 @@ from fds_dist.tangents.network import named_values
 from fds_dist.tangents.optimizers import InnerOptimizer, bound
 from fds_dist.tasks.augment import augmentation
 from fds_dist.tasks.base import Task, loss_takes_hyperparameters, validation_loss
+from fds_dist.tasks.in_memory import draws_nothing
 from fds_dist.tasks.losses import OnBatch
 
 GPU_CHUNK = 16
@@ -260,6 +261,11 @@ class Problem:
         place = ([part] if part else []) + (["micro-batch", micro_batch] if micro_batch else [])
         return derive_seed(self.seed, outer_step, step, "step", *place)
 
+    def step_seeds(self, outer_step: int, step: int, part: int, micro_batch: int) -> tuple[int, int]:
+        """`step_seed` for what all parts of a micro-batch draw alike, and for what this part draws."""
+        of_all = self.step_seed(outer_step, step, 0, micro_batch)
+        return of_all, of_all if part == 0 else self.step_seed(outer_step, step, part, micro_batch)
+
     def batches(self, outer_step: int, first_step: int = 0) -> Iterator[Batch]:
         """Training batches from inner step `first_step` on without end, epoch after epoch, as the task gives them.
 
@@ -269,8 +275,10 @@ class Problem:
         per_epoch = self.task.steps_per_epoch
         first_epoch, skip = divmod(first_step, per_epoch)
         for epoch in count(first_epoch):
-            given = 0
-            for batch in islice(self.batches_of("train_batches", outer_step, epoch), per_epoch):
+            given, batches = 0, self.batches_of("train_batches", outer_step, epoch)
+            if skip and draws_nothing(self.task):
+                given, batches = skip, self.batches_of("train_batches_from", outer_step, epoch, skip)
+            for batch in islice(batches, per_epoch - given):
                 given += 1
                 if given > skip:
                     yield batch
@@ -288,5 +296,8 @@ class Problem:
             UserError: it gives what is no batch (see `checked_batch`).
         """
         function: Callable[..., Iterable[object]] = getattr(self.task, source)
-        batches = keyed(lambda: function(*arguments), self.seed, source, *arguments)
+        if draws_nothing(self.task):  # to swap the generators takes as long as a tenth of a small network's step
+            batches: Iterable[object] = function(*arguments)
+        else:
+            batches = keyed(lambda: function(*arguments), self.seed, source, *arguments)
         return (checked_batch(batch, source) for batch in batches)

@@ -84,13 +84,11 @@ class Training:
         return AccumulatedPoint(parts, self.state.buffers, self.problem.chunk_size)
 
     def _split_point(self, batch: Batch, micro_batch: int, theta: Tensor, buffers: Buffers) -> Point:
-        seeds = [
-            self.problem.step_seed(self.run.number, self.state.step, at, micro_batch) for at in (0, self.axis.rank)
-        ]
+        of_all, here = self.problem.step_seeds(self.run.number, self.state.step, self.axis.rank, micro_batch)
         split = self.axis.split(batch, self.problem.reads_inputs)
-        part, seed = replace(self.network.cast(split), seed=seeds[0]), seeds[1]
+        part = replace(self.network.cast(split), seed=of_all)
         weights, vectorize = self.state.weights, self.problem.chunk_size > 1
-        point = self.problem.make_point(self.loss, weights, theta, buffers, part, seed, vectorize)
+        point = self.problem.make_point(self.loss, weights, theta, buffers, part, here, vectorize)
         return SplitPoint(point, self.axis, self.width)
 
     def step(self, point: Point, h: Tensor) -> None:

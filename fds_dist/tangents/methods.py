@@ -218,8 +218,9 @@ def custom_functions(nodes: set[Node]) -> tuple[list[str], bool]:
     PyTorch leaves the second derivative of such a function out without a word: the mark raises an error on a branch
     that it adds to the graph, and `autograd.grad` never visits that branch.
     """
-    users = [node for node in nodes if isinstance(node, BackwardCFunction) and type(node)._forward_cls not in FUNCTIONS]
-    names = {type(node).__name__.removesuffix("Backward") for node in users}
+    customs = [type(node) for node in nodes if isinstance(node, BackwardCFunction)]
+    users = [kind for kind in customs if getattr(kind, "_forward_cls", None) not in FUNCTIONS]
+    names = {kind.__name__.removesuffix("Backward") for kind in users}
     return sorted(names), any(node.name() == "torch::autograd::Error" for node in nodes)
 
 

@@ -191,6 +191,7 @@ def image_task(images: ImageSet) -> Callable[..., TensorTask]:
             loss=smoothed_cross_entropy if label_smoothing else F.cross_entropy,
             val_loss=F.cross_entropy if label_smoothing else None,
         )
+        made.draws_nothing = True  # `Normalize` does not
         made.classes = images.classes  # whatever labels a small training part has
         return made
 

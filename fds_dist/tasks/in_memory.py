@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fds_dist.common.batch import Batch
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.options import value_faults
 from fds_dist.common.randomness import build_seeded
+from fds_dist.tasks.augmentation import Augmentation
 from fds_dist.tasks.base import Loss, Metrics
 from fds_dist.tasks.inspection import FINITE, non_finite
 from fds_dist.tasks.reading import are_labels
@@ -27,6 +29,8 @@ class TensorTask(SampledTask):
     Splits, batches, ``prepare`` and ``augment`` are those of `SampledTask`; with ``val_inputs`` and ``val_targets``,
     no split is drawn. Whole numbers as one-dimensional targets are class labels: they become int64 and the task has
     ``classes``.
+
+    ``draws_nothing``: whether batches draw nothing from the global generators, as no function of a user's own runs.
 
     ``model`` becomes ``build_model``: a function of a seed is called with the global generators seeded too; a plain
     module is returned as it is, for every seed.
@@ -71,12 +75,22 @@ class TensorTask(SampledTask):
         val, test = _source(val_inputs, val_targets), _source(test_inputs, test_targets)
         functions = {"prepare": prepare, "augment": augment, "loss": loss, "val_loss": val_loss, "metrics": metrics}
         super().__init__(train, val, test, **sampling, **functions)  # type: ignore[arg-type]
+        self.draws_nothing = prepare is None and (augment is None or isinstance(augment, Augmentation))
         self.input_shape = tuple(inputs.shape[1:])
         if are_labels(targets):
             parts = [part for part in (targets, val_targets, test_targets) if part is not None]
             self.classes = 1 + max(int(part.max()) for part in parts)
         if model is not None:
             self.build_model = builder_of(model)
+
+    def train_batches_from(self, outer_step: int, epoch: int, first: int) -> Iterator[Batch]:
+        """Those of `train_batches` from number ``first`` on; those before are not made."""
+        return self._augmented("train", outer_step, epoch, first=first)
+
+
+def draws_nothing(task: object) -> bool:
+    """Whether no batch of ``task`` draws from the global generators. Subclasses may, and tasks around others."""
+    return type(task) is TensorTask and task.draws_nothing
 
 
 def builder_of(model: Model) -> Callable[[int], nn.Module]:

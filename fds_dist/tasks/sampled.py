@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ class DrawnTask:
         self._val, self._test = val, test
         self._seed, self._val_batch_size = seed, val_batch_size
         self._prepare, self._augment = prepare, augment
+        self._changes: dict[tuple[str, tuple[int, ...]], EpochOfChanges] = {}
         if augment is not None and takes_values(augment):
             self._augment, self.augment = None, augment
         self.loss = loss
@@ -72,6 +74,7 @@ class DrawnTask:
 
     def to(self, device: torch.device) -> None:
         """Later batches are prepared on ``device``; samples in memory move there now."""
+        self._changes.clear()
         for source in (self._val, self._test):
             if source is not None:
                 source.to(device)
@@ -91,14 +94,14 @@ class DrawnTask:
     def _prepared(self, batch: Batch) -> Batch:
         return batch if self._prepare is None else with_inputs(batch, self._prepare(inputs_of(batch)))
 
-    def _read(self, purpose: str, *keys: int) -> Iterator[Batch]:
-        """The training batches of one epoch, keyed by (seed, purpose, keys): "train" with outer step and epoch, or
-        "retrain" with the epoch."""
+    def _read(self, purpose: str, *keys: int, first: int = 0) -> Iterator[Batch]:
+        """The training batches of one epoch from number ``first`` on, keyed by (seed, purpose, keys): "train" with
+        outer step and epoch, or "retrain" with the epoch."""
         raise NotImplementedError
 
-    def _augmented(self, purpose: str, *keys: int) -> Iterator[Batch]:
+    def _augmented(self, purpose: str, *keys: int, first: int = 0) -> Iterator[Batch]:
         change = self._change(purpose, *keys)
-        for step, batch in enumerate(self._read(purpose, *keys)):
+        for step, batch in enumerate(self._read(purpose, *keys, first=first), first):
             prepared = self._prepared(batch)
             yield prepared if change is None else with_inputs(prepared, change(inputs_of(prepared), step))
 
@@ -113,7 +116,9 @@ class DrawnTask:
 
         if isinstance(augment, Augmentation):
             steps = self.steps_per_epoch if purpose == "train" else self.retrain_steps_per_epoch
-            return EpochOfChanges(augment, random, steps)
+            if (purpose, keys) not in self._changes:  # a reverse sweep comes back to its epoch from stretch to stretch
+                self._changes = {(purpose, keys): EpochOfChanges(augment, random, steps)}
+            return self._changes[purpose, keys]
         return lambda inputs, step: augment(inputs, random(step))
 
     def _evaluation(self, source: Source, samples: Tensor) -> Iterator[Batch]:
@@ -188,14 +193,14 @@ class SampledTask(DrawnTask):
         """Indices of all training samples, those for validation first."""
         return torch.randperm(len(self._train), generator=generator(self._seed, "validation split", outer_step))
 
-    def _read(self, purpose: str, *keys: int) -> Iterator[Batch]:
+    def _read(self, purpose: str, *keys: int, first: int = 0) -> Iterator[Batch]:
         samples = torch.arange(len(self._train))
         if purpose == "train":
             samples = self._split(keys[0])[self._first_train_sample :]
         order = torch.randperm(len(samples), generator=generator(self._seed, f"{purpose} batches", *keys))
         used = len(samples) - len(samples) % self._batch_size
         chunks = samples[order[:used]].split(self._batch_size)
-        return self._train.batches(chunks, derive_seed(self._seed, f"{purpose} samples", *keys))
+        return self._train.batches(chunks, derive_seed(self._seed, f"{purpose} samples", *keys), first)
 
 
 class StreamedTask(DrawnTask):
@@ -216,5 +221,6 @@ class StreamedTask(DrawnTask):
         self._train.to(device)
         super().to(device)
 
-    def _read(self, purpose: str, *keys: int) -> Iterator[Batch]:
-        return self._train.batches(self.steps_per_epoch, derive_seed(self._seed, f"{purpose} samples", *keys))
+    def _read(self, purpose: str, *keys: int, first: int = 0) -> Iterator[Batch]:
+        batches = self._train.batches(self.steps_per_epoch, derive_seed(self._seed, f"{purpose} samples", *keys))
+        return islice(batches, first, None)

@@ -25,9 +25,9 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, chunks: Sequence[Tensor], seed: int) -> Iterator[Batch]:
-        """The batch of each chunk of indices, in order, on the device of the last `to`; what is random about reading
-        them depends on ``seed`` alone."""
+    def batches(self, chunks: Sequence[Tensor], seed: int, first: int = 0) -> Iterator[Batch]:
+        """The batch of each chunk of indices from number ``first`` on, in order, on the device of the last `to`; what
+        is random about reading one depends on ``seed`` and its number alone."""
         ...
 
     def to(self, device: torch.device) -> None:
@@ -44,9 +44,9 @@ class TensorSource:
     def __len__(self) -> int:
         return len(tensors_in(self.samples)[0])
 
-    def batches(self, chunks: Sequence[Tensor], seed: int) -> Iterator[Batch]:
+    def batches(self, chunks: Sequence[Tensor], seed: int, first: int = 0) -> Iterator[Batch]:
         """All indices go to the device in one copy."""
-        if not chunks:
+        if not (chunks := chunks[first:]):
             return
         indices = to_device(torch.cat(list(chunks)), tensors_in(self.samples)[0].device)
         for rows in indices.split([len(chunk) for chunk in chunks]):
@@ -86,9 +86,9 @@ class StreamSource:
     def __len__(self) -> int:
         return len(self._dataset)  # type: ignore[arg-type]
 
-    def batches(self, chunks: Sequence[Tensor], seed: int) -> Iterator[Batch]:
+    def batches(self, chunks: Sequence[Tensor], seed: int, first: int = 0) -> Iterator[Batch]:
         """Raises `UserError` for a sample that cannot be read."""
-        keys = [(derive_seed(seed, number), chunk.tolist()) for number, chunk in enumerate(chunks)]
+        keys = [(derive_seed(seed, number), chunk.tolist()) for number, chunk in enumerate(chunks[first:], first)]
         with told(self._name):
             for batch in self._read(keys) if self._workers else map(self._reader.__getitem__, keys):
                 yield on_device(batch, self._name, self._device)

@@ -80,9 +80,9 @@ class ReverseSweep:
         own_theta = self.axis.spread(theta)
         gradients, losses = [], []
         for index, (part, fraction) in enumerate(micro_batches(batch, self.problem.accumulate)):
-            seeds = [self.problem.step_seed(self.run.number, state.step, at, index) for at in (0, self.axis.rank)]
-            self.network.seed(seeds[1])
-            split = replace(self.network.cast(self.axis.split(part, self.problem.reads_inputs)), seed=seeds[0])
+            of_all, here = self.problem.step_seeds(self.run.number, state.step, self.axis.rank, index)
+            self.network.seed(here)
+            split = replace(self.network.cast(self.axis.split(part, self.problem.reads_inputs)), seed=of_all)
             loss, buffers = self.loss(read, theta, buffers, split, own_theta=own_theta)
             (gradient,) = self.network.differentiate(loss, read, create_graph=create_graph)
             gradients.append(gradient * fraction)
