@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import count, islice
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from fds_dist.common.batch import checked_batch
 from fds_dist.common.domain import UNBOUNDED
-from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.flat import FlatLayout
-from fds_dist.common.randomness import derive_seed, keyed
+from fds_dist.common.randomness import derive_seed
+from fds_dist.inner.batches import batches_of, training_batches
 from fds_dist.inner.tangent_options import TangentOptions
 from fds_dist.schedule.buckets import Reading
 from fds_dist.schedule.groups import base_of
@@ -38,7 +36,6 @@ from fds_dist.tangents.network import named_values
 from fds_dist.tangents.optimizers import InnerOptimizer, bound
 from fds_dist.tasks.augment import augmentation
 from fds_dist.tasks.base import Task, loss_takes_hyperparameters, validation_loss
-from fds_dist.tasks.in_memory import draws_nothing
 from fds_dist.tasks.losses import OnBatch
 
 GPU_CHUNK = 16
@@ -267,37 +264,9 @@ class Problem:
         return of_all, of_all if part == 0 else self.step_seed(outer_step, step, part, micro_batch)
 
     def batches(self, outer_step: int, first_step: int = 0) -> Iterator[Batch]:
-        """Training batches from inner step `first_step` on without end, epoch after epoch, as the task gives them.
-
-        Raises:
-            UserError: an epoch has fewer batches than `steps_per_epoch`, or gives what is no batch.
-        """
-        per_epoch = self.task.steps_per_epoch
-        first_epoch, skip = divmod(first_step, per_epoch)
-        for epoch in count(first_epoch):
-            given, batches = 0, self.batches_of("train_batches", outer_step, epoch)
-            if skip and draws_nothing(self.task):
-                given, batches = skip, self.batches_of("train_batches_from", outer_step, epoch, skip)
-            for batch in islice(batches, per_epoch - given):
-                given += 1
-                if given > skip:
-                    yield batch
-            if given < per_epoch:
-                problem = f"train_batches(outer_step={outer_step}, epoch={epoch}) gave {given} batches"
-                raise UserError(Fault("task.train_batches", problem, f"at least steps_per_epoch = {per_epoch}"))
-            skip = 0
+        """Training batches from inner step `first_step` on without end; see `training_batches`."""
+        return training_batches(self.task, self.seed, outer_step, first_step)
 
     def batches_of(self, source: str, *arguments: int) -> Iterator[Batch]:
-        """The batches that the task's function `source` gives for `arguments`, each checked.
-
-        What a task of a user's own draws from global generators depends on the seed and the arguments alone.
-
-        Raises:
-            UserError: it gives what is no batch (see `checked_batch`).
-        """
-        function: Callable[..., Iterable[object]] = getattr(self.task, source)
-        if draws_nothing(self.task):  # to swap the generators takes as long as a tenth of a small network's step
-            batches: Iterable[object] = function(*arguments)
-        else:
-            batches = keyed(lambda: function(*arguments), self.seed, source, *arguments)
-        return (checked_batch(batch, source) for batch in batches)
+        """The batches that the task's function `source` gives for `arguments`; see `batches_of`."""
+        return batches_of(self.task, self.seed, source, *arguments)

@@ -4,7 +4,7 @@ Shapes: C = channels of a layer, B = samples.
 
 The layers' own tracking is off from here on: each forward pass in training mode puts new statistics in the place of
 the old ones. Where they are constants of a step, PyTorch's own operator moves copies of the old ones. Where derivatives
-pass through them, or `torch.func` watches, which cannot trace an update in place, elementary operations make them.
+pass through them, or `torch.func` or a trace watches, elementary operations make them: an update in place is unseen.
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ class RunningStatistics:
     def _takes(self, layer: _BatchNorm, x: Tensor) -> bool:
         """Whether `_fused` may compute `layer` at `x`; what PyTorch refuses it refuses with a message of its own."""
         averages_all = layer.momentum is None  # whose share is a number on the device
-        traced = torch._C._are_functorch_transforms_active()  # as `torch.autograd.Function.apply` asks
-        return not (averages_all or traced or self.differentiable) and x.dim() > 1 and x.numel() > x.shape[1]
+        # `torch.func`, as `torch.autograd.Function.apply` asks, and traces, whose tensors are of another class.
+        watched = torch._C._are_functorch_transforms_active() or type(x) is not Tensor
+        return not (averages_all or watched or self.differentiable) and x.dim() > 1 and x.numel() > x.shape[1]
 
     def _fused(self, layer: _BatchNorm, x: Tensor, update: bool) -> Tensor:
         """Normalized by the statistics of `x`; with `update` the layer gets new running statistics."""
