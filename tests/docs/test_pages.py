@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launching import start_ranks
 from pages import PAGES, ROOT, Piece, pieces
 
 from fds_dist.commands.command_line import parse
@@ -54,8 +53,8 @@ def test_the_python_of_a_page_runs(page: Path, library: str, code: list[Piece], 
         pytest.skip(f"{library} is not installed")
     program = "\n".join(piece.program for piece in code)
     write_files(page, tmp_path)
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
+    (ended,) = start_ranks(["-c", program], 1, [tmp_path])
+    assert ended.status == 0, ended.err[-3000:]
 
 
 def write_files(page: Path, folder: Path) -> None:
