@@ -58,12 +58,14 @@ class RunningStatistics:
         """The layer's forward pass, over the whole batch where that is split."""
         own_forward, tracked = layer.forward, layer.track_running_stats
         does_more = type(layer).forward is not _BatchNorm.forward  # such as to normalize and activate
+        # Another forward, of a user's own or of a network that shares the layer, may see to more than `_fused` does.
+        is_plain = not does_more and "forward" not in vars(layer)
 
         def normalize(x: Tensor, fused: Callable[[], Tensor]) -> Tensor:
             update = tracked and layer.training and not self.frozen
             whole = self.share.each is not None and (layer.training or layer.running_mean is None)
             if not whole:
-                if layer.training and not does_more and self._takes(layer, x):
+                if layer.training and is_plain and self._takes(layer, x):
                     return self._fused(layer, x, update)
                 if update:
                     _move(layer, _moments(self._seen(x)))

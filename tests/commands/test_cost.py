@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from problems import CPU, TensorTask, conv_bn, image_task, images, make_problem, mlp
+from problems import CPU, TensorTask, image_task, images, make_problem, mlp
 from torch import nn
 
 from fds_dist.commands.check.cost import CostReport, cost_report
@@ -99,7 +99,12 @@ def test_measured_seconds_are_times_and_measured_memory_holds_at_least_the_gradi
 
 
 def test_where_a_step_is_long_a_few_samples_tell_what_the_whole_batch_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = make_problem(TensorTask(conv_bn, images(96), images(8), batch_size=96), {"lr": [0.1]})
+    def large() -> nn.Module:  # whose activations outweigh its weights at four samples already
+        upsample, convolution = nn.Upsample(scale_factor=4), nn.Conv2d(1, 3, 3, bias=False)
+        head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
+        return nn.Sequential(upsample, convolution, nn.BatchNorm2d(3), nn.Tanh(), *head)
+
+    problem = make_problem(TensorTask(large, images(96), images(8), batch_size=96), {"lr": [0.1]})
     whole = measure_step(problem, parts=2)
     monkeypatch.setattr(step_measurement, "PATIENCE", 0.0)
     extrapolated = measure_step(problem, parts=2)

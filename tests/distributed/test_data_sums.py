@@ -166,7 +166,7 @@ def test_batch_norm_crosses_the_axis_once_per_pass(by_rank: list[dict[str, Any]]
 
 def test_batch_norm_crosses_the_axis_once_per_pass_of_a_reverse_sweep(by_rank: list[dict[str, Any]]) -> None:
     # The sweep forward: forward and backward. The pull-back: both again, and back through each of them.
-    assert all(told["reverse passes"] == 2 + 4 for told in by_rank)
+    assert [told["reverse passes"] for told in by_rank] == [2 + 4] * RANKS
 
 
 def test_moments_far_from_zero_lose_no_digits(by_rank: list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from problems import relative_error
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fds_dist.common.batch import WHOLE, Share
 from fds_dist.tangents import Network
 from fds_dist.tangents.batch_norm import BatchNorm
 
@@ -110,3 +111,26 @@ def test_running_statistics_have_the_bits_of_plain_pytorch() -> None:
         module(x)
         _, buffers = network(network.initial_weights, buffers, x)
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in module.named_buffers())
+
+
+def test_networks_may_share_a_layer_and_a_layer_may_have_a_forward_of_a_users_own() -> None:
+    """A layer that does more than its class keeps doing it: here it sees a part of a batch for another network."""
+    layer = nn.BatchNorm1d(3)
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    networks = [Network(nn.Sequential(layer), torch.float32, torch.device("cpu")) for _ in range(2)]
+    networks[0].train()
+    other_mean = torch.tensor([[1.0], [0.0], [0.0]])  # of mean, variance and fraction: the other part lies elsewhere
+    share = Share(0.5, each=lambda part: torch.stack((part, part + other_mean)))
+    first, second = (
+        network(network.initial_weights, network.initial_buffers, x, part)[0]
+        for network, part in zip(networks, (share, WHOLE), strict=True)
+    )
+    assert not torch.allclose(first, second)
+    assert torch.equal(second, nn.BatchNorm1d(3)(x))
+
+    own = nn.BatchNorm1d(3)
+    plain = own.forward
+    own.forward = lambda x: plain(x) + 1  # type: ignore[method-assign]
+    network = Network(own, torch.float32, torch.device("cpu"))
+    network.train()
+    assert torch.equal(network(network.initial_weights, network.initial_buffers, x)[0], second + 1)
