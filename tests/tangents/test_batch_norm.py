@@ -121,9 +121,9 @@ def test_networks_may_share_a_layer_and_a_layer_may_have_a_forward_of_a_users_ow
     networks[0].train()
     other_mean = torch.tensor([[1.0], [0.0], [0.0]])  # of mean, variance and fraction: the other part lies elsewhere
     share = Share(0.5, each=lambda part: torch.stack((part, part + other_mean)))
-    first, second = (
+    second, first = (
         network(network.initial_weights, network.initial_buffers, x, part)[0]
-        for network, part in zip(networks, (share, WHOLE), strict=True)
+        for network, part in ((networks[1], WHOLE), (networks[0], share))
     )
     assert not torch.allclose(first, second)
     assert torch.equal(second, nn.BatchNorm1d(3)(x))
