@@ -193,7 +193,7 @@ def test_another_machine_joins_and_takes_as_many_jobs_as_it_is_told(server: Wand
 
 @pytest.mark.slow
 def test_an_agent_takes_three_jobs_to_the_end_and_a_fourth_is_reported_as_failed(server: WandbServer) -> None:
-    fixed = {"seed": 5, "hyperparameters.lr.buckets": 2, "outer.optimizer": "adam"}
+    fixed = {"seed": 5, "hyperparameters.lr.buckets": 2, "hyperparameters.lr.step": 0.2, "outer.optimizer": "adam"}
     write_sweep(task__turn={"values": [0, 1, 2, 3]}, **{name: {"value": value} for name, value in fixed.items()})
     done = run([f"{LAUNCH}/sweep.sh", "sweep.yaml"], **server.environment)
     assert done.returncode == 0, done.stderr

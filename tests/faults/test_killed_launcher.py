@@ -15,7 +15,7 @@ import pytest
 from launch_scripts import LAUNCH, script_environment, wait_until, write_config
 
 from fds_dist.distributed.parent import is_orphan
-from fds_dist.distributed.processes import identity, name_space, parent
+from fds_dist.distributed.processes import has_ended, identity, name_space, parent
 
 LEFT_ALONE = 10.0
 """Seconds after which no rank is left. Two of them do nothing but end here."""
@@ -44,7 +44,7 @@ def children(process: int) -> list[int]:
 
 def is_alive(identities: dict[int, str]) -> list[int]:
     """Those of these processes that are still there."""
-    return [number for number, its_identity in identities.items() if identity(number) == its_identity]
+    return [number for number, its_identity in identities.items() if not has_ended(number, its_identity)]
 
 
 def ranks_left(command: Sequence[str], folder: Path, delay: float) -> list[int]:
