@@ -104,7 +104,7 @@ def test_a_lost_host_ends_the_other_and_one_host_goes_on(
         let_go(tmp_path)
         status = launchers[1 - lost].wait(PATIENCE)
         wait_until(lambda: not any(Path(f"/proc/{rank}").exists() for rank in ranks), "all ranks to end")
-    assert status in (1, 130), said(tmp_path)  # 130: all ranks saved, as those of the lost launcher were told to end
+    assert status == 1, said(tmp_path)
     log = (tmp_path / f"log-{hosts[1 - lost]}").read_text()
     lines = ["lost another rank: rank ", r"ranks? [\d, ]+ ended: it was interrupted"]
     others = [2, 3] if lost else [0, 1]  # which may still say that their launcher is gone
