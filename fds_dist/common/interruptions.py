@@ -49,6 +49,11 @@ def was_signalled() -> bool:
     return _heard.count > 0
 
 
+def forget_signals() -> None:
+    """Those that have come are no interruption: a launcher sends them to ranks that are left of those it has lost."""
+    _heard.count = 0
+
+
 def asked_to_end() -> bool:
     """Whether this process is within a `Grace`, and a signal has come there."""
     return _within is not None and _within.asked

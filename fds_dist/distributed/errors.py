@@ -12,7 +12,9 @@ from torch.distributed import DistError
 from fds_dist.common.faults import UserError, user_line
 from fds_dist.common.out_of_memory import OutOfMemory, is_out_of_memory
 from fds_dist.distributed.heartbeat import Verdict, current, here
+from fds_dist.distributed.last_words import INTERRUPTED
 from fds_dist.distributed.lost import why_lost
+from fds_dist.distributed.parent import launcher_loss
 
 
 class RankLost(RuntimeError):
@@ -40,7 +42,7 @@ def ending(error: BaseException) -> str:
     if isinstance(error, OutOfMemory):
         return error.text
     if isinstance(error, KeyboardInterrupt):
-        return "it was interrupted"
+        return launcher_loss() or INTERRUPTED
     message = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}{': ' if message else ''}{message}{user_line(error)}"
 

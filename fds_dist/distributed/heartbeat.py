@@ -46,6 +46,8 @@ class Verdict(NamedTuple):
     text: str
     lost: list[int]
     """The ranks that cannot tell it."""
+    interrupted: bool = False
+    """Whether these ranks have said that they were interrupted, and no more."""
 
 
 @dataclass

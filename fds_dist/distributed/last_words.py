@@ -23,6 +23,9 @@ LINGER = timedelta(seconds=10)
 PATIENCE = 5.0
 """Seconds after which a store that does not answer counts as gone with the rank that hosts it."""
 
+INTERRUPTED = "it was interrupted"
+"""The last words of a rank that a signal has ended."""
+
 LONGEST = 2000
 """Characters of a text that are kept."""
 

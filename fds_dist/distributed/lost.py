@@ -33,7 +33,7 @@ def why_lost(reason: str, heartbeat: Heartbeat | None) -> Verdict:
     """
     if heartbeat is None:
         unknown = f"lost another rank (it ended, or did not answer in time); see its output ({reason})"
-        return Verdict(told_endings(words) if (words := last_words.heard()) else unknown, [])
+        return _from_words(words) if (words := last_words.heard()) else Verdict(unknown, [])
     here.has_lost = True
     if here.verdict is None:
         here.verdict = _first_verdict(reason, heartbeat)
@@ -44,6 +44,19 @@ def another_has_ended(heartbeat: Heartbeat) -> bool:
     """Whether a rank is known to have ended that may not have lost another one."""
     signs = heartbeat.signs() or {}
     return any(_has_ended(sign, heartbeat.mine) for rank, sign in signs.items() if rank != heartbeat.environment.rank)
+
+
+def lost_launchers(losses: Mapping[int, str], where: str, heartbeat: Heartbeat | None) -> Verdict:
+    """That launchers have ended, and with them the ranks that they had started. All ranks end with this verdict.
+
+    Args:
+        losses: rank → what has become of its launcher.
+        where: what the ranks have saved together before they end.
+        heartbeat: that of this process; None where the ranks have none.
+    """
+    here.has_lost = True
+    verdict = Verdict(f"{told_endings(losses)}; {where}", [])
+    return verdict if heartbeat is None else heartbeat.agreed(verdict)
 
 
 def told_endings(heard: Mapping[int, str]) -> str:
@@ -62,9 +75,14 @@ def _first_verdict(reason: str, heartbeat: Heartbeat) -> Verdict:
     if signs is None:
         return _without_store(heartbeat, reason)
     if words := last_words.heard():
-        return heartbeat.agreed(Verdict(told_endings(words), []))  # these ranks speak for themselves
+        return heartbeat.agreed(_from_words(words))
     what, signs = _from_signs(signs, heartbeat)
     return heartbeat.agreed(_verdict(what, signs, reason))
+
+
+def _from_words(words: Mapping[int, str]) -> Verdict:
+    """These ranks speak for themselves."""
+    return Verdict(told_endings(words), [], all(text == last_words.INTERRUPTED for text in words.values()))
 
 
 def _from_signs(signs: Signs, heartbeat: Heartbeat) -> tuple[Mapping[int, str], Signs]:

@@ -19,17 +19,27 @@ LAUNCHED_BY = "FDS_DIST_LAUNCHER"
 
 _STARTED_BY = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
 """Set by torchrun and by deepspeed."""
+_watched: int | None = None
+"""The parent whose death sends a signal to this process."""
 _PR_SET_PDEATHSIG = 1
 """Of Linux's `prctl`: which signal a process gets when its parent dies."""
 
 
 def end_with_launcher() -> None:
     """Asks Linux for SIGTERM when the launcher dies. Where it is dead already, the signal comes at once."""
+    global _watched
     if sys.platform != "linux" or not any(name in os.environ for name in _STARTED_BY):
         return
+    _watched = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if is_orphan(os.getppid(), os.environ.get(LAUNCHED_BY, "")):
         signal.raise_signal(signal.SIGTERM)
+
+
+def launcher_loss() -> str:
+    """In a rank whose launcher has ended, why it ends, in words; else ""."""
+    has_ended_since = _watched is not None and os.getppid() != _watched  # the system has given it to another parent
+    return f"the launcher on {socket.gethostname()} has ended" if has_ended_since else ""
 
 
 def tell_ranks() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fds_dist.common.files import VISIBLE_SECONDS, is_visible
 from fds_dist.common.interruptions import asked_to_end
 from fds_dist.common.secrets import hide_secrets
+from fds_dist.distributed.endings import end_together
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.checkpoint_files import (
     MANIFEST,
@@ -142,8 +143,9 @@ class InnerCheckpoints:
             self._begin_write(step, width, tensors(), elements)
         if asked:
             self._end_write()
-            self.note(f"{'saved' if self._possible else 'ends'} at {self._at(step)}")
-            raise KeyboardInterrupt
+            where = f"{'saved' if self._possible else 'ends'} at {self._at(step)}"
+            self.note(where)
+            end_together(self.ranks, where)
 
     def _at(self, step: int) -> str:
         return f"inner step {step} of {self.horizon}{self.remark}"

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from fds_dist.common.interruptions import asked_to_end
 from fds_dist.common.memory import own_peak_bytes
 from fds_dist.common.values import few
+from fds_dist.distributed.endings import end_together
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.estimators import Estimate, Estimator
 from fds_dist.inner.plan import Plan, make_plan
@@ -94,7 +95,8 @@ class OuterLoop:
         """Runs one outer step: inner run, hypergradients, update, record.
 
         Raises:
-            KeyboardInterrupt: on all ranks, after the outer step is saved, where a signal has asked one of them to end.
+            KeyboardInterrupt, RankLost: see `end_together`, on all ranks, after the outer step is saved, where a
+                signal has asked one of them to end.
         """
         began, waited = time.perf_counter(), self.ranks.waited
         number, values = progress.outer_step, progress.values
@@ -136,7 +138,7 @@ class OuterLoop:
         self.listener.save(after)
         self.listener.done(record)
         if any(report.asked_to_end for report in reports):
-            raise KeyboardInterrupt
+            end_together(self.ranks, f"outer step {number} is saved")
         return after
 
     def _estimate(self, run: InnerRun, number: int) -> Estimate:

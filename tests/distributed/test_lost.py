@@ -95,7 +95,7 @@ def company() -> Iterator[Company]:
 
 
 def test_a_rank_of_another_host_is_named_by_its_silence(company: Company) -> None:
-    text, lost = company.lost(rank1=AWAY._replace(clock=time.time() - 12))
+    text, lost, _ = company.lost(rank1=AWAY._replace(clock=time.time() - 12))
     assert re.sub(r"for \d+ s", "for so many s", text) == (
         "lost another rank: rank 1 (host abc, pid 123) has been silent for so many s, its host does not answer; "
         "its last step was inner step 40 of outer step 0 (Timed out)"
@@ -106,7 +106,7 @@ def test_a_rank_of_another_host_is_named_by_its_silence(company: Company) -> Non
 
 def test_a_stopped_process_of_this_host_is_named_at_once(company: Company, process: Any) -> None:
     os.kill(process.pid, signal.SIGSTOP)
-    text, lost = company.lost(rank2=local(process)._replace(place=""))
+    text, lost, _ = company.lost(rank2=local(process)._replace(place=""))
     assert "its process is stopped; it had taken no step yet (Timed out)" in text
     assert f"rank 2 (host {local(process).host}, pid {process.pid}) has been silent" in text
     assert lost == [2]
@@ -115,13 +115,13 @@ def test_a_stopped_process_of_this_host_is_named_at_once(company: Company, proce
 def test_a_process_of_this_host_that_is_gone_is_named_at_once(company: Company, process: Any) -> None:
     sign = local(process)
     process.kill()
-    text, lost = company.lost(rank1=sign)
+    text, lost, _ = company.lost(rank1=sign)
     assert "has ended; see its output; its last step was inner step 40 of outer step 0 (Timed out)" in text
     assert lost == [1]
 
 
 def test_another_process_with_the_same_number_is_not_the_rank(company: Company, process: Any) -> None:
-    text, lost = company.lost(rank1=local(process)._replace(process="of long ago"))
+    text, lost, _ = company.lost(rank1=local(process)._replace(process="of long ago"))
     assert "has ended" in text
     assert lost == [1]
 
@@ -188,6 +188,6 @@ def test_a_store_that_is_gone_or_silent_ended_or_stopped_with_rank_0(company: Co
         host.kill()
         host.wait()
         here.begin()
-        text, lost = why_lost("Connection closed by peer", hearts[1])
+        text, lost, _ = why_lost("Connection closed by peer", hearts[1])
         assert f"rank 0 (host {sign.host}, pid {host.pid}) has ended; see its output" in text
         assert lost == [0]

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -90,30 +91,33 @@ def test_two_hosts_give_the_bits_of_one(hosts: list[str], per_host: int, tmp_pat
     assert f"{2 * per_host} ranks" in said(tmp_path)
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["launcher", "host"])
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_host_ends_the_other_and_one_host_goes_on(
-    hosts: list[str], lost: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hosts: list[str], lost: int, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The launcher alone is killed, on either host: its ranks must not outlive it."""
+    """The launcher alone is killed, whose ranks must not outlive it, or all processes of its host, on either host."""
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path)
     with ExitStack() as stack:
         launchers = launch_on(stack, hosts, tmp_path, per_host=2)
         ranks = wait_for_ranks(tmp_path, 4, launchers)
-        launchers[lost].send_signal(signal.SIGKILL)
+        gone = [2, 3] if lost else [0, 1]
+        for process in [launchers[lost].pid, *([ranks[rank] for rank in gone] if whole else [])]:
+            os.kill(process, signal.SIGKILL)
         let_go(tmp_path)
         status = launchers[1 - lost].wait(PATIENCE)
         wait_until(lambda: not any(Path(f"/proc/{rank}").exists() for rank in ranks), "all ranks to end")
     assert status == 1, said(tmp_path)
     log = (tmp_path / f"log-{hosts[1 - lost]}").read_text()
-    lines = ["lost another rank: rank ", r"ranks? [\d, ]+ ended: it was interrupted"]
-    others = [2, 3] if lost else [0, 1]  # which may still say that their launcher is gone
-    lines += [
-        f"rank{each} ended: it was interrupted" for each in (f"s {others[0]}, {others[1]}", *map(" {}".format, others))
-    ]
+    several = f"(s {gone[0]}, {gone[1]}| {gone[0]}| {gone[1]})"
+    lines = [rf"lost another rank: rank {'[23]' if lost else '[01]'} \(.*\) has ended; see its output"]
+    if not whole:
+        lines.append(rf"rank{several} ended: the launcher on {re.escape(socket.gethostname())} has ended")
     if lost == 0:  # with the meeting place; its loss may end the launcher before a rank notices
         lines.append("the node where all nodes meet cannot be reached, or no longer: ")
-    assert any(re.search(f"fds-dist: {line}", log) for line in lines), log
+    assert any(re.search(f"^fds-dist: {line}", log, re.MULTILINE) for line in lines), log
+    assert "interrupted" not in log, log
     result = fds_dist.optimize(resume="runs/run", progress=False)
     assert result_of(result.run_dir) == uninterrupted(tmp_path)
 

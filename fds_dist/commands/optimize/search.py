@@ -21,9 +21,10 @@ from fds_dist.commands.report.live import LivePage
 from fds_dist.commands.run import RunResult
 from fds_dist.common.faults import UserError
 from fds_dist.common.files import WriteFailed
-from fds_dist.common.interruptions import Grace, defer_signals
+from fds_dist.common.interruptions import defer_signals
 from fds_dist.common.out_of_memory import OutOfMemory
 from fds_dist.common.words import counted
+from fds_dist.distributed.endings import graceful
 from fds_dist.distributed.errors import RankLost
 from fds_dist.distributed.fingerprint import RunsDiverged
 from fds_dist.distributed.mesh import Ranks
@@ -83,7 +84,6 @@ class Search(OuterListener):
         self.outcomes = Outcomes(built, self.folder)
         self.outcome: Outcome | None = None
         self.stage = ""
-        self.grace = Grace(built.config.checkpoint.grace, self._last_words)
 
     def run(self) -> RunResult:
         """Runs the remaining outer steps and judges the result. Trackers and callbacks learn how it ended, after an
@@ -98,15 +98,10 @@ class Search(OuterListener):
         try:
             ending = self._outer_steps()
             self._settle()
-        except KeyboardInterrupt:
-            self._finish("interrupted", self._where)
+        except KeyboardInterrupt as error:
+            loss = error.__cause__
+            self._finish("interrupted", self._where if loss is None else f"{self._where}, without a checkpoint: {loss}")
             raise
-        except RankLost as error:
-            if not self.grace.asked:
-                self._finish("failed", str(error))
-                raise
-            self._finish("interrupted", f"{self._where}, without a checkpoint: {error}")
-            raise KeyboardInterrupt from error
         except EXPLAINED as error:
             self._finish("failed", str(error))
             raise
@@ -126,7 +121,7 @@ class Search(OuterListener):
             self.trackers.note(note)
         try:
             self.callbacks.run_start(start)
-            with self.grace:
+            with graceful(self.built.config.checkpoint.grace, self._last_words):
                 self.progress = self.loop.run(self.progress)
         except Stop as stop:
             return f"{_done(self.progress)}, stopped by {stop}"

@@ -30,6 +30,7 @@ from fds_dist.common.precision import DTYPES
 from fds_dist.common.randomness import derive_seed
 from fds_dist.common.records import to_line, to_values
 from fds_dist.config import CheckpointConfig
+from fds_dist.distributed.endings import end_together
 from fds_dist.distributed.errors import reached
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.meetings import CHANCES, Meetings
@@ -102,7 +103,7 @@ class SeedRun:
             self.reporters.epoch(record)
             if any(self.ranks.gather_objects(asked_to_end())):
                 self.writer.finish()
-                raise KeyboardInterrupt
+                end_together(self.ranks, f"epoch {record.epoch} is saved")
         self.writer.finish()
         if self.records[-1].diverged:
             self.reporters.note(f"seed {self.seed} diverged: the training loss is {self.records[-1].train_loss}")
@@ -157,7 +158,7 @@ class SeedRun:
         """Saves the state after `step` steps of an epoch, where it is due or a signal asks any rank to end.
 
         Raises:
-            KeyboardInterrupt: on all ranks, after saving, where one is asked to end.
+            KeyboardInterrupt, RankLost: see `end_together`, after saving, where one rank is asked to end.
         """
         is_due = time.monotonic() - self.saved >= self.checkpoint.every_seconds
         answers = self.meetings.ask(self.driver.last_epoch, (is_due, asked_to_end()))
@@ -167,8 +168,9 @@ class SeedRun:
         self._save_state({"part": to_values(EpochPart(step, total_loss, round(total)))})
         if answers[1]:
             self.writer.finish()
-            self.reporters.note(f"seed {self.seed}: saved after step {self.driver.last_epoch}; the same line goes on")
-            raise KeyboardInterrupt
+            where = f"saved after step {self.driver.last_epoch}; the same line goes on"
+            self.reporters.note(f"seed {self.seed}: {where}")
+            end_together(self.ranks, where)
 
     def _report(self, loss: Tensor) -> None:
         step, horizon = self.driver.last_epoch, self.schedule.horizon

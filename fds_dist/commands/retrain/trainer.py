@@ -18,9 +18,9 @@ from fds_dist.commands.retrain.seed_run import SeedRun
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.commands.retrain.step_terms import KEY
 from fds_dist.common.files import write_text_atomic
-from fds_dist.common.interruptions import Grace
 from fds_dist.common.randomness import derive_seed, seeded
 from fds_dist.config import CheckpointConfig
+from fds_dist.distributed.endings import graceful
 from fds_dist.distributed.errors import rank_errors_of_libraries
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.schedule import Schedule
@@ -65,7 +65,7 @@ def retrain(
     summary = None
     try:
         prepared(schedule, 1)  # before any data is loaded
-        with Grace(checkpoint.grace, partial(_last_words, ranks)):
+        with graceful(checkpoint.grace, partial(_last_words, ranks)):
             for seed in settings.all_seeds:
                 task, files = make_task(seed), SeedFolder(folder / str(seed))
                 # The caller's generators stay as they are.
