@@ -14,7 +14,7 @@ from fds_dist.inner.choice import may_pay
 from fds_dist.inner.compile_choice import with_compile
 from fds_dist.inner.dry_run import dry_run
 from fds_dist.inner.estimators import ESTIMATORS, Estimator
-from fds_dist.inner.estimators.greedy import greedy_estimator
+from fds_dist.inner.estimators.greedy import greedy_estimator, tangents_at_once
 from fds_dist.inner.estimators.random_directions import random_directions
 from fds_dist.inner.problem import Problem
 from fds_dist.outer.progress import OuterSettings
@@ -68,11 +68,13 @@ def tried(
 
 def with_way(problem: Problem, config: Config, settings: OuterSettings, shape: MeshShape) -> tuple[Problem, str]:
     """The problem with its way to take steps, and a remark on it; see `with_compile`."""
-    starts = problem.space.starts(max(settings.horizons))
+    horizon = max(settings.horizons)
+    starts = problem.space.starts(horizon)
     if config.estimator == "random_directions":  # which all live from the first step on
         starts = [0] * min(config.random_directions.count, len(starts))
-    requested = config.tangents.compile, first_estimator(config)
-    return with_compile(problem, *requested, settings.horizons, starts, shape.data)
+    elif config.estimator == "greedy":  # as many at any time
+        starts = [0] * tangents_at_once(problem.space, horizon)
+    return with_compile(problem, config.tangents.compile, settings.horizons, starts, shape.data)
 
 
 def tried_reverse(

@@ -34,7 +34,8 @@ class _LiveBytes(TorchDispatchMode):
     def _see(self, values: object, counts: bool) -> None:
         for leaf in tree_leaves(values):
             if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self._alive:
-                self._add(leaf.untyped_storage(), counts)
+                is_real = leaf.untyped_storage().device.type != "meta"  # a trace makes tensors without memory
+                self._add(leaf.untyped_storage(), counts and is_real)
 
     def _add(self, storage: torch.UntypedStorage, counts: bool) -> None:
         key, size = storage._cdata, storage.nbytes() if counts else 0

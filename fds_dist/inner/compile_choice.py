@@ -28,18 +28,15 @@ RANKS = (1, 2, 4)
 """Numbers of ranks for which a chunk should be good: it is the same for all, or the bits would not be."""
 CPU_CHUNKS = range(1, 9)
 """Sizes to choose from on a CPU."""
-STEPPING = ("forward", "random_directions", "reverse")
-"""Estimators whose steps can be compiled."""
 
 
 def with_compile(
-    problem: Problem, requested: str, estimator: str, horizons: Sequence[int], starts: Sequence[int], data_ranks: int
+    problem: Problem, requested: str, horizons: Sequence[int], starts: Sequence[int], data_ranks: int
 ) -> tuple[Problem, str]:
     """The problem with its way to take steps, and a remark on it ("" where there is nothing to say).
 
     Args:
         requested: `tangents.compile` of the config.
-        estimator: its name in the config.
         horizons: inner steps of each outer step.
         starts: the first step of each tangent over the longest horizon.
         data_ranks: ranks that share out each batch.
@@ -47,7 +44,7 @@ def with_compile(
     steps = sum(horizons)
     if requested == "off" or (requested == "auto" and (steps < LONG or problem.device.type == "cpu")):
         return problem, ""
-    if obstacle := _obstacle(problem, estimator, data_ranks):
+    if obstacle := _obstacle(problem, data_ranks):
         return problem, "" if requested == "auto" else f"tangents.compile has no effect: {obstacle}"
     way, chunk = requested, problem.tangents.chunk_size or chunk_for(starts, max(horizons), problem.device)
     remark = ""
@@ -63,12 +60,10 @@ def with_compile(
     return replace(problem, tangents=replace(problem.tangents, compile=way, compiled_chunk=chunk)), remark
 
 
-def _obstacle(problem: Problem, estimator: str, data_ranks: int) -> str:
+def _obstacle(problem: Problem, data_ranks: int) -> str:
     """What steps cannot be compiled with, or ""."""
-    if estimator not in STEPPING:
-        return f"estimator {estimator} takes its steps eagerly"
     if data_ranks > 1:
-        return "along mesh.data steps are taken eagerly"
+        return "along mesh.data ranks exchange outputs and sums in the midst of a step, which a graph cannot hold"
     if augmentation(problem.task) is not None:
         return "the random numbers of the task's augment are drawn outside of PyTorch's generators"
     return ""

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 from torch.utils._pytree import tree_map
@@ -23,6 +22,7 @@ from fds_dist.inner.compiled_calls import CompiledCalls
 from fds_dist.inner.rows import NO_ROWS, Rows, count_of
 from fds_dist.inner.run import InnerState, Tangents
 from fds_dist.inner.training import Training
+from fds_dist.tangents import METHODS
 from fds_dist.tangents.compiled import (
     ChunkTangents,
     CompiledSteps,
@@ -34,9 +34,13 @@ from fds_dist.tangents.compiled import (
 
 
 class CompiledTraining:
-    """The compiled steps of one inner run. Every rank of the run calls `take` alike."""
+    """The compiled steps of one inner run. Every rank of the run calls `take` alike.
 
-    def __init__(self, training: Training) -> None:
+    Args:
+        discount: γ; see `Steps`.
+    """
+
+    def __init__(self, training: Training, discount: float = 1.0) -> None:
         problem = training.problem
         self._training, self._on_cpu = training, problem.device.type == "cpu"
         self._steps: CompiledSteps = problem.compiled_steps
@@ -46,6 +50,10 @@ class CompiledTraining:
             problem.theta,
             problem.tangents.clip_hvp,
             accumulate=problem.accumulate,
+            discount=discount,
+            make_point=METHODS[
+                "jvp" if discount or problem.theta_size else "plain"
+            ],  # which needs no second derivative
         )
         self._calls = CompiledCalls(
             training.run, self._steps, training.network, self._function, self._reference, with_random_tangents
@@ -69,11 +77,8 @@ class CompiledTraining:
         def inputs(group: Rows, size: int) -> StepInputs:
             return StepInputs(*place, *chunk_of(tangents, directions, group, size))
 
-        if not self._calls.ready(lambda: inputs(NO_ROWS, steps.chunk), seed):
-            return None
-        outputs: Any = None
-        # Without tangents, the step of no tangent.
-        for group in training.row_groups(rows, steps.chunk) if rows else [NO_ROWS]:
+        def step(group: Rows) -> StepOutputs:
+            """Of the tangents of a group; what it gives beside them does not depend on the group."""
             count, began = max(1, count_of(group)), time.perf_counter()
             outputs = self._calls(inputs(group, steps.size_for(count)), seed)
             # On a GPU a small kernel takes the same time for one tangent and for many, and last bits are not promised.
@@ -81,6 +86,15 @@ class CompiledTraining:
                 full = with_random_tangents(inputs(group, steps.chunk))
                 steps.make_smaller(count, self._function, full, network, seed)
             store(outputs.tangents, tangents, group)
+            return outputs
+
+        if not self._calls.ready(lambda: inputs(NO_ROWS, steps.chunk), seed):
+            return None
+        # Without tangents, the step of no tangent.
+        *others, last = training.row_groups(rows, steps.chunk) if rows else [NO_ROWS]
+        for group in others:
+            step(group)  # whose outputs are gone before the next one's are made
+        outputs = step(last)
         training.state = InnerState(state.step + 1, outputs.weights, outputs.optimizer, outputs.buffers)
         return outputs.loss
 
@@ -116,7 +130,6 @@ def store(outputs: ChunkTangents, tangents: Tangents, group: Rows) -> None:
     """Writes the rows of a chunk to their places."""
 
     def write(tensor: Tensor, rows: Tensor) -> None:
-        places = tensor[group]
-        tensor[group] = rows[: len(places)]
+        tensor[group] = rows[: count_of(group)]
 
     tree_map(write, ChunkTangents(tangents.weights, tangents.optimizer, tangents.buffers), outputs)

@@ -118,7 +118,7 @@ def _measured(problem: Problem, most: int, repeats: int) -> StepMeasurement:
         chunk_seconds=beyond,
         row_seconds=row,
         chunk=chunk,
-        tangents=(held := max(1, min(2 * chunk, most))),  # what is left of one chunk is there beside the next
+        tangents=(held := max(1, min(2 * chunk, most))),  # a second one has the gradient beside it
         peak_bytes=_peak_bytes(problem, held),
     )
 

@@ -7,7 +7,15 @@ from fds_dist.tangents.network import Buffers, Network, TrainingLoss
 from fds_dist.tangents.parts import AccumulatedPoint, MicroBatch, SplitPoint
 from fds_dist.tangents.point import Point, PointMaker
 from fds_dist.tangents.products import EXACT_METHODS, METHODS
-from fds_dist.tangents.step import Primals, Update, WeightGroups, inner_update, tangent_step
+from fds_dist.tangents.step import (
+    Primals,
+    Update,
+    WeightGroups,
+    gradient_tangents,
+    inner_update,
+    remembered,
+    tangent_step,
+)
 
 __all__ = [
     "EXACT_METHODS",
@@ -25,6 +33,8 @@ __all__ = [
     "TrainingLoss",
     "Update",
     "WeightGroups",
+    "gradient_tangents",
     "inner_update",
+    "remembered",
     "tangent_step",
 ]

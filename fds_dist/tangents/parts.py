@@ -93,6 +93,7 @@ class AccumulatedPoint:
                 total[chunk].add_(products, alpha=fraction)
                 for name, rows in after.items():
                     live[name][chunk] = rows
+                del products, after  # or they would be there beside the next ones
 
         self._sums = self._through_all(add)
         return total, live

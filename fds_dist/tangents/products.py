@@ -151,7 +151,7 @@ class DoubleBackwardPoint:
         if buffer_tangents:
             raise RuntimeError("double_backward does not carry the tangents of buffers")
         rows = [self._product(*pair) for pair in zip(tangents, theta_tangents, strict=True)]
-        return torch.stack(rows), {}
+        return rows[0][None] if len(rows) == 1 else torch.stack(rows), {}  # one is the rule, and needs no copy
 
     def _product(self, tangent: Tensor, theta_tangent: Tensor) -> Tensor:
         pairs = [

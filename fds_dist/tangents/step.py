@@ -24,7 +24,9 @@ from torch.utils._pytree import tree_map
 from fds_dist.common.flat import FlatLayout
 from fds_dist.schedule.groups import assigned, base_of, group_of, name_in
 from fds_dist.tangents.clipping import Clipping, unchanged
+from fds_dist.tangents.network import Buffers
 from fds_dist.tangents.optimizers import InnerOptimizer
+from fds_dist.tangents.point import Point
 
 Update = Callable[[Tensor, Any, Tensor, Tensor], tuple[Tensor, Any]]
 """(w [D], optimizer state, g [D], h [H]) → new w and state."""
@@ -55,6 +57,32 @@ def inner_update(
         return optimizer.update(weights, state, gradient, values, groups.per_weight)
 
     return update
+
+
+def remembered(tangents: Any, discount: float) -> Any:
+    """γ·Z of a pytree of tangents: what a step begins with. With γ = 1 they are left as they are."""
+    return tangents if discount == 1 else tree_map(lambda tensor: tensor * discount, tangents)
+
+
+def gradient_tangents(
+    point: Point,
+    tangents: tuple[Tensor, Tensor, Buffers],
+    discount: float = 1.0,
+    clip: float | None = None,
+) -> tuple[Tensor, Buffers]:
+    """dg [C, D], and db' of the live buffers, along `tangents` = (dw [C, D], dθ [C, P], db), which are `remembered`.
+
+    Without memory and hyperparameters inside the loss all of them are zero, and no product is asked for.
+
+    Args:
+        discount: γ.
+        clip: the elementwise bound on dg.
+    """
+    dw, dtheta, buffers = tangents
+    if discount == 0 and dtheta.shape[-1] == 0:
+        return torch.zeros_like(dw), buffers
+    products, after = point.products(dw, dtheta, buffers)
+    return products if clip is None else products.clamp(-clip, clip), after
 
 
 def tangent_step(

@@ -90,6 +90,7 @@ def cases() -> dict[str, Case]:
         "traced": Case(traced),
         "traced micro-batches": Case(replace(traced, accumulate=2)),
         "traced reverse": Case(traced, estimate_reverse),
+        "traced greedy": Case(traced, greedy_estimator(0.5)),
         "double backward": Case(sgd(clip_gradient=0.2, clip_hvp=3.0)),
         "jvp in chunks": Case(sgd(method="jvp", chunk_size=2, optimizer=SGD(nesterov=True))),
         "adamw": Case(make_problem(task(), ADAM_BUCKETS, optimizer=Adam(decoupled=True))),

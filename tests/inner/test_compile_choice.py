@@ -21,7 +21,7 @@ PAPER = [*(round(300 * bucket / 7) for bucket in range(7)), 0, 0]
 
 def chosen(requested: str, problem: Problem | None = None, **changes: Any) -> tuple[Problem, str]:
     problem = problem or make_problem(image_task(mlp), BUCKETS)
-    arguments = {"estimator": "forward", "horizons": [LONG], "starts": [0] * 8, "data_ranks": 1}
+    arguments = {"horizons": [LONG], "starts": [0] * 8, "data_ranks": 1}
     return with_compile(problem, requested, **{**arguments, **changes})
 
 
@@ -56,8 +56,11 @@ def test_a_way_that_is_named_is_taken(requested: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "options", "cause"),
     [
-        ({"estimator": "greedy"}, {}, "estimator greedy takes its steps eagerly"),
-        ({"data_ranks": 2}, {}, "along mesh.data steps are taken eagerly"),
+        (
+            {"data_ranks": 2},
+            {},
+            "along mesh.data ranks exchange outputs and sums in the midst of a step, which a graph cannot hold",
+        ),
     ],
 )
 def test_what_cannot_be_compiled_is_named_and_runs_eagerly(

@@ -202,7 +202,7 @@ def _by_row(problem: Problem, row: Row, chunk: int) -> Problem:
         return chosen
     if row.compile == "inductor" and not has_compiler(problem.device):
         raise NotMeasured("there is no compiler")
-    chosen, remark = with_compile(chosen, row.compile, "forward", [LONG], [0] * row.k, data_ranks=1)
+    chosen, remark = with_compile(chosen, row.compile, [LONG], [0] * row.k, data_ranks=1)
     if chosen.tangents.compile == "off":
         raise NotMeasured(remark)
     return chosen

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.inner.advance import Steps
 from fds_dist.inner.checkpoint_files import Target, empty_like, state_targets, tangent_targets, tensors_to_write
 from fds_dist.inner.directions import Directions, along_elements
 from fds_dist.inner.estimate import Estimate, Estimator, evaluate, finished_run, lost_run, validate
@@ -36,7 +37,7 @@ from fds_dist.inner.run import InnerRun, InnerState, Tangents
 from fds_dist.inner.training import Training
 from fds_dist.schedule.buckets import Segment
 from fds_dist.schedule.space import HyperparameterSpace
-from fds_dist.tangents import Batch, Point, tangent_step
+from fds_dist.tangents import Batch
 from fds_dist.tangents.averaging import judged
 
 
@@ -64,8 +65,8 @@ class GreedyRun:
     """An inner run, the tangents of what is in use of this rank's elements of λ, and the sums of their products."""
 
     def __init__(self, run: InnerRun, discount: float) -> None:
-        self.run, self.problem, self.discount = run, run.problem, discount
-        self.training = Training(run)
+        self.run, self.problem, self.training = run, run.problem, Training(run)
+        self.steps = Steps(self.training, discount)
         space, places = self.problem.space, run.ranks.shape.tangent
         self.owned = [_elements_of(space, rank, places) for rank in range(places)]
         self.tangents = zero_tangents(self.training.local_state, (), live=())
@@ -81,13 +82,11 @@ class GreedyRun:
                 continue
             self.tangents = _carried(self.tangents, training.local_state, self._in_use(segment))
             directions = Directions(problem, segment, run.horizon, along_elements(self.tangents.elements))
+            rows = range(len(self.tangents.elements))
             for step in range(max(segment.start, training.state.step), segment.stop):
-                h = run.hyperparameters[segment.row(step)]
-                point = training.point(problem.theta(h))
-                _advance(training, point, h, self.tangents, directions.at(step), self.discount)
-                training.step(point, h)
+                loss = self.steps.take(run.hyperparameters[segment.row(step)], self.tangents, directions.at(step), rows)
                 self._add(_validation_gradient(training, next(val_batches)).double())
-                if not run.on_step(training.state, point.loss):
+                if not run.on_step(training.state, loss):
                     return
                 self._keep()
 
@@ -139,6 +138,14 @@ class GreedyRun:
         return [Target(total[element], f"total.{element}.{part}") for element in self.owned[ranks.tangent_rank]]
 
 
+def tangents_at_once(space: HyperparameterSpace, horizon: int) -> int:
+    """The most tangents that there are at a time, of all ranks together."""
+    return max(
+        sum(owner.size * len(segment.readings[owner.name]) for owner in space.learned)
+        for segment in space.segments(horizon)
+    )
+
+
 def _elements_of(space: HyperparameterSpace, rank: int, ranks: int) -> list[int]:
     """The elements of λ that belong to the numbers of hyperparameters that `rank` takes, every `ranks`-th of all."""
     numbers = [(owner.name, entry) for owner in space.learned for entry in range(owner.size)]
@@ -164,23 +171,6 @@ def _carried(tangents: Tangents, local: InnerState, elements: Sequence[int]) -> 
         if (old := rows.get(element)) is not None:  # row by row: a list of them would be sent to the device
             tree_map(lambda tensor, before, new=new, old=old: tensor[new].copy_(before[old]), into, of)
     return carried
-
-
-def _advance(training: Training, point: Point, h: Tensor, tangents: Tangents, dh: Tensor, discount: float) -> None:
-    """One forgetful tangent step of all rows; without memory no Hessian-vector product is needed."""
-    if not len(dh):
-        return
-    problem, here = training.problem, training.local_state
-    dw = tangents.weights * discount
-    ds = tree_map(lambda tensor: tensor * discount, tangents.optimizer)
-    dtheta = problem.theta(dh)
-    needs_products = discount > 0 or dtheta.shape[-1] > 0
-    dg = point.products(dw, dtheta, {})[0] if needs_products else torch.zeros_like(dw)
-    if problem.tangents.clip_hvp is not None:
-        dg = dg.clamp(-problem.tangents.clip_hvp, problem.tangents.clip_hvp)
-    primals = (here.weights, here.optimizer, point.gradient, h)
-    vectorize = problem.chunk_size > 1
-    tangents.weights, tangents.optimizer = tangent_step(training.update, primals, (dw, ds, dg, dh), vectorize)
 
 
 def _endless_validation(problem: Problem, number: int) -> Iterator[Batch]:

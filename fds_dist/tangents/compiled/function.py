@@ -22,7 +22,7 @@ from fds_dist.tangents.network import Buffers, TrainingLoss
 from fds_dist.tangents.parts import AccumulatedPoint, MicroBatch
 from fds_dist.tangents.point import Point, PointMaker
 from fds_dist.tangents.products import JvpPoint
-from fds_dist.tangents.step import Update, tangent_step
+from fds_dist.tangents.step import Update, gradient_tangents, remembered, tangent_step
 
 
 class ChunkTangents(NamedTuple):
@@ -71,16 +71,17 @@ class StepFunction:
     """Whether the tangents are batched."""
     accumulate: int = 1
     """Micro-batches that the batch is cut into."""
+    discount: float = 1.0
+    """γ: the share of the tangents that a step begins with, below 1 for the estimator greedy."""
 
     def __call__(self, inputs: StepInputs, seed: int = 0) -> StepOutputs:
         """One step from `inputs`; `seed` is that of the random numbers."""
         weights, optimizer, buffers, h, batch, tangents, directions = inputs
         point = self._point(weights, self.theta(h), buffers, batch, seed, len(directions))
-        products, live = point.products(tangents.weights, self.theta(directions), tangents.buffers)
-        if self.clip_hvp is not None:
-            products = products.clamp(-self.clip_hvp, self.clip_hvp)
+        dw, ds, db = remembered(tangents, self.discount)
+        products, live = gradient_tangents(point, (dw, self.theta(directions), db), self.discount, self.clip_hvp)
         primals = weights, optimizer, point.gradient, h
-        along = tangents.weights, tangents.optimizer, products, directions
+        along = dw, ds, products, directions
         new_tangents = tangent_step(self.update, primals, along, self.vectorize)
         new_weights, new_optimizer = self.update(*primals)
         return StepOutputs(new_weights, new_optimizer, point.buffers, point.loss, ChunkTangents(*new_tangents, live))
