@@ -151,6 +151,6 @@ def _same_bits(
     of_second: Callable[[Tensor], Tensor] = _unchanged,
 ) -> bool:
     """Whether two steps gave the same, of the tangents what the functions make of them, tensor by tensor."""
-    states = (tree_leaves(each._replace(tangents=None)) for each in (first, second))
+    states = (tree_leaves(each._replace(tangents=())) for each in (first, second))
     tangents = zip(tree_leaves(first.tangents), tree_leaves(second.tangents), strict=True)
     return all(map(torch.equal, *states)) and all(torch.equal(of_first(one), of_second(two)) for one, two in tangents)
