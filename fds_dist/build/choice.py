@@ -1,4 +1,5 @@
-"""What a run settles once its ranks can speak: the estimator of `estimator: auto`, and how much reverse mode may keep.
+"""What a run settles once its ranks can speak: the estimator of `estimator: auto`, how much reverse mode may keep, and
+how many tangents there is memory for at once.
 
 What each rank sees of memory differs; what they take must not.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from fds_dist.build.chunk import with_chunk
 from fds_dist.build.estimators import AUTO, ReverseTrial, estimator_of
 from fds_dist.build.run import Build
 from fds_dist.common.memory import free_bytes
@@ -25,10 +27,20 @@ class Seen:
 
 
 def settled(built: Build, ranks: Ranks, spread: bool = True) -> Build:
-    """The run with what its ranks agree on.
+    """The run with what its ranks agree on: the estimator, and how many tangents they take at once.
 
     Args:
         ranks: those of the run, which all call this alike; not entered, they are this process alone.
+        spread: see `with_estimator`.
+    """
+    return with_chunk(with_estimator(built, ranks, spread), ranks)
+
+
+def with_estimator(built: Build, ranks: Ranks, spread: bool) -> Build:
+    """The run with its estimator, and what reverse mode may keep.
+
+    Args:
+        ranks: see `settled`.
         spread: whether `estimator: auto` counts what the slowest rank does, or the work of all together.
     """
     config = built.config

@@ -32,11 +32,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return is_plain and any(sign in str(error) for sign in _SIGNS)
 
 
-def memory_text(error: BaseException) -> str:
-    """`out of memory (Tried to allocate 2 GiB); expected a smaller …`"""
+def request_of(error: BaseException) -> str:
+    """`out of memory (Tried to allocate 2 GiB)`"""
     line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     line = re.sub(r"^\[enforce fail at [^]]*\] .*?\. (?=DefaultCPUAllocator)", "", line)
-    return f"out of memory ({line}); {WAYS_OUT}"
+    return f"out of memory ({line})"
+
+
+def memory_text(error: BaseException) -> str:
+    """`out of memory (Tried to allocate 2 GiB); expected a smaller …`"""
+    return f"{request_of(error)}; {WAYS_OUT}"
 
 
 @contextmanager

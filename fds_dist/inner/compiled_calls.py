@@ -53,28 +53,39 @@ class CompiledCalls:
 
     def _prepare(self, inputs: Callable[[], Any], seed: int) -> None:
         """Makes the graphs where there are none, and compares them with the eager function; the ranks agree."""
-        compiled, network = self._compiled, self._network
-        while not compiled.made:
-            independent, reason = compiled.make(self._function, self._trial(inputs()), network, seed)
-            self._note(reason)
-            on_cpu = self._run.problem.device.type == "cpu"
-            if not self._agreed(independent, reason) and on_cpu and isinstance(compiled, CompiledSteps):
-                compiled.one_at_a_time()
-                self._note("tangents are taken one at a time, as their bits depend on their neighbours'")
-        if compiled.way:
-            reason = compiled.compare(self._reference(seed), self._trial(inputs()), network, seed)
-            self._note(reason)
-            self._agreed(True, reason)
+        compiled, network, other_chunks = self._compiled, self._network, True
+        while other_chunks:
+            other_chunks = False
+            if not compiled.made:
+                independent, reason = compiled.make(self._function, self._trial(inputs()), network, seed)
+                other_chunks = self._agreed(independent, reason)
+            if not other_chunks and compiled.way:
+                reason = compiled.compare(self._reference(seed), self._trial(inputs()), network, seed)
+                other_chunks = self._agreed(True, reason)
 
     def _agreed(self, independent: bool, reason: str) -> bool:
-        """Takes the furthest way that all ranks can go; whether the rows are independent on all of them."""
+        """Takes the furthest way that all ranks can go; whether all of them begin anew, with smaller chunks."""
         compiled = self._compiled
-        numbers = self._run.ranks.gather_numbers("tangent", [float(compiled.way), float(independent)])
-        way, all_independent = (min(column) for column in zip(*numbers, strict=True))
+        here = [float(compiled.way), float(independent), float(not compiled.lack)]
+        told = self._run.ranks.gather_numbers("tangent", here)
+        way, all_independent, enough_memory = (min(column) for column in zip(*told, strict=True))
+        if isinstance(compiled, CompiledSteps) and compiled.chunk > 1:
+            on_cpu = self._run.problem.device.type == "cpu"
+            if not enough_memory:
+                size, lack = compiled.chunk, compiled.lack or "another rank is out of memory"
+                compiled.in_chunks_of(size // 2)
+                self._note(f"tangents are taken {compiled.chunk} at a time: {lack} with {size}")
+                return True
+            if not all_independent and on_cpu:
+                self._note(reason)
+                compiled.in_chunks_of(1)
+                self._note("tangents are taken one at a time, as their bits depend on their neighbours'")
+                return True
+        self._note(reason)
         if way < compiled.way and not reason:
             self._note(f"another rank cannot take its {compiled.name}s as this one does")
         compiled.way = int(way)
-        return bool(all_independent)
+        return False
 
     def _note(self, reason: str) -> None:
         if reason:

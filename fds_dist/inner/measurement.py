@@ -68,11 +68,10 @@ def measure_step(problem: Problem, parts: int = 1, most: int = 1) -> StepMeasure
         most: the most tangents that a rank owns.
     """
     problem = replace(problem, tangents=replace(problem.tangents, compile="off"))
-    rows = common_rows(next(problem.batches(0)))
-    samples = ceil((rows or 1) / parts)  # 1 where they cannot be told apart, and every rank sees the whole batch
+    samples = _samples_of_part(problem, parts)
     enough = _affordable(problem, samples)
     if enough == samples:
-        return _measured(problem if samples == rows else on_few(problem, samples), most, REPEATS)
+        return _measured(part_of(problem, parts), most, REPEATS)
     few, more = (_measured(on_few(problem, count), most, 1) for count in (enough // 2, enough))
     quantities = ("plain_seconds", "idle_seconds", "fixed_seconds", "chunk_seconds", "row_seconds", "peak_bytes")
     at_all: dict[str, Any] = {}
@@ -80,6 +79,16 @@ def measure_step(problem: Problem, parts: int = 1, most: int = 1) -> StepMeasure
         ends = getattr(few, name), getattr(more, name)
         at_all[name] = max(ends[1] + (ends[1] - ends[0]) * (samples - enough) / (enough - enough // 2), ends[1])
     return replace(more, **{**at_all, "peak_bytes": round(at_all["peak_bytes"])}, extrapolated=True)
+
+
+def _samples_of_part(problem: Problem, parts: int) -> int:
+    """Of one of `parts` equal parts of the first batch; 1 where they cannot be told apart, and every rank sees all."""
+    return ceil((common_rows(next(problem.batches(0))) or 1) / parts)
+
+
+def part_of(problem: Problem, parts: int) -> Problem:
+    """The problem on one of `parts` equal parts of each batch."""
+    return problem if parts == 1 else on_few(problem, _samples_of_part(problem, parts))
 
 
 def _affordable(problem: Problem, samples: int) -> int:
@@ -119,7 +128,7 @@ def _measured(problem: Problem, most: int, repeats: int) -> StepMeasurement:
         row_seconds=row,
         chunk=chunk,
         tangents=(held := max(1, min(2 * chunk, most))),  # a second one has the gradient beside it
-        peak_bytes=_peak_bytes(problem, held),
+        peak_bytes=step_peak(problem, held),
     )
 
 
@@ -127,9 +136,9 @@ def _median(problem: Problem, tangents: int, repeats: int) -> float:
     return statistics.median(time_steps(problem, tangents, repeats, long_enough=0.0, warm_up=1).seconds)
 
 
-def _peak_bytes(problem: Problem, tangents: int) -> int:
-    """The peak of two steps and the validation after them, without weights, state and tangents, on each of which an
-    inner run needs more."""
+def step_peak(problem: Problem, tangents: int) -> int:
+    """Bytes at the peak of two steps and the validation after them, without weights, state and tangents, on each of
+    which an inner run needs more."""
 
     def run() -> None:
         training, _tangents = run_steps(problem, tangents, 2)

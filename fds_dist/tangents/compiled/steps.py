@@ -36,10 +36,10 @@ class CompiledSteps(CompiledFunction):
         self._lost: dict[int, float] = defaultdict(float)
         """Seconds that zeros have cost, by the number of tangents beside them."""
 
-    def one_at_a_time(self) -> None:
-        """Has the graphs made anew, for chunks of one tangent."""
-        self.chunk, self.made, self.way = 1, False, self._asked
-        self._graphs, self._captured = {}, {}
+    def in_chunks_of(self, size: int) -> None:
+        """Has the graphs made anew, for chunks of `size` tangents."""
+        self.chunk, self.made, self.way = size, False, self._asked
+        self._graphs, self._captured, self.smaller = {}, {}, {}
 
     def size_for(self, rows: int) -> int:
         """Tangents, zeros included, of the step that takes `rows` of them: as many, or C."""

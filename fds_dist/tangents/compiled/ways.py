@@ -16,6 +16,7 @@ import torch
 from torch.utils._pytree import TreeSpec, tree_flatten
 
 from fds_dist.common.batch import PLAIN, Batch
+from fds_dist.common.out_of_memory import is_out_of_memory, request_of
 from fds_dist.tangents.compiled.capture import Captured
 from fds_dist.tangents.compiled.graph import Graph, compiled, trace
 from fds_dist.tangents.compiled.trial import difference
@@ -46,6 +47,7 @@ class CompiledFunction:
         way: the place in `WAYS` of how it is run now.
         capture: whether it is captured as a CUDA graph.
         made: whether there are graphs.
+        lack: what memory was lacking at the last attempt to make or to compare them; "" where none was.
         making_seconds: what it took to make them.
     """
 
@@ -53,7 +55,7 @@ class CompiledFunction:
         way, first_batch, self.capture, self._coarse = settings
         self.name = name
         self.way = self._asked = WAYS.index(way)
-        self.made, self.making_seconds = False, 0.0
+        self.made, self.making_seconds, self.lack = False, 0.0, ""
         self._shape = shape_of(first_batch)
         self._graphs: dict[int, Graph] = {}
         self._captured: dict[int, Graph] = {}
@@ -73,7 +75,7 @@ class CompiledFunction:
         Returns:
             Whether rows are independent, and why `way` is not what it was, or "".
         """
-        self.way, self.made, began = 0, True, time.perf_counter()
+        self.way, self.made, self.lack, began = 0, True, "", time.perf_counter()
         try:
             self._graphs[1] = trace(function, inputs, network.module)
             self.way = 1
@@ -83,6 +85,7 @@ class CompiledFunction:
                 self.way = 2
                 independent = self._independent(inputs, network, seed)
         except Exception as error:  # whatever the user's network, PyTorch's tracer or a compiler raises
+            self.lack = request_of(error) if is_out_of_memory(error) else ""
             verb = "compiled" if self.way else "traced"
             return True, f"the {self.name} cannot be {verb} ({type(error).__name__}: {_first_line(error)})"
         finally:
@@ -93,8 +96,18 @@ class CompiledFunction:
         """Compares a call with that of `reference`, the eager function; steps back in `WAYS` until they agree.
 
         Returns:
-            What disagreed, or what could not be captured; "" where nothing did.
+            What disagreed, what could not be captured or what memory was lacking; "" where nothing did.
         """
+        try:
+            return self._compared(reference, inputs, network, seed)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self.way, self.lack = 0, request_of(error)
+            return f"the {self.name} and the eager one are {self.lack}"
+
+    def _compared(self, reference: Callable[[Any], Any], inputs: Any, network: Network, seed: int) -> str:
+        """See `compare`."""
         reason = ""
         while self.way:
             reason = self._captures(inputs, network) or reason
