@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -65,12 +64,11 @@ def _learned(name: str, entry: HyperparameterConfig, start: Value, bounds: tuple
 
 
 def _bounds(name: str, entry: HyperparameterConfig, domains: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
-    """(min, max): those of the config, which knows common names, or where it has none the optimizer's own."""
-    sides = zip(("min", "max"), entry.bounds(name), domains.get(name, UNBOUNDED), strict=True)
-    low, high = (
-        domain if math.isinf(bound) and side not in entry.model_fields_set else bound for side, bound, domain in sides
-    )
-    return low, high
+    """(min, max): those of the config, or where it has none the closer ones of what is common for the name and of the
+    optimizer's own."""
+    (low, high), (least, most) = entry.bounds(name), domains.get(base_of(name), UNBOUNDED)
+    low = low if "min" in entry.model_fields_set else max(low, least)
+    return low, high if "max" in entry.model_fields_set else min(high, most)
 
 
 def _domain_faults(key: str, value: float, bounds: tuple[float, float]) -> list[Fault]:

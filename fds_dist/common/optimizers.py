@@ -32,13 +32,20 @@ class OptimizerFacts:
     """How many vectors over the weights its state has, with the default switches."""
     torch_class: str = ""
     """The class in `torch.optim` with the same formula; "": there is none."""
+    package_class: str = ""
+    """The class with the same formula in the package that its authors published; "": there is none."""
     switches: Mapping[str, bool | float] = field(default_factory=dict)
     """Its fixed settings with their defaults, called as in `torch.optim`."""
     domains: Mapping[str, Domain] = field(default_factory=dict)
     """Bounds of hyperparameters that `fds_dist.common.domain` does not know by their names."""
+    averages: bool = False
+    """Whether it keeps an average of the weights, which is then what is validated."""
     remark: str = ""
     """What a person should know who learns with it."""
 
+
+_INTERPOLATION = (0.01, BELOW_ONE)
+"""Of a schedule-free optimizer's β: at 0 the average would no longer follow from the weights."""
 
 _ADAM = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
 
@@ -84,6 +91,22 @@ BUILT_IN: dict[str, OptimizerFacts] = {
         vectors=2,
         switches={"nesterov": True},
         domains={"adamw_lr": NON_NEGATIVE},
+    ),
+    "schedule_free_sgd": OptimizerFacts(
+        {"lr": 1.0, "momentum": 0.9, "weight_decay": 0.0},
+        vectors=1,
+        package_class="SGDScheduleFree",
+        switches={"r": 0.0, "weight_lr_power": 2.0},
+        domains={"momentum": _INTERPOLATION},
+        averages=True,
+    ),
+    "schedule_free_adamw": OptimizerFacts(
+        _ADAM | {"lr": 2.5e-3},
+        vectors=2,
+        package_class="AdamWScheduleFree",
+        switches={"r": 0.0, "weight_lr_power": 2.0},
+        domains={"beta1": _INTERPOLATION},
+        averages=True,
     ),
 }
 """By name in the config."""

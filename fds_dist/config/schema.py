@@ -19,6 +19,7 @@ from fds_dist.common.kinds import (
     Text,
     show,
 )
+from fds_dist.common.optimizers import BUILT_IN
 from fds_dist.config.compare import CompareConfig
 from fds_dist.config.defaults import config_defaults
 from fds_dist.config.estimators import GreedyConfig, RandomDirectionsConfig, ReverseConfig, TangentsConfig
@@ -186,6 +187,10 @@ def config_contradictions(config: Config) -> Iterator[Contradiction]:
     if config.inner.nesterov and not takes_nesterov(config.inner.optimizer):
         problem = f"{config.inner.optimizer_name} has no such switch, or it is off there"
         yield Contradiction(("inner", "nesterov"), problem, "false, or inner.optimizer: sgd", ("inner.optimizer",))
+    facts = BUILT_IN.get(config.inner.optimizer_name)
+    if facts and facts.averages and config.inner.ema is not None:
+        problem = f"{config.inner.ema:g} is an average beside the one that {config.inner.optimizer_name} keeps"
+        yield Contradiction(("inner", "ema"), problem, "null, or another inner.optimizer", ("inner.optimizer",))
     if config.inner.precision and config.dtype != "float32":
         problem = f"{config.inner.precision} has no effect on {config.dtype}"
         yield Contradiction(("inner", "precision"), problem, "null, or dtype: float32", ("dtype",))

@@ -20,7 +20,6 @@ from fds_dist.inner.data_checks import check_run_data
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.tangents import Buffers, Network
-from fds_dist.tangents.averaging import judged
 from fds_dist.tasks.base import validation_loss
 from fds_dist.tasks.losses import OnBatch
 from fds_dist.tasks.metrics import Mean, Score
@@ -67,9 +66,10 @@ def evaluate(
 ) -> Evaluation | None:
     """The validation loss at `state` over `batches`, each split along `axis`; None where there is no batch.
 
-    It and its gradient are those of the weights' average, where `state` has one. Leaves the network in evaluation mode.
+    Leaves the network in evaluation mode.
 
     Args:
+        state: with the weights that are judged; see `fds_dist.inner.training.judged_state`.
         batch_norm: `batch` or `running`: whose statistics batch-norm uses.
         with_gradient: whether to give the gradient by the weights and the live buffers too.
     """
@@ -78,7 +78,7 @@ def evaluate(
     buffers = network.averaged(state.buffers, axis.sum, axis.size)
     loss_of, mean = OnBatch(validation_loss(problem.task)), Mean(problem.task)
     leaves = {name: buffers[name].detach().requires_grad_(with_gradient) for name in network.live}
-    weights = judged(state.weights, state.optimizer).detach().requires_grad_(with_gradient)
+    weights = state.weights.detach().requires_grad_(with_gradient)
     totals = [torch.zeros_like(leaf) for leaf in (weights, *leaves.values())] if with_gradient else []
     for batch in batches:
         part = network.cast(axis.split(batch, problem.reads_inputs))
@@ -105,7 +105,7 @@ def validate(
     axis: DataAxis | None = None,
     with_gradient: bool = True,
 ) -> Evaluation:
-    """L_val and its gradient at `state` over the validation batches of outer step `number`.
+    """L_val and its gradient at `state`, as for `evaluate`, over the validation batches of outer step `number`.
 
     Batch-norm uses the statistics of each validation batch, as in the paper, unless `val_batch_norm` is "running".
 

@@ -142,7 +142,7 @@ def step_peak(problem: Problem, tangents: int) -> int:
 
     def run() -> None:
         training, _tangents = run_steps(problem, tangents, 2)
-        validate(one_val_batch, training.network, training.whole_state, 0)
+        validate(one_val_batch, training.network, training.judged_state, 0)
 
     one_val_batch = replace(problem, task=FewSamples(problem.task, None))
     return peak_bytes(run, problem.device) - (1 + tangents) * problem.state_bytes

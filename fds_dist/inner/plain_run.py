@@ -21,6 +21,7 @@ from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.monitor import BLOCKS_PER_HORIZON
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import ALONE, InnerRun, InnerState
+from fds_dist.inner.training import judged_state
 from fds_dist.tangents import Network
 
 Answer = TypeVar("Answer")
@@ -134,12 +135,16 @@ def plain_run(
     # A second network: a validation within the run must not change the mode of the one in training.
     network, axis = problem.network(number), ranks.data
     run = InnerRun(problem.by("plain"), values, number, horizon, ranks)
-    watch = _Watch(lambda state: validation_score(problem, network, state, number, axis), run, rungs, at_rung, on_block)
+
+    def score(state: InnerState) -> Score:
+        return validation_score(problem, network, state, number, axis)
+
+    watch = _Watch(lambda state: score(judged_state(problem, network, state, axis)), run, rungs, at_rung, on_block)
     training, _ = run_horizon(replace(run, on_step=watch))
     watch.answer_remaining()
-    state, on_test = training.whole_state, None
+    state, on_test = training.judged_state, None
     if state.step == horizon:
-        val = validation_score(problem, network, state, number, axis)
+        val = score(state)
         on_test = test_score(problem, network, state, axis) if test else None
     else:
         val = watch.last or Score(math.inf, None)

@@ -39,6 +39,7 @@ from fds_dist.inner.culprits import Call, calls_within
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.driver import parameter_groups
 from fds_dist.tangents.optimizers.plain import torch_optimizer
+from fds_dist.tangents.optimizers.plain_schedule_free import PlainScheduleFree
 from fds_dist.tasks.augment import augmentation, augmented
 from fds_dist.tasks.base import Task, validation_loss
 from fds_dist.tasks.losses import OnBatch
@@ -124,8 +125,10 @@ class PlainTraining:
             if averaged is not None:
                 averaged.update_parameters(module)
             driver.step()
-        seen.weights = {name: parameter.detach() for name, parameter in trainable_parameters(module).items()}
+        seen.weights = {name: parameter.detach().clone() for name, parameter in trainable_parameters(module).items()}
         seen.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        if isinstance(optimizer, PlainScheduleFree):
+            optimizer.eval()
         seen.val_loss = self.val_loss(module if averaged is None else averaged.module)
         return seen
 

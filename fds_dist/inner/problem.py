@@ -34,12 +34,16 @@ from fds_dist.tangents.clipping import clipping, unchanged
 from fds_dist.tangents.compiled import CompiledFunction, CompiledSteps, WaySettings
 from fds_dist.tangents.network import named_values
 from fds_dist.tangents.optimizers import InnerOptimizer, bound
+from fds_dist.tangents.optimizers.schedule_free import ScheduleFree
 from fds_dist.tasks.augment import augmentation
 from fds_dist.tasks.base import Task, loss_takes_hyperparameters, validation_loss
 from fds_dist.tasks.losses import OnBatch
 
 GPU_CHUNK = 16
 """Tangents that a GPU takes at once where `chunk_size` is auto."""
+
+APART = 0.01
+"""Relative distance of the trial learning rates of two neighbouring buckets that would tie."""
 
 ALL = slice(None)
 """All columns of a vector over the weights."""
@@ -116,7 +120,7 @@ class Problem:
 
     def rule(self, layout: FlatLayout) -> InnerOptimizer:
         """The optimizer for weights that lie as `layout` says, and with their average where there is one."""
-        optimizer = bound(self.optimizer, layout)
+        optimizer = bound(self.optimizer, layout, grouped=bool(self.groups))
         return optimizer if self.ema is None else Averaged(optimizer, self.ema)
 
     def training_loss(self, network: Network) -> TrainingLoss:
@@ -248,10 +252,17 @@ class Problem:
     def trial_values(self) -> list[float]:
         """λ [K] to compare derivatives at: the initial values, and a first outer step's size where one is zero.
 
-        At lr = 0 all other hypergradients are exactly zero, and agreement would mean nothing.
+        At lr = 0 all other hypergradients are exactly zero, and agreement would mean nothing. Equal learning rates are
+        told apart for an optimizer that reads the highest one so far: a maximum has no derivative where two tie.
         """
         initial = zip(self.space.elements, self.space.initial(), strict=True)
-        return [slot.owner.clamp(value or slot.owner.step) for slot, value in initial]
+        ties = isinstance(self.optimizer, ScheduleFree)
+        return [
+            slot.owner.clamp(
+                (value or slot.owner.step) * (1 + APART * slot.bucket * (ties and slot.owner.base == "lr"))
+            )
+            for slot, value in initial
+        ]
 
     def step_seed(self, outer_step: int, step: int, part: int = 0, micro_batch: int = 0) -> int:
         """The seed of the random numbers (dropout) of one inner step on one part of one micro-batch."""

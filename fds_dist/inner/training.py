@@ -13,6 +13,7 @@ from functools import partial
 from torch import Tensor
 
 from fds_dist.common.batch import micro_batches
+from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.rows import RowGroups
 from fds_dist.inner.run import InnerRun, InnerState
@@ -27,7 +28,7 @@ from fds_dist.tangents import (
     TrainingLoss,
     Update,
 )
-from fds_dist.tangents.averaging import AveragedState
+from fds_dist.tangents.optimizers import judged, judges_average
 
 
 class Training:
@@ -51,13 +52,9 @@ class Training:
         return InnerState(state.step, state.weights[self.columns], state.optimizer, state.buffers)
 
     @property
-    def whole_state(self) -> InnerState:
-        """The state, to be validated: the average of the weights, where there is one, is whole [D]."""
-        optimizer = self.state.optimizer
-        if not isinstance(optimizer, AveragedState):
-            return self.state
-        average = self.axis.gather(optimizer.average, self.width)
-        return replace(self.state, optimizer=optimizer._replace(average=average))
+    def judged_state(self) -> InnerState:
+        """See `judged_state`."""
+        return judged_state(self.problem, self.network, self.state, self.axis)
 
     def next_batch(self) -> Batch:
         """The batch of the next step, as the task gives it."""
@@ -96,6 +93,20 @@ class Training:
         here = self.local_state
         weights, optimizer = self.update(here.weights, here.optimizer, point.gradient, h)
         self.state = InnerState(here.step + 1, self.axis.gather(weights, self.width), optimizer, point.buffers)
+
+
+def judged_state(problem: Problem, network: Network, state: InnerState, axis: DataAxis | None = None) -> InnerState:
+    """The state with what is validated in place of the weights, whole [D]: their average, where there is one.
+
+    Args:
+        axis: along which each rank has some columns of the optimizer's state; None: the state is whole.
+    """
+    rule, axis = problem.rule(network.layout), axis or DataAxis()
+    if not judges_average(rule):
+        return state
+    width = len(state.weights)
+    columns = judged(rule, state.weights[axis.columns(width)], state.optimizer)
+    return replace(state, weights=axis.gather(columns, width))
 
 
 def initial_state(problem: Problem, network: Network, columns: slice = slice(None)) -> InnerState:

@@ -167,7 +167,7 @@ class Witness:
                 training.step(point, h)
         seen.weights, seen.buffers = self.layout.views(training.state.weights), training.state.buffers
         mode = self.problem.val_batch_norm
-        evaluation = evaluate(run.problem, training.network, training.state, [plain.val], mode)
+        evaluation = evaluate(run.problem, training.network, training.judged_state, [plain.val], mode)
         assert evaluation is not None
         seen.val_loss = evaluation.loss
         return seen

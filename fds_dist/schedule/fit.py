@@ -17,9 +17,9 @@ from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.schedule.settings import Setting, place_of, settings
 
-OPTIONS = {"dampening": 0, "amsgrad": False, "maximize": False}
-"""Options of `torch.optim` that change an optimizer's formula → their values in the formulas of the search, beside the
-switches of the built-in optimizers."""
+OPTIONS = {"dampening": 0, "amsgrad": False, "maximize": False, "warmup_steps": 0}
+"""Options of `torch.optim` and of the package schedulefree that change an optimizer's formula → their values in the
+formulas of the search, beside the switches of the built-in optimizers."""
 
 _DECORATIONS = re.compile(r"deepspeed|fused|paged|cpu|\d+bit")
 """Additions of other libraries to the name of an optimizer whose formula they keep: `FusedAdam`, `AdamW8bit`."""
@@ -57,13 +57,15 @@ def _formula_remarks(optimizer: Optimizer, schedule: Schedule) -> Iterator[str]:
     learned_for, class_name = str(schedule.optimizer.get("name", "")), type(optimizer).__name__
     if not learned_for:
         return
-    if _formula(optimizer) != learned_for.rpartition(":")[2].lower():
+    facts = BUILT_IN.get(learned_for)
+    names = (learned_for.rpartition(":")[2], facts.package_class if facts else "")
+    if _formula(optimizer) not in map(str.lower, names):
         lacking = _lacking(optimizer, schedule)
         rest = f"; {class_name} has no place for {', '.join(lacking)}" if lacking else ""
         optimizers = f"the schedule was learned for {learned_for} and drives {class_name}"
         yield f"{optimizers}, with which the same values train differently{rest}"
         return
-    switches = BUILT_IN[learned_for].switches if learned_for in BUILT_IN else {}
+    switches = facts.switches if facts else {}
     options = {key: schedule.optimizer.get(key, usual) for key, usual in {**switches, **OPTIONS}.items()}
     others = {
         f"{key}={group[key]} (learned with {key}={value})": None

@@ -51,10 +51,6 @@ class Averaged(Around):
         average = torch.lerp(state.average, weights, share)  # torch's own arithmetic
         return weights, AveragedState(average, state.updates + 1, inside)
 
-
-def judged(weights: Tensor, optimizer: Any) -> Tensor:
-    """What is validated of the weights and the optimizer's state: the average where there is one, else the weights.
-
-    Also of their tangents [R, D], and of their gradients.
-    """
-    return optimizer.average if isinstance(optimizer, AveragedState) else weights
+    def judged(self, weights: Tensor, state: AveragedState) -> Tensor:
+        """See `InnerOptimizer`."""
+        return state.average

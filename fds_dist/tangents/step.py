@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -25,7 +26,7 @@ from fds_dist.common.flat import FlatLayout
 from fds_dist.schedule.groups import assigned, base_of, group_of, name_in
 from fds_dist.tangents.clipping import Clipping, unchanged
 from fds_dist.tangents.network import Buffers
-from fds_dist.tangents.optimizers import InnerOptimizer
+from fds_dist.tangents.optimizers import InnerOptimizer, judged, judges_average
 from fds_dist.tangents.point import Point
 
 Update = Callable[[Tensor, Any, Tensor, Tensor], tuple[Tensor, Any]]
@@ -102,6 +103,27 @@ def tangent_step(
     def push(*directions: Any) -> tuple[Tensor, Any]:
         return jvp(update, (weights, state, gradient, numbers), directions)[1]
 
+    return _rows(push, tangents, vectorize)
+
+
+def judged_tangents(
+    optimizer: InnerOptimizer, primals: tuple[Tensor, Any], tangents: tuple[Tensor, Any], vectorize: bool
+) -> Tensor:
+    """Tangents [C, D] of what is validated of w [D] and s, the `primals`, from `tangents` = (dw [C, D], ds [C, ...]).
+
+    As for `tangent_step`, one at a time gives the same bits whatever C is.
+    """
+    if not judges_average(optimizer):
+        return tangents[0]
+
+    def push(*directions: Any) -> Tensor:
+        return jvp(partial(judged, optimizer), primals, directions)[1]
+
+    return _rows(push, tangents, vectorize)
+
+
+def _rows(push: Callable[..., Any], tangents: tuple[Any, ...], vectorize: bool) -> Any:
+    """`push` of each row of the tensors in `tangents`, all at once where `vectorize`."""
     if vectorize:
         return vmap(push)(*tangents)
     count = len(tangents[0])

@@ -28,7 +28,7 @@ from fds_dist.config.compare import MethodName
 from fds_dist.inner.plain_run import plain_run
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.space import HyperparameterSpace
-from fds_dist.tangents.optimizers import SGD, Adam
+from fds_dist.tangents.optimizers import SGD, Adam, make_inner_optimizer
 
 needs_schedulefree = pytest.mark.skipif(
     importlib.util.find_spec("schedulefree") is None, reason="needs the extra schedulefree"
@@ -180,6 +180,17 @@ def test_schedule_free_adamw_is_the_packages_and_fixed_values_stay() -> None:
     settings = {"lr": 0.02, "betas": (0.9, 0.97), "weight_decay": 0.1, "eps": 1e-8}
     expected = package_run(problem, "AdamWScheduleFree", settings)
     assert plain_run(*setting, 0, HORIZON).val.loss == pytest.approx(expected, rel=1e-12)  # as above
+
+
+def test_schedule_free_beside_its_learned_schedules_is_the_same_optimizer() -> None:
+    own = make_inner_optimizer("schedule_free_sgd", {"weight_lr_power": 1.0})
+    problem = make_problem(image_task(mlp), {"lr": [0.3, 0.3]}, {"momentum": 0.8}, optimizer=own)
+    setting = ScheduleFree().setting(problem, HORIZON, [0.0, 0.3])
+    expected = package_run(problem, "SGDScheduleFree", {"lr": 0.3, "momentum": 0.8, "weight_lr_power": 1.0})
+    assert plain_run(*setting, 0, HORIZON).val.loss == pytest.approx(expected, rel=1e-12)  # as above
+    assert plain_run(problem, [0.3, 0.3], 0, HORIZON).val.loss == pytest.approx(expected, rel=1e-12)
+    lr = ScheduleFree().ranges(comparison_job(problem, ranges={"lr": [0.01, 1.0]}))["lr"]
+    assert (lr.low, lr.high) == (0.01, 1.0)  # the config's are those of a schedule-free rate already
 
 
 @needs_schedulefree

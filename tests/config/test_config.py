@@ -16,7 +16,10 @@ import yaml
 from fds_dist.common.faults import UserError
 from fds_dist.config import Config, HyperparameterConfig, dump_config, load_config, read_draft
 
-OPTIMIZERS = "sgd, adam, adamw, rmsprop, adagrad, nadam, lion, lamb, muon or package.module:Name"
+OPTIMIZERS = (
+    "sgd, adam, adamw, rmsprop, adagrad, nadam, lion, lamb, muon, schedule_free_sgd, schedule_free_adamw or "
+    "package.module:Name"
+)
 MINIMAL = {"task": {"name": "digits"}, "hyperparameters": {"lr": {"init": 0.0, "step": 0.1}}}
 
 CONTRACT = """

@@ -27,6 +27,7 @@ from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.outer.replicas import mean_over_replicas, run_number
 from fds_dist.tangents.optimizers import SGD, Adam
+from fds_dist.tangents.optimizers.schedule_free import ScheduleFree
 
 HORIZON = 8
 SGD_BUCKETS = {"lr": [0.2, 0.1, 0.3], "momentum": [0.5, 0.8], "weight_decay": [0.02, 0.01]}
@@ -75,8 +76,13 @@ class Case:
 
     @property
     def values(self) -> list[float]:
-        buckets = ADAM_BUCKETS if isinstance(self.problem.optimizer, Adam) else SGD_BUCKETS
+        buckets = ADAM_BUCKETS if "beta1" in self.problem.optimizer.defaults else SGD_BUCKETS
         return flat(GROUPED_BUCKETS if self.problem.groups else buckets)
+
+
+def free(adaptive: bool = False, **options: Any) -> Problem:
+    buckets = ADAM_BUCKETS if adaptive else SGD_BUCKETS
+    return make_problem(task(mlp), buckets, optimizer=ScheduleFree(adaptive), **options)
 
 
 def cases() -> dict[str, Case]:
@@ -106,6 +112,13 @@ def cases() -> dict[str, Case]:
         "accumulated reverse": Case(sgd(accumulate=3), estimate_reverse),
         "clipped norm": Case(sgd(clip_gradient=0.2, clip_norm=0.4, method="jvp")),
         "clipped norm reverse": Case(sgd(clip_norm=0.4), estimate_reverse),
+        "schedule-free": Case(free()),
+        "schedule-free jvp": Case(free(adaptive=True, method="jvp", chunk_size=2)),
+        "schedule-free reverse": Case(free(), estimate_reverse),
+        "schedule-free groups": Case(
+            make_problem(task(mlp), GROUPED_BUCKETS, optimizer=ScheduleFree(), groups={"norm": "^1", "rest": ""})
+        ),
+        "schedule-free greedy": Case(free(adaptive=True), greedy_estimator(0.5)),
         "averaged": Case(averaged),
         "averaged reverse": Case(averaged, estimate_reverse),
         "averaged greedy": Case(averaged, greedy_estimator(0.5)),

@@ -36,6 +36,7 @@ from fds_dist.tangents.compiled import CompiledSteps
 from fds_dist.tangents.compiled import ways as ways_module
 from fds_dist.tangents.compiled.graph import Graph, inductor_options
 from fds_dist.tangents.optimizers import Adam
+from fds_dist.tangents.optimizers.schedule_free import ScheduleFree
 from fds_dist.tangents.step import Pruning
 
 ROUNDING = 1e-11
@@ -72,6 +73,7 @@ CASES: dict[str, tuple[Callable[[], TensorTask], Buckets, dict[str, Any]]] = {
     ),
     "loss hyperparameters": (smoothed_task, LOSS_BUCKETS, {}),
     "squared error and average": (regression_task, BUCKETS, {"ema": 0.9}),
+    "schedule-free": (lambda: image_task(mlp), BUCKETS, {"optimizer": ScheduleFree()}),
     "dropout": (lambda: image_task(with_dropout), BUCKETS, {"method": "jvp"}),
     "micro-batches": (image_task, BUCKETS, {"accumulate": 2}),
     "adam and groups": (

@@ -19,6 +19,7 @@ from fds_dist.inner.run import InnerRun
 from fds_dist.tangents.compiled import ways
 from fds_dist.tangents.compiled.graph import Graph
 from fds_dist.tangents.optimizers import Adam
+from fds_dist.tangents.optimizers.schedule_free import ScheduleFree
 
 ROUNDING = 1e-11
 """Float64 rounding through ten steps there and back; Adam's division by small moments amplifies it."""
@@ -51,6 +52,7 @@ CASES: dict[str, tuple[Callable[[], TensorTask], Buckets, dict[str, Any]]] = {
         BUCKETS,
         {"accumulate": 2, "ema": 0.9, "clip_norm": 0.3},
     ),
+    "schedule-free": (lambda: image_task(mlp), BUCKETS, {"optimizer": ScheduleFree()}),
     "adam and groups": (
         lambda: image_task(mlp),
         ADAM_BUCKETS,

@@ -24,6 +24,7 @@ from fds_dist.inner.estimators import estimate_forward
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.tangents.optimizers import Adam
+from fds_dist.tangents.optimizers.schedule_free import ScheduleFree
 
 HORIZON, CUT = 12, 7
 RUN = {"seed": 0}
@@ -43,6 +44,7 @@ def cases() -> dict[str, tuple[Problem, list[float]]]:
         "sgd": (norm, flat(SGD_BUCKETS)),
         "adamw": (adam, flat(ADAM_BUCKETS)),
         "averaged": (averaged, flat(ADAM_BUCKETS)),
+        "schedule-free": (replace(adam, optimizer=ScheduleFree(adaptive=True)), flat(ADAM_BUCKETS)),
     }
 
 

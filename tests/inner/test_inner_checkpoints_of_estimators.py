@@ -27,6 +27,7 @@ from fds_dist.inner.estimators import estimate_greedy, estimate_reverse
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.tangents.optimizers import Adam
+from fds_dist.tangents.optimizers.schedule_free import ScheduleFree
 
 HORIZON = 11
 """Stretches of 4 steps, the last of 3."""
@@ -55,6 +56,7 @@ def cases() -> dict[str, Case]:
     norm = make_problem(image_task(conv_bn), SGD_BUCKETS, val_batch_norm="running")
     live = replace(norm, live_buffers=("1.running_mean", "1.running_var", "4.running_mean", "4.running_var"))
     adam = replace(make_problem(image_task(mlp), ADAM_BUCKETS, optimizer=Adam(decoupled=True)), ema=0.9)
+    free = replace(adam, ema=None, optimizer=ScheduleFree(adaptive=True))
     every, some = (replace(norm, tangents=replace(norm.tangents, kept_bytes=size)) for size in (2**30, 0))
     sgd, adamw = flat(SGD_BUCKETS), flat(ADAM_BUCKETS)
     greedy = partial(estimate_greedy, discount=0.5)
@@ -66,6 +68,8 @@ def cases() -> dict[str, Case]:
         "averaged adamw": Case(adam, adamw, estimate_reverse, (6, 16)),
         # Within a bucket, and at the ends of buckets of lr (4, 8) and momentum (6).
         "greedy": Case(norm, sgd, greedy, (4, 6, 7), HORIZON),
+        "schedule-free": Case(free, adamw, estimate_reverse, (6, 16)),
+        "greedy schedule-free": Case(free, adamw, greedy, (5,), HORIZON),
         "greedy averaged adamw": Case(adam, adamw, greedy, (5,), HORIZON),
     }
 

@@ -102,8 +102,24 @@ def muon(w: Tensor, s: dict[str, Any], g: Tensor, h: H, t: int) -> Tensor:
     return w - h["lr"] * (max(1, w.shape[0] / w.shape[1]) ** 0.5 * x + h["weight_decay"] * w)
 
 
+def schedule_free(w: Tensor, s: dict[str, Any], g: Tensor, h: H, t: int) -> Tensor:
+    """The three sequences of arXiv 2405.15682; w is y, and "judged" x."""
+    beta = h["beta1"] if "beta1" in h else h["momentum"]
+    z = s.get("z", w)
+    x = (w - (1 - beta) * z) / beta
+    if "beta2" in h:
+        s["second"] = h["beta2"] * s.get("second", 0.0) + (1 - h["beta2"]) * g**2
+        g = g / (root(s["second"] / (1 - h["beta2"] ** t)) + h["eps"])
+    s["highest"] = max(h["lr"], s.get("highest", h["lr"]), key=Tensor.item)
+    s["total"] = s.get("total", 0.0) + s["highest"] ** 2
+    s["z"] = z - h["lr"] * (g + h["weight_decay"] * w)
+    s["judged"] = x + s["highest"] ** 2 / s["total"] * (s["z"] - x)
+    return (1 - beta) * s["z"] + beta * s["judged"]
+
+
 MOMENTS: Buckets = {"beta1": [0.8, 0.9], "beta2": [0.95], "eps": [1e-2], "weight_decay": [0.1, 0.05]}
 RMS: Buckets = {"lr": [0.02, 0.01], "alpha": [0.9, 0.8], "eps": [0.01], "momentum": [0.5], "weight_decay": [0.1]}
+FREE: Buckets = {"lr": [0.2, 0.3, 0.1], "momentum": [0.8, 0.9], "weight_decay": [0.1, 0.05]}
 CASES: dict[str, tuple[InnerOptimizer, Rule, Buckets]] = {
     "rmsprop": (INNER_OPTIMIZERS["rmsprop"](), rmsprop, RMS),
     "centered": (INNER_OPTIMIZERS["rmsprop"](centered=True), centered, RMS),
@@ -124,6 +140,8 @@ CASES: dict[str, tuple[InnerOptimizer, Rule, Buckets]] = {
         muon,
         {"lr": [0.02, 0.01], "momentum": [0.5, 0.9], "adamw_lr": [0.02], **MOMENTS},
     ),
+    "schedule_free_sgd": (INNER_OPTIMIZERS["schedule_free_sgd"](), schedule_free, FREE),
+    "schedule_free_adamw": (INNER_OPTIMIZERS["schedule_free_adamw"](), schedule_free, {"lr": [0.02, 0.01], **MOMENTS}),
 }
 
 
@@ -142,7 +160,8 @@ def unrolled(task: TensorTask, rule: Rule, buckets: Buckets) -> tuple[float, lis
         stepped = zip(weights.items(), gradients, strict=True)
         weights = {name: rule(w, states[name], g, h, step + 1) for (name, w), g in stepped}
     inputs, targets = task.val
-    loss = task.loss(functional_call(module, weights, (inputs,)), targets)
+    judged = {name: states[name].get("judged", w) for name, w in weights.items()}
+    loss = task.loss(functional_call(module, judged, (inputs,)), targets)
     derivatives = torch.autograd.grad(loss, list(values.values()), materialize_grads=True)
     return loss.item(), torch.cat(derivatives).tolist()
 

@@ -172,6 +172,7 @@ BASE: dict[str, Any] = {
     "consistency": {"witness": "off"},
 }
 GROUPS = {"inner": {"groups": {"norm": "bn|bias", "rest": ".*"}}, "hyperparameters": {"lr": {"per_group": True}}}
+FREE = ("schedule_free_sgd", "schedule_free_adamw")
 ADAM = {
     "lr": {"init": 0.05, "buckets": 3, "step": 0.05},
     "beta1": {"init": 0.9, "step": 0.1},
@@ -260,8 +261,8 @@ def searches() -> Iterator[tuple[str, Callable[[Watch], Record]]]:
     yield named("reverse", images, conv_net, {"estimator": "reverse"})
     yield named("reverse, groups", images, conv_net, {"estimator": "reverse"}, GROUPS)
     yield named("random directions", images, mlp, {"estimator": "random_directions", "random_directions": {"count": 2}})
-    for name in ("adam", "nadam", "adamw", "rmsprop", "adagrad", "lion", "lamb", "muon"):
-        learned = ADAM if name in ("adam", "adamw", "nadam", "lamb") else {"lr": ADAM["lr"]}
+    for name in ("adam", "nadam", "adamw", "rmsprop", "adagrad", "lion", "lamb", "muon", *FREE):
+        learned = ADAM if name in ("adam", "adamw", "nadam", "lamb", FREE[1]) else {"lr": ADAM["lr"]}
         slow = "" if name == "adam" else "slow "
         yield slow + name, partial(with_optimizer, optimizer=name, hyperparameters=learned)
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import jvp
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fds_dist.tangents.averaging import Averaged, judged
-from fds_dist.tangents.optimizers import SGD, Adam, InnerOptimizer
+from fds_dist.tangents.averaging import Averaged
+from fds_dist.tangents.optimizers import SGD, Adam, InnerOptimizer, judged
 
 STEPS, DECAY = 200, 0.9
 CASES: dict[str, tuple[InnerOptimizer, Any, dict[str, float]]] = {
@@ -41,7 +41,7 @@ def test_it_is_torch_s_average_after_every_step(name: str, decay: float) -> None
         weights, state = ours.update(weights, state, gradient, h)
         # Roundings of 1e-16 per step, which the average forgets: the optimizers themselves agree to as much.
         torch.testing.assert_close(
-            judged(weights, state), average.module.get_parameter("weight").flatten(), rtol=1e-13, atol=1e-15
+            judged(ours, weights, state), average.module.get_parameter("weight").flatten(), rtol=1e-13, atol=1e-15
         )
 
 
@@ -54,7 +54,7 @@ def test_its_tangent_is_that_of_differences() -> None:
         state = ours.init(weights)
         for step in range(6):
             weights, state = ours.update(weights, state, weights**3 + step, {"lr": lr, **fixed})
-        return judged(weights, state)
+        return judged(ours, weights, state)
 
     lr, nudge = torch.tensor(0.01, dtype=torch.float64), 1e-6
     tangent = jvp(average_after, (lr,), (torch.ones_like(lr),))[1]
@@ -64,4 +64,4 @@ def test_its_tangent_is_that_of_differences() -> None:
 
 def test_weights_without_an_average_are_judged_themselves() -> None:
     weights = random(5)
-    assert judged(weights, SGD().init(weights)) is weights
+    assert judged(SGD(), weights, SGD().init(weights)) is weights

@@ -26,6 +26,7 @@ from fds_dist.distributed.errors import rank_errors
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tangents.optimizers.plain import PureOptimizer, make_optimizer
+from fds_dist.tangents.optimizers.plain_schedule_free import PlainScheduleFree
 
 
 class DDPEngine:
@@ -46,6 +47,9 @@ class DDPEngine:
         Modes(module).train()
         self._parameters = list(trainable_parameters(module).values())
         self.optimizer = make_optimizer(schedule, module)
+        if settings.ema is not None and isinstance(self.optimizer, PlainScheduleFree):
+            problem = f"{settings.ema:g} is an average beside the one that {self.optimizer.formula} keeps"
+            raise UserError(Fault("ema", problem, "null"))
         self._averaged = None if settings.ema is None else averaged_model(self._module, settings.ema)
         self._network = self._module
         if ranks.world_size > 1:
@@ -83,9 +87,29 @@ class DDPEngine:
         """The network that is tested: with averaged weights, or that in training."""
         return self._module if self._averaged is None else self._averaged.module
 
-    def evaluating(self) -> AbstractContextManager[None]:
+    @property
+    def averages(self) -> bool:
         """See `Engine`."""
-        return in_evaluation(self._judged, self._ranks)
+        return self._averaged is not None or isinstance(self.optimizer, PlainScheduleFree)
+
+    @contextmanager
+    def _holding_average(self) -> Iterator[None]:
+        """Inside, the trained module holds the average that its optimizer keeps, where it keeps one."""
+        optimizer = self.optimizer
+        if not isinstance(optimizer, PlainScheduleFree):
+            yield
+            return
+        optimizer.eval()
+        try:
+            yield
+        finally:
+            optimizer.train()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """See `Engine`."""
+        with self._holding_average(), in_evaluation(self._judged, self._ranks):
+            yield
 
     def predict(self, inputs: Any) -> Any:
         """See `Engine`."""
@@ -103,7 +127,8 @@ class DDPEngine:
             return {}
         # Copies: the format refuses tensors that share memory, such as tied weights.
         module = self._module if trained else self._judged
-        return {name: host_copy(tensor) for name, tensor in module.state_dict().items()}
+        with nullcontext() if trained else self._holding_average():
+            return {name: host_copy(tensor) for name, tensor in module.state_dict().items()}
 
     def save(self, path: Path, progress: dict[str, Any]) -> Callable[[], None]:
         """See `Engine`: rank 0 writes one file."""

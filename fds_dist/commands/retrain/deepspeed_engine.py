@@ -36,6 +36,7 @@ from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.storage.checkpoints import changed_files, digests, fresh_folder, remove_folders
 from fds_dist.tangents.optimizers.plain import PureOptimizer, make_optimizer
+from fds_dist.tangents.optimizers.plain_schedule_free import PlainScheduleFree
 
 
 class DeepSpeedEngine:
@@ -57,7 +58,7 @@ class DeepSpeedEngine:
         self._dtype = torch.bfloat16 if bf16 else torch.float32
         self._tool = _ready(ranks.device)
         self.optimizer = make_optimizer(schedule, module)
-        if isinstance(self.optimizer, PureOptimizer):
+        if isinstance(self.optimizer, (PureOptimizer, PlainScheduleFree)):
             problem = f"deepspeed steps flat parts of the weights, and torch.optim has no {self.optimizer.formula}"
             raise UserError(Fault("engine", problem, "engine=ddp"))
         for group in self.optimizer.param_groups:
@@ -74,6 +75,11 @@ class DeepSpeedEngine:
         gc.collect()  # `initialize` leaves a copy of all weights in reference cycles
         if bf16 and any(isinstance(layer, _BatchNorm) for layer in self._module.modules()):
             self.notes += ["batch-norm's running statistics are bfloat16, as its weights are"]
+
+    @property
+    def averages(self) -> bool:
+        """See `Engine`."""
+        return False
 
     def step(self, terms: Sequence[Term]) -> list[Tensor]:
         """See `Engine`."""

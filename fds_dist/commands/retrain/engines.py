@@ -31,6 +31,11 @@ class Engine(Protocol):
         """Notes for the user."""
         ...
 
+    @property
+    def averages(self) -> bool:
+        """Whether an average of the weights is tested and saved: of the settings' `ema`, or of the optimizer."""
+        ...
+
     def step(self, terms: Sequence[Term]) -> list[Tensor]:
         """One optimizer step with the gradient of mean_ranks(Σ_terms weight · loss_of(call(network, inputs))), clipped
         as the settings say; one term has a graph at a time. Returns each term's `loss_of`."""
@@ -41,14 +46,13 @@ class Engine(Protocol):
         ...
 
     def predict(self, inputs: Any) -> Any:
-        """The network's output, by averaged weights if the settings have `ema`. Every rank calls this equally often."""
+        """The network's output, by averaged weights where there are some. Every rank calls this equally often."""
         ...
 
     def weights(self, trained: bool = False) -> dict[str, Tensor]:
         """Copies of all weights and buffers by name, in host memory, on rank 0; an empty mapping on the others.
 
-        They are those that `predict` uses, which are averages if the settings have `ema`; or, if `trained`, those in
-        training.
+        They are those that `predict` uses; or, if `trained`, those in training.
         """
         ...
 

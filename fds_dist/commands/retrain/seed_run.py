@@ -182,7 +182,7 @@ class SeedRun:
         weights = self.engine.weights()
         files = {self.files.best: weights} if is_best else {}
         files |= {self.files.last: weights}
-        if self.settings.ema is not None:
+        if self.engine.averages:
             files |= {self.files.last_trained: self.engine.weights(trained=True)}
         history = "".join(to_line(record) + "\n" for record in self.records)
 

@@ -44,10 +44,11 @@ def retrain(
     or `settings.steps`.
 
     Under a launcher it is called alike on every rank; each computes its part of every batch. It writes `folder`/SEED/
-    with ``history.jsonl``, ``last.safetensors``, ``best.safetensors`` (with ``ema`` these are averages, and those in
-    training are in ``last_trained.safetensors``) and the state from which a later call with the same settings
-    continues, and ``summary.json`` with mean and spread over the seeds. All seeds share one test set. The best weights
-    are chosen on validation data that is held out (`settings.hold_out`); without such data they are the last.
+    with ``history.jsonl``, ``last.safetensors``, ``best.safetensors`` (with ``ema`` or a schedule-free optimizer these
+    are averages, and the weights in training are in ``last_trained.safetensors``) and the state from which a later call
+    with the same settings continues, and ``summary.json`` with mean and spread over the seeds. All seeds share one test
+    set. The best weights are chosen on validation data that is held out (`settings.hold_out`); without such data they
+    are the last.
 
     Args:
         make_task: seed → task, so that the order of the data also differs between seeds.

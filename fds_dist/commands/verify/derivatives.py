@@ -188,7 +188,7 @@ def finite_differences(
         moved = list(values)
         moved[element] = value
         training, _ = run_horizon(InnerRun(problem.by("plain"), moved, 0, horizon))
-        return validate(problem, training.network, training.state, 0, with_gradient=False).loss
+        return validate(problem, training.network, training.judged_state, 0, with_gradient=False).loss
 
     def difference(element: int) -> float:
         count(element)

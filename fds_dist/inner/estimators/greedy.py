@@ -10,7 +10,7 @@ et al., 2020). Tangents start anew with each bucket; of the shape `linear`, two 
 published methods move the hyperparameters during the run; here the outer optimizer moves them between runs, so that
 only the hypergradients differ from the other estimators'.
 
-Where the weights are averaged, L_val is that of the average, and Z in the product its tangent.
+Where an average of the weights is judged, L_val is that of the average, and Z in the product its tangent.
 
 Cost per step: a plain step, a validation gradient and, for γ > 0, two plain steps per number of each bucket in use.
 """
@@ -31,6 +31,7 @@ from fds_dist.inner.advance import Steps
 from fds_dist.inner.checkpoint_files import Target, empty_like, state_targets, tangent_targets, tensors_to_write
 from fds_dist.inner.directions import Directions, along_elements
 from fds_dist.inner.estimate import Estimate, Estimator, evaluate, finished_run, lost_run, validate
+from fds_dist.inner.estimators.forward import tangents_of_judged
 from fds_dist.inner.horizon import zero_tangents
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, InnerState, Tangents
@@ -38,7 +39,6 @@ from fds_dist.inner.training import Training
 from fds_dist.schedule.buckets import Segment
 from fds_dist.schedule.space import HyperparameterSpace
 from fds_dist.tangents import Batch
-from fds_dist.tangents.averaging import judged
 
 
 def greedy_estimator(discount: float) -> Estimator:
@@ -53,7 +53,7 @@ def estimate_greedy(run: InnerRun, discount: float = 0.0) -> Estimate:
     with run.checkpointer or nullcontext():
         greedy.restore()
         greedy.train()
-    validation = validate(problem, training.network, training.whole_state, run.number, ranks.data, with_gradient=False)
+    validation = validate(problem, training.network, training.judged_state, run.number, ranks.data, with_gradient=False)
     if training.state.step < run.horizon:
         return lost_run(run, validation, training.state.step)
     totals = greedy.total.tolist()
@@ -96,7 +96,9 @@ class GreedyRun:
 
     def _add(self, gradient: Tensor) -> None:
         """Adds ∇L_val · Z after a step, from this rank's columns of the gradient [S]."""
-        rows = judged(self.tangents.weights, self.tangents.optimizer)
+        if not self.tangents.elements:
+            return
+        rows = tangents_of_judged(self.training, self.tangents)
         for element, row in zip(self.tangents.elements, rows, strict=True):
             self.total[element] += (row.double() * gradient).sum()
 
@@ -192,7 +194,7 @@ def _validation_gradient(training: Training, batch: Batch) -> Tensor:
     """This rank's columns [S] of ∇L_val of one batch; leaves the network in training mode."""
     problem, network, axis = training.problem, training.network, training.axis
     evaluation = evaluate(
-        problem, network, training.whole_state, [batch], problem.val_batch_norm, axis, with_gradient=True
+        problem, network, training.judged_state, [batch], problem.val_batch_norm, axis, with_gradient=True
     )
     network.train()
     assert evaluation is not None and evaluation.gradient is not None

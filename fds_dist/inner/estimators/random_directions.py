@@ -44,10 +44,10 @@ def estimate_by_directions(run: InnerRun, count: int | None = None) -> Estimate:
     mine = plan.owned[ranks.tangent_rank]
     mixture = to_device((basis * units)[list(mine)], run.problem.device, run.problem.dtype)
     training, tangents = run_horizon(run, mine, along_mixtures(mixture))
-    validation = validate(run.problem, training.network, training.whole_state, run.number, ranks.data)
+    validation = validate(run.problem, training.network, training.judged_state, run.number, ranks.data)
     if training.state.step < run.horizon:
         return lost_run(run, validation, training.state.step)
-    along = ranks.gather_elements(directional_derivatives(validation, tangents, ranks.data), plan.owned)
+    along = ranks.gather_elements(directional_derivatives(validation, training, tangents), plan.owned)
     slopes = torch.tensor(along, dtype=torch.float64)
     return finished_run(run, validation, (size / count * (slopes @ basis) / units).tolist())
 

@@ -32,10 +32,10 @@ from fds_dist.inner.estimate import Estimate, Evaluation, finished_run, lost_run
 from fds_dist.inner.estimators.there_and_back import Place
 from fds_dist.inner.plan import stretch
 from fds_dist.inner.run import InnerRun, InnerState
-from fds_dist.inner.training import initial_state
+from fds_dist.inner.training import initial_state, judged_state
 from fds_dist.schedule.buckets import Segment
 from fds_dist.tangents import Batch, Network, TrainingLoss
-from fds_dist.tangents.averaging import judged
+from fds_dist.tangents.optimizers import judged
 
 
 class ReverseSweep:
@@ -131,7 +131,14 @@ class ReverseSweep:
         """Of the final `state`. Those of live buffers are parts, which add up in the network."""
         assert validation.gradient is not None
         by_buffers = [validation.buffer_gradients[name] for name in self.network.live]
-        return [*_final_adjoints(state, self.axis.sum(validation.gradient)), *by_buffers]
+        return [*self._final_adjoints(state, self.axis.sum(validation.gradient)), *by_buffers]
+
+    def _final_adjoints(self, state: InnerState, gradient: Tensor) -> tuple[Tensor, ...]:
+        """∇L_val by the weights and the optimizer's tensors, from that by what is judged of them [D]."""
+        parts, spec = tree_flatten((state.weights, state.optimizer))
+        leaves = [part.detach().requires_grad_() for part in parts]
+        average = judged(self.problem.rule(self.network.layout), *tree_unflatten(leaves, spec))
+        return torch.autograd.grad(average, leaves, gradient, materialize_grads=True)
 
     def first_place(self) -> Place:
         """Where the run begins, or where its checkpointer has kept it."""
@@ -204,7 +211,8 @@ def estimate_reverse(run: InnerRun) -> Estimate:
         place = sweep.first_place()
         if place.state.step < run.horizon:
             sweep.go_there(place)
-        validation = validate(run.problem, sweep.network, place.state, run.number, sweep.axis)
+        averaged = judged_state(run.problem, sweep.network, place.state)
+        validation = validate(run.problem, sweep.network, averaged, run.number, sweep.axis)
         if place.state.step < run.horizon:
             return lost_run(run, validation, place.state.step)
         sweep.network.train()
@@ -212,13 +220,6 @@ def estimate_reverse(run: InnerRun) -> Estimate:
             place.adjoints = sweep.first_adjoints(place.state, validation)
         sweep.come_back(place)
     return finished_run(run, validation, place.total.tolist())
-
-
-def _final_adjoints(state: InnerState, gradient: Tensor) -> tuple[Tensor, ...]:
-    """∇L_val by the weights and the optimizer's tensors, from that by what is judged of them [D]."""
-    parts, spec = tree_flatten((state.weights, state.optimizer))
-    leaves = [part.detach().requires_grad_() for part in parts]
-    return torch.autograd.grad(judged(*tree_unflatten(leaves, spec)), leaves, gradient, materialize_grads=True)
 
 
 def _detached(state: InnerState) -> InnerState:

@@ -14,8 +14,10 @@ from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.common.optimizers import BUILT_IN, torch_arguments
 from fds_dist.schedule.driver import parameter_groups
 from fds_dist.schedule.schedule import Schedule
+from fds_dist.tangents.optimizers.plain_schedule_free import PlainScheduleFree
 from fds_dist.tangents.optimizers.protocol import InnerOptimizer, bound
 from fds_dist.tangents.optimizers.registry import optimizer_of
+from fds_dist.tangents.optimizers.schedule_free import ScheduleFree
 from fds_dist.tangents.step import WeightGroups
 
 
@@ -28,8 +30,8 @@ def make_optimizer(schedule: Schedule, module: nn.Module) -> Optimizer:
     driver = schedule.attach(optimizer, horizon=epochs * len(loader), fixed=True)
     ```
 
-    It is the class of `torch.optim`, where that has the formula. For lion, lamb, muon and an optimizer of a user's own
-    it is a `PureOptimizer`, which steps by the formula of the search.
+    It is the class of `torch.optim`, where that has the formula. For a schedule-free one it is a `PlainScheduleFree`,
+    for lion, lamb, muon and an optimizer of a user's own a `PureOptimizer`, which steps by the formula of the search.
 
     Raises:
         UserError: the schedule names no optimizer, or one that cannot be made, or its parameter groups do not fit the
@@ -39,11 +41,13 @@ def make_optimizer(schedule: Schedule, module: nn.Module) -> Optimizer:
 
 
 def torch_optimizer(optimizer: InnerOptimizer, module: nn.Module, groups: list[dict[str, Any]]) -> Optimizer:
-    """The `torch.optim` optimizer with the formula of `optimizer`, for a driver that sets every value.
+    """The optimizer as PyTorch has it with the formula of `optimizer`, for a driver that sets every value.
 
     Args:
         groups: the trained parameters of `module`, as `fds_dist.schedule.driver.parameter_groups` returns them.
     """
+    if isinstance(optimizer, ScheduleFree):
+        return PlainScheduleFree(optimizer, groups)
     facts = BUILT_IN.get(optimizer.name)
     if facts is None or not facts.torch_class:
         return PureOptimizer(optimizer, module, groups)
@@ -66,7 +70,7 @@ class PureOptimizer(Optimizer):
         self._names = tuple(optimizer.defaults)
         self._parameters = list(parameters.values())
         self._layout = FlatLayout.of(parameters)
-        self._rule = bound(optimizer, self._layout)
+        self._rule = bound(optimizer, self._layout, grouped=len(groups) > 1)
         self._structure: TreeSpec | None = None
         place = {id(parameter): i for i, group in enumerate(self.param_groups) for parameter in group["params"]}
         of_parameter = torch.tensor([place[id(parameter)] for parameter in self._parameters], dtype=torch.int32)

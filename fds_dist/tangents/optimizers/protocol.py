@@ -39,6 +39,11 @@ class InnerOptimizer(Protocol):
       It returns the same optimizer for weights that lie in the flat vector as `layout`, a `FlatLayout`, says;
       `layout.views(vector)` are the parameters by name. Such an optimizer needs `mesh.data: 1`, as more ranks there
       keep columns of the flat vector, which cut parameters.
+    - `for_groups() -> InnerOptimizer`: the same optimizer for parameter groups with values of their own, where its
+      state then needs one number per weight in place of a single one.
+    - `judged(weights, state) -> Tensor`: what is validated, tested and exported, [D], where that is not the weights
+      [D] themselves: an average of them, say. As `update`, a pure function of differentiable operations, and of columns
+      it gives the columns.
     - `domains`, a mapping from names of hyperparameters to (lowest, highest): their bounds where the config gives none.
     """
 
@@ -126,9 +131,21 @@ def needs_layout(optimizer: InnerOptimizer) -> bool:
     return hasattr(optimizer, "bind")
 
 
-def bound(optimizer: InnerOptimizer, layout: FlatLayout) -> InnerOptimizer:
-    """The optimizer for weights that lie as `layout` says; most do not need to know."""
-    return cast(Any, optimizer).bind(layout) if needs_layout(optimizer) else optimizer
+def bound(optimizer: InnerOptimizer, layout: FlatLayout, grouped: bool = False) -> InnerOptimizer:
+    """The optimizer for weights that lie as `layout` says, with values per group if `grouped`; most need not know."""
+    known = cast(Any, optimizer)
+    known = known.bind(layout) if needs_layout(optimizer) else known
+    return known.for_groups() if grouped and hasattr(known, "for_groups") else known
+
+
+def judges_average(optimizer: InnerOptimizer) -> bool:
+    """Whether something else than the weights is validated."""
+    return hasattr(optimizer, "judged")
+
+
+def judged(optimizer: InnerOptimizer, weights: Tensor, state: Any) -> Tensor:
+    """What is validated [D] of the `weights` [D] and the optimizer's `state`."""
+    return cast(Any, optimizer).judged(weights, state) if judges_average(optimizer) else weights
 
 
 def safe_sqrt(x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from fds_dist.tangents.optimizers.muon import Muon
 from fds_dist.tangents.optimizers.nadam import NAdam
 from fds_dist.tangents.optimizers.protocol import InnerOptimizer, PerWeight, bound, same_for_all
 from fds_dist.tangents.optimizers.rmsprop import RMSprop
+from fds_dist.tangents.optimizers.schedule_free import ScheduleFree
 from fds_dist.tangents.optimizers.sgd import SGD
 
 INNER_OPTIMIZERS: dict[str, Callable[..., InnerOptimizer]] = {
@@ -33,6 +34,8 @@ INNER_OPTIMIZERS: dict[str, Callable[..., InnerOptimizer]] = {
     "lion": Lion,
     "lamb": LAMB,
     "muon": Muon,
+    "schedule_free_sgd": ScheduleFree,
+    "schedule_free_adamw": partial(ScheduleFree, adaptive=True),
 }
 """By name in the config; each takes the switches that `fds_dist.common.optimizers` lists for it."""
 

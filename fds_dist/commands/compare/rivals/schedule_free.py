@@ -21,28 +21,33 @@ from fds_dist.commands.compare.rivals.curves import decay_faults, named_numbers
 from fds_dist.commands.compare.rivals.recipe import Setting, constants, shared_ranges
 from fds_dist.commands.compare.space import SearchRange, warmup_range
 from fds_dist.common.faults import Fault
+from fds_dist.common.optimizers import BUILT_IN
 from fds_dist.common.values import Value
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.groups import base_of
 from fds_dist.schedule.shapes import DEFAULT
 from fds_dist.schedule.space import HyperparameterSpace
-from fds_dist.tangents.averaging import AveragedState
 from fds_dist.tangents.optimizers import PerWeight, same_for_all
+from fds_dist.tangents.optimizers.schedule_free import ScheduleFree as InnerScheduleFree
 
-CLASSES = {"sgd": "SGDScheduleFree", "adamw": "AdamWScheduleFree"}
+CLASSES = {
+    "sgd": "SGDScheduleFree",
+    "adamw": "AdamWScheduleFree",
+    **{name: facts.package_class for name, facts in BUILT_IN.items() if facts.package_class},
+}
 """Inner optimizer → the class of the package that takes its place."""
 
-INTERPOLATION = {"sgd": "momentum", "adamw": "beta1"}
-"""Inner optimizer → its hyperparameter under whose name the package has the interpolation between z and x."""
+INTERPOLATION = {"SGDScheduleFree": "momentum", "AdamWScheduleFree": "beta1"}
+"""Class of the package → the hyperparameter under whose name it has the interpolation between z and x."""
 
 INTERPOLATION_RANGE = (0.5, 0.99)
 """Around the package's default of .9, in place of the range of a momentum."""
 
 USUAL_INTERPOLATION = 0.9
 
-FASTER = {"sgd": 10.0, "adamw": 1.0}
-"""Factor of the highest learning rate. Schedule-free SGD takes rates 10 to 50 times as high as SGD with momentum does,
-says the package, as its momentum multiplies no step."""
+FASTER = {"sgd": 10.0}
+"""Inner optimizer → factor of the highest learning rate. Schedule-free SGD takes rates 10 to 50 times as high as SGD
+with momentum does, says the package, as its momentum multiplies no step."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class ScheduleFree:
     """A constant learning rate after a warm-up, with averaging in place of a decay.
 
     Its numbers are the warm-up's share of the horizon and one for each learned hyperparameter. What the config fixes
-    stays fixed, but for the interpolation.
+    stays fixed, but for the interpolation where the inner optimizer is not schedule-free itself.
     """
 
     name: str = "schedule_free"
@@ -70,8 +75,8 @@ class ScheduleFree:
     def ranges(self, job: Job) -> dict[str, SearchRange]:
         """See `Recipe`."""
         shared, optimizer = shared_ranges(job.ranges), job.problem.optimizer.name
-        lr, interpolation = shared["lr"], INTERPOLATION[optimizer]
-        shared["lr"] = replace(lr, high=lr.high * FASTER[optimizer])
+        lr, interpolation = shared["lr"], INTERPOLATION[CLASSES[optimizer]]
+        shared["lr"] = replace(lr, high=lr.high * FASTER.get(optimizer, 1.0))
         if interpolation in shared:
             low, high = INTERPOLATION_RANGE
             shared[interpolation] = replace(shared[interpolation], low=low, high=high)
@@ -81,10 +86,12 @@ class ScheduleFree:
         """See `Recipe`."""
         space, warmup = problem.space, round(numbers[0] * horizon)
         by_base = dict(zip(dict.fromkeys(owner.base for owner in space.learned), numbers[1:], strict=True))
-        name, defaults = problem.optimizer.name, problem.optimizer.defaults
-        values = {**defaults, **space.fixed, INTERPOLATION[name]: USUAL_INTERPOLATION, **by_base}
-        settings = {key: values[key] for key in defaults}
-        optimizer = PackageOptimizer(CLASSES[name], settings, warmup)
+        used, defaults = problem.optimizer, problem.optimizer.defaults
+        is_free, package_class = isinstance(used, InnerScheduleFree), CLASSES[used.name]
+        usual = {} if is_free else {INTERPOLATION[package_class]: USUAL_INTERPOLATION}
+        values = {**defaults, **space.fixed, **usual, **by_base}
+        settings = {**{key: values[key] for key in defaults}, **(used.switches if is_free else {})}
+        optimizer = PackageOptimizer(package_class, settings, warmup)
         of_loss = [owner for owner in space.learned if owner.base not in defaults]
         rest = HyperparameterSpace(
             tuple(replace(owner, buckets=1, shape=DEFAULT) for owner in of_loss),
@@ -114,6 +121,8 @@ def _limits(job: Job) -> Iterator[tuple[bool, str, str]]:
 class PackageState(NamedTuple):
     """What an optimizer of the package keeps between two steps."""
 
+    average: Tensor
+    """[D] x."""
     vectors: dict[str, Tensor]
     """[D] each: z, and with AdamW the second moment."""
     counts: Tensor
@@ -126,10 +135,10 @@ COUNTS = ("k", "weight_sum", "lr_max")
 
 @dataclass(frozen=True)
 class PackageOptimizer:
-    """An optimizer of the package as an inner optimizer for runs without tangents. Its state holds x as the average."""
+    """An optimizer of the package as an inner optimizer for runs without tangents."""
 
     package_class: str
-    settings: Mapping[str, float]
+    settings: Mapping[str, Any]
     """Its hyperparameters by the names of `torch.optim`'s SGD and AdamW here: `beta1` and `beta2` apart."""
     warmup_steps: int
     defaults: Mapping[str, float] = field(default_factory=dict)
@@ -145,33 +154,36 @@ class PackageOptimizer:
         """Its settings."""
         return {**self.settings, "warmup_steps": self.warmup_steps}
 
-    def init(self, weights: Tensor) -> AveragedState:
+    def init(self, weights: Tensor) -> PackageState:
         """See `InnerOptimizer`."""
-        counts = torch.tensor([0.0, 0.0, -1.0], dtype=torch.float64)
-        return AveragedState(weights, weights.new_zeros(()), PackageState({}, counts))
+        return PackageState(weights, {}, torch.tensor([0.0, 0.0, -1.0], dtype=torch.float64))
+
+    def judged(self, weights: Tensor, state: PackageState) -> Tensor:
+        """See `InnerOptimizer`."""
+        return state.average
 
     def update(
         self,
         weights: Tensor,
-        state: AveragedState,
+        state: PackageState,
         gradient: Tensor,
         h: Mapping[str, Tensor],
         per_weight: PerWeight = same_for_all,
-    ) -> tuple[Tensor, AveragedState]:
+    ) -> tuple[Tensor, PackageState]:
         """See `InnerOptimizer`; `weights` is y."""
         y = nn.Parameter(weights.clone())  # which the package overwrites, as it does the gradient
         y.grad = gradient.clone()
         optimizer = self._made(y)
-        optimizer.state[y].update(state.optimizer.vectors)
+        optimizer.state[y].update(state.vectors)
         group = optimizer.param_groups[0]
-        steps, *others = state.optimizer.counts.tolist()
+        steps, *others = state.counts.tolist()
         group.update(zip(COUNTS, (int(steps), *others), strict=True), train_mode=True)
         optimizer.step()
         counts = torch.tensor([float(group[name]) for name in COUNTS], dtype=torch.float64)
         after = y.detach().clone()
-        inside = PackageState(dict(optimizer.state[y]), counts)
+        vectors = dict(optimizer.state[y])
         optimizer.eval()  # takes y to x
-        return after, AveragedState(y.detach(), state.updates + 1, inside)
+        return after, PackageState(y.detach(), vectors, counts)
 
     def _made(self, parameter: nn.Parameter) -> Any:
         settings: dict[str, Any] = dict(self.settings)
