@@ -6,6 +6,8 @@ source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/help.sh"
 
 # A rank that died leaves its store behind, which a restart must not use.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE="${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-1}"
+# Its store warns in pages of C++ frames where another launcher is gone, which a line of ours tells.
+export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 fail() {
