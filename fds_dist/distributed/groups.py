@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -55,9 +56,6 @@ class Groups:
         return "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
 
     def _begin(self) -> None:
-        # This module takes the world group of the moment as default arguments, for ever: imported within the run (by
-        # torch.func, by DDP) it would keep the group's threads until the interpreter has gone, which then aborts.
-        importlib.import_module("torch.distributed.nn.functional")
         store, environment = shared_store(self.environment), self.environment
         name_interface(environment, store)
         dist.init_process_group(
@@ -76,3 +74,16 @@ class Groups:
         if self.environment.has_group:  # otherwise the end of the run's world group ends all groups
             self.stack.callback(dist.destroy_process_group, group)
         return group
+
+
+def let_go_of_world() -> None:
+    """Lets a module of PyTorch's go of the world group that was there as it was imported (by torch.func, by DDP).
+
+    Its functions take that group as a default argument, and would keep its threads until the interpreter has gone,
+    which then may abort. None means the world group of the call, as where the module is imported before there is any.
+    """
+    module = importlib.import_module("torch.distributed.nn.functional")
+    for function in vars(module).values():
+        if isinstance(function, FunctionType) and function.__defaults__:
+            values = function.__defaults__
+            function.__defaults__ = tuple(None if isinstance(value, dist.ProcessGroup) else value for value in values)

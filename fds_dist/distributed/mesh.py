@@ -31,7 +31,7 @@ from fds_dist.distributed.data_axis import DataAxis, as_numbers
 from fds_dist.distributed.devices import reproducible_threads
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.errors import ending, rank_errors
-from fds_dist.distributed.groups import Groups
+from fds_dist.distributed.groups import Groups, let_go_of_world
 from fds_dist.distributed.store import hosts_store, shared_store
 
 Value = TypeVar("Value")
@@ -89,6 +89,8 @@ class Ranks:
             stack.enter_context(reproducible_threads(self.device))
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
+            if self.environment.distributed or dist.is_initialized():  # by the caller, for one rank alone
+                let_go_of_world()
             if self.environment.distributed:
                 stack.enter_context(company(self.environment))
                 self._join(stack)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import start_ranks
+import torch.distributed as dist
+from launching import clean_environment, start_ranks
 
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
@@ -18,9 +19,11 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted where Linux lists them")
-@pytest.mark.parametrize("holder", ["default arguments", "data axis", "cycle"])
+@pytest.mark.parametrize("holder", ["default arguments", "default arguments, the caller's group", "data axis", "cycle"])
 def test_no_thread_of_a_process_group_outlives_its_run(holder: str, tmp_path: Path) -> None:
-    ended = start_ranks([__file__, holder], 2, [tmp_path])
+    # A fork has imported the module whose default arguments are meant: a new interpreter has not.
+    changes = {"PYTHON_ANEW": "1"} if holder.startswith("default") else {}
+    ended = start_ranks([__file__, holder], 2, [tmp_path], clean_environment(**changes))
     assert [(rank.status, rank.err) for rank in ended] == [(0, "")] * 2
     for rank in ended:
         during, after = json.loads(rank.out)
@@ -36,9 +39,12 @@ def threads() -> list[str]:
 
 def program(holder: str) -> None:
     held: list[object] = []
+    of_caller = holder.endswith("the caller's group")
+    if of_caller:
+        dist.init_process_group("gloo")
     with Ranks(read_environment(), MeshShape(1, 1, 2), CPU) as ranks:
         assert ranks.data.sum(torch.ones(2)).tolist() == [2.0, 2.0]
-        if holder == "default arguments":
+        if holder.startswith("default arguments"):
             importlib.import_module("torch.distributed.nn.functional")
         if holder == "data axis":
             held.append(ranks.data)
@@ -47,6 +53,8 @@ def program(holder: str) -> None:
             cycle.append(cycle)
             del cycle
         during = threads()
+    if of_caller:
+        dist.destroy_process_group()
     sys.stdout.write(json.dumps([during, threads()]))
 
 
