@@ -107,6 +107,8 @@ def _tell_config_faults(options: argparse.Namespace) -> list[Fault]:
     draft = read_draft(options.config, options.overrides)
     if draft.config is None and read_environment().world_size == 1:
         raise UserError(draft.faults)  # there is nothing more to find, and no other rank that has to know
+    if draft.config is None and read_environment().rank:
+        return []  # perhaps a file that a network file system shows late: see `await_files`
     if _is_first_here():
         _print(draft.faults)
     return draft.faults

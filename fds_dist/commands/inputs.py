@@ -72,7 +72,7 @@ def launched(
     def drafted() -> Draft:
         return prepare(draft_of(config, overrides, resume, task))
 
-    with agreed_draft(command, drafted) as (environment, draft), arithmetic_restored():
+    with agreed_draft(command, drafted, resume or config) as (environment, draft), arithmetic_restored():
         rank = environment.rank if environment.distributed else None
 
         def built_here() -> tuple[Build, Facts]:

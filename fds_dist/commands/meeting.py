@@ -6,16 +6,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fds_dist.common.faults import UserError
+from fds_dist.common.paths import expand_path
 from fds_dist.config import Config, DistributedConfig, Draft
-from fds_dist.distributed.agreement import on_all_ranks
+from fds_dist.distributed.agreement import await_files, on_all_ranks
 from fds_dist.distributed.alike import require_alike
 from fds_dist.distributed.company import company
 from fds_dist.distributed.devices import with_gpus
 from fds_dist.distributed.environment import LaunchEnvironment, read_environment
 from fds_dist.storage.provenance import version_of
+from fds_dist.storage.run_folder import RunFolder
 
 MAY_DIFFER = frozenset({"tracking"})
 """The sections of the config that rank 0 alone reads. All other keys must be the same on all ranks; a folder that has
@@ -23,12 +26,13 @@ another path on each host is written with an environment variable."""
 
 
 @contextmanager
-def met(command: str, read: Callable[[], Config | None]) -> Iterator[LaunchEnvironment]:
+def met(command: str, read: Callable[[], Config | None], source: object = None) -> Iterator[LaunchEnvironment]:
     """This rank among all of them, once all have come to run the same command of the same version. Inside, they give
     signs of life.
 
     Args:
         read: reads this rank's config.
+        source: what it is read from; a path may be that of a config or of a run's folder.
 
     Raises:
         UserError: on every rank; they differ.
@@ -36,24 +40,37 @@ def met(command: str, read: Callable[[], Config | None]) -> Iterator[LaunchEnvir
     place = replace(read_environment(), timeout=timeout_of(read))
     with company(place):
         require_alike(place, {"command": command, "version of fds-dist": version_of("fds-dist")})
+        await_files(place, _files(source))
         yield with_gpus(place)
 
 
 @contextmanager
-def agreed_draft(command: str, read: Callable[[], Draft]) -> Iterator[tuple[LaunchEnvironment, Draft]]:
-    """The ranks that run `command`, and the config that all of them have.
+def agreed_draft(
+    command: str, read: Callable[[], Draft], source: object = None
+) -> Iterator[tuple[LaunchEnvironment, Draft]]:
+    """The ranks that run `command`, and the config that all of them have, which each reads from `source`: see `met`.
 
     A draft with faults passes: they are told with those of what is built from it.
 
     Raises:
         UserError: on every rank; one of them has no config, or they differ.
     """
-    with met(command, lambda: read().config) as environment:
+    with met(command, lambda: read().config, source) as environment:
         draft = on_all_ranks(environment, read)
         config = None if draft.faults else draft.config
         require_alike(environment, None if config is None else config_facts(config))
         require_alike(environment, None if config is None else version_facts(config))
         yield environment, draft
+
+
+def _files(source: object) -> list[Path]:
+    """The files that each rank reads of what a command was given."""
+    if not isinstance(source, str | Path):
+        return []
+    path = Path(source)
+    with suppress(UserError):  # which is told when the path is read
+        path = expand_path(source)
+    return [path, *RunFolder(path).read_by_all]
 
 
 def timeout_of(read: Callable[[], Config | None]) -> float:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import Store
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.files import VISIBLE_SECONDS, is_visible
 from fds_dist.common.out_of_memory import OutOfMemory, is_out_of_memory, memory_text
 from fds_dist.common.words import plural
 from fds_dist.distributed.environment import LaunchEnvironment
@@ -76,6 +79,20 @@ def told_by_all(environment: LaunchEnvironment, value: Any) -> list[Any]:
         names = [f"told/{rank}" for rank in range(environment.world_size)]
         _wait(store, names, environment)
         return [json.loads(store.get(name)) for name in names]
+
+
+def await_files(environment: LaunchEnvironment, files: Sequence[Path]) -> None:
+    """Returns when this rank sees each of the `files` that rank 0 sees, or when `VISIBLE_SECONDS` have passed.
+
+    Another host may have written them a moment ago: see `is_visible`. All ranks call this alike.
+    """
+    if not environment.distributed:
+        return
+    seen = told_by_all(environment, [os.path.isfile(file) for file in files])[0]
+    until = time.monotonic() + VISIBLE_SECONDS
+    for file, is_there in zip(files, seen, strict=False):  # ranks that were given unlike files find that out later
+        if is_there:
+            is_visible(file, until)
 
 
 def merged_faults(by_rank: Sequence[Sequence[Fault]]) -> list[Fault]:

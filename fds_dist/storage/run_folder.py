@@ -84,6 +84,11 @@ class RunFolder:
         """The page of the report."""
         return self.report / "index.html"
 
+    @property
+    def read_by_all(self) -> tuple[Path, ...]:
+        """The files that a command reads on every rank, where the folder is its input; the others rank 0 reads."""
+        return self.config, self.environment, self.history, self.schedule
+
     def faults(self, key: str = "RUN_DIR", file: str = "config.yaml", expected: str = "OUTPUT_DIR/NAME") -> list[Fault]:
         """One fault if `file` is not in the folder, with the nearest folder beside it that has the file.
 

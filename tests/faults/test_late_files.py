@@ -8,8 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from blob_searches import CONFIG
+from launching import SUPPORT, start_ranks
 from problems import ONE_RANK
 
+import fds_dist
 from fds_dist.common import files
 from fds_dist.common.files import digest, is_visible
 from fds_dist.storage import checkpoints
@@ -53,3 +56,21 @@ def test_a_file_that_never_comes_is_missing(tmp_path: Path, monkeypatch: pytest.
     began = time.monotonic()
     assert changed_files(tmp_path, {"never": "0"}, ONE_RANK) == ["never"]
     assert time.monotonic() - began < files.VISIBLE_SECONDS
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["optimize", "--resume", "runs/run", "outer.steps=2"],
+        ["retrain", "runs/run", "epochs=1"],
+        ["check", "runs/run"],
+        ["optimize", "runs/run/config.yaml", "name=again"],
+    ],
+    ids=lambda line: " ".join(line[:2]),
+)
+def test_ranks_wait_for_what_a_command_was_given(line: list[str], tmp_path: Path) -> None:
+    """Where one host alone would be told that there is no such run."""
+    fds_dist.optimize(CONFIG, [f"output_dir={tmp_path / 'runs'}", "outer.steps=1"], progress=False)
+    ended = start_ranks([str(SUPPORT / "late_files.py"), "runs/run", *line], 2, [tmp_path])
+    assert [(rank.status, rank.err) for rank in ended] == [(0, "")] * 2
+    assert (tmp_path / "shown").exists()

@@ -71,7 +71,7 @@ def check(
     """
     if world_size is not None and world_size < 1:
         raise UserError(Fault("--world-size", f"{world_size} is out of range", "a whole number of at least 1"))
-    drafted = agreed_draft("check", lambda: draft_of(config, overrides, None, task))
+    drafted = agreed_draft("check", lambda: draft_of(config, overrides, None, task), config)
     with drafted as (environment, draft), arithmetic_restored():
         planned = environment if world_size is None else replace(environment, rank=0, world_size=world_size)
         built = on_all_ranks(environment, lambda: build(draft, planned, task, model))

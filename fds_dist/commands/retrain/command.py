@@ -76,7 +76,10 @@ def retrain(
     """
     folder = RunFolder(run_path(run_dir))
     task, model = task_of(run_dir, task), model_of(run_dir, model)
-    with met("retrain", lambda: read_draft(folder.config).config) as environment, arithmetic_restored():
+    with (
+        met("retrain", lambda: read_draft(folder.config).config, folder.path) as environment,
+        arithmetic_restored(),
+    ):
         config, schedule, settings = on_all_ranks(environment, lambda: _read(folder, overrides))
         # A network file system may show another rank what was there before the search wrote its result, a moment ago.
         schedule = Schedule.from_json(told_by_all(environment, schedule.to_json())[0])
