@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import atexit
 import gc
-import io
 import os
 import sys
 import time
@@ -22,6 +21,7 @@ from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import WriteFailed
 from fds_dist.common.interruptions import INTERRUPTED, end_on_signals, was_signalled
 from fds_dist.common.out_of_memory import OutOfMemory, is_out_of_memory, memory_text
+from fds_dist.common.output import name_output
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.launchers import told_local_rank
 
@@ -40,24 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     atexit.register(gc.freeze)  # or the interpreter's last collection walks through all of PyTorch: a third of a second
     told: list[Fault] = []
     end_on_signals()
-    _print_any_character()
+    name_output()
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
         told = _tell_config_faults(options)
-        return options.command.run(options)
+        status = options.command.run(options)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
         if was_signalled():  # libraries make other errors of an interruption
             return INTERRUPTED
         return _explained(error, told)
-
-
-def _print_any_character() -> None:
-    """Lets the standard streams write what their encoding lacks as `\\xfc`, in a locale that knows ASCII alone."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _explained(error: Exception, told: Sequence[Fault]) -> int:

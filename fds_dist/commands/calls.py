@@ -5,14 +5,15 @@ A command's module is imported only when the command runs, so that `--help` need
 
 from __future__ import annotations
 
-import os
 import shlex
-import sys
 from argparse import Namespace
+from tempfile import TemporaryFile
 
 from fds_dist.commands import DONE, FAILED
+from fds_dist.common.access import writable
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import WriteFailed, is_full, write_output
+from fds_dist.common.output import close_output
 from fds_dist.common.paths import expand_path
 from fds_dist.distributed.environment import read_environment
 
@@ -94,13 +95,20 @@ def run_bench(options: Namespace) -> int:
     if options.json and not options.json.endswith(".json"):  # a config, perhaps, which must not be written over
         raise UserError(Fault("--json", f"{options.json} does not end with .json", "--json, or --json FILE.json"))
     seconds = SECONDS if options.seconds is None else options.seconds
+    if options.json and read_environment().world_size == 1:  # no other rank waits in vain
+        with writable(folder := expand_path(options.json, "--json").parent, "--json"), TemporaryFile(dir=folder):
+            pass
     report = bench(options.config, options.overrides, seconds=seconds, progress=True)
     if not _is_first():
         return DONE
     if options.json is None:
         print_bench(report, default_console())
     elif options.json:
-        _write(options.json, f"{report.to_json()}\n", "--json")
+        try:
+            _write(options.json, f"{report.to_json()}\n", "--json")
+        except (UserError, WriteFailed):
+            print(report.to_json())  # which took a while to measure
+            raise
     else:
         print(report.to_json())
     return DONE
@@ -167,15 +175,7 @@ def _print_to_pipe(text: str) -> None:
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
-        _close_output()
-    except OSError as error:
-        _close_output()
-        raise WriteFailed(error.errno, error.strerror, "the standard output") from None
-
-
-def _close_output() -> None:
-    """Ends the standard output; otherwise the flush at exit fails again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        close_output()
 
 
 def _write(path: str, text: str, option: str) -> None:

@@ -36,7 +36,10 @@ class _Version(argparse.Action):
     """`--version`: the versions of the package and of what it runs on, without importing anything of it."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        print(f"fds-dist {_installed('fds-dist')}, Python {platform.python_version()}, torch {_installed('torch')}")
+        print(
+            f"fds-dist {_installed('fds-dist')}, Python {platform.python_version()}, torch {_installed('torch')}",
+            flush=True,
+        )
         parser.exit()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,12 @@ import pytest
 from blob_searches import CONFIG
 
 import fds_dist
+from fds_dist.commands.calls import run_bench
 from fds_dist.commands.sweep.command import sweep
 
 NOBODY = 65534
+SECONDS = 0.01
+"""That a benchmark may take, which it does not in fact."""
 SWEEP = """
 method: grid
 command: ["${env}", python, -m, fds_dist, optimize, CONFIG, "${args_no_hyphens}"]
@@ -51,6 +55,8 @@ def run_dir() -> Iterator[Path]:
     fds_dist.retrain(run, ["epochs=1"], progress=False)
     for name, command in (("compare", compare), ("noise", noise)):
         command(place / name)
+    for name in ("verify", "bench"):
+        READING[name](run)
     yield run
     shutil.rmtree(place)
 
@@ -66,6 +72,11 @@ def compare(output_dir: Path) -> object:
 
 def noise(output_dir: Path) -> object:
     return fds_dist.noise(study(output_dir), runs=4, steps=4, progress=False)
+
+
+def bench_into(folder: Path) -> object:
+    options = {"config": CONFIG, "overrides": [], "json": str(folder / "bench.json"), "seconds": SECONDS}
+    return run_bench(Namespace(**options))
 
 
 def local_sweep(output_dir: Path) -> object:
@@ -119,6 +130,8 @@ READING: dict[str, Callable[[Path], object]] = {
     "load_schedule": fds_dist.load_schedule,
     "export": lambda folder: fds_dist.export(folder, "csv"),
     "check": lambda folder: fds_dist.check(str(folder)),
+    "verify": lambda folder: fds_dist.verify(str(folder), steps=2),
+    "bench": lambda folder: fds_dist.bench(str(folder), seconds=SECONDS),
 }
 WRITING_IN_A_RUN: dict[str, Callable[[Path], object]] = {
     "resume": lambda folder: fds_dist.optimize(resume=folder, overrides=["outer.steps=2"], progress=False),
@@ -130,12 +143,13 @@ WRITING: dict[str, Callable[[Path], object]] = {
     "compare": compare,
     "noise": noise,
     "sweep": local_sweep,
+    "bench --json": bench_into,
 }
 REFUSED = [
     *((name, call, wrong) for name, call in READING.items() for wrong in NOT_READABLE),
     *((name, call, wrong) for name, call in (WRITING_IN_A_RUN | WRITING).items() for wrong in ALL),
 ]
-"""Command, its call, and what is wrong with the folder that it gets: 69 cases."""
+"""Command, its call, and what is wrong with the folder that it gets: 86 cases."""
 
 
 @pytest.fixture

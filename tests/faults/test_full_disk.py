@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -161,6 +163,38 @@ def test_what_a_line_names_is_written_whole_or_keeps_its_content(capsys: pytest.
     if Path("/dev/full").exists():
         with pytest.raises(WriteFailed, match=r"^cannot write /dev/full: No space left on device$"):
             fds_dist.load_schedule("runs/run").save("/dev/full")
+
+
+def test_a_benchmark_is_printed_where_its_file_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run.yaml").write_text(yaml.safe_dump(SEARCH))
+    Path("bench.json").write_text("before")
+    with full_disk("bench.json") as met:
+        assert main(["bench", "run.yaml", "--seconds", "0.01", "--json", "bench.json"]) == 1
+    said = capsys.readouterr()
+    assert met and said.err.splitlines()[-1] == "fds-dist: cannot write bench.json: No space left on device"
+    assert json.loads(said.out)["tangents"] == 2
+    assert Path("bench.json").read_text() == "before"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize(
+    ("line", "unbuffered"),
+    [
+        *((line, unbuffered) for line in ("config", "--version") for unbuffered in ("", "1")),
+        ("verify run.yaml --steps 2", ""),
+        ("bench run.yaml --seconds 0.01 --json", "1"),
+    ],
+)
+def test_what_is_printed_on_a_full_disk_ends_in_one_line(line: str, unbuffered: str) -> None:
+    Path("run.yaml").write_text(yaml.safe_dump(SEARCH))
+    command = [sys.executable, "-m", "fds_dist", *line.split()]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=clean_environment(PYTHONUNBUFFERED=unbuffered)
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "fds-dist: cannot write the standard output: No space left on device"
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
 
 def test_all_ranks_end_alike(tmp_path: Path) -> None:
