@@ -18,10 +18,15 @@ from torch.utils._pytree import tree_leaves
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Follows the storages of all results inside, from the operation that makes them until nobody holds them."""
+    """Follows the storages of all results inside, from the operation that makes them until nobody holds them.
 
-    def __init__(self) -> None:
+    Args:
+        shapes: whether tensors that have a shape and no memory count as if they had some.
+    """
+
+    def __init__(self, shapes: bool = False) -> None:
         super().__init__()
+        self._shapes = shapes
         self.now = self.peak = 0
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -34,8 +39,8 @@ class _LiveBytes(TorchDispatchMode):
     def _see(self, values: object, counts: bool) -> None:
         for leaf in tree_leaves(values):
             if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self._alive:
-                is_real = leaf.untyped_storage().device.type != "meta"  # a trace makes tensors without memory
-                self._add(leaf.untyped_storage(), counts and is_real)
+                has_memory = self._shapes or leaf.untyped_storage().device.type != "meta"  # as in a trace
+                self._add(leaf.untyped_storage(), counts and has_memory)
 
     def _add(self, storage: torch.UntypedStorage, counts: bool) -> None:
         key, size = storage._cdata, storage.nbytes() if counts else 0
@@ -100,11 +105,14 @@ def own_peak_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+def peak_bytes(run: Callable[[], object], device: torch.device, shapes: bool = False) -> int:
     """Bytes that `run` holds at its peak beyond what was there before; its result is not kept.
 
     On a GPU by its allocator, which also sees what libraries ask for. Elsewhere by the sizes of all tensors that
     PyTorch's operations make: what happens within one of them is not seen.
+
+    Args:
+        shapes: whether tensors without memory (PyTorch's fake ones) count by their shapes.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -113,6 +121,6 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with _LiveBytes() as live:
+    with _LiveBytes(shapes) as live:
         run()
     return live.peak

@@ -16,6 +16,7 @@ from fds_dist.common.batch import Batch, common_rows, first_samples
 from fds_dist.common.memory import peak_bytes
 from fds_dist.inner.estimate import validate
 from fds_dist.inner.problem import Problem
+from fds_dist.inner.shape_peak import shape_peak
 from fds_dist.inner.stopwatch import run_steps, time_steps
 from fds_dist.tasks.base import Task
 
@@ -48,6 +49,8 @@ class StepMeasurement:
     """Activations, gradient and the products of one chunk of tangents, without weights, state and tangents."""
     extrapolated: bool = False
     """Whether it was measured on a part of the samples."""
+    by_shapes: bool = False
+    """Whether the memory nevertheless is that of all samples; see `shape_peak`."""
 
     def seconds(self, tangents: int) -> float:
         """A step with so many live tangents."""
@@ -78,7 +81,9 @@ def measure_step(problem: Problem, parts: int = 1, most: int = 1) -> StepMeasure
     for name in quantities:
         ends = getattr(few, name), getattr(more, name)
         at_all[name] = max(ends[1] + (ends[1] - ends[0]) * (samples - enough) / (enough - enough // 2), ends[1])
-    return replace(more, **{**at_all, "peak_bytes": round(at_all["peak_bytes"])}, extrapolated=True)
+    told = _peak_by_shapes(part_of(problem, parts), more.tangents)
+    peak = round(at_all["peak_bytes"]) if told is None else told
+    return replace(more, **{**at_all, "peak_bytes": peak}, extrapolated=True, by_shapes=told is not None)
 
 
 def _samples_of_part(problem: Problem, parts: int) -> int:
@@ -89,6 +94,17 @@ def _samples_of_part(problem: Problem, parts: int) -> int:
 def part_of(problem: Problem, parts: int) -> Problem:
     """The problem on one of `parts` equal parts of each batch."""
     return problem if parts == 1 else on_few(problem, _samples_of_part(problem, parts))
+
+
+def _peak_by_shapes(problem: Problem, tangents: int) -> int | None:
+    """As `step_peak`, by the shapes of tensors alone: few samples do not show where the peak of many is. None where it
+    cannot be told so."""
+    if problem.device.type != "cpu":  # elsewhere the allocator counts, and steps are shorter
+        return None
+    try:
+        return shape_peak(problem, tangents) - (1 + tangents) * problem.state_bytes
+    except Exception:  # whatever the user's code raises where tensors have no values
+        return None
 
 
 def _affordable(problem: Problem, samples: int) -> int:

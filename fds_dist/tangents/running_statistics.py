@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -91,7 +92,7 @@ class RunningStatistics:
         """Whether `_fused` may compute `layer` at `x`; what PyTorch refuses it refuses with a message of its own."""
         averages_all = layer.momentum is None  # whose share is a number on the device
         # `torch.func`, as `torch.autograd.Function.apply` asks, and traces, whose tensors are of another class.
-        watched = torch._C._are_functorch_transforms_active() or type(x) is not Tensor
+        watched = torch._C._are_functorch_transforms_active() or (type(x) is not Tensor and not _has_shape_alone(x))
         return not (averages_all or watched or self.differentiable) and x.dim() > 1 and x.numel() > x.shape[1]
 
     def _fused(self, layer: _BatchNorm, x: Tensor, update: bool) -> Tensor:
@@ -229,3 +230,9 @@ def _normalized(layer: _BatchNorm | _InstanceNorm, x: Tensor, mean: Tensor, vari
     if layer.bias is not None:
         y = y + _per_channel(layer.bias, x)
     return y.to(x.dtype) if x.dtype in HALVES else y
+
+
+def _has_shape_alone(x: Tensor) -> bool:
+    """Whether it is a fake tensor that nobody traces: it stands for an eager one."""
+    tracer = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)  # type: ignore[attr-defined]
+    return is_fake(x) and tracer is None

@@ -109,10 +109,8 @@ def traced(chunk: int) -> Problem:
 
 @pytest.mark.parametrize("place", ["trace", "difference"])
 def test_compiled_steps_take_half_as_many_too(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Where a step is traced, and where it is compared with the eager one.
-    of_inputs = {"trace": lambda _, inputs, *__: len(inputs.directions)}
-    of_inputs["difference"] = lambda _, __, inputs, *___: len(inputs.directions)
-    monkeypatch.setattr(ways, place, allocating(3, getattr(ways, place), of_inputs[place]))
+    argument = {"trace": 1, "difference": 2}[place]  # where a step is traced, and compared with the eager one
+    monkeypatch.setattr(ways, place, allocating(3, getattr(ways, place), lambda *args: len(args[argument].directions)))
     notes: list[str] = []
     problem = traced(8)
     estimate = estimate_forward(InnerRun(problem, flat(BUCKETS), 0, 8, note=notes.append))

@@ -9,6 +9,7 @@ from math import ceil
 from typing import cast
 
 import pytest
+import torch
 from problems import CPU, TensorTask, conv_bn, image_task, images, make_problem, mlp
 from rich.console import Console
 from torch import nn
@@ -23,6 +24,7 @@ from fds_dist.inner.estimators import estimate_forward
 from fds_dist.inner.measurement import measure_step
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun
+from fds_dist.models.lenet import lenet
 from fds_dist.outer.progress import OuterSettings
 from fds_dist.tangents.optimizers import SGD, Adam, InnerOptimizer
 
@@ -114,4 +116,64 @@ def test_peak_memory_is_predicted_within_a_tenth(
     buckets = {"lr": [0.01] * 6, **({"momentum": [0.5]} if optimizer.name == "sgd" else {"beta1": [0.9]})}
     problem = make_problem(task, buckets, method=method, chunk_size=chunk_size, optimizer=optimizer)
     predicted, taken = predicted_and_taken(replace(problem, accumulate=accumulate), 8)
+    assert predicted == pytest.approx(taken, rel=0.1)
+
+
+def long_step(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """As `predicted_and_taken`, of a step that would take so long that eight samples are measured."""
+    monkeypatch.setattr(measurement, "_median", lambda *_, **__: 1.0)
+    monkeypatch.setattr(measurement, "_affordable", lambda *_: 8)
+    return predicted_and_taken(problem, 6)
+
+
+def digits_network() -> nn.Module:
+    """LeNet for 28 × 28: its weights are the peak for 8 samples, its activations for 128."""
+    return lenet((1, 28, 28), 10)
+
+
+@pytest.mark.parametrize(
+    ("build", "method", "chunk_size", "optimizer", "accumulate"),
+    [
+        (digits_network, "double_backward", 1, SGD(), 1),
+        (digits_network, "jvp", 4, SGD(), 1),
+        (conv_bn, "double_backward", 1, Adam(), 2),
+    ],
+)
+def test_the_peak_of_a_long_step_is_told_by_shapes(
+    build: Callable[[], nn.Module],
+    method: str,
+    chunk_size: int,
+    optimizer: InnerOptimizer,
+    accumulate: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, labels = images(256)
+    x = torch.nn.functional.pad(x, (11, 11, 11, 11)) if build is digits_network else x
+    task = TensorTask(build, (x, labels), (x[:64], labels[:64]), batch_size=128)
+    buckets = {"lr": [0.01] * 6, **({"momentum": [0.5]} if optimizer.name == "sgd" else {"beta1": [0.9]})}
+    problem = make_problem(
+        task, buckets, method=method, chunk_size=chunk_size, optimizer=optimizer, accumulate=accumulate
+    )
+    predicted, taken = long_step(problem, monkeypatch)
+    assert predicted == pytest.approx(taken, rel=0.1)
+    if build is digits_network:  # or nothing would be shown
+        monkeypatch.setattr(measurement, "_peak_by_shapes", lambda *_: None)
+        assert long_step(problem, monkeypatch)[0] < 0.9 * taken
+
+
+class ReadsValues(nn.Module):
+    """A network with a branch on a value, which shapes do not tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = wide()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x) * (2.0 if x.sum().item() > 0 else 1.0)
+
+
+def test_where_values_are_read_the_peak_is_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem(TensorTask(ReadsValues, images(64), images(16), batch_size=32), BUCKETS)
+    assert measurement._peak_by_shapes(problem, 2) is None
+    predicted, taken = long_step(problem, monkeypatch)  # weights are the peak for any number of samples here
     assert predicted == pytest.approx(taken, rel=0.1)

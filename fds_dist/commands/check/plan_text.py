@@ -73,14 +73,17 @@ def _predictions(problem: Problem, report: CostReport) -> list[str]:
     measured, reverse = report.measured, report.estimator == "reverse"
     memory = report.reverse.memory if reverse else _largest(report)
     on_part = f" on 1/{report.shape.data} of a batch" if report.shape.data > 1 else ""
-    few = ", like the times, on a few samples, because a step is long here" if measured.extrapolated else ""
+    how = "measured"
+    if measured.extrapolated:
+        how = "told by shapes, and times measured" if measured.by_shapes else "measured, like the times,"
+        how += " on a few samples, because a step is long here"
     held = "states kept over the horizon" if reverse else "tangents"
     each = "" if reverse else f" and each tangent adds {duration(measured.tangent_seconds)}"
     lines = [
         "Per rank, for the longest outer step. A plain step is one training step on a whole batch without tangents. "
         f"Of the largest memory, {bytes_text(memory.total)}, weights take {bytes_text(memory.weights)}, optimizer "
         f"state {bytes_text(memory.state)}, {held} {bytes_text(memory.tangents)}, and activations, gradient and "
-        f"products at the peak of a step {bytes_text(memory.step)} (measured{few}).",
+        f"products at the peak of a step {bytes_text(memory.step)} ({how}).",
         f"Here a plain step{on_part} takes {duration(measured.plain_seconds)}{each}: all outer steps together take "
         f"about {duration(report.total_seconds)}, without communication.",
         _traffic_line(report),

@@ -1,0 +1,60 @@
+"""Peak memory of a step told by the shapes of its tensors alone, without computing their values.
+
+A step on a large batch may take minutes, and its memory does not grow in proportion to the batch: for few samples the
+vectors over the weights are the peak, for many the activations. So the step is taken with PyTorch's fake tensors, which
+have shapes and no values. What reads a value, such as a branch on a loss, cannot be told so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
+
+from fds_dist.common.batch import Batch
+from fds_dist.common.memory import peak_bytes
+from fds_dist.inner.advance import advance_tangents
+from fds_dist.inner.estimate import evaluate
+from fds_dist.inner.horizon import zero_tangents
+from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import InnerRun, InnerState
+from fds_dist.inner.training import Training
+
+STEPS = 2
+"""From the second one on, the initial weights are there beside those of the run."""
+
+
+def shape_peak(problem: Problem, tangents: int) -> int:
+    """Bytes at the peak of two eager steps with so many tangents and the validation after them, state and tangents
+    included.
+
+    Raises:
+        Exception: whatever a network, a loss or an optimizer that reads values raises where there are none.
+    """
+    training = Training(InnerRun(problem, problem.trial_values(), 0, STEPS))
+    start, h = training.state, training.run.hyperparameters[0]
+    state = training.network.initial_weights, start.optimizer, start.buffers
+    batches, cpu = list[Batch](), torch.device("cpu")
+    made = peak_bytes(lambda: batches.append(next(problem.batches(0))), cpu)  # by the task: copies or views of its data
+    batches.append(next(problem.batches_of("val_batches", 0)))
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        state, h, *batches = tree_map_only(Tensor, fake.from_tensor, (state, h, *batches))
+        return made + peak_bytes(lambda: _take(training, tangents, state, h, *batches), cpu, shapes=True)
+
+
+def _take(training: Training, tangents: int, state: Any, h: Tensor, batch: Batch, val_batch: Batch) -> None:
+    """Steps from (w, s, buffers), of which there are copies here, and the validation."""
+    problem, training.state = training.problem, InnerState(0, *tree_map_only(Tensor, torch.clone, state))
+    initial_weights = training.state.weights  # which the network keeps
+    moving = zero_tangents(training.local_state, range(tangents), problem.live_buffers)
+    directions = h.new_zeros((tangents, len(h)))
+    for _step in range(STEPS):
+        point = training.point(problem.theta(h), batch)
+        advance_tangents(training, point, h, 1.0, moving, directions, range(tangents))
+        training.step(point, h)
+        del point
+    evaluate(problem, training.network, training.whole_state, [val_batch], problem.val_batch_norm, training.axis, True)
+    del initial_weights
