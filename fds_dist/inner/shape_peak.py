@@ -56,5 +56,5 @@ def _take(training: Training, tangents: int, state: Any, h: Tensor, batch: Batch
         advance_tangents(training, point, h, 1.0, moving, directions, range(tangents))
         training.step(point, h)
         del point
-    evaluate(problem, training.network, training.whole_state, [val_batch], problem.val_batch_norm, training.axis, True)
+    evaluate(problem, training.network, training.judged_state, [val_batch], problem.val_batch_norm, training.axis, True)
     del initial_weights
