@@ -92,6 +92,8 @@ def test_bounds_are_the_optimizers_own_where_its_names_are_not_common() -> None:
     above = {**LR, "alpha": {"init": 1.5, "step": 0.1}}
     assert "hyperparameters.alpha.init: 1.5 is out of range" in refusal(config("rmsprop", above))
     assert "hyperparameters.alpha: 1.5 is out of range" in refusal(config("rmsprop", {**LR, "alpha": 1.5}))
+    closer = {**LR, "momentum": {"init": 0.9, "step": 0.1}}
+    assert built(config("schedule_free_sgd", closer)).problem.space.learned[1].bounds == (0.01, BELOW_ONE)
     own = {**LR, "drag": {"init": 0.2, "step": 0.1}}
     assert built(config("own_optimizers:HeavyBall", own)).problem.space.learned[1].bounds == (0.0, 1.0)
 
