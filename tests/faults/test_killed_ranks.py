@@ -62,6 +62,7 @@ def test_a_killed_rank_is_named_and_the_search_goes_on(
     command = ["optimize", "config.yaml"]
     ((left, end),) = left_waiting(tmp_path, 2, command, victim, "SIGKILL", f"batch-{batch}").items()
     assert (left, end.status) == (1 - victim, 1)
+    assert len(end.lines) == 1, end.err
     (line,) = end.lines
     assert re.match(rf"fds-dist: lost another rank: rank {victim} \(.*\) has ended; see its output; ", line), line
     run_dir = tmp_path / "runs" / "run"

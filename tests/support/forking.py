@@ -102,7 +102,9 @@ def parent(number: int) -> socket.socket:
     """
     here, there = socket.socketpair()
     folder = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (folder, folder.parents[1])))}
+    # As `python -m fds_dist` sets it before it imports PyTorch.
+    environment = {"TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (folder, folder.parents[1])))
     command = [sys.executable, __file__, str(there.fileno())]
     subprocess.Popen(command, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL, env=environment)
     there.close()
