@@ -105,6 +105,8 @@ def background(command: Sequence[str], ranks: int, folder: Path, **environment: 
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
     place |= {"LOCAL_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"} | environment
     processes = []
+    for rank in range(2):  # the processes that are forked import PyTorch first: no part of the time that ranks wait
+        start(["-c", ""], folder, clean_environment(), rank).communicate()
     try:
         for rank in range(ranks):
             variables = clean_environment(**place, RANK=str(rank), LOCAL_RANK=str(rank))
