@@ -4,8 +4,7 @@
 #   launch/test.sh [PYTEST_ARGUMENTS ...]     e.g. -m slow, -m "" (all), -k schedule, tests/test_layers.py
 #
 # Environment: PYTHON    the interpreter to make .venv with; without it, the first that fits
-#              WORKERS   how many processes share the tests, file by file (default: 3, as ranks wait for
-#                        each other half of the time; 0: one after another, here)
+#              WORKERS   how many processes share the tests, file by file (default: 2; 0: one after another, here)
 set -euo pipefail
 
 # shellcheck source=launch/help.sh
@@ -14,4 +13,4 @@ help_where_asked "$@"
 
 "$root/launch/setup.sh" dev,search,schedulefree,tensorboard,deepspeed
 cd "$root"
-exec .venv/bin/python -m pytest -n "${WORKERS:-3}" --dist loadfile "$@"
+exec .venv/bin/python -m pytest -n "${WORKERS:-2}" --dist loadfile "$@"
