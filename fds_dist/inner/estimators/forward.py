@@ -3,7 +3,7 @@
     hypergradient_k = ∇L_val(w_T) · Z_k
 
 Each rank of the `tangent` axis carries the tangents Z_k that it owns through the same primal run. Live buffers count
-like weights: they have a gradient and tangents too. Where the an average of the weights is judged, ∇L_val is at the
+like weights: they have a gradient and tangents too. Where an average of the weights is judged, ∇L_val is at the
 average, and Z_k is that of the average.
 """
 
