@@ -30,7 +30,7 @@ _Question = tuple[Callable[[Store], Any], Future[Any]]
 LONGEST_INTERVAL = 5.0
 """Seconds from one sign of life to the next; a fifth of `distributed.timeout` where that is less."""
 
-FIRST_LOOK = 0.1
+FIRST_LOOK = 0.02
 """Seconds until the next sign while rank 0 has given none: once the store is lost, nobody tells where rank 0 was."""
 
 PATIENCE = 5.0
@@ -140,8 +140,9 @@ class Heartbeat:
         return self._gone.is_set()
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Starts the thread, and waits until the first sign is written: a rank that is lost next can be named."""
         self._thread.start()
+        self.ask(lambda store: None)
 
     def stop(self) -> None:
         """Writes the last sign, and ends the thread, which would abort the interpreter's end; of a silent store it does
