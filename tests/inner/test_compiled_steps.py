@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiled_runs import ADAM_BUCKETS, BUCKETS, HORIZON, LOSS_BUCKETS, ROUNDING, with_dropout
 from problems import (
     Buckets,
     TensorTask,
@@ -39,20 +40,10 @@ from fds_dist.tangents.optimizers import Adam
 from fds_dist.tangents.optimizers.schedule_free import ScheduleFree
 from fds_dist.tangents.step import Pruning
 
-ROUNDING = 1e-11
-"""Float64 rounding through ten steps; Adam's division by small moments amplifies it."""
-BUCKETS: Buckets = {"lr": [0.2, 0.1], "momentum": [0.6], "weight_decay": [0.02]}
-HORIZON = 10
-
 
 def traced(problem: Problem, chunk: int = 4, way: str = "trace") -> Problem:
     """The problem with compiled steps."""
     return replace(problem, tangents=replace(problem.tangents, compile=way, compiled_chunk=chunk))
-
-
-def with_dropout() -> nn.Module:
-    """`mlp` with random masks."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.Tanh(), nn.Dropout(0.4), nn.Linear(5, 4))
 
 
 def estimated(problem: Problem, buckets: Buckets = BUCKETS, number: int = 0) -> tuple[Estimate, list[str]]:
@@ -61,8 +52,6 @@ def estimated(problem: Problem, buckets: Buckets = BUCKETS, number: int = 0) -> 
     return estimate_forward(InnerRun(problem, flat(buckets), number, HORIZON, note=notes.append)), notes
 
 
-LOSS_BUCKETS: Buckets = {"lr": [0.2, 0.1], "smoothing": [0.1, 0.3, 0.2]}
-ADAM_BUCKETS: Buckets = {"lr.bias": [0.02], "lr.rest": [0.02, 0.01], "beta1": [0.8], "weight_decay": [0.1]}
 CASES: dict[str, tuple[Callable[[], TensorTask], Buckets, dict[str, Any]]] = {
     "mlp": (lambda: image_task(mlp), BUCKETS, {}),
     "batch-norm": (image_task, BUCKETS, {}),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiled_runs import ADAM_BUCKETS, BUCKETS, HORIZON, LOSS_BUCKETS, ROUNDING, with_dropout
 from problems import Buckets, TensorTask, flat, image_task, make_problem, mlp, relative_error, smoothed_task
 from torch import nn
 
@@ -20,17 +21,6 @@ from fds_dist.tangents.compiled import ways
 from fds_dist.tangents.compiled.graph import Graph
 from fds_dist.tangents.optimizers import Adam
 from fds_dist.tangents.optimizers.schedule_free import ScheduleFree
-
-ROUNDING = 1e-11
-"""Float64 rounding through ten steps there and back; Adam's division by small moments amplifies it."""
-HORIZON = 10
-BUCKETS: Buckets = {"lr": [0.2, 0.1], "momentum": [0.6], "weight_decay": [0.02]}
-LOSS_BUCKETS: Buckets = {"lr": [0.2, 0.1], "smoothing": [0.1, 0.3, 0.2]}
-ADAM_BUCKETS: Buckets = {"lr.bias": [0.02], "lr.rest": [0.02, 0.01], "beta1": [0.8], "weight_decay": [0.1]}
-
-
-def with_dropout() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.Tanh(), nn.Dropout(0.4), nn.Linear(5, 4))
 
 
 def traced(problem: Problem) -> Problem:

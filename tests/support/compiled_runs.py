@@ -1,0 +1,19 @@
+"""What runs with compiled steps are tried on: hyperparameters, a network with random masks, what rounding may do."""
+
+from __future__ import annotations
+
+from problems import Buckets
+from torch import nn
+
+HORIZON = 10
+ROUNDING = 1e-11
+"""Float64 rounding through ten steps, there and back; Adam's division by small moments amplifies it."""
+
+BUCKETS: Buckets = {"lr": [0.2, 0.1], "momentum": [0.6], "weight_decay": [0.02]}
+LOSS_BUCKETS: Buckets = {"lr": [0.2, 0.1], "smoothing": [0.1, 0.3, 0.2]}
+ADAM_BUCKETS: Buckets = {"lr.bias": [0.02], "lr.rest": [0.02, 0.01], "beta1": [0.8], "weight_decay": [0.1]}
+
+
+def with_dropout() -> nn.Module:
+    """`mlp` with random masks."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.Tanh(), nn.Dropout(0.4), nn.Linear(5, 4))
