@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,3 +22,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("no CUDA device")
     if item.get_closest_marker("root") and os.geteuid() != 0:
         pytest.skip("not the superuser")
+
+
+LIBRARIES_OWN = {"DS_ACCELERATOR", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR"}
+"""Variables that DeepSpeed and inductor set, once, for whatever comes after."""
+
+
+@pytest.fixture(autouse=True)
+def _environment_stays() -> Iterator[None]:
+    """Fails a test after which the environment is another: a rank or a port left behind misleads whatever follows."""
+    before = dict(os.environ)
+    yield
+    after = dict(os.environ)
+    changed = {name for name, _ in before.items() ^ after.items()} - LIBRARIES_OWN - {"PYTEST_CURRENT_TEST"}
+    assert not changed, f"the environment was left changed: {sorted(changed)}"

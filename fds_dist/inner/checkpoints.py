@@ -169,9 +169,8 @@ class InnerCheckpoints:
 
     def _commit(self, folder: Path, step: int, told: Sequence[Written]) -> str:
         """On the first rank: lets the checkpoint count and removes older ones; returns what is in the way."""
-        problems = [written.problem for written in told if written.problem]
         until = time.monotonic() + VISIBLE_SECONDS
-        problems += [
+        problems = [written.problem for written in told if written.problem] or [
             f"{folder} is not one folder for all ranks"
             for written in told
             if not is_visible(folder / written.name, until)

@@ -6,7 +6,7 @@ import gc
 import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -38,6 +38,9 @@ from fds_dist.storage.checkpoints import changed_files, digests, fresh_folder, r
 from fds_dist.tangents.optimizers.plain import PureOptimizer, make_optimizer
 from fds_dist.tangents.optimizers.plain_schedule_free import PlainScheduleFree
 
+LOCAL_RANK = "LOCAL_RANK"
+"""The environment variable that DeepSpeed requires even of one process."""
+
 
 class DeepSpeedEngine:
     """See `Engine`. The ZeRO stage decides what each rank holds; the optimizer is the schedule's, from `torch.optim`.
@@ -66,11 +69,12 @@ class DeepSpeedEngine:
         if settings.clip_gradient is not None:
             # Every stage calls this optimizer's step, with its part of the averaged gradient.
             self.optimizer.register_step_pre_hook(_clipping(settings.clip_gradient))
-        self._made_group, self._linear = _join_alone(ranks), nn.functional.linear
-        with groups_of_libraries(ranks.environment):
+        with ExitStack() as process, groups_of_libraries(ranks.environment):
+            process.enter_context(_fitted_process(ranks))
             self._engine, *_ = self._tool.initialize(
                 model=self._module, optimizer=self.optimizer, config=full_config(settings), dist_init_required=False
             )
+            self._process = process.pop_all()
         self.optimizer.state.clear()  # from that first step, which Adam would count
         gc.collect()  # `initialize` leaves a copy of all weights in reference cycles
         if bf16 and any(isinstance(layer, _BatchNorm) for layer in self._module.modules()):
@@ -182,20 +186,33 @@ class DeepSpeedEngine:
     def close(self) -> None:
         """See `Engine`."""
         self._engine.destroy()
+        self._process.close()
+
+
+@contextmanager
+def _fitted_process(ranks: Ranks) -> Iterator[None]:
+    """What DeepSpeed requires of the process; in the end the process is as it was."""
+    linear, has_local_rank = nn.functional.linear, LOCAL_RANK in os.environ
+    made_group = _join_alone(ranks)
+    os.environ.setdefault(LOCAL_RANK, str(read_environment().local_rank))
+    try:
+        yield
+    finally:
         # With ZeRO 3 DeepSpeed replaces this function in the whole process, by one without forward-mode derivatives.
-        nn.functional.linear = self._linear
+        nn.functional.linear = linear
+        if not has_local_rank:  # other libraries would take the process for one that a launcher started
+            os.environ.pop(LOCAL_RANK, None)
         # DeepSpeed keeps process groups in module variables, and would reuse them beside the next process group.
         forget = getattr(importlib.import_module("deepspeed.utils.groups"), "_release_process_group_references", None)
         if forget is not None:
             forget()
-        if self._made_group:
+        if made_group:
             dist.destroy_process_group()
 
 
 def _ready(device: torch.device) -> Any:
     """The library, set to compute on this rank's device."""
     tool = imported_deepspeed()
-    os.environ.setdefault("LOCAL_RANK", str(read_environment().local_rank))  # `initialize` requires it
     accelerator = importlib.import_module("deepspeed.accelerator")
     if device.type == "cpu" and accelerator.get_accelerator().device_name() != "cpu":
         accelerator.set_accelerator(importlib.import_module("deepspeed.accelerator.cpu_accelerator").CPU_Accelerator())
