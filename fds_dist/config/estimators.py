@@ -36,10 +36,12 @@ class TangentsConfig(Section):
 
     compile: Literal["auto", "off", "trace", "inductor"] = "auto"
     """How a step with its tangents is taken: operator by operator (off), as one traced graph (trace), or as that graph
-    compiled (inductor). auto: compiled on a GPU where the search is long enough for it to pay, else off."""
+    compiled (inductor). auto: compiled on a GPU where the search is long enough for it to pay, else off, as along
+    `mesh.data`."""
 
     cuda_graph: Literal["auto", "off"] = "auto"
-    """Whether a traced or compiled step on a GPU is captured as a CUDA graph, which starts all its kernels at once."""
+    """Whether a traced or compiled step on a GPU is captured as a CUDA graph, which starts all its kernels at once;
+    not along `mesh.data`."""
 
 
 class RandomDirectionsConfig(Section):

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,12 +19,7 @@ from torch import Tensor
 
 from fds_dist.common.batch import Batch, Part, Share, common_rows, without_other_inputs
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.distributed import collectives
-from fds_dist.distributed.errors import rank_errors
-
-# PyTorch 2.13 warns of the names that 2.11 has.
-_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-
+from fds_dist.distributed import collectives, exchanges
 
 FEW = 2**16
 """Numbers that are sent whole to all ranks to be added there; of more, each rank adds some and sends the sums."""
@@ -50,6 +44,10 @@ class DataAxis:
     """Whether the ranks of a sum send each other the summands and add them in rank order; else the backend adds. NCCL's
     order depends on where the ranks are, so that groups of ranks with the same summands may get other bits; Gloo's does
     not, and it sends less."""
+
+    def __post_init__(self) -> None:
+        if self.group is not None:
+            exchanges.use(self.rank, self.size, self.reference)
 
     @property
     def group(self) -> dist.ProcessGroup | None:
@@ -105,10 +103,7 @@ class DataAxis:
         if self.size == 1:
             return columns
         share = -(-width // self.size)
-        padded = torch.nn.functional.pad(columns, (0, share - columns.shape[-1])).contiguous()
-        parts = padded.new_empty(self.size, *padded.shape)
-        with rank_errors():
-            _all_gather(parts.flatten(0, 1) if columns.dim() > 1 else parts.view(-1), padded, group=self.group)
+        parts = self.all_parts(torch.nn.functional.pad(columns, (0, share - columns.shape[-1])))
         return parts.movedim(0, -2).flatten(-2)[..., :width]
 
     def reduce(self, parts: Tensor) -> Tensor:
@@ -128,19 +123,11 @@ class DataAxis:
         """The sum of what all ranks have for this rank [...], of their `parts` [P, ...], added in rank order."""
         if self.size == 1:
             return parts[0]
-        parts = parts.detach().contiguous()
-        received = torch.empty_like(parts)
-        with rank_errors():
-            dist.all_to_all_single(received.view(-1), parts.view(-1), group=self.group)
-        return received.sum(0)
+        return exchanges.exchange(parts, self.rank, self.size).sum(0)
 
     def all_parts(self, part: Tensor) -> Tensor:
         """All ranks' `part` [...] in rank order [P, ...]; no derivative."""
-        part = part.detach().contiguous()
-        parts = part.new_empty(self.size, *part.shape)
-        with rank_errors():
-            _all_gather(parts.view(-1), part.view(-1), group=self.group)
-        return parts
+        return exchanges.gather(part, self.rank, self.size)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of all ranks' tensors, a new one unless this rank is alone; no derivative."""
@@ -150,10 +137,7 @@ class DataAxis:
             if tensor.numel() <= FEW:  # one exchange is faster than two
                 return self.all_parts(tensor).sum(0)
             return self.gather(self.reduce(tensor.detach().flatten()), tensor.numel()).reshape(tensor.shape)
-        result = tensor.detach().clone(memory_format=torch.contiguous_format)
-        with rank_errors():
-            dist.all_reduce(result, group=self.group)
-        return result
+        return exchanges.add(tensor, self.rank, self.size)
 
     def differentiable_sum(self, tensor: Tensor) -> Tensor:
         """`sum`, of which derivatives of any order can be taken, forward and reverse, where all ranks take them."""
@@ -194,23 +178,10 @@ class DataAxis:
         return collectives.gather_rows(part, self, sizes)
 
     def _row_counts(self, part: Tensor) -> list[int]:
-        counts = torch.empty(self.size, dtype=torch.int64, device=part.device)
-        with rank_errors():
-            _all_gather(counts, counts.new_full((1,), part.shape[0]), group=self.group)
-        return counts.tolist()
+        return self.all_parts(part.new_full((), len(part), dtype=torch.int64)).tolist()
 
     def all_rows(self, part: Tensor, sizes: Sequence[int]) -> Tensor:
         """`gather_outputs`, without a derivative."""
         padded = part.new_zeros(max(sizes), *part.shape[1:])
         padded[: len(part)] = part.detach()
-        parts = padded.new_empty(self.size * len(padded), *padded.shape[1:])
-        with rank_errors():
-            _all_gather(as_numbers(parts), as_numbers(padded), group=self.group)
-        return torch.cat([rows[:size] for rows, size in zip(parts.split(len(padded)), sizes, strict=True)])
-
-
-def as_numbers(tensor: Tensor) -> Tensor:
-    """The same memory, of a dtype that every backend sends."""
-    if tensor.dtype == torch.bool:
-        return tensor.view(torch.uint8)
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        return torch.cat([rows[:size] for rows, size in zip(self.all_parts(padded), sizes, strict=True)])

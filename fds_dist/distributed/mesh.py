@@ -27,10 +27,11 @@ from fds_dist.common.files import WriteFailed
 from fds_dist.common.words import counted
 from fds_dist.distributed import last_words
 from fds_dist.distributed.company import company
-from fds_dist.distributed.data_axis import DataAxis, as_numbers
+from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.distributed.devices import reproducible_threads
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.errors import ending, rank_errors
+from fds_dist.distributed.exchanges import as_numbers
 from fds_dist.distributed.groups import Groups, let_go_of_world
 from fds_dist.distributed.store import hosts_store, shared_store
 

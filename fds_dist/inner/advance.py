@@ -33,7 +33,7 @@ class Steps:
 
     def __init__(self, training: Training, discount: float = 1.0) -> None:
         self._training, self._discount = training, discount
-        compiles = training.axis.size == 1 and training.problem.tangents.compile != "off"
+        compiles = training.problem.tangents.compile != "off"
         self._compiled = CompiledTraining(training, discount) if compiles else None
 
     def take(self, h: Tensor, tangents: Tangents, directions: Tensor, rows: Sequence[int]) -> Tensor:

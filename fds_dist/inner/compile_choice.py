@@ -23,7 +23,8 @@ from fds_dist.tasks.augment import augmentation
 LONG = 10_000
 """Inner steps, of all outer steps together, from which on `auto` compiles on a GPU: a compilation takes one to three
 minutes, and saves some 10 ms in the step of a small network and more in that of a large one. On a CPU `auto` stays
-eager: chunks that fit any number of ranks are small there, and padding and repeated plain steps cost what is gained."""
+eager: chunks that fit any number of ranks are small there, and padding and repeated plain steps cost what is gained.
+Along `mesh.data` it does, too: there no GPU has timed it."""
 RANKS = (1, 2, 4)
 """Numbers of ranks for which a chunk should be good: it is the same for all, or the bits would not be."""
 CPU_CHUNKS = range(1, 9)
@@ -42,9 +43,10 @@ def with_compile(
         data_ranks: ranks that share out each batch.
     """
     steps = sum(horizons)
-    if requested == "off" or (requested == "auto" and (steps < LONG or problem.device.type == "cpu")):
+    unasked = steps < LONG or problem.device.type == "cpu" or data_ranks > 1
+    if requested == "off" or (requested == "auto" and unasked):
         return problem, ""
-    if obstacle := _obstacle(problem, data_ranks):
+    if obstacle := _obstacle(problem):
         return problem, "" if requested == "auto" else f"tangents.compile has no effect: {obstacle}"
     way, chunk = requested, problem.tangents.chunk_size or chunk_for(starts, max(horizons), problem.device)
     remark = ""
@@ -52,18 +54,19 @@ def with_compile(
         way = "inductor" if has_compiler(problem.device) else "trace"
         how = "compiled by inductor" if way == "inductor" else "traced (there is no compiler)"
         remark = f"steps are {how}, {counted(chunk, 'tangent')} at a time: with {steps:,} inner steps this pays"
-    elif problem.device.type == "cpu" and any((place + 1) % chunk for place in _live(starts)):
+    elif data_ranks == 1 and problem.device.type == "cpu" and any((place + 1) % chunk for place in _live(starts)):
         remark = (
             f"tangents are taken {chunk} at a time, fewer in a chunk filled up with zeros, or in a step of their own, "
             "which is made once zeros have cost as much time as making it takes and taken where it has the same bits"
         )
-    return replace(problem, tangents=replace(problem.tangents, compile=way, compiled_chunk=chunk)), remark
+    # What ranks send each other in the midst of a step is no part of a CUDA graph.
+    cuda_graph = problem.tangents.cuda_graph and data_ranks == 1
+    options = replace(problem.tangents, compile=way, compiled_chunk=chunk, cuda_graph=cuda_graph)
+    return replace(problem, tangents=options), remark
 
 
-def _obstacle(problem: Problem, data_ranks: int) -> str:
+def _obstacle(problem: Problem) -> str:
     """What steps cannot be compiled with, or ""."""
-    if data_ranks > 1:
-        return "along mesh.data ranks exchange outputs and sums in the midst of a step, which a graph cannot hold"
     if augmentation(problem.task) is not None:
         return "the random numbers of the task's augment are drawn outside of PyTorch's generators"
     return ""

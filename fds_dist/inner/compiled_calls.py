@@ -35,6 +35,7 @@ class CompiledCalls:
         self._run, self._compiled, self._network = run, compiled, network
         self._function, self._reference, self._trial = function, reference, trial
         self._to_compare = COMPARED
+        self._together = None if run.ranks.data.size == 1 else self._by_all_parts
 
     def takes(self, batch: Batch) -> bool:
         """Whether calls on this batch can be compiled."""
@@ -57,18 +58,26 @@ class CompiledCalls:
         while other_chunks:
             other_chunks = False
             if not compiled.made:
-                independent, reason = compiled.make(self._function, self._trial(inputs()), network, seed)
+                independent, reason = compiled.make(
+                    self._function, self._trial(inputs()), network, seed, self._together
+                )
                 other_chunks = self._agreed(independent, reason)
             if not other_chunks and compiled.way:
-                reason = compiled.compare(self._reference(seed), self._trial(inputs()), network, seed)
+                trial = self._trial(inputs())
+                reason = compiled.compare(self._reference(seed), trial, network, seed, self._together)
                 other_chunks = self._agreed(True, reason)
+
+    def _by_all_parts(self, here: bool) -> bool:
+        """Whether it holds on all ranks of the `data` axis, which make each call together."""
+        return all(holds for (holds,) in self._run.ranks.gather_numbers("data", [float(here)]))
 
     def _agreed(self, independent: bool, reason: str) -> bool:
         """Takes the furthest way that all ranks can go; whether all of them begin anew, with smaller chunks."""
         compiled = self._compiled
         here = [float(compiled.way), float(independent), float(not compiled.lack)]
-        told = self._run.ranks.gather_numbers("tangent", here)
-        way, all_independent, enough_memory = (min(column) for column in zip(*told, strict=True))
+        for axis in ("data", "tangent"):
+            here = [min(column) for column in zip(*self._run.ranks.gather_numbers(axis, here), strict=True)]
+        way, all_independent, enough_memory = here
         if isinstance(compiled, CompiledSteps) and compiled.chunk > 1:
             on_cpu = self._run.problem.device.type == "cpu"
             if not enough_memory:

@@ -60,7 +60,7 @@ class CompiledSweep:
         self._at = 0
         """The step of the present call: the eager functions draw its random numbers."""
         self._there = self._back = None
-        if run.problem.tangents.compile != "off" and run.ranks.data.size == 1:
+        if run.problem.tangents.compile != "off":
             there, back = run.problem.compiled_sweep
             self._there = self._calls(there, self._stepped, lambda inputs: inputs)
             self._back = self._calls(back, self._pulled, _with_random_adjoints)
@@ -90,7 +90,8 @@ class CompiledSweep:
         """The compiled call's result; None where it is to be eager."""
         if calls is None or not calls.takes(batch):
             return None
-        self._at, seed = state.step, self._run.problem.step_seed(self._run.number, state.step)
+        self._at, rank = state.step, self._run.ranks.data.rank
+        _, seed = self._run.problem.step_seeds(self._run.number, state.step, rank, 0)
         cast = self._network.cast(Part(batch)).batch
         inputs = SweepInputs(state.weights, state.optimizer, state.buffers, h, cast, adjoints)
         return calls(inputs, seed) if calls.ready(lambda: inputs, seed) else None

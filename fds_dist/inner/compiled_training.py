@@ -50,6 +50,8 @@ class CompiledTraining:
             problem.theta,
             problem.tangents.clip_hvp,
             accumulate=problem.accumulate,
+            axis=training.axis,
+            whole_inputs=problem.reads_inputs,
             discount=discount,
             make_point=METHODS[
                 "jvp" if discount or problem.theta_size else "plain"
@@ -65,14 +67,14 @@ class CompiledTraining:
         """One step of the run, and of the tangents' `rows` in place.
 
         Returns:
-            The training loss []; None where the step is to be taken eagerly.
+            This rank's part of the training loss []; None where the step is to be taken eagerly.
         """
         training, steps = self._training, self._steps
         if not steps.takes(batch):
             return None
         state, network = training.state, training.network
         place = state.weights, state.optimizer, state.buffers, h, network.cast(Part(batch)).batch
-        seed = training.problem.step_seed(training.run.number, state.step)
+        _, seed = training.problem.step_seeds(training.run.number, state.step, training.axis.rank, 0)
 
         def inputs(group: Rows, size: int) -> StepInputs:
             return StepInputs(*place, *chunk_of(tangents, directions, group, size))
@@ -82,7 +84,8 @@ class CompiledTraining:
             count, began = max(1, count_of(group)), time.perf_counter()
             outputs = self._calls(inputs(group, steps.size_for(count)), seed)
             # On a GPU a small kernel takes the same time for one tangent and for many, and last bits are not promised.
-            if self._on_cpu and steps.smaller_pays(count, time.perf_counter() - began):
+            # Ranks that take a step together differ in its time.
+            if self._on_cpu and training.axis.size == 1 and steps.smaller_pays(count, time.perf_counter() - began):
                 full = with_random_tangents(inputs(group, steps.chunk))
                 steps.make_smaller(count, self._function, full, network, seed)
             store(outputs.tangents, tangents, group)

@@ -63,7 +63,7 @@ class Collectives(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += str(func).startswith("c10d")
+        self.count += str(func).startswith("fds_dist")
         return func(*args, **(kwargs or {}))
 
 

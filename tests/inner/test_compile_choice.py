@@ -53,22 +53,26 @@ def test_a_way_that_is_named_is_taken(requested: str) -> None:
     assert (problem.tangents.compile, remark) == (requested, "")
 
 
-@pytest.mark.parametrize(
-    ("changes", "options", "cause"),
-    [
-        (
-            {"data_ranks": 2},
-            {},
-            "along mesh.data ranks exchange outputs and sums in the midst of a step, which a graph cannot hold",
-        ),
-    ],
-)
-def test_what_cannot_be_compiled_is_named_and_runs_eagerly(
-    changes: dict[str, Any], options: dict[str, Any], cause: str
-) -> None:
-    problem, remark = chosen("trace", make_problem(image_task(mlp), BUCKETS, **options), **changes)
+@pytest.mark.parametrize("requested", ["auto", "trace"])
+def test_what_cannot_be_compiled_is_named_and_runs_eagerly(requested: str) -> None:
+    task: Any = image_task(mlp)
+    task.augment = lambda inputs, hyperparameters: inputs
+    problem = replace(make_problem(task, BUCKETS), device=torch.device("cuda"))
+    cause = "the random numbers of the task's augment are drawn outside of PyTorch's generators"
+    problem, remark = chosen(requested, problem)
     assert problem.tangents.compile == "off"
-    assert remark == f"tangents.compile has no effect: {cause}"
+    assert remark == ("" if requested == "auto" else f"tangents.compile has no effect: {cause}")
+
+
+def test_along_the_data_axis_steps_are_compiled_where_that_is_asked_for_and_not_captured() -> None:
+    on_gpu = make_problem(image_task(mlp), BUCKETS)
+    on_gpu = replace(
+        on_gpu, device=torch.device("cuda"), tangents=replace(on_gpu.tangents, method="jvp", cuda_graph=True)
+    )
+    for data_ranks, by_auto in ((1, True), (2, False)):
+        assert (chosen("auto", on_gpu, data_ranks=data_ranks)[0].tangents.compile != "off") == by_auto
+        asked, remark = chosen("trace", on_gpu, data_ranks=data_ranks)
+        assert (asked.tangents.compile, asked.tangents.cuda_graph, remark) == ("trace", data_ranks == 1, "")
 
 
 def test_other_forms_of_a_problem() -> None:

@@ -92,7 +92,7 @@ class Watch(TorchDispatchMode):
             indices = [index for index in args[1] if index is not None]
             note(self.seen.waits, name, any(index.dtype in (torch.bool, torch.uint8) for index in indices))
             note(self.seen.blocking, name, any(not on_gpu(index) for index in indices))
-        elif func.namespace in ("c10d", "_c10d_functional"):
+        elif func.namespace in ("c10d", "fds_dist"):
             sent = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.numel()]
             note(self.seen.collectives, name, 1)
             note(self.seen.misplaced, name, sum(not (on_gpu(each) and each.is_contiguous()) for each in sent))

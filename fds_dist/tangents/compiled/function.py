@@ -1,6 +1,9 @@
-"""One inner step and the step of one chunk of tangents, as one pure function of tensors.
+"""One inner step and the step of one chunk of tangents, as one function of tensors.
 
-Shapes: D = weights, H = numbers in use at a step, P = those of them inside the loss, C = tangents in a chunk.
+Along the `data` axis a rank's function is one of tensors and of what the other ranks send it on the way.
+
+Shapes: D = weights, S = those whose state this rank of the `data` axis keeps (all, if it is alone), H = numbers in use
+at a step, P = those of them inside the loss, C = tangents in a chunk.
 
     g = ∇_w L(w, θ(h); b, batch),    dg = H·dw + (∂²L/∂w∂θ)·θ(dh),    (w', s') = U(w, s, g, h),
     (dw', ds') = JVP of U at (w, s, g, h) along (dw, ds, dg, dh).
@@ -17,18 +20,21 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fds_dist.common.batch import Batch, Part, micro_batches
+from fds_dist.common.batch import Batch, micro_batches
+from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.tangents.network import Buffers, TrainingLoss
-from fds_dist.tangents.parts import AccumulatedPoint, MicroBatch
+from fds_dist.tangents.parts import AccumulatedPoint, MicroBatch, SplitPoint
 from fds_dist.tangents.point import Point, PointMaker
 from fds_dist.tangents.products import JvpPoint
 from fds_dist.tangents.step import Update, gradient_tangents, remembered, tangent_step
+
+ALONE = DataAxis()
 
 
 class ChunkTangents(NamedTuple):
     """Derivatives of the state along the C directions of a chunk."""
 
-    weights: Tensor  # [C, D]
+    weights: Tensor  # [C, S]
     optimizer: Any  # tensors [C, ...], one per tensor of the optimizer's state
     buffers: Buffers  # [C, ...] of each live buffer
 
@@ -37,7 +43,7 @@ class StepInputs(NamedTuple):
     """What one step is a function of: a pytree of tensors, apart from plain values in the batch."""
 
     weights: Tensor  # [D]
-    optimizer: Any  # pytree of tensors [D] or []
+    optimizer: Any  # pytree of tensors [S] or []
     buffers: Buffers
     h: Tensor  # [H]
     batch: Batch
@@ -51,7 +57,7 @@ class StepOutputs(NamedTuple):
     weights: Tensor  # [D]
     optimizer: Any
     buffers: Buffers
-    loss: Tensor  # []
+    loss: Tensor  # [] this rank's part
     tangents: ChunkTangents
 
 
@@ -73,24 +79,32 @@ class StepFunction:
     """Micro-batches that the batch is cut into."""
     discount: float = 1.0
     """γ: the share of the tangents that a step begins with, below 1 for the estimator greedy."""
+    axis: DataAxis = ALONE
+    """The ranks that share out the batch and the state."""
+    whole_inputs: bool = True
+    """See `DataAxis.split`."""
 
     def __call__(self, inputs: StepInputs, seed: int = 0) -> StepOutputs:
         """One step from `inputs`; `seed` is that of the random numbers."""
         weights, optimizer, buffers, h, batch, tangents, directions = inputs
+        width = len(weights)
         point = self._point(weights, self.theta(h), buffers, batch, seed, len(directions))
         dw, ds, db = remembered(tangents, self.discount)
         products, live = gradient_tangents(point, (dw, self.theta(directions), db), self.discount, self.clip_hvp)
-        primals = weights, optimizer, point.gradient, h
+        primals = weights[self.axis.columns(width)], optimizer, point.gradient, h
         along = dw, ds, products, directions
         new_tangents = tangent_step(self.update, primals, along, self.vectorize)
-        new_weights, new_optimizer = self.update(*primals)
+        columns, new_optimizer = self.update(*primals)
+        new_weights = self.axis.gather(columns, width)
         return StepOutputs(new_weights, new_optimizer, point.buffers, point.loss, ChunkTangents(*new_tangents, live))
 
     def _point(self, weights: Tensor, theta: Tensor, buffers: Buffers, batch: Batch, seed: int, chunk: int) -> Point:
         """The training loss of the batch, as the sum over its micro-batches."""
 
         def at(part: Batch, buffers: Buffers) -> Point:
-            return self.make_point(self.loss, weights, theta, buffers, Part(part), seed, self.vectorize)
+            split = self.axis.split(part, self.whole_inputs)
+            point = self.make_point(self.loss, weights, theta, buffers, split, seed, self.vectorize)
+            return SplitPoint(point, self.axis, len(weights))
 
         parts = [MicroBatch(partial(at, part), fraction) for part, fraction in micro_batches(batch, self.accumulate)]
         return parts[0].at(buffers) if len(parts) == 1 else AccumulatedPoint(parts, buffers, chunk)

@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from fds_dist.common.precision import HALVES
+from fds_dist.distributed.exchanges import in_order
 
 Flat = Callable[..., Sequence[Tensor]]
 """(tensors) → tensors"""
@@ -75,6 +76,7 @@ def trace(function: Callable[[Any], Any], arguments: Any, module: nn.Module) -> 
         traced = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
     names = _lift(traced, module)
     _replace_unread(traced)
+    in_order(traced.graph.nodes)
     draws = any(_is_random(node.target) for node in traced.graph.nodes)
     traced.graph.eliminate_dead_code()
     traced.recompile()
@@ -94,7 +96,6 @@ def compiled(graph: Graph, arguments: Any, module: nn.Module) -> Graph:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run: Any = inductor.compile(graph.module, examples, options)
-        run(*examples)  # some faults show only when it runs
     return Graph(run, graph.tensors_of_module, graph.result, graph.draws, graph.module)
 
 

@@ -99,13 +99,13 @@ def rows_are_independent(step: Step, inputs: StepInputs) -> bool:
     """
     count = len(inputs.directions)
     whole = step(inputs)
+    same = []  # of every trial: ranks that take a step together make all of them, whatever one of them sees
     for shift in range(1, count):
 
         def shifted(tensor: Tensor, shift: int = shift) -> Tensor:
             return tensor.roll(shift, 0)
 
-        if not _same_bits(whole, step(_of_rows(inputs, shifted)), shifted):
-            return False
+        same.append(_same_bits(whole, step(_of_rows(inputs, shifted)), shifted))
     for rows in (slice(0, count // 2), slice(count // 2, count)):
 
         def beside_zeros(tensor: Tensor, rows: slice = rows) -> Tensor:
@@ -116,9 +116,8 @@ def rows_are_independent(step: Step, inputs: StepInputs) -> bool:
         def in_place(tensor: Tensor, rows: slice = rows) -> Tensor:
             return tensor[rows]
 
-        if not _same_bits(whole, step(_of_rows(inputs, beside_zeros)), in_place, in_place):
-            return False
-    return True
+        same.append(_same_bits(whole, step(_of_rows(inputs, beside_zeros)), in_place, in_place))
+    return all(same)
 
 
 def same_in_fewer(few: Step, full: Step, inputs: StepInputs, rows: int) -> bool:

@@ -26,6 +26,11 @@ WAYS = ("off", "trace", "inductor")
 """How a function is run: eagerly, as one graph of elementary operators, or as that graph compiled."""
 
 
+Together = Callable[[bool], bool]
+"""Whether it holds on this rank → whether it does on all that make calls with this one, sending each other tensors in
+the midst of them. All of these call it alike."""
+
+
 class WaySettings(NamedTuple):
     """How the functions of a problem are run."""
 
@@ -69,49 +74,90 @@ class CompiledFunction:
         """The traced graph, of functions that are `made` and could be traced."""
         return self._graphs[1]
 
-    def make(self, function: Callable[[Any], Any], inputs: Any, network: Network, seed: int) -> tuple[bool, str]:
+    def make(
+        self, function: Callable[[Any], Any], inputs: Any, network: Network, seed: int, together: Together | None = None
+    ) -> tuple[bool, str]:
         """Traces, and compiles, `function` at `inputs`; sets `way` to how far that goes.
+
+        Args:
+            together: None: this process makes calls alone.
 
         Returns:
             Whether rows are independent, and why `way` is not what it was, or "".
         """
         self.way, self.made, self.lack, began = 0, True, "", time.perf_counter()
         try:
-            self._graphs[1] = trace(function, inputs, network.module)
-            self.way = 1
-            independent = self._independent(inputs, network, seed)
-            if independent and self._asked > 1:
-                self._graphs[2] = compiled(self._graphs[1], inputs, network.module)
-                self.way = 2
-                independent = self._independent(inputs, network, seed)
-        except Exception as error:  # whatever the user's network, PyTorch's tracer or a compiler raises
-            self.lack = request_of(error) if is_out_of_memory(error) else ""
-            verb = "compiled" if self.way else "traced"
-            return True, f"the {self.name} cannot be {verb} ({type(error).__name__}: {_first_line(error)})"
+            while self.way < self._asked:
+                if reason := self._make_next(function, inputs, network, together):
+                    return True, reason
+                self(inputs, network, seed)  # some faults of a compiler show only here
+                if not _by_all(together, self._independent(inputs, network, seed)):
+                    return False, ""
+        except Exception as error:  # whatever the user's network raises
+            if together is not None:  # the others are in the midst of a call
+                raise
+            reason = self._cannot_be("compiled" if self.way else "traced", error)
+            self.way = min(self.way, 1)
+            return True, reason
         finally:
             self.making_seconds = time.perf_counter() - began
-        return independent, ""
+        return True, ""
 
-    def compare(self, reference: Callable[[Any], Any], inputs: Any, network: Network, seed: int) -> str:
+    def _make_next(
+        self, function: Callable[[Any], Any], inputs: Any, network: Network, together: Together | None
+    ) -> str:
+        """Makes the graph of the next way, and takes it where the others could, too; why not, or ""."""
+        reason, verb = "", "compiled" if self.way else "traced"
+        try:
+            if self.way:
+                self._graphs[2] = compiled(self._graphs[1], inputs, network.module)
+            else:
+                self._graphs[1] = trace(function, inputs, network.module)
+        except Exception as error:  # whatever the user's network, PyTorch's tracer or a compiler raises
+            reason = self._cannot_be(verb, error)
+        if not _by_all(together, not reason):
+            reason = reason or f"on another rank the {self.name} cannot be {verb}"
+        self.way += not reason
+        return reason
+
+    def _cannot_be(self, verb: str, error: Exception) -> str:
+        self.lack = request_of(error) if is_out_of_memory(error) else ""
+        return f"the {self.name} cannot be {verb} ({type(error).__name__}: {_first_line(error)})"
+
+    def compare(
+        self,
+        reference: Callable[[Any], Any],
+        inputs: Any,
+        network: Network,
+        seed: int,
+        together: Together | None = None,
+    ) -> str:
         """Compares a call with that of `reference`, the eager function; steps back in `WAYS` until they agree.
+
+        Args:
+            together: as for `make`.
 
         Returns:
             What disagreed, what could not be captured or what memory was lacking; "" where nothing did.
         """
         try:
-            return self._compared(reference, inputs, network, seed)
+            return self._compared(reference, inputs, network, seed, together)
         except Exception as error:
-            if not is_out_of_memory(error):
+            if together is not None or not is_out_of_memory(error):
                 raise
             self.way, self.lack = 0, request_of(error)
             return f"the {self.name} and the eager one are {self.lack}"
 
-    def _compared(self, reference: Callable[[Any], Any], inputs: Any, network: Network, seed: int) -> str:
+    def _compared(
+        self, reference: Callable[[Any], Any], inputs: Any, network: Network, seed: int, together: Together | None
+    ) -> str:
         """See `compare`."""
         reason = ""
         while self.way:
             reason = self._captures(inputs, network) or reason
             wrong = difference(partial(self, network=network, seed=seed), reference, inputs, self._coarse)
+            if not _by_all(together, not wrong):
+                wrong = wrong or "another rank's is not"
             if not wrong:
                 break
             reason = f"the {self.name} by {WAYS[self.way]} is not right: {wrong}"
@@ -140,6 +186,10 @@ class CompiledFunction:
             return f"the {self.name} cannot be captured as a CUDA graph ({type(error).__name__}: {_first_line(error)})"
         self._captured[self.way] = replace(graph, run=captured)
         return ""
+
+
+def _by_all(together: Together | None, here: bool) -> bool:
+    return here if together is None else together(here)
 
 
 def shape_of(batch: Batch) -> tuple[TreeSpec, tuple[Any, ...]] | None:
