@@ -13,4 +13,5 @@ help_where_asked "$@"
 
 "$root/launch/setup.sh" dev,search,schedulefree,tensorboard,deepspeed
 cd "$root"
+unset PYTHONDONTWRITEBYTECODE # the tests start some hundred processes, each of which would compile the package anew
 exec .venv/bin/python -m pytest -n "${WORKERS:-2}" --dist loadfile "$@"

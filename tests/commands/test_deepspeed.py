@@ -36,23 +36,23 @@ needs_deepspeed = pytest.mark.skipif(
     reason='deepspeed is not installed: pip install "fds-dist[deepspeed]"',
 )
 
-EPOCHS = 12
+EPOCHS = 6
 """Of 5 steps."""
 SCHEDULES = {
     "sgd": Schedule(
-        60,
+        30,
         {"lr": (0.3, 0.1, 0.2), "momentum": (0.5, 0.9, 0.0), "weight_decay": (1e-3, 0.0, 1e-2)},
         optimizer={"name": "sgd", "nesterov": False},
     ),
     "adamw": Schedule(
-        60,
+        30,
         {"lr": (0.01, 0.003), "beta1": (0.9, 0.5, 0.8), "beta2": (0.99, 0.999), "weight_decay": (0.1, 0.0, 0.01)},
         {"eps": 1e-6},
         {"name": "adamw"},
     ),
 }
 GROUPED = Schedule(
-    60,
+    30,
     {"lr.bias": (0.05, 0.3), "lr.rest": (0.3, 0.1), "momentum": (0.5, 0.9), "smoothing": (0.0, 0.3)},
     optimizer={"name": "sgd", "nesterov": True, "groups": {"bias": "bias", "rest": ".*"}},
 )
@@ -305,12 +305,12 @@ def largest_difference(found: list[float], expected: list[float]) -> float:
 @pytest.mark.parametrize("optimizer", SCHEDULES)
 @pytest.mark.parametrize("name", SECTIONS)
 def test_every_stage_trains_as_plain_torch_does(stages: Path, optimizer: str, name: str) -> None:
-    """Largest difference of the losses over 60 steps. float32: measured 4e-7 for every stage, sums over samples in
+    """Largest difference of the losses over 30 steps. float32: measured 4e-7 for every stage, sums over samples in
     another order. bfloat16: 8 bits of mantissa, measured below .02. An optimizer that missed one change of one
-    hyperparameter differs by more than .05, and one whose Adam had counted a step more by .06."""
+    hyperparameter differs by 2e-4 (the last change of AdamW's decay) to .12."""
     expected, module = plain_torch(SCHEDULES[optimizer], peculiar_task())
     found = losses(stages / f"{optimizer}-{name}")
-    assert len(found) == 60
+    assert len(found) == 30
     low = name.endswith("bf16")
     assert largest_difference(found, expected) < (0.03 if low else 2e-6)
     kept = weights(stages / f"{optimizer}-{name}")
@@ -351,7 +351,7 @@ def test_parameter_groups_and_the_loss_s_own_hyperparameter(stages: Path, stage:
 @needs_deepspeed
 @pytest.mark.parametrize("name", ["2", "3", "3-bf16"])
 def test_batch_norm_trains_as_with_ddp(stages: Path, name: str) -> None:
-    """Whose statistics are those of each rank's part too. float32 rounding, which 60 steps with batch-norm amplify."""
+    """Whose statistics are those of each rank's part too. float32 rounding, which 30 steps with batch-norm amplify."""
     expected = losses(stages / "norm-ddp")
     assert largest_difference(losses(stages / f"norm-{name}"), expected) < (0.1 if "bf16" in name else 1e-4)
     kept, reference = weights(stages / f"norm-{name}"), weights(stages / "norm-ddp")

@@ -88,22 +88,22 @@ class Run:
 
 RUNS = {
     "sgd": Run(SGD_BUCKETS),
-    "nesterov": Run(SGD_BUCKETS, Rules(nesterov=True), SGD(nesterov=True)),
-    "clipped": Run(SGD_BUCKETS, Rules(clip=CLIP)),
-    "norm_clipped": Run(SGD_BUCKETS, Rules(norm=NORM)),
-    "doubly_clipped": Run(SGD_BUCKETS, Rules(clip=CLIP, norm=NORM_OF_CLIPPED)),
+    "nesterov": Run(SGD_BUCKETS, Rules(nesterov=True), SGD(nesterov=True), horizon=42),
+    "clipped": Run(SGD_BUCKETS, Rules(clip=CLIP), horizon=42),
+    "norm_clipped": Run(SGD_BUCKETS, Rules(norm=NORM), horizon=42),
+    "doubly_clipped": Run(SGD_BUCKETS, Rules(clip=CLIP, norm=NORM_OF_CLIPPED), horizon=42),
     "averaged": Run(SGD_BUCKETS, Rules(norm=NORM, ema=0.9), horizon=30),
     "averaged_adamw": Run(ADAM_BUCKETS, Rules("adamw", ema=0.8), Adam(decoupled=True), 100 * EXACT, horizon=30),
-    "uneven_buckets": Run(UNEVEN_BUCKETS, horizon=83),
+    "uneven_buckets": Run(UNEVEN_BUCKETS, horizon=41),
     # Adam divides by the root of a second moment that can be tiny, which amplifies rounding.
-    "adam": Run(ADAM_BUCKETS, Rules("adam"), Adam(), 100 * EXACT, horizon=50),
-    "adamw": Run(ADAM_BUCKETS, Rules("adamw"), Adam(decoupled=True), 100 * EXACT, horizon=55),
-    "grouped": Run(GROUPED_SGD_BUCKETS, Rules(clip=CLIP, patterns=PATTERNS), horizon=50),
+    "adam": Run(ADAM_BUCKETS, Rules("adam"), Adam(), 100 * EXACT, horizon=30),
+    "adamw": Run(ADAM_BUCKETS, Rules("adamw"), Adam(decoupled=True), 100 * EXACT, horizon=31),
+    "grouped": Run(GROUPED_SGD_BUCKETS, Rules(clip=CLIP, patterns=PATTERNS), horizon=30),
     "grouped_nesterov": Run(
-        GROUPED_SGD_BUCKETS, Rules(nesterov=True, patterns=PATTERNS), SGD(nesterov=True), horizon=50
+        GROUPED_SGD_BUCKETS, Rules(nesterov=True, patterns=PATTERNS), SGD(nesterov=True), horizon=30
     ),
     "grouped_adamw": Run(
-        GROUPED_ADAM_BUCKETS, Rules("adamw", patterns=PATTERNS), Adam(decoupled=True), 100 * EXACT, horizon=50
+        GROUPED_ADAM_BUCKETS, Rules("adamw", patterns=PATTERNS), Adam(decoupled=True), 100 * EXACT, horizon=30
     ),
 }
 
