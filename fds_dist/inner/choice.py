@@ -1,7 +1,8 @@
 """The choice between the two exact estimators, forward and reverse mode, by cost and memory.
 
-They give the same hypergradients but for rounding. Forward mode costs 1 + 2k plain steps with k live tangents on a rank
-and spreads them over the `tangent` axis; reverse mode costs 4 or 5 whatever K is, on every rank of that axis alike.
+They give the same hypergradients but for rounding. Forward mode costs 1 + 2k plain steps with k live tangents on a
+rank, compiled more (see `step_cost`), and spreads them over the `tangent` axis; reverse mode costs 4 or 5 whatever K
+is, on every rank of that axis alike.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ class Choice:
 
 
 def forward_way(problem: Problem, horizons: Sequence[int], shape: MeshShape) -> Way:
-    """Forward mode over these `horizons`, its tangents without pruning."""
-    steps, held = 0.0, 0
+    """Forward mode over these `horizons`, its tangents without pruning, its steps compiled where they will be."""
+    steps, held, chunk = 0.0, 0, problem.tangents.filled_chunk
     for horizon in set(horizons):
         plan = make_plan(problem.space.starts(horizon), horizon, shape.tangent)
-        steps += horizons.count(horizon) * max(map(plan.cost, range(shape.tangent))) / shape.data
+        slowest = max(plan.cost(rank, chunk) for rank in range(shape.tangent))
+        steps += horizons.count(horizon) * slowest / shape.data
         held = max(map(len, plan.owned)) * -(-problem.state_bytes // shape.data)
     return Way(steps, held)
 

@@ -15,7 +15,7 @@ import torch
 
 from fds_dist.common.faults import UserError
 from fds_dist.common.words import counted
-from fds_dist.inner.plan import PLAIN_STEP_COST, TANGENT_STEP_COST, make_plan
+from fds_dist.inner.plan import make_plan
 from fds_dist.inner.problem import GPU_CHUNK, Problem
 from fds_dist.tangents.methods import TrialPoint, choose_method
 from fds_dist.tasks.augment import augmentation
@@ -98,7 +98,7 @@ def has_compiler(device: torch.device) -> bool:
 def chunk_for(starts: Sequence[int], horizon: int, device: torch.device) -> int:
     """C: tangents per chunk of a compiled step.
 
-    A chunk costs 1 + 2C plain steps, padding included. On a CPU, the C with the least time of the busiest rank, as a
+    On a CPU, the C with the least time of the busiest rank, as a
     share of the best possible, over some numbers of ranks. A GPU takes as many as there are at once, up to `GPU_CHUNK`:
     small kernels take the same time for one tangent and for many.
     """
@@ -119,16 +119,4 @@ def _live(starts: Sequence[int]) -> list[int]:
 def _share(starts: Sequence[int], horizon: int, chunk: int, ranks: int) -> float:
     """Time of the busiest rank with chunks of `chunk`, over that without padding and without repeated plain steps."""
     plan = make_plan(starts, horizon, ranks)
-    call = PLAIN_STEP_COST + TANGENT_STEP_COST * chunk
-    return max(
-        call * _calls([starts[index] for index in owned], horizon, chunk) / plan.cost(rank)
-        for rank, owned in enumerate(plan.owned)
-    )
-
-
-def _calls(starts: Sequence[int], horizon: int, chunk: int) -> int:
-    """Chunks over the horizon on a rank with tangents that begin at `starts`, at least one a step."""
-    ends = [*sorted(starts), horizon]
-    before = ends[0] if starts else 0
-    live = [max(1, -(-(place + 1) // chunk)) * (ends[place + 1] - ends[place]) for place in range(len(starts))]
-    return before + sum(live) if starts else horizon
+    return max(plan.cost(rank, chunk) / plan.cost(rank) for rank in range(ranks))

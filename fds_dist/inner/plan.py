@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isqrt
+from math import ceil, isqrt
 
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.shapes import stretches
@@ -21,6 +21,17 @@ from fds_dist.schedule.shapes import stretches
 PLAIN_STEP_COST = 1.0
 TANGENT_STEP_COST = 2.0
 """In plain training steps: an exact Hessian-vector product needs two products for each one of a plain step."""
+
+
+def step_cost(live: int, chunk: int | None = None) -> float:
+    """Plain steps that a step with so many live tangents costs.
+
+    Args:
+        chunk: C, the tangents of one call of a compiled step, which is filled up with zeros and takes the plain step
+            once more: ⌈k/C⌉·(1 + 2C), and one call without tangents. None: the step is eager, 1 + 2k.
+    """
+    calls, size = (1, live) if chunk is None else (max(1, ceil(live / chunk)), chunk)
+    return calls * (PLAIN_STEP_COST + TANGENT_STEP_COST * size)
 
 
 @dataclass(frozen=True)
@@ -42,9 +53,9 @@ class Plan:
         begun = [0, *sorted(self.starts[index] for index in self.owned[rank]), self.horizon]
         return {live: stop - start for live, (start, stop) in enumerate(pairwise(begun)) if stop > start}
 
-    def cost(self, rank: int) -> float:
-        """Cost of one outer step on `rank`, in plain training steps."""
-        return self.horizon * PLAIN_STEP_COST + self.load(rank) * TANGENT_STEP_COST
+    def cost(self, rank: int, chunk: int | None = None) -> float:
+        """Cost of one outer step on `rank`, in plain training steps; see `step_cost`."""
+        return sum(steps * step_cost(live, chunk) for live, steps in self.live_steps(rank).items())
 
     def live(self, step: int) -> int:
         """Tangents over all ranks that have begun at `step`."""

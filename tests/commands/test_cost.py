@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from problems import CPU, TensorTask, image_task, images, make_problem, mlp
 from torch import nn
@@ -10,6 +12,7 @@ from fds_dist.commands.check.cost import CostReport, cost_report
 from fds_dist.common.memory import peak_bytes
 from fds_dist.distributed.mesh import MeshShape
 from fds_dist.inner import measurement as step_measurement
+from fds_dist.inner.choice import forward_way
 from fds_dist.inner.estimators import estimate_reverse
 from fds_dist.inner.measurement import measure_step
 from fds_dist.inner.run import InnerRun
@@ -48,6 +51,16 @@ def test_plan_owns_each_tangent_once_and_costs_what_its_windows_say(ranks: int) 
     assert found.one_rank_plain_steps == 20 + 2 * (20 + 15 + 10 + 5 + 20 + 20)
     assert found.reverse.plain_steps == 4 * 20
     assert found.costliest.plain_steps == max(rank.plain_steps for rank in found.ranks)
+
+
+def test_a_compiled_plan_costs_what_the_choice_of_an_estimator_counts() -> None:
+    problem = make_problem(image_task(mlp), BUCKETS)
+    compiled = replace(problem, tangents=replace(problem.tangents, compile="trace", compiled_chunk=4))
+    shape = MeshShape(1, 2, 1)
+    found = cost_report(compiled, OuterSettings((20,)), shape)
+    assert found.costliest.plain_steps == forward_way(compiled, (20,), shape).steps
+    assert found.costliest.plain_steps == 20 * (1 + 2 * 4)  # at most four tangents a rank: one call a step
+    assert (found.one_rank_plain_steps, found.speed_up(6)) == (20 * 9 + 10 * 9, 1.0)  # from step 10 on five and six
 
 
 def test_balance_of_two_ranks_is_the_best_there_is() -> None:

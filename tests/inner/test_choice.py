@@ -50,6 +50,26 @@ def test_forward_mode_takes_what_the_plan_says_of_the_slowest_rank(shape: MeshSh
     assert way.held == most * -(-problem(4).state_bytes // shape.data)
 
 
+@pytest.mark.parametrize("tangent", [1, 3])
+def test_compiled_steps_are_counted_with_the_zeros_that_fill_their_chunks(tangent: int) -> None:
+    eager = problem(4)
+    compiled = replace(eager, tangents=replace(eager.tangents, compile="trace", compiled_chunk=3))
+    plan, shape = make_plan(eager.space.starts(20), 20, tangent), MeshShape(1, tangent, 1)
+    costs = []
+    for owned in plan.owned:
+        live = [sum(plan.starts[element] <= step for element in owned) for step in range(20)]
+        costs.append(sum(max(1, -(-count // 3)) * (1 + 2 * 3) for count in live))  # without tangents one call, too
+    assert forward_way(compiled, (20,), shape).steps == max(costs) > forward_way(eager, (20,), shape).steps
+
+
+def test_compiled_steps_may_make_reverse_mode_the_faster_one() -> None:
+    eager = problem(2)
+    compiled = replace(eager, tangents=replace(eager.tangents, compile="trace", compiled_chunk=8))
+    two = MeshShape(1, 2, 1)
+    for each, expected in ((eager, "forward"), (compiled, "reverse")):
+        assert choose(forward_way(each, (20,), two), reverse_way(each, (20,), two), 20, PLENTY).estimator == expected
+
+
 def test_reverse_mode_costs_the_same_on_every_tangent_rank_and_holds_what_it_keeps() -> None:
     horizons, state = (20, 36), problem(4).state_bytes
     for shape in (MeshShape(1, 1, 1), MeshShape(1, 4, 1)):

@@ -79,6 +79,8 @@ class CostReport:
     """The estimator that the config asks for."""
     directions: int = 0
     """R of the estimator random_directions."""
+    chunk: int | None = None
+    """C of compiled steps, as `step_cost` has it; None where steps are eager."""
 
     @property
     def costliest(self) -> RankCost:
@@ -98,7 +100,8 @@ class CostReport:
     def speed_up(self, tangent: int) -> float:
         """How many times as fast an outer step becomes with `tangent` ranks on the tangent axis."""
         plan = make_plan(self.plan.starts, self.plan.horizon, tangent)
-        return self.costliest.plain_steps * self.shape.data / max(map(plan.cost, range(tangent)))
+        slowest = max(plan.cost(rank, self.chunk) for rank in range(tangent))
+        return self.costliest.plain_steps * self.shape.data / slowest
 
     def measured_speed_up(self, tangent: int) -> float:
         """The same by the measured step, in which tangents may share what a step takes: on a GPU its launches."""
@@ -122,6 +125,7 @@ def cost_report(
     """Plans the longest outer step for `shape`, and measures one inner step on this device, without training."""
     horizon = max(settings.horizons)
     plan = make_plan(problem.space.starts(horizon), horizon, shape.tangent)
+    chunk = problem.tangents.filled_chunk
     measured = measure_step(problem, shape.data, max(map(len, plan.owned)))
     network = problem.network(0)
     weights = network.initial_weights
@@ -136,7 +140,7 @@ def cost_report(
         return RankCost(
             ranks=_ranks_at(place, shape),
             elements=elements,
-            plain_steps=plan.cost(place) / shape.data,
+            plain_steps=plan.cost(place, chunk) / shape.data,
             memory=Memory(
                 weights=_bytes([weights]),
                 state=_bytes(state, shape.data),
@@ -154,11 +158,12 @@ def cost_report(
         plan=plan,
         ranks=tuple(map(cost_of, range(shape.tangent))),
         measured=measured,
-        one_rank_plain_steps=make_plan(plan.starts, horizon, 1).cost(0),
+        one_rank_plain_steps=make_plan(plan.starts, horizon, 1).cost(0, chunk),
         reverse=_reverse_cost(problem, weights, state, horizon, shape, measured),
         keeps_every_state=problem.keeps_every_state(horizon),
         estimator=estimator,
         directions=directions,
+        chunk=chunk,
     )
 
 
