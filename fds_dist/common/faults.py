@@ -98,6 +98,17 @@ def user_line_of(frame: FrameType) -> str:
     return _innermost(traceback.extract_stack(frame))
 
 
+def passes_others(error: BaseException, *libraries: Path) -> bool:
+    """Whether `error` passed through code that is neither this package's, nor Python's, nor that of these `libraries`
+    (folders): a user's or another library's."""
+    own = (PACKAGE, *libraries)
+    paths = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    others = [path for path in paths if path.is_file() and not any(map(path.is_relative_to, own))]
+    return any(
+        not INSTALLED.isdisjoint(path.parts) or not any(map(path.is_relative_to, STANDARD_LIBRARY)) for path in others
+    )
+
+
 def _innermost(frames: traceback.StackSummary) -> str:
     for frame in reversed(frames):
         if _is_users(path := Path(frame.filename)):

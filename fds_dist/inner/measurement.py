@@ -16,7 +16,7 @@ from fds_dist.common.batch import Batch, common_rows, first_samples
 from fds_dist.common.memory import peak_bytes
 from fds_dist.inner.estimate import validate
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.shape_peak import shape_peak
+from fds_dist.inner.shape_peak import shape_peak, why_untold
 from fds_dist.inner.stopwatch import run_steps, time_steps
 from fds_dist.tasks.base import Task
 
@@ -51,6 +51,8 @@ class StepMeasurement:
     """Whether it was measured on a part of the samples."""
     by_shapes: bool = False
     """Whether the memory nevertheless is that of all samples; see `shape_peak`."""
+    untold: str = ""
+    """Why shapes do not tell the memory, where that was asked of them in vain."""
 
     def seconds(self, tangents: int) -> float:
         """A step with so many live tangents."""
@@ -82,8 +84,9 @@ def measure_step(problem: Problem, parts: int = 1, most: int = 1) -> StepMeasure
         ends = getattr(few, name), getattr(more, name)
         at_all[name] = max(ends[1] + (ends[1] - ends[0]) * (samples - enough) / (enough - enough // 2), ends[1])
     told = _peak_by_shapes(part_of(problem, parts), more.tangents)
-    peak = round(at_all["peak_bytes"]) if told is None else told
-    return replace(more, **{**at_all, "peak_bytes": peak}, extrapolated=True, by_shapes=told is not None)
+    if isinstance(told, int):
+        return replace(more, **{**at_all, "peak_bytes": told}, extrapolated=True, by_shapes=True)
+    return replace(more, **{**at_all, "peak_bytes": round(at_all["peak_bytes"])}, extrapolated=True, untold=told)
 
 
 def _samples_of_part(problem: Problem, parts: int) -> int:
@@ -96,15 +99,17 @@ def part_of(problem: Problem, parts: int) -> Problem:
     return problem if parts == 1 else on_few(problem, _samples_of_part(problem, parts))
 
 
-def _peak_by_shapes(problem: Problem, tangents: int) -> int | None:
-    """As `step_peak`, by the shapes of tensors alone: few samples do not show where the peak of many is. None where it
-    cannot be told so."""
+def _peak_by_shapes(problem: Problem, tangents: int) -> int | str:
+    """As `step_peak`, by the shapes of tensors alone: few samples do not show where the peak of many is. Where it
+    cannot be told so, the reason; "" where it was not tried."""
     if problem.device.type != "cpu":  # elsewhere the allocator counts, and steps are shorter
-        return None
+        return ""
     try:
         return shape_peak(problem, tangents) - (1 + tangents) * problem.state_bytes
-    except Exception:  # whatever the user's code raises where tensors have no values
-        return None
+    except Exception as error:
+        if reason := why_untold(error):
+            return reason
+        raise
 
 
 def _affordable(problem: Problem, samples: int) -> int:

@@ -7,14 +7,22 @@ have shapes and no values. What reads a value, such as a branch on a loss, canno
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 from torch.utils._pytree import tree_map_only
 
 from fds_dist.common.batch import Batch
+from fds_dist.common.faults import passes_others, user_line
 from fds_dist.common.memory import peak_bytes
 from fds_dist.inner.advance import advance_tangents
 from fds_dist.inner.estimate import evaluate
@@ -25,6 +33,29 @@ from fds_dist.inner.training import Training
 
 STEPS = 2
 """From the second one on, the initial weights are there beside those of the run."""
+
+
+WITHOUT_VALUES = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+"""What PyTorch raises where a value is read, or a shape depends on one, or an operator does not tell shapes."""
+
+TORCH = Path(torch.__file__).parent
+
+
+def why_untold(error: Exception) -> str:
+    """Why shapes alone do not tell what a step takes, from what `shape_peak` raised; "" where that is no answer.
+
+    A user's and another library's code may raise anything where tensors have no values (`Tensor.numpy` and
+    `format` raise errors of their own); what passed through this package and PyTorch alone is a fault.
+    """
+    if not isinstance(error, WITHOUT_VALUES) and not passes_others(error, TORCH):
+        return ""
+    message = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {message}{user_line(error)}"
 
 
 def shape_peak(problem: Problem, tangents: int) -> int:

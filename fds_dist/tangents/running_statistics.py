@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -234,5 +235,4 @@ def _normalized(layer: _BatchNorm | _InstanceNorm, x: Tensor, mean: Tensor, vari
 
 def _has_shape_alone(x: Tensor) -> bool:
     """Whether it is a fake tensor that nobody traces: it stands for an eager one."""
-    tracer = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)  # type: ignore[attr-defined]
-    return is_fake(x) and tracer is None
+    return is_fake(x) and get_proxy_mode() is None

@@ -19,7 +19,7 @@ from fds_dist.commands.check.cost import CostReport, cost_report
 from fds_dist.common.memory import peak_bytes
 from fds_dist.config import load_config
 from fds_dist.distributed.mesh import MeshShape
-from fds_dist.inner import measurement
+from fds_dist.inner import measurement, shape_peak
 from fds_dist.inner.estimators import estimate_forward
 from fds_dist.inner.measurement import measure_step
 from fds_dist.inner.problem import Problem
@@ -157,7 +157,7 @@ def test_the_peak_of_a_long_step_is_told_by_shapes(
     predicted, taken = long_step(problem, monkeypatch)
     assert predicted == pytest.approx(taken, rel=0.1)
     if build is digits_network:  # or nothing would be shown
-        monkeypatch.setattr(measurement, "_peak_by_shapes", lambda *_: None)
+        monkeypatch.setattr(measurement, "_peak_by_shapes", lambda *_: "")
         assert long_step(problem, monkeypatch)[0] < 0.9 * taken
 
 
@@ -172,8 +172,29 @@ class ReadsValues(nn.Module):
         return self.network(x) * (2.0 if x.sum().item() > 0 else 1.0)
 
 
-def test_where_values_are_read_the_peak_is_extrapolated(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = make_problem(TensorTask(ReadsValues, images(64), images(16), batch_size=32), BUCKETS)
-    assert measurement._peak_by_shapes(problem, 2) is None
+class FormatsValues(ReadsValues):
+    """The same, which raises an error of Python's own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x) * float(f"{x.detach().abs().sum():.1f}") ** 0
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [(ReadsValues, "DataDependentOutputException: aten._local_scalar_dense.default"), (FormatsValues, "TypeError: ")],
+)
+def test_where_values_are_read_the_peak_is_extrapolated(
+    build: Callable[[], nn.Module], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = make_problem(TensorTask(build, images(64), images(16), batch_size=32), BUCKETS)
+    told = measurement._peak_by_shapes(problem, 2)
+    assert isinstance(told, str) and told.startswith(reason) and "test_measurement.py:" in told
     predicted, taken = long_step(problem, monkeypatch)  # weights are the peak for any number of samples here
     assert predicted == pytest.approx(taken, rel=0.1)
+
+
+def test_a_fault_of_the_package_is_no_reason_to_extrapolate(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem(TensorTask(wide, images(64), images(16), batch_size=32), BUCKETS)
+    monkeypatch.setattr(shape_peak, "zero_tangents", lambda local, elements, live: None)  # which nobody expects
+    with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'buffers'"):
+        measurement._peak_by_shapes(problem, 2)

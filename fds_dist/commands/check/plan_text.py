@@ -77,6 +77,7 @@ def _predictions(problem: Problem, report: CostReport) -> list[str]:
     if measured.extrapolated:
         how = "told by shapes, and times measured" if measured.by_shapes else "measured, like the times,"
         how += " on a few samples, because a step is long here"
+        how += f"; shapes alone do not tell it: {measured.untold}" if measured.untold else ""
     held = "states kept over the horizon" if reverse else "tangents"
     each = "" if reverse else f" and each tangent adds {duration(measured.tangent_seconds)}"
     lines = [
