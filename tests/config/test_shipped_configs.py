@@ -12,7 +12,7 @@ from fds_dist.config import HyperparameterConfig, load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SHIPPED = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "sweeps")
-COMPARED = ["cifar", "fashion", "lenet", "many"]
+COMPARED = ["cifar", "fashion", "fashion_muon", "lenet", "many"]
 """The twins whose comparisons are figures of the documentation."""
 
 
