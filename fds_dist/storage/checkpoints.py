@@ -121,9 +121,15 @@ def newest_first(parent: Path, kind: str) -> list[Path]:
 
 
 def fresh_folder(parent: Path, kind: str) -> Path:
-    """The path of a new folder in `parent`, with the next free number. Called on rank 0."""
+    """The path of a new folder in `parent`, with the next number that none has had. Called on rank 0."""
     newest = next((int(path.name.rpartition("-")[2]) for path in newest_first(parent, kind)), 0)
-    return parent / f"{kind}-{newest + 1}"
+    number = _numbers[parent, kind] = max(newest, _numbers.get((parent, kind), 0)) + 1
+    return parent / f"{kind}-{number}"
+
+
+_numbers: dict[tuple[Path, str], int] = {}
+"""(parent, kind) → the highest number that this process has given. A folder that was removed never comes back: over a
+network file system another host may take the new one for the old one, and cannot write in it."""
 
 
 def remove_folders(parent: Path, kind: str, spared: Collection[Path] = ()) -> None:

@@ -2,9 +2,9 @@
 
 The lock is the file `.lock` in the folder, with a line of JSON about its holder. `flock` locks it as long as the holder
 lives: the kernel lets go of it whatever ends the process. NFS hands such a lock to its server, unless it is mounted
-with `nolock` or `local_lock`; other file systems that hosts share have no locks, or a set of them for each host.
-Therefore a thread of the holder renews the time of the file, as a sign of life. A lock that the kernel gives is refused
-nevertheless where its file names another host and shows signs of life.
+with `nolock` or `local_lock`; other file systems that hosts share have no locks, or a set of them for each mount.
+Therefore a thread of the holder renews the time of the file, as a sign of life. Where the file system is none of this
+host's alone, a lock that the kernel gives is refused nevertheless while its file shows signs of life.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from fds_dist.common.access import writable
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.files import writing
+from fds_dist.common.files import VISIBLE_SECONDS, writing
 from fds_dist.common.records import from_line, to_line
 
 if TYPE_CHECKING:
@@ -37,14 +36,17 @@ BEAT_SECONDS = 5.0
 """Between two signs of life."""
 
 SILENT_SECONDS = 20.0
-"""A holder on another host that shows no sign of life for so long is gone. NFS shows the new time of a file at once
+"""A holder that shows no sign of life for so long is gone. Network file systems show the new time of a file at once
 where the file is opened again; a busy host is late with its signs."""
 
 SETTLE_SECONDS = 0.5
-"""Where the file system has no locks, two that write their lines at once: after so long the last line counts."""
+"""Where the kernel's lock is not all hosts', two that write their lines at once: after so long the last line counts."""
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 """What `flock` says where the file system has no locks."""
+
+OF_ONE_HOST = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"}
+"""Types of file systems whose locks are those of all processes that can reach them."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Holder:
 
     host: str
     boot: str
-    """Linux's name for the time since the host's last start; "" on other systems."""
+    """Linux's names for the time since the host's last start and for the set of process numbers, of which each
+    container has its own; "" on other systems."""
     process: int
     command: str
     since: str
@@ -66,7 +69,7 @@ class Holder:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is a process of this host, since the host's last start."""
+        """Whether its number is that of a process which can be seen from here, if it runs still."""
         return self.boot == _boot() and (self.boot != "" or self.host == socket.gethostname())
 
     def __str__(self) -> str:
@@ -95,10 +98,10 @@ def locked(folder: Path, command: str, key: str, ranks: Ranks | None = None) -> 
 
 @contextmanager
 def _held(folder: Path, command: str, key: str) -> Iterator[None]:
-    path = folder / NAME
+    path, this = folder / NAME, Holder.this_process(command)
     with writable(folder, key), writing(path):
         folder.mkdir(parents=True, exist_ok=True)
-        file = _acquired(path, Holder.this_process(command), key)
+        file = _acquired(path, this, key)
     ended = threading.Event()
     threading.Thread(target=_show_life, args=(file, ended), name="fds-dist lock", daemon=True).start()
     _open_files.add(file)
@@ -108,7 +111,7 @@ def _held(folder: Path, command: str, key: str) -> Iterator[None]:
         ended.set()
         if file in _open_files:  # not in a process that was forked meanwhile
             _open_files.remove(file)
-            _release(file, path)
+            _release(file, path, this)
 
 
 def _acquired(path: Path, this: Holder, key: str) -> int:
@@ -118,29 +121,41 @@ def _acquired(path: Path, this: Holder, key: str) -> int:
         UserError: another one holds it.
     """
     while True:
-        file, is_mine = os.open(path, os.O_RDWR | os.O_CREAT, 0o644), False
+        file, is_mine = _opened(path), False
         try:
             is_locked = _lock(file)
-            if not _is_at(path, file):  # the holder has just let go of it and removed it
-                os.close(file)
-                continue
-            holder = _holder(file, patience=1.0 if is_locked is False else 0.0)
-            if is_locked is False or (holder and _lives(holder, path, has_locks=is_locked is not None)):
-                raise _in_use(path, holder, key)
-            is_mine = True
-            _write(file, this)
-            if is_locked is None:
-                time.sleep(SETTLE_SECONDS)
-                if is_mine := (last := _holder(file)) == this:
+            if _is_at(path, file):  # else the holder has just let go of it and removed it
+                holder = _holder(file, patience=1.0 if is_locked is False else 0.0)
+                is_sure = is_locked is True and _file_system(path.parent) in OF_ONE_HOST
+                if is_locked is False or (holder and not is_sure and _lives(holder, path)):
+                    raise _in_use(path, holder, key)
+                is_mine = True
+                _write(file, this)
+                if is_sure or (last := _settled(path)) == this:
                     return file
-                raise _in_use(path, last, key)
-            return file
+                is_mine = False
+                if last:
+                    raise _in_use(path, last, key)
+            os.close(file)
         except BaseException:
             if is_mine:
-                _release(file, path)
+                _release(file, path, this)
             else:
                 os.close(file)
             raise
+
+
+def _opened(path: Path) -> int:
+    """The lock's file, made if need be. Over a network a host may see one that is gone, which it can neither open nor
+    make until it sees that."""
+    until = time.monotonic() + VISIBLE_SECONDS
+    while True:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
 
 
 def _lock(file: int) -> bool | None:
@@ -156,19 +171,41 @@ def _lock(file: int) -> bool | None:
     return True
 
 
-def _lives(holder: Holder, path: Path, has_locks: bool) -> bool:
+def _file_system(folder: Path) -> str:
+    """The type of the file system that holds the folder, such as "ext4" or "nfs4"; "" where that cannot be told."""
+    device = os.stat(folder).st_dev
+    with suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            fields = line.split()
+            if fields[2] == f"{os.major(device)}:{os.minor(device)}":
+                return fields[fields.index("-") + 1]
+    return ""
+
+
+def _settled(path: Path) -> Holder | None:
+    """Who the file at `path` names after a while; None where there is no such file any more."""
+    time.sleep(SETTLE_SECONDS)
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        return _holder(file, patience=1.0)
+    finally:
+        os.close(file)
+
+
+def _lives(holder: Holder, path: Path) -> bool:
     """Whether the holder of a lock that the kernel does not refuse is at work nevertheless."""
-    if holder.is_here:
-        return not has_locks and _runs(holder.process)
-    with TemporaryFile(dir=path.parent) as probe:  # the clock of the file's server, which may differ from this host's
-        age = os.fstat(probe.fileno()).st_mtime - _beat(path)
-    if age > SILENT_SECONDS:
+    if holder.is_here and not _runs(holder.process):
         return False
-    last, until = _beat(path), time.monotonic() + SILENT_SECONDS
-    while time.monotonic() < until:
-        time.sleep(min(1.0, SILENT_SECONDS / 4))
-        if _beat(path) != last:
-            return True
+    until = time.monotonic() + SILENT_SECONDS
+    with suppress(FileNotFoundError):  # where the holder lets go of it meanwhile
+        last = _beat(path)
+        while time.monotonic() < until:
+            time.sleep(min(1.0, SILENT_SECONDS / 4))
+            if _beat(path) != last:
+                return True
     return False
 
 
@@ -211,10 +248,11 @@ def _write(file: int, holder: Holder) -> None:
     os.fsync(file)
 
 
-def _release(file: int, path: Path) -> None:
-    """Removes the file while it is locked: whoever has opened it sees then that it is gone."""
+def _release(file: int, path: Path, this: Holder) -> None:
+    """Removes the file while it is locked: whoever has opened it sees then that it is gone. One that another holder has
+    taken over stays."""
     with suppress(OSError):
-        if _is_at(path, file):
+        if _is_at(path, file) and _holder(file) in (this, None):
             path.unlink()
     os.close(file)
 
@@ -234,7 +272,8 @@ def _in_use(path: Path, holder: Holder | None, key: str) -> UserError:
 
 def _boot() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
 

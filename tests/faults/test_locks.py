@@ -149,7 +149,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["local locks", "no locks"])
 def shared_disk(request: pytest.FixtureRequest, quick: None, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A file system whose locks, if it has any, are those of one host."""
+    """A file system that hosts share, whose locks, if it has any, are those of one mount."""
+    monkeypatch.setattr(lock, "OF_ONE_HOST", set[str]())
     if request.param == "no locks":
 
         def refuse(file: int, operation: int) -> None:
@@ -167,8 +168,11 @@ def left_by(host: str = "other", boot: str = "1", process: int = 1) -> Path:
     return path
 
 
-def test_the_lock_of_a_living_holder_on_another_host_is_refused(shared_disk: str) -> None:
-    path, ended = left_by(), threading.Event()
+@pytest.mark.parametrize("place", ["another host", "another mount here"])
+def test_the_lock_of_a_living_holder_that_the_kernel_does_not_know_is_refused(place: str, shared_disk: str) -> None:
+    this = Holder.this_process("a")
+    path = left_by() if place == "another host" else left_by("other", this.boot, this.process)
+    process, ended = json.loads(path.read_text())["process"], threading.Event()
 
     def live() -> None:
         while not ended.wait(0.05):
@@ -177,9 +181,8 @@ def test_the_lock_of_a_living_holder_on_another_host_is_refused(shared_disk: str
     holder = threading.Thread(target=live)
     holder.start()
     try:
-        expected = (
-            r"KEY: held is in use by `fds-dist retrain` of process 1 on host other, since 2026-01-02 03:04:05\+00:00"
-        )
+        holder_text = rf"`fds-dist retrain` of process {process} on host other, since 2026-01-02 03:04:05\+00:00"
+        expected = f"KEY: held is in use by {holder_text}"
         with pytest.raises(fds_dist.UserError, match=expected):
             locked(Path("held"), "a", "KEY").__enter__()
     finally:

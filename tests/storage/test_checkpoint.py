@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fds_dist.storage.checkpoints import load_checkpoint, save_checkpoint
+from fds_dist.storage.checkpoints import fresh_folder, load_checkpoint, remove_folders, save_checkpoint
 
 STATE = {"values": [0.1 + 0.2, 5e-324, -1e308, math.inf], "best": None, "nested": {"λ": [True, "x"]}}
 
@@ -143,3 +143,13 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     save(tmp_path, 2)
     save_checkpoint(tmp_path, 2, {"step": "again"}, keep=2)
     assert load(tmp_path) == ({"step": "again"}, [])
+
+
+def test_the_folder_of_a_removed_checkpoint_never_comes_back(tmp_path: Path) -> None:
+    """Another host may take the new one for the old one."""
+    for number in range(1, 4):
+        folder = fresh_folder(tmp_path, "inner")
+        assert folder == tmp_path / f"inner-{number}"
+        folder.mkdir()
+        remove_folders(tmp_path, "inner")
+        assert not folder.exists()

@@ -100,8 +100,14 @@ class Left:
 
 
 @contextmanager
-def background(command: Sequence[str], ranks: int, folder: Path, **environment: str) -> Iterator[list[Process]]:
-    """`python command...` on some ranks of this host, which are killed at the end."""
+def background(
+    command: Sequence[str], ranks: int, folder: Path, views: Sequence[Path] = (), **environment: str
+) -> Iterator[list[Process]]:
+    """`python command...` on some ranks of this host, which are killed at the end.
+
+    Args:
+        views: rank → the path by which it knows `folder`, where ranks know it by several.
+    """
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
     place |= {"LOCAL_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"} | environment
     processes = []
@@ -110,7 +116,7 @@ def background(command: Sequence[str], ranks: int, folder: Path, **environment: 
     try:
         for rank in range(ranks):
             variables = clean_environment(**place, RANK=str(rank), LOCAL_RANK=str(rank))
-            processes.append(start(command, folder, variables, rank))
+            processes.append(start(command, views[rank] if views else folder, variables, rank))
         yield processes
     finally:
         for process in processes:
@@ -118,10 +124,12 @@ def background(command: Sequence[str], ranks: int, folder: Path, **environment: 
             process.communicate()
 
 
-def left_waiting(folder: Path, ranks: int, command: Sequence[str], victim: int, how: str, when: str) -> dict[int, Left]:
-    """rank → how each rank of `fds-dist command...` ended but the victim."""
+def left_waiting(
+    folder: Path, ranks: int, command: Sequence[str], victim: int, how: str, when: str, views: Sequence[Path] = ()
+) -> dict[int, Left]:
+    """rank → how each rank of `fds-dist command...` ended but the victim. `views`: see `background`."""
     lost = f"{victim} {how} {when}"
-    with background(["-m", "fds_dist", *command], ranks, folder, **{LOST: lost}) as processes:
+    with background(["-m", "fds_dist", *command], ranks, folder, views, **{LOST: lost}) as processes:
         deadline = time.monotonic() + PATIENCE
         while not (folder / "lost").exists():
             assert time.monotonic() < deadline
