@@ -27,6 +27,7 @@ def main() -> int:
     # the variable as it is imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from fds_dist.cli import main as run_command
+    from fds_dist.common.access import forget_lost_folders
 
     status = 1
     try:
@@ -34,6 +35,7 @@ def main() -> int:
     finally:
         with suppress(OSError):  # nobody reads any more
             sys.stdout.flush()
+        forget_lost_folders()
         for number in SIGNALS:  # the status of a command that has failed, or was interrupted, stays what it is
             # The system's own way: Python's would miss a signal that comes just before it waits for a thread.
             signal.signal(number, signal.SIG_IGN if status else signal.SIG_DFL)

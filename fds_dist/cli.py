@@ -18,7 +18,7 @@ from fds_dist.commands import FAILED, WRONG_INPUT, CommandFailed
 from fds_dist.commands.command_line import parse
 from fds_dist.commands.definitions import CONFIG
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.files import WriteFailed
+from fds_dist.common.files import WriteFailed, lost_file
 from fds_dist.common.interruptions import INTERRUPTED, end_on_signals, was_signalled
 from fds_dist.common.out_of_memory import OutOfMemory, is_out_of_memory, memory_text
 from fds_dist.common.output import name_output
@@ -65,6 +65,8 @@ def _explained(error: Exception, told: Sequence[Fault]) -> int:
         return _explain([fault for fault in error.faults if fault not in told], WRONG_INPUT)
     if isinstance(error, CommandFailed | WriteFailed):
         return _explain([error], FAILED)
+    if lost := lost_file(error):
+        return _explain([lost], FAILED)
     if isinstance(error, ModuleNotFoundError) and error.name in LEFT_OUT:
         line = f"this command needs {error.name}, which is not installed; expected pip install with all dependencies"
         return WRONG_INPUT if told else _explain([line], FAILED)

@@ -1,4 +1,4 @@
-"""Why a folder cannot be read or written, in words for whoever named it."""
+"""Why a folder cannot be read or written, in words for whoever named it; and modules, where folders are gone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import os
 import pwd
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +72,20 @@ def writable(folder: Path, key: str) -> Iterator[None]:
 def this_user() -> str:
     """`user NAME`, or the number of a user without a name."""
     return f"user {_name_of(os.geteuid())}"
+
+
+def forget_lost_folders() -> None:
+    """Takes out of the search path for modules the folders of a file system that is gone, the current one perhaps.
+
+    PyTorch imports a module when the interpreter ends, and Python tells of such a folder in a traceback.
+    """
+    for folder in tuple(sys.path):
+        try:
+            os.scandir(folder or os.curdir).close()  # of a lost folder, its status may be remembered
+        except (FileNotFoundError, NotADirectoryError):  # which Python passes over
+            pass
+        except OSError:
+            sys.path.remove(folder)
 
 
 def _unreachable(folder: Path, error: OSError) -> str:

@@ -56,7 +56,8 @@ class UserError(Exception):
 
 
 PACKAGE = Path(__file__).resolve().parents[1]
-STANDARD_LIBRARY = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
+PYTHONS = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "scripts"))
+"""Folders of Python's own files, and of the programs that packages have installed: this one's, torchrun."""
 INSTALLED = {"site-packages", "dist-packages"}
 """Folders of installed packages: those of this environment, and of any other that it reaches (a module's or conda's
 Python below a virtual environment, a `.pth` file)."""
@@ -94,8 +95,15 @@ def user_line_here() -> str:
 
 
 def user_line_of(frame: FrameType) -> str:
-    """` at file:line` of the innermost line of the user's own code that `frame` runs; "" where there is none."""
-    return _innermost(traceback.extract_stack(frame))
+    """` at file:line` of the innermost line of the user's own code that `frame` runs; "" where there is none.
+
+    No file is looked at: that of a file system which does not answer may be what the line waits for.
+    """
+    for outer, line in traceback.walk_stack(frame):
+        path = Path(outer.f_code.co_filename)
+        if not path.name.startswith("<") and not _is_a_librarys(path):
+            return f" at {_from_here(path)}:{line}"
+    return ""
 
 
 def passes_others(error: BaseException, *libraries: Path) -> bool:
@@ -104,9 +112,7 @@ def passes_others(error: BaseException, *libraries: Path) -> bool:
     own = (PACKAGE, *libraries)
     paths = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
     others = [path for path in paths if path.is_file() and not any(map(path.is_relative_to, own))]
-    return any(
-        not INSTALLED.isdisjoint(path.parts) or not any(map(path.is_relative_to, STANDARD_LIBRARY)) for path in others
-    )
+    return any(not INSTALLED.isdisjoint(path.parts) or not any(map(path.is_relative_to, PYTHONS)) for path in others)
 
 
 def _innermost(frames: traceback.StackSummary) -> str:
@@ -117,8 +123,12 @@ def _innermost(frames: traceback.StackSummary) -> str:
 
 
 def _is_users(path: Path) -> bool:
-    of_a_library = any(path.is_relative_to(folder) for folder in (PACKAGE, *STANDARD_LIBRARY))
-    return path.is_file() and not of_a_library and INSTALLED.isdisjoint(path.parts)
+    return not _is_a_librarys(path) and path.is_file()
+
+
+def _is_a_librarys(path: Path) -> bool:
+    """Whether a file is this package's, Python's or an installed package's."""
+    return any(path.is_relative_to(folder) for folder in (PACKAGE, *PYTHONS)) or not INSTALLED.isdisjoint(path.parts)
 
 
 def _from_here(path: Path) -> Path:

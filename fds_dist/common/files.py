@@ -33,6 +33,24 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
+class FileLost(WriteFailed):
+    """A file cannot be reached any more: its file system has gone, or answers with errors."""
+
+    def __str__(self) -> str:
+        """One line: `cannot reach runs/digits/checkpoints: Transport endpoint is not connected`."""
+        return f"cannot reach {self.filename}: {self.strerror}"
+
+
+_GONE = (errno.ENOTCONN, errno.ESTALE, errno.EIO, errno.ENODEV, errno.EHOSTDOWN, errno.ETIMEDOUT)
+
+
+def lost_file(error: BaseException) -> FileLost | None:
+    """`error` as one about a file that cannot be reached; None where it is something else."""
+    if isinstance(error, OSError) and error.filename is not None and error.errno in _GONE:
+        return FileLost(error.errno, error.strerror, str(error.filename))
+    return None
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Inside, an `OSError` is one about writing `path`.

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fds_dist.common.faults import Fault, UserError
-from fds_dist.common.files import WriteFailed
+from fds_dist.common.files import WriteFailed, lost_file
 from fds_dist.common.words import counted
 from fds_dist.distributed import last_words
 from fds_dist.distributed.company import company
@@ -262,3 +262,7 @@ def _outcome(make: Callable[[], Value]) -> tuple[Value | None, UserError | Write
         return make(), None
     except (UserError, WriteFailed) as error:
         return None, error
+    except OSError as error:
+        if lost := lost_file(error):
+            return None, lost
+        raise

@@ -254,7 +254,8 @@ def _release(file: int, path: Path, this: Holder) -> None:
     with suppress(OSError):
         if _is_at(path, file) and _holder(file) in (this, None):
             path.unlink()
-    os.close(file)
+    with suppress(OSError):  # of a file system that is gone
+        os.close(file)
 
 
 def _is_at(path: Path, file: int) -> bool:
