@@ -90,10 +90,9 @@ def _predictions(problem: Problem, report: CostReport) -> list[str]:
         _traffic_line(report),
     ]
     if problem.tangents.compile != "off":
-        lines.append(
-            "Times and memory are those of eager steps; the run's own are compiled, and shorter. Plain steps count "
-            f"the zeros that fill up chunks of {counted(report.chunk or 1, 'tangent')}."
-        )
+        lines.append("Times and memory are those of eager steps; the run's own are compiled, and shorter.")
+        if report.chunk and report.chunk > 1:
+            lines.append(f"Plain steps count the zeros that fill up chunks of {counted(report.chunk, 'tangent')}.")
     if report.estimator == "greedy":
         lines.append("The plan is forward mode's; estimator=greedy looks only one step ahead and costs less.")
     if report.estimator == "random_directions":
