@@ -8,7 +8,8 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -59,12 +60,12 @@ def hosts() -> Iterator[list[str]]:
 
 
 def launch_on(
-    stack: ExitStack, hosts: list[str], folder: Path, per_host: int, restarts: int = 0
+    stack: ExitStack, hosts: list[str], folder: Path, per_host: int, restarts: int = 0, overrides: Sequence[str] = ()
 ) -> list[subprocess.Popen[bytes]]:
     """The same line on each host; nothing is said about interfaces, nor about the hosts' own addresses."""
     settings = {"NNODES": "2", "ENDPOINT": ENDPOINT, "NPROC": str(per_host), "MAX_RESTARTS": str(restarts)}
     environment = script_environment(**settings)
-    line = [str(LAUNCH / "multi_node.sh"), "optimize", "config.yaml", "name=run"]
+    line = [str(LAUNCH / "multi_node.sh"), "optimize", "config.yaml", "name=run", *overrides]
     return [
         stack.enter_context(started(["ip", "netns", "exec", host, *line], folder, folder / f"log-{host}", environment))
         for host in hosts
@@ -133,3 +134,46 @@ def test_a_killed_rank_starts_all_again_on_both_hosts(hosts: list[str], tmp_path
     assert statuses == [0, 0], said(tmp_path)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
     assert result_of(tmp_path / "runs" / "run") == uninterrupted(tmp_path)
+
+
+CUTS = {"link down": "link set cable down", "packets lost": "neighbour replace {} lladdr 02:00:00:00:00:99 dev cable"}
+"""What `ip` is told on one host, with the other's address; packets that go to nobody's hardware address are lost."""
+TIMEOUT = 20.0
+IN_TIME = 35.0
+"""Seconds beyond the timeout."""
+
+
+def has_ended(process: int) -> bool:
+    """Whether a process has, although its launcher, which waits for the other host, has not asked for its status."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.parametrize("end", [0, 1])
+@pytest.mark.parametrize("cut", list(CUTS))
+def test_a_cut_cable_ends_both_hosts_and_each_names_the_other(
+    hosts: list[str], cut: str, end: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No connection closes: each side only hears nothing more. The launchers may wait for each other for minutes."""
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
+    with ExitStack() as stack:
+        launchers = launch_on(stack, hosts, tmp_path, per_host=1, overrides=[f"distributed.timeout={TIMEOUT}"])
+        ranks = wait_for_ranks(tmp_path, 2, launchers)
+        ip("-n", hosts[end], *CUTS[cut].format(f"10.77.0.{2 - end}").split())
+        let_go(tmp_path)
+        began = time.monotonic()
+        wait_until(lambda: all(map(has_ended, ranks)), "both ranks to end")
+        seconds = time.monotonic() - began
+        for launcher in launchers:
+            launcher.kill()
+    assert seconds < TIMEOUT + IN_TIME, said(tmp_path)
+    for number, host in enumerate(hosts):
+        lines = re.findall("^fds-dist: (.*)", (tmp_path / f"log-{host}").read_text(), re.MULTILINE)
+        (line,) = [line for line in lines if not line.startswith(("run folder", "the node"))]
+        silent = rf"lost another rank: rank {1 - number} \(.*\) has been silent for \d+ s, its host does not answer; "
+        assert re.match(silent, line), said(tmp_path)
+    result = fds_dist.optimize(resume="runs/run", progress=False)
+    assert result_of(result.run_dir) == uninterrupted(tmp_path)

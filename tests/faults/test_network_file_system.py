@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import launch_scripts
 import pytest
-from launching import clean_environment, start_ranks
-from lost_ranks import left_waiting, write_config
-from network_mounts import lacking, mounted
+import yaml
+from launching import PATIENCE, Ended, clean_environment, start_ranks, wait_for
+from lost_ranks import background, left_waiting, write_config
+from network_mounts import Mount, lacking, mounted
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(lacking() != "", reason=lacking())]
 
 TIMEOUT = 60.0
 """Nobody waits for it where a process ends, which closes its connections."""
+SHORT, IN_TIME = 20.0, 35.0
+"""A timeout that is waited for, and the seconds beyond it within which ranks end."""
 MESHES: dict[str, dict[str, Any]] = {
     "forward": {},
     "replica": {"mesh": {"replica": 2}},
@@ -179,3 +185,92 @@ def test_all_that_is_done_with_a_run(views: list[Path]) -> None:
         assert "no more checkpoints" not in ended[0].out
     (report,) = start_ranks(["-m", "fds_dist", "report", "runs/run"], 1, views)
     assert (report.status, report.err) == (0, "")
+
+
+# --- a file system that goes away or hangs ---
+
+
+def damaged(
+    tmp_path: Path, damage: Callable[[Mount], None], hosts: Sequence[int], seconds: float = 0.0
+) -> dict[int, Ended | None]:
+    """rank → how each ended whose file system is damaged in the second outer step; None: it waits for that still.
+
+    Args:
+        seconds: after which the file system answers again; 0: it never does.
+    """
+    export, flags = tmp_path / "export", tmp_path / "flags"
+    flags.mkdir()
+    with mounted(export, tmp_path / "one", tmp_path / "other") as mounts:
+        launch_scripts.write_config(flags)
+        config = yaml.safe_load((flags / "config.yaml").read_text())
+        more = {"name": "run", "distributed": {"timeout": SHORT}, "checkpoint": {"every_seconds": 1e-9}}
+        (export / "config.yaml").write_text(yaml.safe_dump(config | more))
+        views = [mount.path for mount in mounts]
+        with background(["-m", "fds_dist", "optimize", "config.yaml"], 2, export, views) as ranks:
+            wait_for(lambda: all((flags / f"here-{rank}").exists() for rank in range(2)))
+            for host in hosts:
+                damage(mounts[host])
+            launch_scripts.let_go(flags)
+            until = time.monotonic() + SHORT + IN_TIME
+            again = time.monotonic() + (seconds or 2 * PATIENCE)
+            while time.monotonic() < until and any(rank.poll() is None for rank in ranks):
+                if time.monotonic() > again:
+                    mounts[hosts[0]].answer()
+                time.sleep(0.1)
+            have_ended = [rank.poll() is not None for rank in ranks]
+            for host in hosts:  # before that no kill ends a process which waits for the file system
+                mounts[host].answer()
+            for rank in ranks:
+                rank.kill()
+            said = [rank.communicate() for rank in ranks]
+    ends = [Ended(rank.returncode or 0, *words) for rank, words in zip(ranks, said, strict=True)]
+    return {number: end if have_ended[number] else None for number, end in enumerate(ends)}
+
+
+def goes_on(tmp_path: Path) -> None:
+    """The search is resumed where the file system is back, and comes to what one comes to that nobody disturbs."""
+    with mounted(tmp_path / "export", tmp_path / "back", tmp_path / "also-back") as mounts:
+        search([mount.path for mount in mounts], "--resume", "runs/run")
+        run = launch_scripts.result_of(tmp_path / "export" / "runs" / "run")
+    assert run == launch_scripts.uninterrupted(tmp_path / "flags")
+
+
+@pytest.mark.parametrize("hosts", [[0], [0, 1]], ids=["the first rank's", "both ranks'"])
+def test_a_file_system_that_is_gone_is_one_line(hosts: list[int], tmp_path: Path) -> None:
+    ends = damaged(tmp_path, Mount.lose, hosts)
+    assert [end and end.status for end in ends.values()] == [1, 1], ends
+    lines = [line for end in ends.values() if end for line in end.err.splitlines()]
+    assert len(lines) == 1, lines  # both ranks are of one node, whose first rank speaks
+    assert re.match(r"fds-dist: cannot (reach|write) runs/run\S*: Transport endpoint is not connected", lines[0])
+    goes_on(tmp_path)
+
+
+def test_a_rank_without_its_file_system_trains_on(tmp_path: Path) -> None:
+    """The first rank writes the results; only the other's part of checkpoints is missing, with a note."""
+    ends = damaged(tmp_path, Mount.lose, [1])
+    assert [end and (end.status, end.err) for end in ends.values()] == [(0, "")] * 2, ends
+    assert ends[0] is not None and "no more checkpoints within this outer step: cannot write " in ends[0].out
+    assert launch_scripts.result_of(tmp_path / "export" / "runs" / "run") == launch_scripts.uninterrupted(
+        tmp_path / "flags"
+    )
+
+
+@pytest.mark.parametrize("host", [0, 1])
+def test_a_file_system_that_hangs_for_a_while_is_waited_for(host: int, tmp_path: Path) -> None:
+    ends = damaged(tmp_path, Mount.hang, [host], seconds=SHORT / 3)
+    assert [end and (end.status, end.err) for end in ends.values()] == [(0, "")] * 2, ends
+    assert launch_scripts.result_of(tmp_path / "export" / "runs" / "run") == launch_scripts.uninterrupted(
+        tmp_path / "flags"
+    )
+
+
+@pytest.mark.parametrize("host", [0, 1])
+def test_a_file_system_that_hangs_ends_the_other_rank(host: int, tmp_path: Path) -> None:
+    """The rank itself waits in the kernel, where not even a kill ends it before the file system answers or is gone."""
+    ends = damaged(tmp_path, Mount.hang, [host])
+    left = ends[1 - host]
+    assert left is not None and left.status == 1, ends
+    (line,) = left.err.splitlines()
+    named = rf"lost another rank: rank {host} \(.*\) has been busy\S*( at \S+)? for \d+ s, while others waited for it"
+    assert re.match(f"fds-dist: {named}", line), line
+    goes_on(tmp_path)
