@@ -34,8 +34,8 @@ IMPORTED = (
     "fds_dist.cli",
     "fds_dist.commands.optimize.command",
 )
-READ_AT_THE_START = ("PYTHON", "OMP_", "MKL_", "LD_", "LC_", "LANG", "TORCH", "CUDA", "CUBLAS", "MPL")
-"""Beginnings of the variables that Python and its libraries read only when they start or are imported."""
+READ_AT_THE_START = ("PYTHON", "OMP_", "MKL_", "LD_", "LC_", "LANG", "MALLOC_", "TORCH", "CUDA", "CUBLAS", "MPL")
+"""Beginnings of the variables that Python, the C library and others read only when they start or are imported."""
 
 
 def forkable(environment: Mapping[str, str]) -> bool:
