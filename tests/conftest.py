@@ -24,8 +24,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("not the superuser")
 
 
-LIBRARIES_OWN = {"DS_ACCELERATOR", "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR"}
-"""Variables that DeepSpeed and inductor set, once, for whatever comes after."""
+LIBRARIES_OWN = ("DS_", "PYTORCH_", "TORCH", "_TORCH", "WANDB_", "HF_", "TOKENIZERS_", "KMP_", "TF_")
+"""Beginnings of variables that libraries set, once, for whatever comes after in the process."""
 
 
 @pytest.fixture(autouse=True)
@@ -34,5 +34,6 @@ def _environment_stays() -> Iterator[None]:
     before = dict(os.environ)
     yield
     after = dict(os.environ)
-    changed = {name for name, _ in before.items() ^ after.items()} - LIBRARIES_OWN - {"PYTEST_CURRENT_TEST"}
+    changed = {name for name, _ in before.items() ^ after.items() if not name.startswith(LIBRARIES_OWN)}
+    changed -= {"PYTEST_CURRENT_TEST"}
     assert not changed, f"the environment was left changed: {sorted(changed)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fds_dist.commands import DONE, FAILED, CommandFailed
@@ -48,7 +48,13 @@ def sweep(source: str, *, local: bool, check: bool, create: bool, count: int | N
         if chosen:
             raise UserError(Fault(chosen[0], f"{source} is not a sweep file", "a file such as sweep.yaml"))
         return _work(source, count)
-    _prepare_environment()
+    with _environment_of_jobs():
+        return _sweep_of_file(path, local, check, create, count, output_dir)
+
+
+def _sweep_of_file(
+    path: Path, local: bool, check: bool, create: bool, count: int | None, output_dir: str | Path
+) -> int:
     checked = read_sweep(path, _build_faults)
     if not local and not check and (faults := secret_faults(checked)):
         raise UserError(faults)
@@ -81,15 +87,24 @@ def secret_faults(checked: Sweep) -> list[Fault]:
     ]
 
 
-def _prepare_environment() -> None:
-    """Sets the variables for a sweep's command: NPROC, and a PATH with this Python's programs, such as torchrun."""
-    programs, path = os.path.dirname(sys.executable), os.environ.get("PATH", "")
+@contextlib.contextmanager
+def _environment_of_jobs() -> Iterator[None]:
+    """For a sweep's command: NPROC, and a PATH with this Python's programs, such as torchrun; afterwards as before."""
+    before = {name: os.environ.get(name) for name in ("PATH", "NPROC")}
+    programs, path = os.path.dirname(sys.executable), before["PATH"] or ""
     if programs not in path.split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join(filter(None, (programs, path)))
-    if not os.environ.get("NPROC"):
+    if not before["NPROC"]:
         import torch
 
         os.environ["NPROC"] = str(max(1, torch.cuda.device_count()))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _created(checked: Sweep) -> str:
@@ -116,10 +131,10 @@ def _created(checked: Sweep) -> str:
 
 def _work(name: str, count: int | None) -> int:
     """Replaces this process by W&B's agent, which forwards signals to its job."""
-    _prepare_environment()
     limit = [] if count is None else ["--count", str(count)]
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "wandb", "agent", "--forward-signals", *limit, name])
+    with _environment_of_jobs():
+        os.execv(sys.executable, [sys.executable, "-m", "wandb", "agent", "--forward-signals", *limit, name])
 
 
 def _run_here(checked: Sweep, output_dir: Path, count: int | None) -> int:
