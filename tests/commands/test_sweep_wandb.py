@@ -221,7 +221,8 @@ def test_an_agent_takes_three_jobs_to_the_end_and_a_fourth_is_reported_as_failed
         assert [len(record["hyperparameters"]["lr"]) for record in history] == [2, 2]
         assert run_of_turn.summary["best_val_loss"] == min(record["val_loss"] for record in history)
         assert run_of_turn.summary["plain_steps"] > 0
-        assert [name.partition("-")[0] for name in run_of_turn.artifacts] == ["schedule", "report"]
+        kinds = [name.partition("-")[0] for name in run_of_turn.artifacts]
+        assert sorted(kinds) == ["report", "schedule"]  # W&B sends them at once, in either order
 
 
 @pytest.mark.slow
