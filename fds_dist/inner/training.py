@@ -24,6 +24,7 @@ from fds_dist.tangents import (
     MicroBatch,
     Network,
     Point,
+    PointInputs,
     SplitPoint,
     TrainingLoss,
     Update,
@@ -85,8 +86,8 @@ class Training:
         split = self.axis.split(batch, self.problem.reads_inputs)
         part = replace(self.network.cast(split), seed=of_all)
         weights, vectorize = self.state.weights, self.problem.chunk_size > 1
-        point = self.problem.make_point(self.loss, weights, theta, buffers, part, here, vectorize)
-        return SplitPoint(point, self.axis, self.width)
+        inputs = PointInputs(self.loss, weights, theta, buffers, part, vectorize, here)
+        return SplitPoint(self.problem.make_point(inputs), self.axis, self.width)
 
     def step(self, point: Point, h: Tensor) -> None:
         """Moves to the state after one inner step with the gradient at `point` and h [H]."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fds_dist.common.batch import Batch, Part
 from fds_dist.tangents.network import Buffers, Network, TrainingLoss
 from fds_dist.tangents.parts import AccumulatedPoint, MicroBatch, SplitPoint
-from fds_dist.tangents.point import Point, PointMaker
+from fds_dist.tangents.point import Point, PointInputs, PointMaker
 from fds_dist.tangents.products import EXACT_METHODS, METHODS
 from fds_dist.tangents.step import (
     Primals,
@@ -27,6 +27,7 @@ __all__ = [
     "Network",
     "Part",
     "Point",
+    "PointInputs",
     "PointMaker",
     "Primals",
     "SplitPoint",

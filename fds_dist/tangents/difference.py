@@ -33,15 +33,16 @@ amplifies every error: 2e-4 in float64.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fds_dist.common.batch import Part
 from fds_dist.common.flat import FlatLayout
 from fds_dist.tangents.kinks import Kinks
-from fds_dist.tangents.network import Buffers, TrainingLoss
-from fds_dist.tangents.point import PlainPoint
+from fds_dist.tangents.network import Buffers
+from fds_dist.tangents.point import PlainPoint, PointInputs
 
 SHARE = 0.3
 """Of η^⅓: gradients of networks change over somewhat less than the size of their weights. Chosen before the step was
@@ -60,22 +61,10 @@ LEAST_ROOM = 0.01
 class DifferencePoint(PlainPoint):
     """A plain step, and two further plain gradients per product, taken one at a time; `vectorize` changes nothing."""
 
-    def __init__(
-        self,
-        loss: TrainingLoss,
-        weights: Tensor,
-        theta: Tensor,
-        buffers: Buffers,
-        part: Part,
-        seed: int,
-        vectorize: bool,
-        share: float = SHARE,
-    ) -> None:
-        self._kinks = Kinks()
+    def __init__(self, inputs: PointInputs, share: float = SHARE) -> None:
+        self._inputs, self._share, self._kinks = inputs, share, Kinks()
         with self._kinks.noted():
-            super().__init__(loss, weights, theta, buffers, part, seed, vectorize)
-        self._loss, self._start, self._part, self._seed = loss, (weights, theta, buffers), part, seed
-        self._share = share
+            super().__init__(inputs)
 
     def products(self, tangents: Tensor, theta_tangents: Tensor, buffer_tangents: Buffers) -> tuple[Tensor, Buffers]:
         """See `Point`."""
@@ -84,14 +73,14 @@ class DifferencePoint(PlainPoint):
         return tree_map(lambda *parts: torch.stack(parts), *products)
 
     def _product(self, dw: Tensor, dtheta: Tensor, db: Buffers) -> tuple[Tensor, Buffers]:
-        weights, theta, buffers = self._start
-        live = {name: buffers[name] for name in db}
-        network, tangent = self._loss.network, (dw, dtheta, db)
+        loss, theta = self._inputs.loss, self._inputs.theta
+        live = {name: self._inputs.buffers[name] for name in db}
+        network, start, tangent = loss.network, (self._inputs.weights, theta, live), (dw, dtheta, db)
         precision = network.low or network.dtype
-        step = self._share * longest_step(network.layout, (weights, theta, live), tangent, precision)
+        step = self._share * longest_step(network.layout, start, tangent, precision)
         if step.device.type == "cpu" and not step:  # elsewhere to ask would be to wait for the device
             return tree_map(torch.zeros_like, (dw, db))
-        first, second, one_sided = places(step, theta, dtheta, self._loss.bounds)
+        first, second, one_sided = places(step, theta, dtheta, loss.bounds)
         ahead, other = self._moved(first, dw, dtheta, db), self._moved(second, dw, dtheta, db)
         share = torch.where(step > 0, 0.5 / first, 0.0)
 
@@ -103,11 +92,11 @@ class DifferencePoint(PlainPoint):
         return slope(ahead.gradient, other.gradient, self.gradient), after
 
     def _moved(self, step: Tensor, dw: Tensor, dtheta: Tensor, db: Buffers) -> PlainPoint:
-        weights, theta, buffers = self._start
-        moved = {name: buffers[name] + step * tangent for name, tangent in db.items()}
-        place = (weights + step * dw, theta + step * dtheta, {**buffers, **moved})
+        start = self._inputs
+        moved = {name: start.buffers[name] + step * tangent for name, tangent in db.items()}
+        weights, theta = start.weights + step * dw, start.theta + step * dtheta
         with self._kinks.held():
-            return PlainPoint(self._loss, *place, self._part, self._seed, False)
+            return PlainPoint(replace(start, weights=weights, theta=theta, buffers={**start.buffers, **moved}))
 
 
 def places(

@@ -20,13 +20,11 @@ from torch.autograd.graph import Node
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import CheckpointError
 
-from fds_dist.common.batch import Part
 from fds_dist.common.faults import Fault, UserError, user_line
 from fds_dist.common.out_of_memory import is_out_of_memory
 from fds_dist.tangents.batch_norm import FUNCTIONS
 from fds_dist.tangents.difference import SHARE, DifferencePoint
-from fds_dist.tangents.network import Buffers, TrainingLoss
-from fds_dist.tangents.point import Point
+from fds_dist.tangents.point import Point, PointInputs
 from fds_dist.tangents.products import EXACT_METHODS, METHODS
 from fds_dist.tangents.second_derivatives import wrong_operators
 
@@ -54,20 +52,12 @@ def default_method(device: torch.device) -> str:
 
 
 @dataclass(frozen=True)
-class TrialPoint:
-    """Where methods are tried: one point of a training loss."""
-
-    loss: TrainingLoss
-    weights: Tensor  # [D]
-    theta: Tensor  # [P]
-    buffers: Buffers
-    part: Part
-    vectorize: bool = False
-    """Whether to batch the tangents."""
+class TrialPoint(PointInputs):
+    """Where methods are tried."""
 
     def by(self, method: str) -> Point:
         """The point, ready for products by `method`."""
-        return METHODS[method](self.loss, self.weights, self.theta, self.buffers, self.part, 0, self.vectorize)
+        return METHODS[method](self)
 
     def product(self, method: str, tangent: Tensor) -> Tensor:
         """dg [D] of the tangent `tangent` [D] of the weights."""
@@ -157,8 +147,7 @@ def difference_error(point: TrialPoint) -> float:
     Raises:
         UserError: the kinks of the network cannot be held.
     """
-    place = (point.weights, point.theta, point.buffers, point.part, 0, False)
-    at, closer = (DifferencePoint(point.loss, *place, share=share) for share in (SHARE, SHARE / 3))
+    at, closer = (DifferencePoint(point, share) for share in (SHARE, SHARE / 3))
     gradient, by_theta = at.gradient, torch.ones_like(point.theta)
     live = {name: torch.zeros_like(point.buffers[name]) for name in point.loss.network.live}
     moves = [(gradient, torch.zeros_like(by_theta))]

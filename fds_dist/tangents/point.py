@@ -6,12 +6,29 @@ Shapes: D = weights, P = hyperparameters inside the loss, C = tangents in one ca
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from fds_dist.common.batch import Part
 from fds_dist.tangents.network import Buffers, TrainingLoss
+
+
+@dataclass(frozen=True)
+class PointInputs:
+    """What the training loss is taken of, and how its products are computed."""
+
+    loss: TrainingLoss
+    weights: Tensor  # [D]
+    theta: Tensor  # [P]
+    buffers: Buffers
+    part: Part
+    """Of the batch."""
+    vectorize: bool = False
+    """Whether to batch the tangents."""
+    seed: int = 0
+    """Of the step's randomness."""
 
 
 class Point(Protocol):
@@ -46,27 +63,17 @@ class Point(Protocol):
         ...
 
 
-PointMaker = Callable[[TrainingLoss, Tensor, Tensor, Buffers, Part, int, bool], Point]
-"""(loss, w [D], θ [P], buffers, part of the batch, seed of the step's randomness, vectorize: whether to batch the
-tangents) → point."""
+PointMaker = Callable[[PointInputs], Point]
+"""A method of Hessian-vector products."""
 
 
 class PlainPoint:
     """A plain training step: no second graph, no products."""
 
-    def __init__(
-        self,
-        loss: TrainingLoss,
-        weights: Tensor,
-        theta: Tensor,
-        buffers: Buffers,
-        part: Part,
-        seed: int,
-        vectorize: bool,
-    ) -> None:
-        loss.network.seed(seed)
-        leaf = weights.detach().requires_grad_()
-        value, after = loss(leaf, theta, buffers, part)
+    def __init__(self, inputs: PointInputs) -> None:
+        loss, leaf = inputs.loss, inputs.weights.detach().requires_grad_()
+        loss.network.seed(inputs.seed)
+        value, after = loss(leaf, inputs.theta, inputs.buffers, inputs.part)
         self.gradient: Tensor = loss.network.differentiate(value, leaf)[0]
         self.loss: Tensor = value.detach()
         self.buffers: Buffers = {name: buffer.detach() for name, buffer in after.items()}

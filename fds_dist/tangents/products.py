@@ -29,31 +29,23 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.utils._pytree import tree_map
 
-from fds_dist.common.batch import Part, map_tensors, tensors_in
+from fds_dist.common.batch import map_tensors, tensors_in
 from fds_dist.tangents.difference import DifferencePoint
-from fds_dist.tangents.network import Buffers, TrainingLoss
-from fds_dist.tangents.point import PlainPoint, PointMaker
+from fds_dist.tangents.network import Buffers
+from fds_dist.tangents.point import PlainPoint, PointInputs, PointMaker
 
 
 class JvpPoint:
     """Forward over reverse. With `vectorize` the tangents of a call are batched, else taken one at a time."""
 
-    def __init__(
-        self,
-        loss: TrainingLoss,
-        weights: Tensor,
-        theta: Tensor,
-        buffers: Buffers,
-        part: Part,
-        seed: int,
-        vectorize: bool,
-    ) -> None:
-        self._network, self._seed, self._vectorize = loss.network, seed, vectorize
+    def __init__(self, inputs: PointInputs) -> None:
+        loss, buffers, part = inputs.loss, inputs.buffers, inputs.part
+        self._network, self._seed, self._vectorize = loss.network, inputs.seed, inputs.vectorize
         live = {name: buffers[name] for name in loss.network.live}
         # What the loss reads of the batch gets explicit zero tangents: PyTorch's implicit zeros defeat e.g. `mse_loss`.
         constants = [tensor for tensor in tensors_in(loss.reads(part.batch)) if tensor.is_floating_point()]
         places = [id(constant) for constant in constants]
-        self._primals = (weights, theta, live, *constants)
+        self._primals = (inputs.weights, inputs.theta, live, *constants)
         self._zeros = tuple(map(torch.zeros_like, constants))
         self._primal: tuple[Tensor, Tensor, Buffers] | None = None
 
@@ -122,20 +114,12 @@ class JvpPoint:
 class DoubleBackwardPoint:
     """Reverse over reverse; tangents are taken one at a time over one graph, `vectorize` changes nothing."""
 
-    def __init__(
-        self,
-        loss: TrainingLoss,
-        weights: Tensor,
-        theta: Tensor,
-        buffers: Buffers,
-        part: Part,
-        seed: int,
-        vectorize: bool,
-    ) -> None:
+    def __init__(self, inputs: PointInputs) -> None:
+        loss = inputs.loss
         self._network = loss.network
-        self._inputs = (weights.detach().requires_grad_(), theta.detach().requires_grad_())
-        loss.network.seed(seed)
-        value, after = loss(*self._inputs, buffers, part)
+        self._inputs = (inputs.weights.detach().requires_grad_(), inputs.theta.detach().requires_grad_())
+        loss.network.seed(inputs.seed)
+        value, after = loss(*self._inputs, inputs.buffers, inputs.part)
         # The graph is made even where no tangent will follow: some backward formulas differ in their last bits.
         self._gradients = loss.network.differentiate(value, self._inputs, create_graph=True, materialize_grads=True)
         self.loss = value.detach()

@@ -17,7 +17,7 @@ from fds_dist.common.randomness import seeded
 from fds_dist.common.vision import import_torchvision
 from fds_dist.models import build_model
 from fds_dist.models.torchvision_models import torchvision_names
-from fds_dist.tangents import METHODS, Network, TrainingLoss
+from fds_dist.tangents import METHODS, Network, PointInputs, TrainingLoss
 
 COLOR, DIGIT = (3, 32, 32), (1, 28, 28)
 TINY_VIT = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 8}
@@ -157,7 +157,7 @@ def test_both_methods_differentiate_twice(name, options, side):
         part = Part((torch.randn(4, 3, side, side, dtype=torch.float64), torch.arange(4)))
         tangents = torch.randn(1, len(w), dtype=torch.float64)
         vectorized, plain, reverse = (
-            METHODS[method](loss, w, none, network.initial_buffers, part, 0, vectorize)
+            METHODS[method](PointInputs(loss, w, none, network.initial_buffers, part, vectorize))
             for method, vectorize in (("jvp", True), ("jvp", False), ("double_backward", False))
         )
         expected = reverse.products(tangents, none[None], {})[0]

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from fds_dist.common.batch import Part
 from fds_dist.common.faults import UserError
-from fds_dist.tangents import METHODS, Network, TrainingLoss
+from fds_dist.tangents import METHODS, Network, PointInputs, TrainingLoss
 from fds_dist.tangents.methods import TrialPoint, choose_method
 
 SEED = 3
@@ -140,9 +140,8 @@ class Point:
         """H·v [D] and ∇L [D] by one of `VARIANTS`, in `dtype`."""
         method, vectorize = VARIANTS[variant]
         loss, weights, direction = self.loss(dtype), self.weights.to(dtype), self.direction.to(dtype)
-        point = METHODS[method](
-            loss, weights, weights.new_zeros(0), loss.network.initial_buffers, NO_BATCH, SEED, vectorize
-        )
+        buffers = loss.network.initial_buffers
+        point = METHODS[method](PointInputs(loss, weights, weights.new_zeros(0), buffers, NO_BATCH, vectorize, SEED))
         directions = torch.stack([direction, 0.5 * direction]) if vectorize else direction[None]
         products, _ = point.products(directions, weights.new_zeros(len(directions), 0), {})
         return products[0], point.gradient

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from fds_dist.common.batch import Part
 from fds_dist.inner.estimators import estimate_forward, estimate_reverse
 from fds_dist.inner.run import InnerRun
-from fds_dist.tangents import METHODS, Network, Point, TrainingLoss
+from fds_dist.tangents import METHODS, Network, Point, PointInputs, TrainingLoss
 
 SEED = 5
 FLOAT64, FLOAT32 = 1e-8, 2e-3
@@ -110,7 +110,7 @@ def point_of(build: Callable[[], nn.Module], method: str, dtype: torch.dtype = t
     batch = network.cast(Part(images(16)))
     weights = network.initial_weights
     loss = TrainingLoss(network, F.cross_entropy)
-    return METHODS[method](loss, weights, weights.new_zeros(0), network.initial_buffers, batch, SEED, False)
+    return METHODS[method](PointInputs(loss, weights, weights.new_zeros(0), network.initial_buffers, batch, seed=SEED))
 
 
 def product(point: Point, width: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:

@@ -16,7 +16,7 @@ from fds_dist.common.faults import UserError
 from fds_dist.inner.estimators import estimate_forward
 from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.run import InnerRun
-from fds_dist.tangents import EXACT_METHODS, METHODS, Network, TrainingLoss
+from fds_dist.tangents import EXACT_METHODS, METHODS, Network, PointInputs, TrainingLoss
 
 ROUNDING = 1e-12
 """Float64 rounding: sums in another order, and some ten steps that amplify it."""
@@ -85,7 +85,7 @@ def test_products_leave_running_statistics_alone(method: str, checkpointed: bool
     before = {name: buffer.clone() for name, buffer in given.items()}
     weights = network.initial_weights
     loss = TrainingLoss(network, F.cross_entropy)
-    point = METHODS[method](loss, weights, weights.new_zeros(0), given, Part(images(8)), 0, False)
+    point = METHODS[method](PointInputs(loss, weights, weights.new_zeros(0), given, Part(images(8))))
     after = {name: buffer.clone() for name, buffer in point.buffers.items()}
     point.products(torch.ones(3, len(weights), dtype=torch.float64), weights.new_zeros(3, 0), {})
     assert all(torch.equal(given[name], before[name]) for name in before)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fds_dist.common.batch import Part
-from fds_dist.tangents import METHODS, Network, Point, TrainingLoss
+from fds_dist.tangents import METHODS, Network, Point, PointInputs, TrainingLoss
 
 SEED = 5
 CLASSES = 4
@@ -163,9 +163,8 @@ class Case:
         method, vectorize = VARIANTS[variant]
         weights = self.weights if weights is None else weights
         theta = self.theta if theta is None else theta
-        return METHODS[method](
-            self.loss, weights, theta, self.loss.network.initial_buffers, Part(self.batch), seed, vectorize
-        )
+        buffers = self.loss.network.initial_buffers
+        return METHODS[method](PointInputs(self.loss, weights, theta, buffers, Part(self.batch), vectorize, seed))
 
     def native_gradient(self, weights: Tensor, theta: Tensor) -> Tensor:
         """∇L by `loss.backward()` of a copy of the plain module."""

@@ -24,6 +24,7 @@ from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.plan import make_plan
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun
+from fds_dist.tangents.point import PointInputs, PointMaker
 from fds_dist.tangents.products import DoubleBackwardPoint
 
 REPEATS = 3
@@ -127,13 +128,13 @@ def _vs_sequential(problem: Problem) -> float:
     loss, weights = problem.training_loss(network), network.initial_weights
     part = network.cast(Part(next(problem.batches(0))))
     theta = weights.new_zeros(problem.theta_size)
+    inputs = PointInputs(loss, weights, theta, network.initial_buffers, part, problem.chunk_size > 1)
     directions = torch.randn(problem.space.size, len(weights), dtype=weights.dtype).to(weights)
     theta_directions = directions.new_zeros(len(directions), len(theta))
 
-    def products(make_point: Callable[..., DoubleBackwardPoint], rows: slice) -> Callable[[], None]:
+    def products(make_point: PointMaker, rows: slice) -> Callable[[], None]:
         def run() -> None:
-            point = make_point(loss, weights, theta, network.initial_buffers, part, 0, problem.chunk_size > 1)
-            point.products(directions[rows], theta_directions[rows], {})
+            make_point(inputs).products(directions[rows], theta_directions[rows], {})
             if problem.device.type == "cuda":
                 torch.cuda.synchronize(problem.device)
 
@@ -141,7 +142,7 @@ def _vs_sequential(problem: Problem) -> float:
 
     def ours() -> None:
         for first in range(0, len(directions), size):
-            products(problem.make_point, slice(first, first + size))()  # type: ignore[arg-type]
+            products(problem.make_point, slice(first, first + size))()
 
     # One graph serves all of double_backward's products, whatever the chunk.
     size = len(directions) if problem.tangents.method == "double_backward" else problem.chunk_size

@@ -24,7 +24,7 @@ from fds_dist.common.batch import Batch, micro_batches
 from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.tangents.network import Buffers, TrainingLoss
 from fds_dist.tangents.parts import AccumulatedPoint, MicroBatch, SplitPoint
-from fds_dist.tangents.point import Point, PointMaker
+from fds_dist.tangents.point import Point, PointInputs, PointMaker
 from fds_dist.tangents.products import JvpPoint
 from fds_dist.tangents.step import Update, gradient_tangents, remembered, tangent_step
 
@@ -103,8 +103,8 @@ class StepFunction:
 
         def at(part: Batch, buffers: Buffers) -> Point:
             split = self.axis.split(part, self.whole_inputs)
-            point = self.make_point(self.loss, weights, theta, buffers, split, seed, self.vectorize)
-            return SplitPoint(point, self.axis, len(weights))
+            inputs = PointInputs(self.loss, weights, theta, buffers, split, self.vectorize, seed)
+            return SplitPoint(self.make_point(inputs), self.axis, len(weights))
 
         parts = [MicroBatch(partial(at, part), fraction) for part, fraction in micro_batches(batch, self.accumulate)]
         return parts[0].at(buffers) if len(parts) == 1 else AccumulatedPoint(parts, buffers, chunk)
