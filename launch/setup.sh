@@ -98,13 +98,16 @@ install_torch() {
 }
 
 install() {
+    local later=""
     rm -f "$stamp"
     "$python" -m pip --version >/dev/null 2>&1 || make_venv # an interrupted `venv` leaves a Python without pip
     export DS_BUILD_OPS="${DS_BUILD_OPS:-0}" # deepspeed would compile its operators here; it does when they are used
     say "installing into .venv (the first time takes minutes) ..."
     install_torch
+    # Half of pip's time goes into compiling every module. Python compiles those in use, and keeps that, unless told not to.
+    [[ -n ${PYTHONDONTWRITEBYTECODE:-} ]] || later=--no-compile
     # compat: a plain path, which type checkers and editors follow; the default is an import hook, which they cannot.
-    if ! "$python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
+    if ! "$python" -m pip install --disable-pip-version-check --no-input --progress-bar off ${later:+"$later"} \
         --editable "$root${extras:+[$extras]}" --config-settings editable_mode=compat \
         --constraint "$root/constraints.txt" 2>&1 | tee "$log" | progress; then
         tail -n 12 "$log" >&2

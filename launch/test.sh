@@ -11,7 +11,7 @@ set -euo pipefail
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/help.sh"
 help_where_asked "$@"
 
+unset PYTHONDONTWRITEBYTECODE # the tests start some hundred processes, each of which would compile the package anew
 "$root/launch/setup.sh" dev,search,schedulefree,tensorboard,deepspeed
 cd "$root"
-unset PYTHONDONTWRITEBYTECODE # the tests start some hundred processes, each of which would compile the package anew
 exec .venv/bin/python -m pytest -n "${WORKERS:-2}" --dist loadfile "$@"

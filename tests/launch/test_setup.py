@@ -108,3 +108,12 @@ def test_what_pip_offers_is_taken_where_it_is_the_cpu_build(checkout: Path) -> N
     status, printed, calls = set_up(checkout)
     assert status == 0, printed
     assert ["--editable" in call for call in calls] == [True]
+
+
+@pytest.mark.parametrize(("setting", "compiled"), [("", False), ("1", True)])
+def test_modules_are_compiled_at_once_only_where_python_would_not_keep_it(
+    checkout: Path, setting: str, compiled: bool
+) -> None:
+    status, printed, calls = set_up(checkout, gpu=True, PYTHONDONTWRITEBYTECODE=setting)
+    assert status == 0, printed
+    assert ["--no-compile" not in call for call in calls] == [compiled]
