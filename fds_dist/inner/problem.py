@@ -33,8 +33,7 @@ from fds_dist.tangents.averaging import Averaged
 from fds_dist.tangents.clipping import clipping, unchanged
 from fds_dist.tangents.compiled import CompiledFunction, CompiledSteps, WaySettings
 from fds_dist.tangents.network import named_values
-from fds_dist.tangents.optimizers import InnerOptimizer, bound
-from fds_dist.tangents.optimizers.schedule_free import ScheduleFree
+from fds_dist.tangents.optimizers import InnerOptimizer, bound, ties
 from fds_dist.tasks.augment import augmentation
 from fds_dist.tasks.base import Task, loss_takes_hyperparameters, validation_loss
 from fds_dist.tasks.losses import OnBatch
@@ -43,7 +42,7 @@ GPU_CHUNK = 16
 """Tangents that a GPU takes at once where `chunk_size` is auto."""
 
 APART = 0.01
-"""Relative distance of the trial learning rates of two neighbouring buckets that would tie."""
+"""Relative distance of the trial values of two neighbouring buckets that would tie."""
 
 ALL = slice(None)
 """All columns of a vector over the weights."""
@@ -252,15 +251,13 @@ class Problem:
     def trial_values(self) -> list[float]:
         """λ [K] to compare derivatives at: the initial values, and a first outer step's size where one is zero.
 
-        At lr = 0 all other hypergradients are exactly zero, and agreement would mean nothing. Equal learning rates are
-        told apart for an optimizer that reads the highest one so far: a maximum has no derivative where two tie.
+        At lr = 0 all other hypergradients are exactly zero, and agreement would mean nothing. Equal values are told
+        apart where the optimizer's update has no derivative at them.
         """
         initial = zip(self.space.elements, self.space.initial(), strict=True)
-        ties = isinstance(self.optimizer, ScheduleFree)
+        apart = ties(self.optimizer)
         return [
-            slot.owner.clamp(
-                (value or slot.owner.step) * (1 + APART * slot.bucket * (ties and slot.owner.base == "lr"))
-            )
+            slot.owner.clamp((value or slot.owner.step) * (1 + APART * slot.bucket * (slot.owner.base in apart)))
             for slot, value in initial
         ]
 

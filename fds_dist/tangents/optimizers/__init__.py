@@ -13,6 +13,7 @@ from fds_dist.tangents.optimizers.protocol import (
     needs_layout,
     safe_sqrt,
     same_for_all,
+    ties,
 )
 from fds_dist.tangents.optimizers.registry import INNER_OPTIMIZERS, make_inner_optimizer, optimizer_of
 from fds_dist.tangents.optimizers.sgd import SGD, SGDState
@@ -34,4 +35,5 @@ __all__ = [
     "optimizer_of",
     "safe_sqrt",
     "same_for_all",
+    "ties",
 ]

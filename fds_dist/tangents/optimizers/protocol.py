@@ -8,7 +8,7 @@ Shapes: D = weights, G = parameter groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -28,7 +28,7 @@ def same_for_all(value: Tensor) -> Tensor:
 
 
 class InnerOptimizer(Protocol):
-    """An optimizer. One of a user's own needs `defaults`, `init` and `update`, and may have `bind` and `domains`.
+    """An optimizer. One of a user's own needs `defaults`, `init` and `update`, and may have the optional members.
 
     Its state is any pytree of tensors (a NamedTuple, say), each a single number [] or one number per weight [D], of the
     weights' dtype.
@@ -44,6 +44,8 @@ class InnerOptimizer(Protocol):
     - `judged(weights, state) -> Tensor`: what is validated, tested and exported, [D], where that is not the weights
       [D] themselves: an average of them, say. As `update`, a pure function of differentiable operations, and of columns
       it gives the columns.
+    - `ties`, names of hyperparameters of which equal values at two steps are a point without a derivative (the highest
+      value so far, say): derivatives are then compared at values that differ.
     - `domains`, a mapping from names of hyperparameters to (lowest, highest): their bounds where the config gives none.
     """
 
@@ -146,6 +148,11 @@ def judges_average(optimizer: InnerOptimizer) -> bool:
 def judged(optimizer: InnerOptimizer, weights: Tensor, state: Any) -> Tensor:
     """What is validated [D] of the `weights` [D] and the optimizer's `state`."""
     return cast(Any, optimizer).judged(weights, state) if judges_average(optimizer) else weights
+
+
+def ties(optimizer: InnerOptimizer) -> Collection[str]:
+    """The hyperparameters of which equal values at two steps are a point without a derivative."""
+    return getattr(optimizer, "ties", ())
 
 
 def safe_sqrt(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class ScheduleFree(BuiltIn):
     """p."""
     grouped: bool = False
     """Whether parameter groups have values of their own."""
+    ties: ClassVar[tuple[str, ...]] = ("lr",)
+    """See `InnerOptimizer`."""
 
     @property
     def name(self) -> str:
