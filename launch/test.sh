@@ -4,7 +4,8 @@
 #   launch/test.sh [PYTEST_ARGUMENTS ...]     e.g. -m slow, -m "" (all), -k schedule, tests/test_layers.py
 #
 # Environment: PYTHON    the interpreter to make .venv with; without it, the first that fits
-#              WORKERS   how many processes share the tests, file by file (default: 2; 0: one after another, here)
+#              WORKERS   how many processes share the tests, file by file (default: one more than there are cores, since
+#                        many tests wait for something, and at most 8; 0: one after another, here)
 set -euo pipefail
 
 # shellcheck source=launch/help.sh
@@ -14,4 +15,5 @@ help_where_asked "$@"
 unset PYTHONDONTWRITEBYTECODE # the tests start some hundred processes, each of which would compile the package anew
 "$root/launch/setup.sh" dev,search,schedulefree,tensorboard,deepspeed
 cd "$root"
-exec .venv/bin/python -m pytest -n "${WORKERS:-2}" --dist loadfile "$@"
+cores=$(getconf _NPROCESSORS_ONLN)
+exec .venv/bin/python -m pytest -n "${WORKERS:-$((cores < 7 ? cores + 1 : 8))}" --dist loadfile "$@"
