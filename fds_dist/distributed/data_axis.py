@@ -20,6 +20,7 @@ from torch import Tensor
 from fds_dist.common.batch import Batch, Part, Share, common_rows, without_other_inputs
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.distributed import collectives, exchanges
+from fds_dist.distributed.in_flight import Sent, arrived
 
 FEW = 2**16
 """Numbers that are sent whole to all ranks to be added there; of more, each rank adds some and sends the sums."""
@@ -44,6 +45,8 @@ class DataAxis:
     """Whether the ranks of a sum send each other the summands and add them in rank order; else the backend adds. NCCL's
     order depends on where the ranks are, so that groups of ranks with the same summands may get other bits; Gloo's does
     not, and it sends less."""
+    overlaps: bool = True
+    """Whether a rank computes while what `send_gather` and `send_reduce` send is under way."""
 
     def __post_init__(self) -> None:
         if self.group is not None:
@@ -53,6 +56,19 @@ class DataAxis:
     def group(self) -> dist.ProcessGroup | None:
         """The group of these ranks; None for one rank, and after its end."""
         return self.reference()
+
+    def in_order(self) -> DataAxis:
+        """The same axis for a step that is traced: what is sent are operators of its graph, one after the other."""
+        return replace(self, overlaps=False)
+
+    @property
+    def ahead(self) -> int:
+        """How many further things a step should send before it waits for one."""
+        return int(self.overlaps and self.size > 1)
+
+    @property
+    def _send(self) -> exchanges.Send:
+        return exchanges.send if self.overlaps else exchanges.sent
 
     def split(self, batch: Batch, whole_inputs: bool = True) -> Part:
         """This rank's part of `batch`, whose tensors are [B, ...].
@@ -100,24 +116,42 @@ class DataAxis:
 
     def gather(self, columns: Tensor, width: int) -> Tensor:
         """The whole [..., width], of which this rank has the `columns` [..., S]."""
+        return self._gathered(columns, width, exchanges.sent).wait()
+
+    def send_gather(self, columns: Tensor, width: int) -> Sent[Tensor]:
+        """`gather`, under way when this returns."""
+        return self._gathered(columns, width, self._send)
+
+    def _gathered(self, columns: Tensor, width: int, send: exchanges.Send) -> Sent[Tensor]:
         if self.size == 1:
-            return columns
+            return arrived(columns)
         share = -(-width // self.size)
-        parts = self.all_parts(torch.nn.functional.pad(columns, (0, share - columns.shape[-1])))
-        return parts.movedim(0, -2).flatten(-2)[..., :width]
+        padded = torch.nn.functional.pad(columns, (0, share - columns.shape[-1]))
+        return send("gather", padded, self.rank, self.size).then(
+            lambda parts: parts.movedim(0, -2).flatten(-2)[..., :width]
+        )
 
     def reduce(self, parts: Tensor) -> Tensor:
         """This rank's columns [..., S] of the sum of all ranks' `parts` [..., D]."""
+        return self._reduced(parts, exchanges.sent).wait()
+
+    def send_reduce(self, parts: Tensor) -> Sent[Tensor]:
+        """`reduce`, under way when this returns."""
+        return self._reduced(parts, self._send)
+
+    def _reduced(self, parts: Tensor, send: exchanges.Send) -> Sent[Tensor]:
         if self.size == 1:
-            return parts
+            return arrived(parts)
         width = parts.shape[-1]
         columns = self.columns(width)
         if not self.exchanges:  # gloo's reduce-scatter is several times slower than its all-reduce
-            return self.sum(parts)[..., columns].clone()
+            return send("add", parts, self.rank, self.size).then(lambda total: total[..., columns].clone())
         share = -(-width // self.size)
         padded = torch.nn.functional.pad(parts, (0, self.size * share - width))
-        result = self.sum_of_own(padded.unflatten(-1, (self.size, share)).movedim(-2, 0))
-        return result[..., : columns.stop - columns.start]
+        shares = padded.unflatten(-1, (self.size, share)).movedim(-2, 0)
+        return send("exchange", shares, self.rank, self.size).then(
+            lambda received: received.sum(0)[..., : columns.stop - columns.start]
+        )
 
     def sum_of_own(self, parts: Tensor) -> Tensor:
         """The sum of what all ranks have for this rank [...], of their `parts` [P, ...], added in rank order."""

@@ -5,26 +5,38 @@ Shapes: P = ranks on the axis.
 An operator knows its ranks by this one's place among so many; their group is the last that was made there. So a graph
 keeps no group that has ended, and runs in the next one. Its argument `after` is not read: it is the result of what is
 sent before. A compiler keeps the order of what depends on each other, and all ranks must send in the same order.
+
+An operator waits. Where no step is traced, `send` lets the ranks compute while the same is under way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from fds_dist.distributed.errors import rank_errors
+from fds_dist.distributed.in_flight import Sent, arrived
 
 Reference = Callable[[], dist.ProcessGroup | None]
+
+Begun = tuple[Tensor, dist.Work | None]
+"""What is received, and what to wait for before it is there; None where all have waited."""
 
 # PyTorch 2.13 warns of the names that 2.11 has.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 _LIBRARY = torch.library.Library("fds_dist", "DEF")
 _REFERENCES: dict[tuple[int, int], Reference] = {}
+_UNDER_WAY = WeakSet[Sent[Tensor]]()
+
+Send = Callable[[str, Tensor, int, int], Sent[Tensor]]
+"""(name of an operator, what this rank sends, its place, among so many) → the result."""
 
 
 def use(rank: int, size: int, reference: Reference) -> None:
@@ -51,35 +63,38 @@ def _alike(tensor: Tensor, rank: int, size: int, after: Tensor | None = None) ->
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
-def _gather(part: Tensor, rank: int, size: int, after: Tensor | None = None) -> Tensor:
+def _gather(part: Tensor, rank: int, size: int, later: bool) -> Begun:
     parts = _gathered_like(part, rank, size)
-    with rank_errors():
-        _all_gather(_flat(parts), _flat(part), group=_REFERENCES[rank, size]())
-    return parts
+    return parts, _all_gather(_flat(parts), _flat(part.contiguous()), group=_REFERENCES[rank, size](), async_op=later)
 
 
-def _add(tensor: Tensor, rank: int, size: int, after: Tensor | None = None) -> Tensor:
+def _add(tensor: Tensor, rank: int, size: int, later: bool) -> Begun:
     total = tensor.clone(memory_format=torch.contiguous_format)
+    return total, dist.all_reduce(total, group=_REFERENCES[rank, size](), async_op=later)
+
+
+def _exchange(parts: Tensor, rank: int, size: int, later: bool) -> Begun:
+    received, own = _alike(parts, rank, size), parts.contiguous()
+    group = _REFERENCES[rank, size]()
+    return received, dist.all_to_all_single(received.view(-1), own.view(-1), group=group, async_op=later)
+
+
+_BEGIN: dict[str, Callable[..., Begun]] = {"gather": _gather, "add": _add, "exchange": _exchange}
+
+
+def _begun(name: str, tensor: Tensor, rank: int, size: int, later: bool) -> Begun:
     with rank_errors():
-        dist.all_reduce(total, group=_REFERENCES[rank, size]())
-    return total
+        return _BEGIN[name](tensor, rank, size, later)
 
 
-def _exchange(parts: Tensor, rank: int, size: int, after: Tensor | None = None) -> Tensor:
-    received = _alike(parts, rank, size)
-    with rank_errors():
-        dist.all_to_all_single(received.view(-1), parts.view(-1), group=_REFERENCES[rank, size]())
-    return received
+def _now(name: str, tensor: Tensor, rank: int, size: int, after: Tensor | None = None) -> Tensor:
+    return _begun(name, tensor, rank, size, later=False)[0]
 
 
-for _name, _send, _result in (
-    ("gather", _gather, _gathered_like),
-    ("add", _add, _alike),
-    ("exchange", _exchange, _alike),
-):
+for _name in _BEGIN:
     _LIBRARY.define(f"{_name}(Tensor tensor, int rank, int size, Tensor? after=None) -> Tensor")
-    _LIBRARY.impl(_name, _send, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fds_dist::{_name}", _result)
+    _LIBRARY.impl(_name, partial(_now, _name), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fds_dist::{_name}", _gathered_like if _name == "gather" else _alike)
 
 _OPERATORS: Any = torch.ops.fds_dist
 
@@ -99,9 +114,38 @@ def exchange(parts: Tensor, rank: int, size: int) -> Tensor:
     return _OPERATORS.exchange(parts.detach().contiguous(), rank, size)
 
 
+_WAITING = {"gather": gather, "add": add, "exchange": exchange}
+
+
+def sent(name: str, tensor: Tensor, rank: int, size: int) -> Sent[Tensor]:
+    """What the operator of this name gives."""
+    return arrived(_WAITING[name](tensor, rank, size))
+
+
+def send(name: str, tensor: Tensor, rank: int, size: int) -> Sent[Tensor]:
+    """What the operator of this name would give, under way when this returns. No operator: it cannot be traced."""
+    sent = Sent(partial(_received, *_begun(name, tensor.detach(), rank, size, later=True)))
+    _UNDER_WAY.add(sent)
+    return sent
+
+
+def let_go() -> None:
+    """Drops what is under way, as it is after an error: what an operation holds of its group outlives the group, and
+    the frames of an error's traceback may hold the operation."""
+    for sent in list(_UNDER_WAY):
+        sent.drop()
+
+
+def _received(result: Tensor, work: dist.Work | None) -> Tensor:
+    if work is not None:
+        with rank_errors():
+            work.wait()
+    return result
+
+
 def in_order(nodes: Iterable[Any]) -> None:
     """Makes each of these operators among the `nodes` of a graph depend on the one before it."""
-    operators = {getattr(_OPERATORS, name).default for name in ("gather", "add", "exchange")}
+    operators = {getattr(_OPERATORS, name).default for name in _BEGIN}
     before = None
     for node in nodes:
         if node.target in operators:

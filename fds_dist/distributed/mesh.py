@@ -25,7 +25,7 @@ from torch import Tensor
 from fds_dist.common.faults import Fault, UserError
 from fds_dist.common.files import WriteFailed, lost_file
 from fds_dist.common.words import counted
-from fds_dist.distributed import last_words
+from fds_dist.distributed import exchanges, last_words
 from fds_dist.distributed.company import company
 from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.distributed.devices import reproducible_threads
@@ -103,6 +103,7 @@ class Ranks:
         words = "" if error is None else ending(error)
         if words:
             last_words.say(self.rank, words)
+        exchanges.let_go()
         self._leave.close()
         self.group, self.data, self._axis_groups, self._replica_group = None, DataAxis(), {}, None
         if self.environment.distributed:

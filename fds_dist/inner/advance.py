@@ -6,18 +6,21 @@ this rank, C = tangents in a chunk, H = numbers in use at a step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from fds_dist.distributed.in_flight import ahead
 from fds_dist.inner.compiled_training import CompiledTraining
-from fds_dist.inner.rows import Rows, within
+from fds_dist.inner.rows import Rows
 from fds_dist.inner.run import Tangents
 from fds_dist.inner.training import Training
 from fds_dist.tangents import (
-    Point,
+    Asked,
+    Chunk,
+    SummedPoint,
     gradient_tangents,
     remembered,
     tangent_step,
@@ -49,58 +52,64 @@ class Steps:
             if loss is not None:
                 return loss
         point = training.point(training.problem.theta(h), batch)
-        advance_tangents(training, point, h, self._discount, tangents, directions, rows)
-        training.step(point, h)
+        advance(training, point, h, self._discount, tangents, directions, rows)
         return point.loss
 
 
-def advance_tangents(
+def advance(
     training: Training,
-    point: Point,
+    point: SummedPoint,
     h: Tensor,
     discount: float,
     tangents: Tangents,
     directions: Tensor,
     rows: Sequence[int],
 ) -> None:
-    """One tangent step of `rows`, in place and chunk by chunk, so that only one chunk's temporaries exist at a time.
+    """One step of the run, and of the tangents' `rows` in place, chunk by chunk.
 
-    Where micro-batches are summed, the products of all rows exist at once, and the updates follow chunk by chunk.
+    Only one chunk's temporaries exist at a time. Where micro-batches are summed, the products of all rows exist at
+    once, and the updates follow chunk by chunk. Along the `data` axis a chunk's update follows the next chunk's
+    products, and the last one's the update of the weights: so the ranks compute while their sums are under way.
     """
-    advance = _Advance(training, point, h, discount, tangents, directions)
-    for group in training.row_groups(rows, training.problem.rows_at_once or max(1, len(rows))):
-        advance.group(group)
+    chunks = list(training.row_groups(rows, training.problem.chunk_size))
+    step = _Advance(training, point, h, discount, tangents, directions)
+    for end in ahead(step.begun(chunks), training.axis.ahead):
+        end()
 
 
 class _Advance(NamedTuple):
-    """One tangent step. What a method makes ends with it, before the next group or chunk begins."""
+    """One step. What a method makes ends with it, before the next chunk begins."""
 
     training: Training
-    point: Point
+    point: SummedPoint
     h: Tensor  # [H]
     discount: float
     tangents: Tangents
     directions: Tensor  # [R, H]
 
-    def group(self, group: Rows) -> None:
-        """The rows whose products are asked for at once."""
-        products, size = self.products(group), self.training.problem.chunk_size
-        for first in range(0, len(products), size):
-            part = slice(first, first + size)
-            self.chunk(within(group, part), products[part])
+    def begun(self, chunks: Sequence[Rows]) -> Iterator[Callable[[], None]]:
+        """Begins with each chunk, and then with the weights; each time gives what ends it."""
+        options, theta_size = self.training.problem.tangents, self.training.problem.theta_size
+        along = map(self.along, chunks)
+        yield from map(
+            self.chunk, chunks, gradient_tangents(self.point, along, theta_size, self.discount, options.clip_hvp)
+        )
+        yield self.training.begin_step(self.point, self.h)
 
-    def products(self, group: Rows) -> Tensor:
-        """dg [C, S] of a group; the tangents of its live buffers move on."""
-        problem, tangents = self.training.problem, self.tangents
-        before = {name: tensor[group] for name, tensor in tangents.buffers.items()}
-        dw, db = remembered((tangents.weights[group], before), self.discount)
-        along = dw, problem.theta(self.directions[group]), db
-        products, after = gradient_tangents(self.point, along, self.discount, problem.tangents.clip_hvp)
-        tree_map(lambda tensor, part: tensor.__setitem__(group, part), tangents.buffers, after)
-        return products
+    def along(self, chunk: Rows) -> Chunk:
+        """The tangents of some rows, as the step finds them."""
+        before = {name: tensor[chunk] for name, tensor in self.tangents.buffers.items()}
+        dw, db = remembered((self.tangents.weights[chunk], before), self.discount)
+        return dw, self.training.problem.theta(self.directions[chunk]), db
 
-    def chunk(self, chunk: Rows, products: Tensor) -> None:
-        """The rows of `products` [C, S], whose updates are computed at once."""
+    def chunk(self, chunk: Rows, asked: Asked) -> Callable[[], None]:
+        """Moves the tangents of the live buffers on; the result those of weights and optimizer."""
+        products, buffers = asked
+        tree_map(lambda tensor, part: tensor.__setitem__(chunk, part), self.tangents.buffers, buffers)
+        return lambda: self.update(chunk, products.wait())
+
+    def update(self, chunk: Rows, products: Tensor) -> None:
+        """The tangents of some rows after the update, from dg [C, S], their `products`."""
         training, here = self.training, self.training.local_state
         old = self.tangents.weights, self.tangents.optimizer
         dw, ds = remembered(tree_map(lambda tensor: tensor[chunk], old), self.discount)

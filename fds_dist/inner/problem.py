@@ -243,11 +243,6 @@ class Problem:
         """h [H] at the first step, with the initial λ."""
         return self.numbers(self.space.first_readings, self.space.initial()).to(self.device)
 
-    @property
-    def rows_at_once(self) -> int | None:
-        """Tangents whose products are asked for at once; None means all: their sums over micro-batches are kept."""
-        return self.chunk_size if self.accumulate == 1 else None
-
     def trial_values(self) -> list[float]:
         """λ [K] to compare derivatives at: the initial values, and a first outer step's size where one is zero.
 

@@ -20,13 +20,6 @@ def count_of(group: Rows) -> int:
     return len(group) if isinstance(group, Tensor) else group.stop - group.start
 
 
-def within(group: Rows, part: slice) -> Rows:
-    """The `part` of a `group` of rows."""
-    if isinstance(group, Tensor):
-        return group[part]
-    return slice(group.start + part.start, min(group.start + part.stop, group.stop))
-
-
 class RowGroups:
     """Cuts rows into groups. The numbers of a group are sent to the device once, not at each step that takes them."""
 

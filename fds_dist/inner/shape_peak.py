@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 from fds_dist.common.batch import Batch
 from fds_dist.common.faults import passes_others, user_line
 from fds_dist.common.memory import peak_bytes
-from fds_dist.inner.advance import advance_tangents
+from fds_dist.inner.advance import advance
 from fds_dist.inner.estimate import evaluate
 from fds_dist.inner.horizon import zero_tangents
 from fds_dist.inner.problem import Problem
@@ -84,8 +84,7 @@ def _take(training: Training, tangents: int, state: Any, h: Tensor, batch: Batch
     directions = h.new_zeros((tangents, len(h)))
     for _step in range(STEPS):
         point = training.point(problem.theta(h), batch)
-        advance_tangents(training, point, h, 1.0, moving, directions, range(tangents))
-        training.step(point, h)
+        advance(training, point, h, 1.0, moving, directions, range(tangents))
         del point
     evaluate(problem, training.network, training.judged_state, [val_batch], problem.val_batch_norm, training.axis, True)
     del initial_weights

@@ -6,7 +6,7 @@ in use at a step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -23,9 +23,9 @@ from fds_dist.tangents import (
     Buffers,
     MicroBatch,
     Network,
-    Point,
     PointInputs,
     SplitPoint,
+    SummedPoint,
     TrainingLoss,
     Update,
 )
@@ -63,7 +63,7 @@ class Training:
             self._batches = self.problem.batches(self.run.number, self.state.step)
         return next(self._batches)
 
-    def point(self, theta: Tensor, batch: Batch | None = None) -> Point:
+    def point(self, theta: Tensor, batch: Batch | None = None) -> SummedPoint:
         """The training loss of `batch` at the present state: this rank's columns and its part of the loss.
 
         Micro-batches are cut from the whole batch and then split over the `data` axis, so that they are the same
@@ -79,21 +79,30 @@ class Training:
         ]
         if len(parts) == 1:
             return parts[0].at(self.state.buffers)
-        return AccumulatedPoint(parts, self.state.buffers, self.problem.chunk_size)
+        return AccumulatedPoint(parts, self.state.buffers, self.axis.ahead)
 
-    def _split_point(self, batch: Batch, micro_batch: int, theta: Tensor, buffers: Buffers) -> Point:
+    def _split_point(self, batch: Batch, micro_batch: int, theta: Tensor, buffers: Buffers) -> SummedPoint:
         of_all, here = self.problem.step_seeds(self.run.number, self.state.step, self.axis.rank, micro_batch)
         split = self.axis.split(batch, self.problem.reads_inputs)
         part = replace(self.network.cast(split), seed=of_all)
         weights, vectorize = self.state.weights, self.problem.chunk_size > 1
         inputs = PointInputs(self.loss, weights, theta, buffers, part, vectorize, here)
-        return SplitPoint(self.problem.make_point(inputs), self.axis, self.width)
+        return SplitPoint(partial(self.problem.make_point, inputs), self.axis, self.width)
 
-    def step(self, point: Point, h: Tensor) -> None:
+    def step(self, point: SummedPoint, h: Tensor) -> None:
         """Moves to the state after one inner step with the gradient at `point` and h [H]."""
+        self.begin_step(point, h)()
+
+    def begin_step(self, point: SummedPoint, h: Tensor) -> Callable[[], None]:
+        """Sends this rank's weights after the step to the others; the result ends the step, as `step` does."""
         here = self.local_state
         weights, optimizer = self.update(here.weights, here.optimizer, point.gradient, h)
-        self.state = InnerState(here.step + 1, self.axis.gather(weights, self.width), optimizer, point.buffers)
+        sent = self.axis.send_gather(weights, self.width)
+
+        def end() -> None:
+            self.state = InnerState(here.step + 1, sent.wait(), optimizer, point.buffers)
+
+        return end
 
 
 def judged_state(problem: Problem, network: Network, state: InnerState, axis: DataAxis | None = None) -> InnerState:

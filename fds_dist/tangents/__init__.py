@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fds_dist.common.batch import Batch, Part
 from fds_dist.tangents.network import Buffers, Network, TrainingLoss
-from fds_dist.tangents.parts import AccumulatedPoint, MicroBatch, SplitPoint
+from fds_dist.tangents.parts import AccumulatedPoint, Asked, Chunk, MicroBatch, SplitPoint, SummedPoint
 from fds_dist.tangents.point import Point, PointInputs, PointMaker
 from fds_dist.tangents.products import EXACT_METHODS, METHODS
 from fds_dist.tangents.step import (
@@ -21,8 +21,10 @@ __all__ = [
     "EXACT_METHODS",
     "METHODS",
     "AccumulatedPoint",
+    "Asked",
     "Batch",
     "Buffers",
+    "Chunk",
     "MicroBatch",
     "Network",
     "Part",
@@ -31,6 +33,7 @@ __all__ = [
     "PointMaker",
     "Primals",
     "SplitPoint",
+    "SummedPoint",
     "TrainingLoss",
     "Update",
     "WeightGroups",

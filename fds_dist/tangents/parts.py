@@ -10,36 +10,74 @@ Buffers go from one micro-batch to the next as they go from step to step, and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from itertools import starmap
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from fds_dist.distributed.data_axis import DataAxis
+from fds_dist.distributed.in_flight import Sent, ahead, arrived
 from fds_dist.tangents.network import Buffers
-from fds_dist.tangents.point import Point
+from fds_dist.tangents.point import Derivatives, Point
+
+Chunk = tuple[Tensor, Tensor, Buffers]
+"""Tangents whose products are computed at once: dw [C, S], dθ [C, P], and db of the live buffers, [C, ...] each."""
+
+Asked = tuple[Sent[Tensor], Buffers]
+"""Products of a chunk: dg [C, S], once they are there, and db' of the live buffers after the step."""
+
+
+class SummedPoint(Derivatives, Protocol):
+    """The training loss of a whole batch, of which this rank has a part."""
+
+    def asked(self, chunks: Iterable[Chunk]) -> Iterator[Asked]:
+        """Asks for the products of the chunks, one after the other."""
+        ...
 
 
 class SplitPoint:
-    """The training loss at one point, its batch split over the `data` axis: this rank's columns of every vector."""
+    """The training loss at one point, its batch split over the `data` axis: this rank's columns of every vector.
 
-    def __init__(self, point: Point, axis: DataAxis, width: int) -> None:
-        self._point, self._axis, self._width = point, axis, width
-        self._gradient: Tensor | None = None
+    Args:
+        make: gives this rank's part, when it is needed: tangents are on their way by then.
+        width: D.
+    """
 
-    def products(self, tangents: Tensor, theta_tangents: Tensor, buffer_tangents: Buffers) -> tuple[Tensor, Buffers]:
-        """dg [C, S] and db' for dw [C, S], dθ [C, P] and db of the live buffers."""
-        whole = self._axis.gather(tangents, self._width)
-        products, buffers = self._point.products(whole, theta_tangents, buffer_tangents)
-        return self._axis.reduce(products), buffers
+    def __init__(self, make: Callable[[], Point], axis: DataAxis, width: int) -> None:
+        self._make, self._axis, self._width = make, axis, width
+        self._gradient: Sent[Tensor] | Tensor | None = None
+
+    @cached_property
+    def _point(self) -> Point:
+        return self._make()
+
+    def asked(self, chunks: Iterable[Chunk]) -> Iterator[Asked]:
+        """See `SummedPoint`. The tangents of the next chunk are gathered while the products of one are computed."""
+        return starmap(self._products, ahead(map(self._gathered, chunks), self._axis.ahead))
+
+    def _gathered(self, chunk: Chunk) -> tuple[Sent[Tensor], Tensor, Buffers]:
+        tangents, theta_tangents, buffer_tangents = chunk
+        return self._axis.send_gather(tangents, self._width), theta_tangents, buffer_tangents
+
+    def _products(self, whole: Sent[Tensor], theta_tangents: Tensor, buffer_tangents: Buffers) -> Asked:
+        point = self._point
+        products, buffers = point.products(whole.wait(), theta_tangents, buffer_tangents)
+        sent = self._axis.send_reduce(products)
+        if self._gradient is None:  # after the first products, which give it along the way by some methods
+            self._gradient = self._axis.send_reduce(self._point.gradient)
+        return sent, buffers
 
     @property
     def gradient(self) -> Tensor:
-        """g [S]; asked for after the first products, which give it along the way by some methods."""
+        """g [S]."""
         if self._gradient is None:
-            self._gradient = self._axis.reduce(self._point.gradient)
+            self._gradient = self._axis.send_reduce(self._point.gradient)
+        if isinstance(self._gradient, Sent):
+            self._gradient = self._gradient.wait()
         return self._gradient
 
     @property
@@ -57,7 +95,7 @@ class SplitPoint:
 class MicroBatch:
     """One term of the sum."""
 
-    at: Callable[[Buffers], Point]
+    at: Callable[[Buffers], SummedPoint]
     """The micro-batch's own training loss, at the weights of the step and at these buffers."""
     fraction: float
     """Of the batch's samples: b_i/B."""
@@ -70,35 +108,34 @@ class _Sums(NamedTuple):
 
 
 class AccumulatedPoint:
-    """See `Point`. `products` goes through all micro-batches once a call, so a call should have all tangents.
+    """See `SummedPoint`. The products of all chunks exist at once: their sums over the micro-batches.
 
     Args:
-        chunk_size: tangents per product, as without micro-batches.
+        ahead: see `DataAxis`.
     """
 
-    def __init__(self, parts: Sequence[MicroBatch], buffers: Buffers, chunk_size: int) -> None:
-        self._parts, self._start, self._chunk_size = parts, buffers, chunk_size
+    def __init__(self, parts: Sequence[MicroBatch], buffers: Buffers, ahead: int) -> None:
+        self._parts, self._start, self._ahead = parts, buffers, ahead
         self._sums: _Sums | None = None
 
-    def products(self, tangents: Tensor, theta_tangents: Tensor, buffer_tangents: Buffers) -> tuple[Tensor, Buffers]:
-        """See `Point`."""
-        total = torch.zeros_like(tangents)
-        live = {name: rows.clone() for name, rows in buffer_tangents.items()}
+    def asked(self, chunks: Iterable[Chunk]) -> Iterator[Asked]:
+        """See `SummedPoint`; goes through all micro-batches once."""
+        chunks = list(chunks)
+        totals, live = [torch.zeros_like(dw) for dw, _, _ in chunks], [buffers for _, _, buffers in chunks]
 
-        def add(point: Point, fraction: float) -> None:
-            for first in range(0, len(tangents), self._chunk_size):
-                chunk = slice(first, first + self._chunk_size)
-                before = {name: rows[chunk] for name, rows in live.items()}
-                products, after = point.products(tangents[chunk], theta_tangents[chunk], before)
-                total[chunk].add_(products, alpha=fraction)
-                for name, rows in after.items():
-                    live[name][chunk] = rows
-                del products, after  # or they would be there beside the next ones
+        def add(number: int, fraction: float, products: Sent[Tensor], after: Buffers) -> None:
+            totals[number].add_(products.wait(), alpha=fraction)
+            live[number] = after
 
-        self._sums = self._through_all(add)
-        return total, live
+        def visit(point: SummedPoint, fraction: float) -> None:
+            before = ((dw, dtheta, buffers) for (dw, dtheta, _), buffers in zip(chunks, live, strict=True))
+            for number, asked in enumerate(ahead(point.asked(before), self._ahead)):
+                add(number, fraction, *asked)
 
-    def _through_all(self, visit: Callable[[Point, float], None] | None = None) -> _Sums:
+        self._sums = self._through_all(visit)
+        yield from zip(map(arrived, totals), live, strict=True)
+
+    def _through_all(self, visit: Callable[[SummedPoint, float], None] | None = None) -> _Sums:
         buffers, sums = self._start, None
         for part in self._parts:
             point = part.at(buffers)

@@ -31,21 +31,8 @@ class PointInputs:
     """Of the step's randomness."""
 
 
-class Point(Protocol):
-    """The training loss at one point, ready for products."""
-
-    def products(self, tangents: Tensor, theta_tangents: Tensor, buffer_tangents: Buffers) -> tuple[Tensor, Buffers]:
-        """Products for one chunk of tangents.
-
-        Args:
-            tangents: dw [C, D].
-            theta_tangents: dθ [C, P].
-            buffer_tangents: db of the live buffers, [C, ...] each.
-
-        Returns:
-            dg [C, D], and db' of the live buffers after the step.
-        """
-        ...
+class Derivatives(Protocol):
+    """What one pass through the network gives."""
 
     @property
     def gradient(self) -> Tensor:
@@ -60,6 +47,23 @@ class Point(Protocol):
     @property
     def buffers(self) -> Buffers:
         """The buffers after the step, detached."""
+        ...
+
+
+class Point(Derivatives, Protocol):
+    """The training loss at one point, ready for products."""
+
+    def products(self, tangents: Tensor, theta_tangents: Tensor, buffer_tangents: Buffers) -> tuple[Tensor, Buffers]:
+        """Products for one chunk of tangents.
+
+        Args:
+            tangents: dw [C, D].
+            theta_tangents: dθ [C, P].
+            buffer_tangents: db of the live buffers, [C, ...] each.
+
+        Returns:
+            dg [C, D], and db' of the live buffers after the step.
+        """
         ...
 
 

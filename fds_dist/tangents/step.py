@@ -10,7 +10,7 @@ of FDS (arXiv 2007.07869); here no optimizer needs a rule of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -23,11 +23,11 @@ from torch.func import jvp, vmap
 from torch.utils._pytree import tree_map
 
 from fds_dist.common.flat import FlatLayout
+from fds_dist.distributed.in_flight import arrived
 from fds_dist.schedule.groups import assigned, base_of, group_of, name_in
 from fds_dist.tangents.clipping import Clipping, unchanged
-from fds_dist.tangents.network import Buffers
 from fds_dist.tangents.optimizers import InnerOptimizer, judged, judges_average
-from fds_dist.tangents.point import Point
+from fds_dist.tangents.parts import Asked, Chunk, SummedPoint
 
 Update = Callable[[Tensor, Any, Tensor, Tensor], tuple[Tensor, Any]]
 """(w [D], optimizer state, g [D], h [H]) → new w and state."""
@@ -66,24 +66,27 @@ def remembered(tangents: Any, discount: float) -> Any:
 
 
 def gradient_tangents(
-    point: Point,
-    tangents: tuple[Tensor, Tensor, Buffers],
+    point: SummedPoint,
+    chunks: Iterable[Chunk],
+    theta_size: int,
     discount: float = 1.0,
     clip: float | None = None,
-) -> tuple[Tensor, Buffers]:
-    """dg [C, D], and db' of the live buffers, along `tangents` = (dw [C, D], dθ [C, P], db), which are `remembered`.
+) -> Iterator[Asked]:
+    """Asks for dg [C, S], and db' of the live buffers, of each of the `chunks`, which are `remembered`.
 
     Without memory and hyperparameters inside the loss all of them are zero, and no product is asked for.
 
     Args:
+        theta_size: P, the number of hyperparameters inside the loss.
         discount: γ.
         clip: the elementwise bound on dg.
     """
-    dw, dtheta, buffers = tangents
-    if discount == 0 and dtheta.shape[-1] == 0:
-        return torch.zeros_like(dw), buffers
-    products, after = point.products(dw, dtheta, buffers)
-    return products if clip is None else products.clamp(-clip, clip), after
+    if discount == 0 and theta_size == 0:
+        return ((arrived(torch.zeros_like(dw)), buffers) for dw, _, buffers in chunks)
+    if clip is None:
+        return point.asked(chunks)
+    bounded = partial(torch.clamp, min=-clip, max=clip)
+    return ((products.then(bounded), after) for products, after in point.asked(chunks))
 
 
 def tangent_step(

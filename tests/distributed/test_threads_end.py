@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted where Linux lists them")
-@pytest.mark.parametrize("holder", ["default arguments", "default arguments, the caller's group", "data axis", "cycle"])
+@pytest.mark.parametrize(
+    "holder", ["default arguments", "default arguments, the caller's group", "data axis", "cycle", "error"]
+)
 def test_no_thread_of_a_process_group_outlives_its_run(holder: str, tmp_path: Path) -> None:
     # A fork has imported the module whose default arguments are meant: a new interpreter has not.
     changes = {"PYTHON_ANEW": "1"} if holder.startswith("default") else {}
@@ -39,10 +42,11 @@ def threads() -> list[str]:
 
 def program(holder: str) -> None:
     held: list[object] = []
+    during: list[str] = []
     of_caller = holder.endswith("the caller's group")
     if of_caller:
         dist.init_process_group("gloo")
-    with Ranks(read_environment(), MeshShape(1, 1, 2), CPU) as ranks:
+    with suppress(ZeroDivisionError), Ranks(read_environment(), MeshShape(1, 1, 2), CPU) as ranks:
         assert ranks.data.sum(torch.ones(2)).tolist() == [2.0, 2.0]
         if holder.startswith("default arguments"):
             importlib.import_module("torch.distributed.nn.functional")
@@ -53,6 +57,9 @@ def program(holder: str) -> None:
             cycle.append(cycle)
             del cycle
         during = threads()
+        if holder == "error":  # whose traceback holds what was under way
+            held.append(ranks.data.send_gather(torch.ones(2), 4))
+            held.append(1 / 0)
     if of_caller:
         dist.destroy_process_group()
     sys.stdout.write(json.dumps([during, threads()]))

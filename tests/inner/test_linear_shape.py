@@ -161,8 +161,8 @@ def test_pruned_steps_count_from_one_knots_first_step_to_the_next(
     taken = []
     from fds_dist.inner import advance as room
 
-    original = room.advance_tangents
-    monkeypatch.setattr(room, "advance_tangents", lambda *args: taken.append(len(args[-1])) or original(*args))
+    original = room.advance
+    monkeypatch.setattr(room, "advance", lambda *args: taken.append(len(args[-1])) or original(*args))
     run = InnerRun(problem, flat(KNOTS), 0, HORIZON)
     run_horizon(run, make_plan(problem.space.starts(HORIZON), HORIZON, 1).owned[0])
     assert sum(taken) == tangent_steps(problem, HORIZON)

@@ -23,8 +23,8 @@ from torch import Tensor
 from fds_dist.common.batch import Batch, micro_batches
 from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.tangents.network import Buffers, TrainingLoss
-from fds_dist.tangents.parts import AccumulatedPoint, MicroBatch, SplitPoint
-from fds_dist.tangents.point import Point, PointInputs, PointMaker
+from fds_dist.tangents.parts import AccumulatedPoint, MicroBatch, SplitPoint, SummedPoint
+from fds_dist.tangents.point import PointInputs, PointMaker
 from fds_dist.tangents.products import JvpPoint
 from fds_dist.tangents.step import Update, gradient_tangents, remembered, tangent_step
 
@@ -87,10 +87,11 @@ class StepFunction:
     def __call__(self, inputs: StepInputs, seed: int = 0) -> StepOutputs:
         """One step from `inputs`; `seed` is that of the random numbers."""
         weights, optimizer, buffers, h, batch, tangents, directions = inputs
-        width = len(weights)
-        point = self._point(weights, self.theta(h), buffers, batch, seed, len(directions))
+        width, dtheta = len(weights), self.theta(directions)
+        point = self._point(weights, self.theta(h), buffers, batch, seed)
         dw, ds, db = remembered(tangents, self.discount)
-        products, live = gradient_tangents(point, (dw, self.theta(directions), db), self.discount, self.clip_hvp)
+        asked = gradient_tangents(point, [(dw, dtheta, db)], dtheta.shape[-1], self.discount, self.clip_hvp)
+        ((products, live),) = ((sent.wait(), after) for sent, after in asked)
         primals = weights[self.axis.columns(width)], optimizer, point.gradient, h
         along = dw, ds, products, directions
         new_tangents = tangent_step(self.update, primals, along, self.vectorize)
@@ -98,13 +99,14 @@ class StepFunction:
         new_weights = self.axis.gather(columns, width)
         return StepOutputs(new_weights, new_optimizer, point.buffers, point.loss, ChunkTangents(*new_tangents, live))
 
-    def _point(self, weights: Tensor, theta: Tensor, buffers: Buffers, batch: Batch, seed: int, chunk: int) -> Point:
+    def _point(self, weights: Tensor, theta: Tensor, buffers: Buffers, batch: Batch, seed: int) -> SummedPoint:
         """The training loss of the batch, as the sum over its micro-batches."""
+        axis = self.axis.in_order()
 
-        def at(part: Batch, buffers: Buffers) -> Point:
-            split = self.axis.split(part, self.whole_inputs)
+        def at(part: Batch, buffers: Buffers) -> SummedPoint:
+            split = axis.split(part, self.whole_inputs)
             inputs = PointInputs(self.loss, weights, theta, buffers, split, self.vectorize, seed)
-            return SplitPoint(self.make_point(inputs), self.axis, len(weights))
+            return SplitPoint(partial(self.make_point, inputs), axis, len(weights))
 
         parts = [MicroBatch(partial(at, part), fraction) for part, fraction in micro_batches(batch, self.accumulate)]
-        return parts[0].at(buffers) if len(parts) == 1 else AccumulatedPoint(parts, buffers, chunk)
+        return parts[0].at(buffers) if len(parts) == 1 else AccumulatedPoint(parts, buffers, axis.ahead)
