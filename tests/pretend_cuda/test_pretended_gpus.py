@@ -120,6 +120,10 @@ def test_retraining_waits_for_what_it_shows_and_writes(seen_in: Callable[[str], 
     assert [line for line in seen["blocking"] if "common/modules.py" not in line] == []  # the network, once
 
 
+def test_a_copy_of_a_network_keeps_to_the_mode_of_its_tensors(seen_in: Callable[[str], Any]) -> None:
+    seen_in("copied")
+
+
 @pytest.mark.parametrize("name", among(COMMANDS))
 def test_commands_keep_to_the_device(seen_in: Callable[[str], Any], name: str) -> None:
     seen_in(name)

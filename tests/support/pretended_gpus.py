@@ -164,6 +164,21 @@ def _tolist(tensor: FakeTensor) -> Any:
         return TOLIST(tensor)
 
 
+def _deep_copy(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
+    """A copy of a tensor in the same mode.
+
+    PyTorch copies the mode along, and in it weak references to storages, the copies of which count as none and are
+    freed as often as they are there: memory that is in use is then given to others, and the process dies by a signal,
+    at once or much later.
+    """
+    if id(tensor) not in memo:
+        copied = tensor.detach().clone()
+        is_parameter, trained = isinstance(tensor, nn.Parameter), tensor.requires_grad
+        memo[id(tensor)] = nn.Parameter(copied, trained) if is_parameter else copied.requires_grad_(trained)
+    copied: Any = memo[id(tensor)]
+    return copied
+
+
 def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True, done: Any = None) -> Any:
     """`nn.Module._apply` without swapping tensors, which fake ones do not take. Tied parameters stay tied."""
     done = {} if done is None else done
@@ -226,6 +241,7 @@ def pretended_gpus(count: int = 1) -> Iterator[Watch]:
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _apply))
         stack.enter_context(mock.patch.object(torch, "Generator", HostGenerator))
         stack.enter_context(mock.patch.object(FakeTensor, "tolist", _tolist))
+        stack.enter_context(mock.patch.object(FakeTensor, "__deepcopy__", _deep_copy))
         stack.enter_context(mock.patch.object(Tensor, "pin_memory", lambda tensor, *args: _pinned(tensor.clone())))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(watch)
