@@ -11,7 +11,8 @@ An operator waits. Where no step is traced, `send` lets the ranks compute while 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakSet
@@ -34,6 +35,7 @@ _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_i
 _LIBRARY = torch.library.Library("fds_dist", "DEF")
 _REFERENCES: dict[tuple[int, int], Reference] = {}
 _UNDER_WAY = WeakSet[Sent[Tensor]]()
+_rehearsing = False
 
 Send = Callable[[str, Tensor, int, int], Sent[Tensor]]
 """(name of an operator, what this rank sends, its place, among so many) → the result."""
@@ -42,6 +44,21 @@ Send = Callable[[str, Tensor, int, int], Sent[Tensor]]
 def use(rank: int, size: int, reference: Reference) -> None:
     """From now on the group of `reference` is that of this process as `rank` of `size`."""
     _REFERENCES[rank, size] = reference
+
+
+@contextmanager
+def rehearsed() -> Iterator[None]:
+    """Inside, nothing is sent: what this rank has stands in the place of what the others would send.
+
+    So a rank learns alone, with tensors of the right shapes, whether a step can be taken: one that stops in the midst
+    of a real step leaves the others waiting for what it does not send.
+    """
+    global _rehearsing
+    before, _rehearsing = _rehearsing, True
+    try:
+        yield
+    finally:
+        _rehearsing = before
 
 
 def as_numbers(tensor: Tensor) -> Tensor:
@@ -80,9 +97,13 @@ def _exchange(parts: Tensor, rank: int, size: int, later: bool) -> Begun:
 
 
 _BEGIN: dict[str, Callable[..., Begun]] = {"gather": _gather, "add": _add, "exchange": _exchange}
+_LIKE: dict[str, Callable[..., Tensor]] = {"gather": _gathered_like, "add": _alike, "exchange": _alike}
+"""What has the shape of their results."""
 
 
 def _begun(name: str, tensor: Tensor, rank: int, size: int, later: bool) -> Begun:
+    if _rehearsing:
+        return _LIKE[name](tensor, rank, size).copy_(tensor), None
     with rank_errors():
         return _BEGIN[name](tensor, rank, size, later)
 
@@ -94,7 +115,7 @@ def _now(name: str, tensor: Tensor, rank: int, size: int, after: Tensor | None =
 for _name in _BEGIN:
     _LIBRARY.define(f"{_name}(Tensor tensor, int rank, int size, Tensor? after=None) -> Tensor")
     _LIBRARY.impl(_name, partial(_now, _name), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fds_dist::{_name}", _gathered_like if _name == "gather" else _alike)
+    torch.library.register_fake(f"fds_dist::{_name}", _LIKE[_name])
 
 _OPERATORS: Any = torch.ops.fds_dist
 

@@ -55,15 +55,16 @@ class CompiledCalls:
     def _prepare(self, inputs: Callable[[], Any], seed: int) -> None:
         """Makes the graphs where there are none, and compares them with the eager function; the ranks agree."""
         compiled, network, other_chunks = self._compiled, self._network, True
+
+        def trial() -> Any:
+            return self._trial(inputs())
+
         while other_chunks:
             other_chunks = False
             if not compiled.made:
-                independent, reason = compiled.make(
-                    self._function, self._trial(inputs()), network, seed, self._together
-                )
+                independent, reason = compiled.make(self._function, trial, network, seed, self._together)
                 other_chunks = self._agreed(independent, reason)
             if not other_chunks and compiled.way:
-                trial = self._trial(inputs())
                 reason = compiled.compare(self._reference(seed), trial, network, seed, self._together)
                 other_chunks = self._agreed(True, reason)
 

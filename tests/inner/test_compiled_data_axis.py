@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
+from fds_dist.inner import compiled_training
 from fds_dist.inner.estimators import Estimator, estimate_forward, estimate_reverse
 from fds_dist.inner.estimators.greedy import greedy_estimator
 from fds_dist.inner.problem import Problem
@@ -97,7 +98,60 @@ def failing_on_rank_1(rank: int) -> Callable[..., Graph]:
     return tracing
 
 
-FAULTS = {"wrong": wrong_on_rank_1, "failing": failing_on_rank_1}
+def starved_on_rank_1(most: int) -> Callable[[int], Callable[..., Graph]]:
+    """The trace, whose calls on rank 1 run out of memory, once all is sent, with more than `most` tangents."""
+
+    def starved(rank: int) -> Callable[..., Graph]:
+        trace = ways.trace
+
+        def tracing(function: Any, inputs: Any, module: nn.Module) -> Graph:
+            graph, tangents = trace(function, inputs, module), len(inputs.directions)
+
+            def run(*tensors: Tensor) -> list[Tensor]:
+                results = list(graph.run(*tensors))
+                if tangents > most:
+                    raise torch.OutOfMemoryError(LACK)
+                return results
+
+            return replace(graph, run=run) if rank == 1 else graph
+
+        return tracing
+
+    return starved
+
+
+def starved_beside_the_eager_step(rank: int) -> Callable[..., str]:
+    """The comparison, which on rank 1 runs out of memory once the eager step has sent what it sends."""
+    difference = ways.difference
+
+    def comparing(step: Any, reference: Callable[[Any], Any], inputs: Any, coarse: bool) -> str:
+        if rank == 1:
+            reference(inputs)
+            raise torch.OutOfMemoryError(LACK)
+        return difference(step, reference, inputs, coarse)
+
+    return comparing
+
+
+def starved_of_tangents(rank: int) -> Callable[..., Any]:
+    """The tangents of a trial, for which rank 1 has no memory."""
+
+    def lacks(*_: Any) -> Any:
+        raise torch.OutOfMemoryError(LACK)
+
+    return lacks if rank == 1 else compiled_training.with_random_tangents
+
+
+LACK = "CUDA out of memory. Tried to allocate 2.00 GiB."
+FAULTS: dict[str, tuple[Any, str, Callable[[int], Any]]] = {
+    "wrong": (ways, "trace", wrong_on_rank_1),
+    "failing": (ways, "trace", failing_on_rank_1),
+    "starved in a step": (ways, "trace", starved_on_rank_1(0)),
+    "starved beside the eager step": (ways, "difference", starved_beside_the_eager_step),
+    "starved of tangents": (compiled_training, "with_random_tangents", starved_of_tangents),
+    "starved of two": (ways, "trace", starved_on_rank_1(1)),
+}
+"""What rank 1 meets → where, and what stands there, by the rank."""
 
 
 def run_all(folder: Path) -> None:
@@ -109,9 +163,13 @@ def run_all(folder: Path) -> None:
         }
         eager, estimator = cases()["forward"]
         found["eager"] = got(eager, estimator, ranks)
-        for name, fault in FAULTS.items():
-            with mock.patch.object(ways, "trace", fault(environment.rank)):
+        for name, (place, function, fault) in FAULTS.items():
+            with mock.patch.object(place, function, fault(environment.rank)):
                 found[name] = got(traced(eager), estimator, ranks)
+        back, estimator_of_back = cases()["reverse"]
+        found["eager reverse"] = got(back, estimator_of_back, ranks)
+        with mock.patch.object(ways, "difference", starved_beside_the_eager_step(environment.rank)):
+            found["starved reverse"] = got(traced(back), estimator_of_back, ranks)
         kept = traced(eager)
         got(kept, estimator, ranks)
         sent = [node for node in kept.compiled_steps.graph.module.graph.nodes if "fds_dist" in str(node.target)]
@@ -169,6 +227,41 @@ def test_all_parts_are_taken_eagerly_where_one_cannot_be_traced_or_is_wrong(
         assert rank[name]["ways"] == [0]
         assert rank[name]["hypergradients"] == rank["eager"]["hypergradients"]  # to the last bit
         assert rank[name]["notes"][-1].startswith(note)
+
+
+OUT = f"out of memory ({LACK})"
+OTHER = "another rank is out of memory"
+
+
+@pytest.mark.parametrize("name", ["starved in a step", "starved beside the eager step", "starved of tangents"])
+def test_all_parts_are_taken_eagerly_where_one_rank_runs_out_of_memory(
+    name: str, by_rank: list[dict[str, Any]]
+) -> None:
+    for rank, lack in zip(by_rank, (OTHER, OUT), strict=True):
+        told = rank[name]
+        assert told["ways"] == [0]
+        assert told["hypergradients"] == rank["eager"]["hypergradients"]  # to the last bit
+        halved, eager = told["notes"]
+        assert halved == f"tangents are taken 1 at a time: {lack} with 2; steps are taken by trace"
+        assert eager.endswith("; steps are taken eagerly")
+
+
+def test_a_sweep_goes_on_eagerly_on_all_ranks_where_one_runs_out_of_memory(by_rank: list[dict[str, Any]]) -> None:
+    for rank, lack in zip(by_rank, (OTHER, OUT), strict=True):
+        assert rank["starved reverse"]["ways"] == [0, 0]
+        assert rank["starved reverse"]["hypergradients"] == rank["eager reverse"]["hypergradients"]  # to the last bit
+        notes = rank["starved reverse"]["notes"]
+        assert len(notes) == 2 and all(f"{lack}; " in note and note.endswith(" taken eagerly") for note in notes)
+
+
+def test_all_ranks_take_half_as_many_where_one_has_no_memory_for_more(by_rank: list[dict[str, Any]]) -> None:
+    for rank, lack in zip(by_rank, (OTHER, OUT), strict=True):
+        told = rank["starved of two"]
+        assert told["ways"] == [1]
+        assert told["hypergradients"] == by_rank[0]["starved of two"]["hypergradients"]
+        assert relative_error(told["hypergradients"], rank["eager"]["hypergradients"]) < ROUNDING
+        (halved,) = told["notes"]
+        assert halved == f"tangents are taken 1 at a time: {lack} with 2; steps are taken by trace"
 
 
 def test_a_graph_says_in_what_order_ranks_send(by_rank: list[dict[str, Any]]) -> None:

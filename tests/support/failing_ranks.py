@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -181,7 +181,14 @@ PLACES = {
 }
 """Where a rank lacks memory → the function that it is in."""
 
+TRACED = replace(
+    lacking("fds_dist.inner.compiled_training.store", "of a GPU"),
+    sections={"mesh": {"data": 2}, "tangents": {"compile": "trace", "method": "jvp"}},
+)
+"""A rank that lacks memory in a traced step, after the compared ones, while the other one waits for what it sends."""
+
 MEMORY = {f"{where}, {lack}": lacking(target, lack) for where, target in PLACES.items() for lack in LACKS}
+MEMORY["in a traced step, of a GPU"] = TRACED
 
 
 def end_of(case: Case, failing: int, name: str) -> dict[str, Any]:
@@ -218,6 +225,7 @@ QUICK = (
     "at the tangents, of NumPy on rank 0",
     "in a step, of a GPU on rank 1",
     "while saving, of PyTorch on rank 1",
+    "in a traced step, of a GPU on rank 1",
 )
 """Those that are tried at each change; all of them take minutes."""
 

@@ -63,13 +63,14 @@ class CompiledSteps(CompiledFunction):
     ) -> None:
         """Makes the step of `rows` tangents, and tries it on those of `inputs`, a full chunk without zeros."""
         step = CompiledFunction("step", self._settings._replace(way=WAYS[self.way]))
-        step.make(function, first_rows(inputs, rows), network, seed)
+        step.make(function, partial(first_rows, inputs, rows), network, seed)
         few, full = (partial(each, network=network, seed=seed) for each in (step, super().__call__))
         is_same = step.way == self.way and same_in_fewer(few, full, inputs, rows)
         self.smaller[rows] = step if is_same else None
 
-    def _independent(self, inputs: StepInputs, network: Network, seed: int) -> bool:
+    def _independent(self, inputs: Callable[[], StepInputs], network: Network, seed: int) -> bool:
         """See `rows_are_independent`. On a GPU nothing is promised of last bits."""
-        if inputs.weights.device.type != "cpu":
+        example = inputs()
+        if example.weights.device.type != "cpu":
             return True
-        return rows_are_independent(partial(self, network=network, seed=seed), inputs)
+        return rows_are_independent(partial(self, network=network, seed=seed), example)

@@ -17,6 +17,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 
 from fds_dist.common.batch import PLAIN, Batch
 from fds_dist.common.out_of_memory import is_out_of_memory, request_of
+from fds_dist.distributed.exchanges import rehearsed
 from fds_dist.tangents.compiled.capture import Captured
 from fds_dist.tangents.compiled.graph import Graph, compiled, trace
 from fds_dist.tangents.compiled.trial import difference
@@ -64,6 +65,8 @@ class CompiledFunction:
         self._shape = shape_of(first_batch)
         self._graphs: dict[int, Graph] = {}
         self._captured: dict[int, Graph] = {}
+        self._rehearsed: set[int] = set()
+        """Ways for whose comparison all ranks have memory."""
 
     def takes(self, batch: Batch) -> bool:
         """Whether calls on this batch are compiled."""
@@ -75,23 +78,32 @@ class CompiledFunction:
         return self._graphs[1]
 
     def make(
-        self, function: Callable[[Any], Any], inputs: Any, network: Network, seed: int, together: Together | None = None
+        self,
+        function: Callable[[Any], Any],
+        inputs: Callable[[], Any],
+        network: Network,
+        seed: int,
+        together: Together | None = None,
     ) -> tuple[bool, str]:
         """Traces, and compiles, `function` at `inputs`; sets `way` to how far that goes.
 
         Args:
+            inputs: makes those of a call.
             together: None: this process makes calls alone.
 
         Returns:
             Whether rows are independent, and why `way` is not what it was, or "".
         """
         self.way, self.made, self.lack, began = 0, True, "", time.perf_counter()
+        self._rehearsed = set()
         try:
             while self.way < self._asked:
-                if reason := self._make_next(function, inputs, network, together):
+                if reason := self._make_next(function, inputs, network, seed, together):
                     return True, reason
-                self(inputs, network, seed)  # some faults of a compiler show only here
-                if not _by_all(together, self._independent(inputs, network, seed)):
+                independent = partial(self._independent, inputs, network, seed)
+                if lack := self._lack_for(independent, together):
+                    return True, lack
+                if not _by_all(together, independent()):
                     return False, ""
         except Exception as error:  # whatever the user's network raises
             if together is not None:  # the others are in the midst of a call
@@ -104,21 +116,50 @@ class CompiledFunction:
         return True, ""
 
     def _make_next(
-        self, function: Callable[[Any], Any], inputs: Any, network: Network, together: Together | None
+        self,
+        function: Callable[[Any], Any],
+        inputs: Callable[[], Any],
+        network: Network,
+        seed: int,
+        together: Together | None,
     ) -> str:
         """Makes the graph of the next way, and takes it where the others could, too; why not, or ""."""
         reason, verb = "", "compiled" if self.way else "traced"
         try:
-            if self.way:
-                self._graphs[2] = compiled(self._graphs[1], inputs, network.module)
-            else:
-                self._graphs[1] = trace(function, inputs, network.module)
+            example, made = inputs(), partial(compiled, self._graphs[1]) if self.way else partial(trace, function)
+            graph = made(example, network.module)
+            network.seed(seed)
+            with rehearsed():
+                graph(example, network.module)  # some faults of a compiler show only here
+            self._graphs[self.way + 1] = graph
         except Exception as error:  # whatever the user's network, PyTorch's tracer or a compiler raises
             reason = self._cannot_be(verb, error)
         if not _by_all(together, not reason):
             reason = reason or f"on another rank the {self.name} cannot be {verb}"
         self.way += not reason
         return reason
+
+    def _lack_for(self, trial: Callable[[], Any], together: Together | None) -> str:
+        """Why not all ranks have memory for `trial`, which makes calls together with them, or "".
+
+        Each rank makes the calls alone first: one that runs out in the midst of a call together would leave the others
+        waiting. A process alone simply tries.
+        """
+        if together is None:
+            return ""
+        self.lack = ""
+        try:
+            with rehearsed():
+                trial()
+        except Exception as error:
+            if is_out_of_memory(error):  # another error may come of numbers that are not the other ranks'
+                self.lack = request_of(error)
+        if together(not self.lack):
+            return ""
+        return self._short_of_memory() if self.lack else "another rank is out of memory"
+
+    def _short_of_memory(self) -> str:
+        return f"the {self.name} beside the eager one is {self.lack}"
 
     def _cannot_be(self, verb: str, error: Exception) -> str:
         self.lack = request_of(error) if is_out_of_memory(error) else ""
@@ -127,7 +168,7 @@ class CompiledFunction:
     def compare(
         self,
         reference: Callable[[Any], Any],
-        inputs: Any,
+        inputs: Callable[[], Any],
         network: Network,
         seed: int,
         together: Together | None = None,
@@ -135,6 +176,7 @@ class CompiledFunction:
         """Compares a call with that of `reference`, the eager function; steps back in `WAYS` until they agree.
 
         Args:
+            inputs: makes those of a call.
             together: as for `make`.
 
         Returns:
@@ -146,16 +188,30 @@ class CompiledFunction:
             if together is not None or not is_out_of_memory(error):
                 raise
             self.way, self.lack = 0, request_of(error)
-            return f"the {self.name} and the eager one are {self.lack}"
+            return self._short_of_memory()
 
     def _compared(
-        self, reference: Callable[[Any], Any], inputs: Any, network: Network, seed: int, together: Together | None
+        self,
+        reference: Callable[[Any], Any],
+        inputs: Callable[[], Any],
+        network: Network,
+        seed: int,
+        together: Together | None,
     ) -> str:
         """See `compare`."""
         reason = ""
+
+        def wrong_by_way() -> str:
+            return difference(partial(self, network=network, seed=seed), reference, inputs(), self._coarse)
+
         while self.way:
             reason = self._captures(inputs, network) or reason
-            wrong = difference(partial(self, network=network, seed=seed), reference, inputs, self._coarse)
+            if self.way not in self._rehearsed:  # of the first call: others of its shape need as much memory
+                if lack := self._lack_for(wrong_by_way, together):
+                    self.way = 0
+                    return lack
+                self._rehearsed.add(self.way)
+            wrong = wrong_by_way()
             if not _by_all(together, not wrong):
                 wrong = wrong or "another rank's is not"
             if not wrong:
@@ -170,17 +226,17 @@ class CompiledFunction:
         graph = self._captured[self.way] if self.capture and self.way in self._captured else self._graphs[self.way]
         return graph(inputs, network.module)
 
-    def _independent(self, inputs: Any, network: Network, seed: int) -> bool:
+    def _independent(self, inputs: Callable[[], Any], network: Network, seed: int) -> bool:
         """Whether rows of the inputs are independent, as far as there are any."""
         return True
 
-    def _captures(self, inputs: Any, network: Network) -> str:
+    def _captures(self, inputs: Callable[[], Any], network: Network) -> str:
         """Captures the present way's step, where that is wanted and not done; why it cannot be, or ""."""
         if not self.capture or self.way in self._captured:
             return ""
         graph = self._graphs[self.way]
         try:
-            captured = Captured(graph.run, graph.tensors(inputs, network.module))
+            captured = Captured(graph.run, graph.tensors(inputs(), network.module))
         except Exception as error:  # whatever the kernels of the user's network do that a capture forbids
             self.capture = False
             return f"the {self.name} cannot be captured as a CUDA graph ({type(error).__name__}: {_first_line(error)})"
