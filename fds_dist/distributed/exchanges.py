@@ -50,8 +50,8 @@ def use(rank: int, size: int, reference: Reference) -> None:
 def rehearsed() -> Iterator[None]:
     """Inside, nothing is sent: what this rank has stands in the place of what the others would send.
 
-    So a rank learns alone, with tensors of the right shapes, whether a step can be taken: one that stops in the midst
-    of a real step leaves the others waiting for what it does not send.
+    So a rank learns alone, with tensors of the right shapes, what a step takes, and whether it can be taken: one that
+    stops in the midst of a real step leaves the others waiting for what it does not send.
     """
     global _rehearsing
     before, _rehearsing = _rehearsing, True

@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fds_dist.common.out_of_memory import is_out_of_memory, request_of
-from fds_dist.inner.measurement import part_of, step_peak
+from fds_dist.distributed.exchanges import rehearsed
+from fds_dist.inner.measurement import kept_bytes, step_peak
 from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import first_of
 from fds_dist.inner.stopwatch import run_steps
 
 PLANNED = 0.9
@@ -29,15 +31,14 @@ def size_that_fits(problem: Problem, most: int, tangents: int, parts: int, free:
         parts: ranks that share out each batch and the tangents.
         free: bytes.
     """
-    pair = in_chunks(part_of(problem, parts), 2)
+    pair = in_chunks(problem, 2)
     try:
-        one, two = (step_peak(pair, count) for count in (1, 2))
+        one, two = (step_peak(pair, count, parts) for count in (1, 2))
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         return 1
-    kept = -(-(1 + tangents) * problem.state_bytes // parts)
-    return fitting(one, two, round(PLANNED * free) - kept, most)
+    return fitting(one, two, round(PLANNED * free) - kept_bytes(problem, tangents, parts), most)
 
 
 def fitting(one: int, two: int, free: int, most: int) -> int:
@@ -49,16 +50,17 @@ def fitting(one: int, two: int, free: int, most: int) -> int:
 def size_with_memory(problem: Problem, size: int, tangents: int, parts: int) -> tuple[int, str]:
     """`size` or its half, the half of that, …: the first with which a step on this rank's part does not run out of
     memory, and what ran out before it ("" where nothing did). One at a time is not tried."""
-    part, lack = part_of(problem, parts), ""
-    while size > 1 and (lacking := _lack(in_chunks(part, size), tangents)):
+    lack = ""
+    while size > 1 and (lacking := _lack(in_chunks(problem, size), tangents, parts)):
         size, lack = size // 2, lack or lacking
     return size, lack
 
 
-def _lack(problem: Problem, tangents: int) -> str:
+def _lack(problem: Problem, tangents: int, parts: int) -> str:
     """What a step with so many tangents lacks of memory, or ""."""
     try:
-        run_steps(problem, tangents, 1)
+        with rehearsed():
+            run_steps(problem, tangents, 1, ranks=first_of(parts, problem.device))
     except Exception as error:
         if not is_out_of_memory(error):
             raise

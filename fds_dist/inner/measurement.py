@@ -6,16 +6,19 @@ Shapes: k = live tangents, C = tangents per chunk.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import ceil
 from typing import Any
 
 from fds_dist.common.batch import Batch, common_rows, first_samples
+from fds_dist.common.faults import UserError
 from fds_dist.common.memory import peak_bytes
+from fds_dist.distributed.exchanges import rehearsed
 from fds_dist.inner.estimate import validate
 from fds_dist.inner.problem import Problem
+from fds_dist.inner.run import first_of
 from fds_dist.inner.shape_peak import shape_peak, why_untold
 from fds_dist.inner.stopwatch import run_steps, time_steps
 from fds_dist.tasks.base import Task
@@ -23,6 +26,8 @@ from fds_dist.tasks.base import Task
 REPEATS = 5
 FEW = 4
 """The fewest samples of a measurement. An extrapolation uses some number of samples and half of that."""
+TIMES = ("plain_seconds", "idle_seconds", "fixed_seconds", "chunk_seconds", "row_seconds")
+PEAKS = ("peak_bytes", "rank_peak_bytes")
 PATIENCE = 2.0
 """Seconds that a plain step may take. If it takes longer, the whole batch is extrapolated from a few samples."""
 
@@ -47,6 +52,8 @@ class StepMeasurement:
     """With which the memory was measured."""
     peak_bytes: int
     """Activations, gradient and the products of one chunk of tangents, without weights, state and tangents."""
+    rank_peak_bytes: int
+    """The same on a rank of the `data` axis, with what it sends and receives: of a whole batch, not of its part."""
     extrapolated: bool = False
     """Whether it was measured on a part of the samples."""
     by_shapes: bool = False
@@ -76,17 +83,17 @@ def measure_step(problem: Problem, parts: int = 1, most: int = 1) -> StepMeasure
     samples = _samples_of_part(problem, parts)
     enough = _affordable(problem, samples)
     if enough == samples:
-        return _measured(part_of(problem, parts), most, REPEATS)
-    few, more = (_measured(on_few(problem, count), most, 1) for count in (enough // 2, enough))
-    quantities = ("plain_seconds", "idle_seconds", "fixed_seconds", "chunk_seconds", "row_seconds", "peak_bytes")
+        return _measured(problem, parts, most, REPEATS)
+    few, more = (_measured(on_few(problem, count * parts), parts, most, 1) for count in (enough // 2, enough))
     at_all: dict[str, Any] = {}
-    for name in quantities:
+    for name in (*TIMES, *PEAKS):
         ends = getattr(few, name), getattr(more, name)
         at_all[name] = max(ends[1] + (ends[1] - ends[0]) * (samples - enough) / (enough - enough // 2), ends[1])
-    told = _peak_by_shapes(part_of(problem, parts), more.tangents)
-    if isinstance(told, int):
-        return replace(more, **{**at_all, "peak_bytes": told}, extrapolated=True, by_shapes=True)
-    return replace(more, **{**at_all, "peak_bytes": round(at_all["peak_bytes"])}, extrapolated=True, untold=told)
+    told = _peaks_by_shapes(problem, parts, more.tangents)
+    if isinstance(told, str):
+        at_all |= {name: round(at_all[name]) for name in PEAKS}
+        return replace(more, **at_all, extrapolated=True, untold=told)
+    return replace(more, **at_all | dict(zip(PEAKS, told, strict=True)), extrapolated=True, by_shapes=True)
 
 
 def _samples_of_part(problem: Problem, parts: int) -> int:
@@ -99,17 +106,30 @@ def part_of(problem: Problem, parts: int) -> Problem:
     return problem if parts == 1 else on_few(problem, _samples_of_part(problem, parts))
 
 
-def _peak_by_shapes(problem: Problem, tangents: int) -> int | str:
-    """As `step_peak`, by the shapes of tensors alone: few samples do not show where the peak of many is. Where it
-    cannot be told so, the reason; "" where it was not tried."""
+def _peaks_by_shapes(problem: Problem, parts: int, tangents: int) -> tuple[int, int] | str:
+    """As `_peaks`, by the shapes of tensors alone: few samples do not show where the peak of many is. Where they cannot
+    be told so, the reason; "" where it was not tried."""
     if problem.device.type != "cpu":  # elsewhere the allocator counts, and steps are shorter
         return ""
+
+    def peak(problem: Problem, parts: int) -> int:
+        return shape_peak(problem, tangents, parts) - kept_bytes(problem, tangents, parts)
+
     try:
-        return shape_peak(problem, tangents) - (1 + tangents) * problem.state_bytes
+        return _peaks(peak, problem, parts)
     except Exception as error:
         if reason := why_untold(error):
             return reason
         raise
+
+
+def _peaks(peak: Callable[[Problem, int], int], problem: Problem, parts: int) -> tuple[int, int]:
+    """`PEAKS`, of a function of the problem and the ranks of the `data` axis."""
+    of_part = peak(part_of(problem, parts), 1)
+    try:
+        return of_part, of_part if parts == 1 else peak(problem, parts)
+    except UserError:  # the network cannot be split, and a run that would is refused
+        return of_part, of_part
 
 
 def _affordable(problem: Problem, samples: int) -> int:
@@ -133,14 +153,18 @@ def _plain_seconds(problem: Problem, samples: int) -> float:
     return _median(on_few(problem, samples).by("plain"), 0, repeats=1)
 
 
-def _measured(problem: Problem, most: int, repeats: int) -> StepMeasurement:
-    """The fit to the times of steps with 0 and 1 tangents, with one chunk, and with one tangent more."""
-    chunk = problem.chunk_size
+def _measured(whole: Problem, parts: int, most: int, repeats: int) -> StepMeasurement:
+    """The fit to the times of steps with 0 and 1 tangents, with one chunk, and with one tangent more, on one of `parts`
+    equal parts of each batch."""
+    problem, chunk = part_of(whole, parts), whole.chunk_size
     full = max(1, min(chunk, most))
     counts = {0, 1, full, *([full + 1] if most > full else [])}
     seconds = {count: _median(problem, count, repeats) for count in sorted(counts)}
     row = max(0.0, seconds[full] - seconds[1]) / (full - 1) if full > 1 else 0.0
     beyond = max(0.0, seconds[full + 1] - seconds[full] - row) if most > full else 0.0
+    # A second chunk has the gradient beside it; along the `data` axis a third one is on its way.
+    held = max(1, min((2 if parts == 1 else 3) * chunk, most))
+    peak, rank_peak = _peaks(lambda problem, parts: step_peak(problem, held, parts), whole, parts)
     return StepMeasurement(
         plain_seconds=_median(problem.by("plain"), 0, repeats),
         idle_seconds=seconds[0],
@@ -148,8 +172,9 @@ def _measured(problem: Problem, most: int, repeats: int) -> StepMeasurement:
         chunk_seconds=beyond,
         row_seconds=row,
         chunk=chunk,
-        tangents=(held := max(1, min(2 * chunk, most))),  # a second one has the gradient beside it
-        peak_bytes=step_peak(problem, held),
+        tangents=held,
+        peak_bytes=peak,
+        rank_peak_bytes=rank_peak,
     )
 
 
@@ -157,16 +182,28 @@ def _median(problem: Problem, tangents: int, repeats: int) -> float:
     return statistics.median(time_steps(problem, tangents, repeats, long_enough=0.0, warm_up=1).seconds)
 
 
-def step_peak(problem: Problem, tangents: int) -> int:
+def step_peak(problem: Problem, tangents: int, parts: int = 1) -> int:
     """Bytes at the peak of two steps and the validation after them, without weights, state and tangents, on each of
-    which an inner run needs more."""
+    which an inner run needs more.
+
+    Args:
+        parts: on the first of so many ranks of the `data` axis, with its part of each batch and what it would send.
+    """
 
     def run() -> None:
-        training, _tangents = run_steps(problem, tangents, 2)
-        validate(one_val_batch, training.network, training.judged_state, 0)
+        training, _tangents = run_steps(problem, tangents, 2, ranks=first_of(parts, problem.device))
+        validate(one_val_batch, training.network, training.judged_state, 0, training.axis)
 
     one_val_batch = replace(problem, task=FewSamples(problem.task, None))
-    return peak_bytes(run, problem.device) - (1 + tangents) * problem.state_bytes
+    with rehearsed():
+        return peak_bytes(run, problem.device) - kept_bytes(problem, tangents, parts)
+
+
+def kept_bytes(problem: Problem, tangents: int, parts: int = 1) -> int:
+    """Bytes of weights, state and tangents on one of `parts` ranks of the `data` axis: weights are whole there."""
+    weights = problem.network(0).initial_weights
+    share = -(-problem.state_bytes // parts)
+    return weights.numel() * weights.element_size() * (parts - 1) // parts + (1 + tangents) * share
 
 
 def on_few(problem: Problem, samples: int) -> Problem:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fds_dist.common.transfer import to_device
+from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.problem import Problem
@@ -107,6 +108,13 @@ class RunCheckpointer(Protocol):
 
 ALONE = Ranks(LaunchEnvironment(), MeshShape(1, 1, 1), torch.device("cpu"))
 """This process without any others."""
+
+
+def first_of(size: int, device: torch.device) -> Ranks:
+    """This process as the first of `size` ranks of the `data` axis, without the others: for what is `rehearsed`."""
+    ranks = Ranks(LaunchEnvironment(), MeshShape(1, 1, size), device)
+    ranks.data = DataAxis(0, size, exchanges=device.type == "cuda")
+    return ranks
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ from torch.utils._pytree import tree_map_only
 from fds_dist.common.batch import Batch
 from fds_dist.common.faults import passes_others, user_line
 from fds_dist.common.memory import peak_bytes
+from fds_dist.distributed.exchanges import rehearsed
 from fds_dist.inner.advance import advance
 from fds_dist.inner.estimate import evaluate
 from fds_dist.inner.horizon import zero_tangents
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun, InnerState
+from fds_dist.inner.run import InnerRun, InnerState, first_of
 from fds_dist.inner.training import Training
 
 STEPS = 2
@@ -58,20 +59,23 @@ def why_untold(error: Exception) -> str:
     return f"{type(error).__name__}: {message}{user_line(error)}"
 
 
-def shape_peak(problem: Problem, tangents: int) -> int:
+def shape_peak(problem: Problem, tangents: int, parts: int = 1) -> int:
     """Bytes at the peak of two eager steps with so many tangents and the validation after them, state and tangents
     included.
+
+    Args:
+        parts: on the first of so many ranks of the `data` axis; see `step_peak`.
 
     Raises:
         Exception: whatever a network, a loss or an optimizer that reads values raises where there are none.
     """
-    training = Training(InnerRun(problem, problem.trial_values(), 0, STEPS))
+    training = Training(InnerRun(problem, problem.trial_values(), 0, STEPS, first_of(parts, problem.device)))
     start, h = training.state, training.run.hyperparameters[0]
     state = training.network.initial_weights, start.optimizer, start.buffers
     batches, cpu = list[Batch](), torch.device("cpu")
     made = peak_bytes(lambda: batches.append(next(problem.batches(0))), cpu)  # by the task: copies or views of its data
     batches.append(next(problem.batches_of("val_batches", 0)))
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+    with rehearsed(), FakeTensorMode(allow_non_fake_inputs=True) as fake:
         state, h, *batches = tree_map_only(Tensor, fake.from_tensor, (state, h, *batches))
         return made + peak_bytes(lambda: _take(training, tangents, state, h, *batches), cpu, shapes=True)
 

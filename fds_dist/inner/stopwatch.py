@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fds_dist.distributed.mesh import Ranks
 from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun, InnerState, OnStep, Tangents
+from fds_dist.inner.run import ALONE, InnerRun, InnerState, OnStep, Tangents
 from fds_dist.inner.training import Training
 
 REPEATS = 5
@@ -82,7 +83,9 @@ def time_steps(
     return watch
 
 
-def run_steps(problem: Problem, tangents: int, steps: int, on_step: OnStep | None = None) -> tuple[Training, Tangents]:
+def run_steps(
+    problem: Problem, tangents: int, steps: int, on_step: OnStep | None = None, ranks: Ranks = ALONE
+) -> tuple[Training, Tangents]:
     """Takes `steps` inner steps with as many live tangents, each along one of the learned hyperparameters in turn.
 
     There may be more of them than learned numbers. At the start values no tangent is zero: some methods would skip it.
@@ -99,5 +102,5 @@ def run_steps(problem: Problem, tangents: int, steps: int, on_step: OnStep | Non
         more = on_step is None or on_step(state, loss)
         return more and next(left, None) is not None
 
-    run = InnerRun(problem, problem.trial_values(), 0, horizon, on_step=go_on)
+    run = InnerRun(problem, problem.trial_values(), 0, horizon, ranks, go_on)
     return run_horizon(run, [element_of[owner.name] for owner in owners], lambda places: moved[:, None] & (places >= 0))

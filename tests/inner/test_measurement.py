@@ -157,7 +157,7 @@ def test_the_peak_of_a_long_step_is_told_by_shapes(
     predicted, taken = long_step(problem, monkeypatch)
     assert predicted == pytest.approx(taken, rel=0.1)
     if build is digits_network:  # or nothing would be shown
-        monkeypatch.setattr(measurement, "_peak_by_shapes", lambda *_: "")
+        monkeypatch.setattr(measurement, "_peaks_by_shapes", lambda *_: "")
         assert long_step(problem, monkeypatch)[0] < 0.9 * taken
 
 
@@ -187,7 +187,7 @@ def test_where_values_are_read_the_peak_is_extrapolated(
     build: Callable[[], nn.Module], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = make_problem(TensorTask(build, images(64), images(16), batch_size=32), BUCKETS)
-    told = measurement._peak_by_shapes(problem, 2)
+    told = measurement._peaks_by_shapes(problem, 1, 2)
     assert isinstance(told, str) and told.startswith(reason) and "test_measurement.py:" in told
     predicted, taken = long_step(problem, monkeypatch)  # weights are the peak for any number of samples here
     assert predicted == pytest.approx(taken, rel=0.1)
@@ -197,4 +197,4 @@ def test_a_fault_of_the_package_is_no_reason_to_extrapolate(monkeypatch: pytest.
     problem = make_problem(TensorTask(wide, images(64), images(16), batch_size=32), BUCKETS)
     monkeypatch.setattr(shape_peak, "zero_tangents", lambda local, elements, live: None)  # which nobody expects
     with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'buffers'"):
-        measurement._peak_by_shapes(problem, 2)
+        measurement._peaks_by_shapes(problem, 1, 2)

@@ -1,10 +1,12 @@
 """A step along the `data` axis computes while what it sends is under way. As a program, what each of two ranks runs:
-`… FOLDER`."""
+`… FOLDER`, and `… lost`, where rank 1 ends in the midst of a step."""
 
 from __future__ import annotations
 
 import copy
 import json
+import os
+import re
 import sys
 import weakref
 from collections.abc import Callable
@@ -15,21 +17,27 @@ from typing import Any
 import pytest
 import torch
 from launching import start_ranks
-from problems import CPU, ONE_RANK, conv_bn, flat, image_task, make_problem, mlp, relative_error
-from torch import Tensor
+from problems import CPU, ONE_RANK, TensorTask, conv_bn, flat, image_task, images, make_problem, mlp, relative_error
+from torch import Tensor, nn
 
+from fds_dist.commands.check.cost import cost_report
+from fds_dist.common.memory import peak_bytes
 from fds_dist.distributed import exchanges
 from fds_dist.distributed.data_axis import DataAxis
 from fds_dist.distributed.environment import read_environment
+from fds_dist.distributed.errors import RankLost
 from fds_dist.distributed.in_flight import Sent, ahead, arrived
 from fds_dist.distributed.mesh import MeshShape, Ranks
+from fds_dist.inner import measurement
 from fds_dist.inner.estimators import Estimator, estimate_forward
 from fds_dist.inner.estimators.greedy import greedy_estimator
 from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun
 from fds_dist.inner.training import Training
+from fds_dist.outer.progress import OuterSettings
 from fds_dist.tangents import METHODS, Point
+from fds_dist.tangents.products import DoubleBackwardPoint
 
 BUCKETS = {"lr": [0.1], "momentum": [0.5], "weight_decay": [0.01]}
 """Three tangents, all live from the first step on."""
@@ -63,14 +71,39 @@ def numbers(ranks: Ranks, name: str) -> list[float]:
     return [*estimate.hypergradients, estimate.val_loss]
 
 
+def wide() -> nn.Module:
+    """Where vectors over the weights take most of the memory."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 300), nn.Tanh(), nn.Linear(300, 4))
+
+
+def peak_cases() -> dict[str, Problem]:
+    def problem(build: Callable[[], Any] = wide, **options: Any) -> Problem:
+        task = TensorTask(build, images(256), images(64), batch_size=64)
+        return make_problem(task, {"lr": [0.01] * 6, "momentum": [0.5]}, **options)
+
+    return {
+        "batch-norm": problem(conv_bn, method="double_backward"),
+        "one at a time": problem(method="double_backward"),
+        "jvp": problem(method="jvp"),
+        "two at once": problem(method="jvp", chunk_size=2),
+        "micro-batches": problem(method="jvp", chunk_size=2, accumulate=2),
+    }
+
+
+def peak_of(problem: Problem, ranks: Ranks) -> int:
+    run = InnerRun(problem, problem.space.initial(), 0, 8, ranks)
+    return peak_bytes(lambda: estimate_forward(run), CPU)
+
+
 def run_all(folder: Path) -> None:
-    """The numbers of each case, with what is sent under way and with one thing after the other."""
+    """The numbers of each case, with what is sent under way and with one thing after the other; and peaks of memory."""
     environment = read_environment()
     with Ranks(environment, MeshShape(1, 1, 2), CPU) as ranks:
         assert ranks.data.ahead == 1
         in_order = copy.copy(ranks)
         in_order.data = ranks.data.in_order()
-        told = {name: [numbers(ranks, name), numbers(in_order, name)] for name in cases()}
+        told: dict[str, Any] = {name: [numbers(ranks, name), numbers(in_order, name)] for name in cases()}
+        told["peaks"] = {name: peak_of(problem, ranks) for name, problem in peak_cases().items()}
     (folder / f"{environment.rank}.json").write_text(json.dumps(told))
 
 
@@ -89,6 +122,41 @@ def test_overlapping_changes_no_bits(by_rank: list[dict[str, Any]], name: str) -
     assert by_rank[1][name] == [overlapping, in_order]
     bound = DIFFERENCES if name == "difference" else ROUNDING
     assert relative_error(overlapping, numbers(ONE_RANK, name)) < bound
+
+
+@pytest.mark.parametrize("name", peak_cases())
+def test_peak_memory_is_predicted_within_a_tenth(by_rank: list[dict[str, Any]], name: str) -> None:
+    problem = peak_cases()[name]
+    report = cost_report(problem, OuterSettings((8,)), MeshShape(1, 1, 2))
+    assert report.ranks[0].memory.total == pytest.approx(by_rank[0]["peaks"][name], rel=0.1)
+    measured = report.measured
+    by_shapes = measurement._peaks_by_shapes(problem, 2, measured.tangents)
+    assert by_shapes == pytest.approx((measured.peak_bytes, measured.rank_peak_bytes), rel=0.1)
+
+
+def end_in_a_step() -> None:
+    """Rank 1 ends as it begins with its second products; rank 0 tells what it then hears."""
+    environment = read_environment()
+    products, calls = DoubleBackwardPoint.products, iter(range(9))
+
+    def ends(*arguments: Any) -> Any:
+        if environment.rank and next(calls):
+            os._exit(3)
+        return products(*arguments)
+
+    DoubleBackwardPoint.products = ends  # type: ignore[method-assign]
+    problem, estimator = cases()["clipping"]
+    with Ranks(environment, MeshShape(1, 1, 2), CPU) as ranks:
+        try:
+            estimator(InnerRun(problem, flat(BUCKETS), 0, HORIZON, ranks))
+        except RankLost as error:
+            sys.stdout.write(str(error))
+
+
+def test_a_rank_lost_in_the_midst_of_a_step_is_named(tmp_path: Path) -> None:
+    left, lost = start_ranks([__file__, "lost"], 2, [tmp_path])
+    assert (left.status, left.err, lost.status) == (0, "", 3)
+    assert re.match(r"lost another rank: rank 1 \(.*\) has ended; see its output", left.out)
 
 
 @dataclass
@@ -207,4 +275,7 @@ def test_what_was_awaited_is_held_no_more() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run_all(Path(sys.argv[1]))
+    if sys.argv[1] == "lost":
+        end_in_a_step()
+    else:
+        run_all(Path(sys.argv[1]))

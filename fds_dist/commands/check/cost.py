@@ -134,7 +134,6 @@ def cost_report(
 
     def cost_of(place: int) -> RankCost:
         elements = plan.owned[place]
-        gathered = measured.tangents * _bytes([weights]) if shape.data > 1 else 0
         beyond = max(0, len(elements) - measured.tangents)  # whose sums over micro-batches were not measured
         summed = beyond * _bytes([weights], shape.data) if problem.accumulate > 1 else 0
         return RankCost(
@@ -145,7 +144,7 @@ def cost_report(
                 weights=_bytes([weights]),
                 state=_bytes(state, shape.data),
                 tangents=_bytes(tensors, shape.data) * len(elements),
-                step=measured.peak_bytes + gathered + summed,
+                step=measured.rank_peak_bytes + summed,
             ),
             step_traffic=_traffic(_bytes([weights]), len(elements), shape.data),
             seconds=rank_seconds(plan, measured, place),
