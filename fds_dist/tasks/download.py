@@ -1,17 +1,15 @@
-"""Downloads a data set once, however many processes of a machine want it, without a process group."""
+"""Downloads a data set once, however many processes and hosts want it in one folder, without a process group."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 
 from fds_dist.common.faults import Fault, UserError
+from fds_dist.common.lock import held
 
 PATIENCE = 3600.0  # seconds to wait for another process that downloads
 
@@ -22,13 +20,14 @@ def download_once(
     """Puts the files that ``fetch(folder)`` writes below ``root``, unless ``is_there()``.
 
     Of the processes that call this at the same time, the first to lock the file ``root/.NAME.lock`` fetches, while the
-    others wait for up to ``patience`` seconds. The lock ends with its process, however that ends, and the next in line
-    fetches afresh. Files move to their places when all are complete.
+    others, on this host or on another one, wait for up to ``patience`` seconds. The lock ends with its process, however
+    that ends, and the next in line fetches afresh. Files move to their places when all are complete.
 
     Raises `UserError` where fetching fails or takes too long.
     """
     try:
-        with _locked(root / f".{name}.lock", patience):
+        root.mkdir(parents=True, exist_ok=True)
+        with held(root / f".{name}.lock", f"download of {name}", patience):
             if is_there():  # another process was faster
                 return
             parts = root / f".{name}.part"
@@ -39,22 +38,6 @@ def download_once(
                 place.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(file, place)
             shutil.rmtree(parts)
-    except (OSError, HTTPException, RuntimeError) as error:  # no network, wrong checksum, no space, read-only folder
+    except (OSError, HTTPException, RuntimeError) as error:  # no network, wrong checksum, no space, another downloads
         expected = "a connection and a folder that can be written; or the files in it already, and task.download=false"
         raise UserError(Fault("task.download", f"downloading {name} to {root} failed: {error}", expected)) from error
-
-
-@contextmanager
-def _locked(path: Path, patience: float) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + patience
-    with path.open("a") as handle:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise TimeoutError(f"another process still holds {path} after {patience:g} s") from None
-                time.sleep(0.1)
-        yield

@@ -24,9 +24,11 @@ from blob_searches import CONFIG, optimize
 from launching import clean_environment, wait_for
 
 import fds_dist
+from fds_dist.common import lock
+from fds_dist.common.lock import Holder
 from fds_dist.common.records import to_line
-from fds_dist.storage import lock
-from fds_dist.storage.lock import Holder, locked
+from fds_dist.storage.lock import locked
+from fds_dist.tasks.download import download_once
 
 HERE = f"process {os.getpid()} on host {socket.gethostname()}, since "
 STUDY: dict[str, Any] = CONFIG | {
@@ -160,9 +162,9 @@ def shared_disk(request: pytest.FixtureRequest, quick: None, monkeypatch: pytest
     return request.param
 
 
-def left_by(host: str = "other", boot: str = "1", process: int = 1) -> Path:
+def left_by(host: str = "other", boot: str = "1", process: int = 1, name: str = ".lock") -> Path:
     """The lock of a holder that cannot be seen from here."""
-    path = Path("held/.lock")
+    path = Path("held", name)
     path.parent.mkdir()
     path.write_text(to_line(Holder(host, boot, process, "fds-dist retrain", "2026-01-02 03:04:05+00:00")))
     return path
@@ -198,6 +200,27 @@ def test_the_lock_of_a_holder_that_was_lost_with_its_host_is_taken_over(shared_d
     with locked(Path("held"), "a", "KEY"):
         assert json.loads(path.read_text())["process"] == os.getpid()
     assert age or time.monotonic() - began >= 0.4  # it was watched
+
+
+def test_a_data_set_that_another_host_downloads_is_waited_for(
+    shared_disk: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "SILENT_SECONDS", 4.0)  # a busy machine may stop the thread for a second
+    path, data = left_by(name=".some.lock"), Path("held/data")
+
+    def download() -> None:
+        for _ in range(30):
+            os.utime(path)
+            time.sleep(0.05)
+        data.write_text("all of it")
+        path.unlink()
+
+    other = threading.Thread(target=download)
+    other.start()
+    download_once(Path("held"), "some", data.exists, lambda folder: pytest.fail("it was fetched twice"))
+    other.join()
+    assert data.read_text() == "all of it"
+    assert os.listdir("held") == ["data"]
 
 
 def test_without_locks_a_dead_process_of_this_host_is_known(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
