@@ -103,7 +103,7 @@ class _Advance(NamedTuple):
         return dw, self.training.problem.theta(self.directions[chunk]), db
 
     def chunk(self, chunk: Rows, asked: Asked) -> Callable[[], None]:
-        """Moves the tangents of the live buffers on; the result those of weights and optimizer."""
+        """Moves the tangents of the live buffers on; the result moves those of weights and optimizer on."""
         products, buffers = asked
         tree_map(lambda tensor, part: tensor.__setitem__(chunk, part), self.tangents.buffers, buffers)
         return lambda: self.update(chunk, products.wait())

@@ -64,11 +64,11 @@ class SplitPoint:
         return self._axis.send_gather(tangents, self._width), theta_tangents, buffer_tangents
 
     def _products(self, whole: Sent[Tensor], theta_tangents: Tensor, buffer_tangents: Buffers) -> Asked:
-        point = self._point
+        point = self._point  # made before the first tangents are awaited
         products, buffers = point.products(whole.wait(), theta_tangents, buffer_tangents)
         sent = self._axis.send_reduce(products)
         if self._gradient is None:  # after the first products, which give it along the way by some methods
-            self._gradient = self._axis.send_reduce(self._point.gradient)
+            self._gradient = self._axis.send_reduce(point.gradient)
         return sent, buffers
 
     @property

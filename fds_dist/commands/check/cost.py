@@ -30,7 +30,8 @@ class Memory:
     tangents: int
     """One P-th of the rank's tangents, of weights and state. In reverse mode: the states kept over the horizon."""
     step: int
-    """Measured: activations, gradient and products of one chunk of tangents at the peak of a step."""
+    """Measured: activations, gradient and products of one chunk of tangents at the peak of a step, and what is sent and
+    received along the `data` axis meanwhile."""
 
     @property
     def total(self) -> int:
