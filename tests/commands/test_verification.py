@@ -28,6 +28,7 @@ from fds_dist.common.faults import UserError
 from fds_dist.inner.dry_run import dry_run
 from fds_dist.schedule.space import Hyperparameter, HyperparameterSpace
 from fds_dist.tangents import EXACT_METHODS, METHODS, Point
+from fds_dist.tangents.optimizers import SGD
 
 BUCKETS = {"lr": [0.2, 0.2], "momentum": [0.5], "weight_decay": [0.01]}
 HORIZON = 12
@@ -235,6 +236,19 @@ def test_point_is_the_initial_values_or_one_step_away_from_zero() -> None:
     problem = make_problem(image_task(mlp), BUCKETS)
     object.__setattr__(problem, "space", HyperparameterSpace(learned))
     assert problem.trial_values() == [0.1, 0.1, 0.9, 0.1]
+
+
+class TiesInMomentum(SGD):
+    """An optimizer that names a hyperparameter at whose equal values it has no derivative."""
+
+    ties = ("momentum",)
+
+
+def test_equal_values_are_told_apart_where_the_optimizer_has_no_derivative_at_them() -> None:
+    buckets = {"lr": [0.1, 0.1], "momentum": [0.5, 0.5]}
+    plain, tied = (make_problem(image_task(mlp), buckets, optimizer=rule) for rule in (SGD(), TiesInMomentum()))
+    assert plain.trial_values() == [0.1, 0.1, 0.5, 0.5]
+    assert tied.trial_values()[:2] == [0.1, 0.1] and len(set(tied.trial_values()[2:])) == 2
 
 
 @pytest.mark.parametrize(
