@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from fds_dist.common.words import bytes_text
 from fds_dist.distributed.mesh import MeshShape
-from fds_dist.inner.plan import REVERSE_COST, kept_states, make_plan, reverse_cost
+from fds_dist.inner.plan import REVERSE_COST, chunks_of, kept_states, make_plan, reverse_cost
 from fds_dist.inner.problem import Problem
 
 
@@ -36,10 +36,10 @@ class Choice:
 
 def forward_way(problem: Problem, horizons: Sequence[int], shape: MeshShape) -> Way:
     """Forward mode over these `horizons`, its tangents without pruning, its steps compiled where they will be."""
-    steps, held, chunk = 0.0, 0, problem.tangents.filled_chunk
+    steps, held, chunks = 0.0, 0, chunks_of(problem)
     for horizon in set(horizons):
         plan = make_plan(problem.space.starts(horizon), horizon, shape.tangent)
-        slowest = max(plan.cost(rank, chunk) for rank in range(shape.tangent))
+        slowest = max(plan.cost(rank, chunks) for rank in range(shape.tangent))
         steps += horizons.count(horizon) * slowest / shape.data
         held = max(map(len, plan.owned)) * -(-problem.state_bytes // shape.data)
     return Way(steps, held)

@@ -7,11 +7,11 @@ from typing import Any
 
 from fds_dist.common.batch import Batch
 from fds_dist.inner.run import InnerRun
-from fds_dist.tangents.compiled import WAYS, CompiledFunction, CompiledSteps
+from fds_dist.tangents.compiled import WAYS, Attempt, CompiledFunction, CompiledSteps
 from fds_dist.tangents.network import Network
 
 COMPARED = 2
-"""Calls in each inner run, the first ones on a compiled shape, that are compared with the eager ones."""
+"""Calls, the first ones on a compiled shape, that are compared with the eager ones: as many as three steps each."""
 
 
 class CompiledCalls:
@@ -34,7 +34,6 @@ class CompiledCalls:
     ) -> None:
         self._run, self._compiled, self._network = run, compiled, network
         self._function, self._reference, self._trial = function, reference, trial
-        self._to_compare = COMPARED
         self._together = None if run.ranks.data.size == 1 else self._by_all_parts
 
     def takes(self, batch: Batch) -> bool:
@@ -43,8 +42,8 @@ class CompiledCalls:
 
     def ready(self, inputs: Callable[[], Any], seed: int) -> bool:
         """Whether the next call is to be compiled, where its batch can be; `inputs` gives its arguments."""
-        if self._to_compare:
-            self._to_compare -= 1
+        if self._compiled.compared < COMPARED:
+            self._compiled.compared += 1
             self._prepare(inputs, seed)
         return self._compiled.way > 0
 
@@ -54,18 +53,15 @@ class CompiledCalls:
 
     def _prepare(self, inputs: Callable[[], Any], seed: int) -> None:
         """Makes the graphs where there are none, and compares them with the eager function; the ranks agree."""
-        compiled, network, other_chunks = self._compiled, self._network, True
-
-        def trial() -> Any:
-            return self._trial(inputs())
-
+        compiled, other_chunks = self._compiled, True
+        attempt = Attempt(lambda: self._trial(inputs()), self._network, seed, self._together)
         while other_chunks:
             other_chunks = False
             if not compiled.made:
-                independent, reason = compiled.make(self._function, trial, network, seed, self._together)
+                independent, reason = compiled.make(self._function, attempt)
                 other_chunks = self._agreed(independent, reason)
             if not other_chunks and compiled.way:
-                reason = compiled.compare(self._reference(seed), trial, network, seed, self._together)
+                reason = compiled.compare(self._reference(seed), attempt)
                 other_chunks = self._agreed(True, reason)
 
     def _by_all_parts(self, here: bool) -> bool:

@@ -1,15 +1,14 @@
 """The steps of an inner run as one compiled call per chunk of tangents, where that can be and is right.
 
-Tangents come in chunks of a fixed size, filled up with zeros, or of fewer where that pays and has the same bits. So
-nothing is compiled anew because a bucket begins, and the bits of a row depend neither on its place nor on its
-neighbours, and are the same on any number of ranks.
+Tangents come in chunks, whose last has as many as are left where that gives the same bits, and is else filled up with
+zeros. So nothing is compiled anew because a bucket begins, and the bits of a row depend neither on its place nor on
+its neighbours, and are the same on any number of ranks.
 
 Shapes: R = tangents of this rank, C = tangents in a chunk, H = numbers in use at a step.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -42,7 +41,7 @@ class CompiledTraining:
 
     def __init__(self, training: Training, discount: float = 1.0) -> None:
         problem = training.problem
-        self._training, self._on_cpu = training, problem.device.type == "cpu"
+        self._training = training
         self._steps: CompiledSteps = problem.compiled_steps
         self._function = StepFunction(
             training.loss,
@@ -81,13 +80,7 @@ class CompiledTraining:
 
         def step(group: Rows) -> StepOutputs:
             """Of the tangents of a group; what it gives beside them does not depend on the group."""
-            count, began = max(1, count_of(group)), time.perf_counter()
-            outputs = self._calls(inputs(group, steps.size_for(count)), seed)
-            # On a GPU a small kernel takes the same time for one tangent and for many, and last bits are not promised.
-            # Ranks that take a step together differ in its time.
-            if self._on_cpu and training.axis.size == 1 and steps.smaller_pays(count, time.perf_counter() - began):
-                full = with_random_tangents(inputs(group, steps.chunk))
-                steps.make_smaller(count, self._function, full, network, seed)
+            outputs = self._calls(inputs(group, steps.size_for(max(1, count_of(group)))), seed)
             store(outputs.tangents, tangents, group)
             return outputs
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, isqrt
+from typing import NamedTuple
 
 from fds_dist.inner.problem import Problem
 from fds_dist.schedule.shapes import stretches
@@ -23,15 +24,33 @@ TANGENT_STEP_COST = 2.0
 """In plain training steps: an exact Hessian-vector product needs two products for each one of a plain step."""
 
 
-def step_cost(live: int, chunk: int | None = None) -> float:
-    """Plain steps that a step with so many live tangents costs.
+class Chunks(NamedTuple):
+    """The calls of a compiled step."""
+
+    size: int
+    """C, the most tangents of a call."""
+    filled: bool
+    """Whether every call has C tangents, zeros among them."""
+
+
+def chunks_of(problem: Problem) -> Chunks | None:
+    """Those of the problem's steps; None where these are eager."""
+    options = problem.tangents
+    return None if options.compile == "off" else Chunks(options.compiled_chunk, problem.device.type != "cpu")
+
+
+def step_cost(live: int, chunks: Chunks | None = None) -> float:
+    """Plain steps that a step with k live tangents costs.
 
     Args:
-        chunk: C, the tangents of one call of a compiled step, which is filled up with zeros and takes the plain step
-            once more: ⌈k/C⌉·(1 + 2C), and one call without tangents. None: the step is eager, 1 + 2k.
+        chunks: None: the step is eager, 1 + 2k. A compiled one takes the plain step in each of its ⌈k/C⌉ calls, one
+            at least: ⌈k/C⌉ + 2k, and with filled ones ⌈k/C⌉·(1 + 2C).
     """
-    calls, size = (1, live) if chunk is None else (max(1, ceil(live / chunk)), chunk)
-    return calls * (PLAIN_STEP_COST + TANGENT_STEP_COST * size)
+    if chunks is None:
+        return PLAIN_STEP_COST + TANGENT_STEP_COST * live
+    calls = max(1, ceil(live / chunks.size))
+    tangents = calls * chunks.size if chunks.filled else max(1, live)
+    return PLAIN_STEP_COST * calls + TANGENT_STEP_COST * tangents
 
 
 @dataclass(frozen=True)
@@ -53,9 +72,9 @@ class Plan:
         begun = [0, *sorted(self.starts[index] for index in self.owned[rank]), self.horizon]
         return {live: stop - start for live, (start, stop) in enumerate(pairwise(begun)) if stop > start}
 
-    def cost(self, rank: int, chunk: int | None = None) -> float:
+    def cost(self, rank: int, chunks: Chunks | None = None) -> float:
         """Cost of one outer step on `rank`, in plain training steps; see `step_cost`."""
-        return sum(steps * step_cost(live, chunk) for live, steps in self.live_steps(rank).items())
+        return sum(steps * step_cost(live, chunks) for live, steps in self.live_steps(rank).items())
 
     def live(self, step: int) -> int:
         """Tangents over all ranks that have begun at `step`."""

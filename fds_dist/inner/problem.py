@@ -38,8 +38,8 @@ from fds_dist.tasks.augment import augmentation
 from fds_dist.tasks.base import Task, loss_takes_hyperparameters, validation_loss
 from fds_dist.tasks.losses import OnBatch
 
-GPU_CHUNK = 16
-"""Tangents that a GPU takes at once where `chunk_size` is auto."""
+AT_ONCE = 16
+"""Tangents that a GPU, or a compiled step, takes at once where `chunk_size` is auto."""
 
 APART = 0.01
 """Relative distance of the trial values of two neighbouring buckets that would tie."""
@@ -204,7 +204,7 @@ class Problem:
         On a CPU one at a time by default: a batched product's last bits depend on the number of tangents in the
         batch, and so on the number of ranks.
         """
-        return self.tangents.chunk_size or (1 if self.device.type == "cpu" else GPU_CHUNK)
+        return self.tangents.chunk_size or (1 if self.device.type == "cpu" else AT_ONCE)
 
     @cached_property
     def state_bytes(self) -> int:

@@ -29,8 +29,3 @@ class TangentOptions:
     """Tangents in a chunk of a compiled step, the same on any number of ranks."""
     cuda_graph: bool = True
     """Whether a traced or compiled step on a GPU is captured as a CUDA graph."""
-
-    @property
-    def filled_chunk(self) -> int | None:
-        """Tangents in a chunk that is filled up with zeros; None where steps are eager, and nothing is."""
-        return None if self.compile == "off" else self.compiled_chunk

@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from problems import image_task, make_problem, mlp
 
 from fds_dist.distributed.mesh import MeshShape
 from fds_dist.inner.choice import Way, choose, forward_way, may_pay, reverse_way
-from fds_dist.inner.plan import make_plan
+from fds_dist.inner.plan import Chunks, make_plan
 from fds_dist.inner.problem import Problem
 
 PLENTY = 10**12
@@ -51,21 +52,22 @@ def test_forward_mode_takes_what_the_plan_says_of_the_slowest_rank(shape: MeshSh
 
 
 @pytest.mark.parametrize("tangent", [1, 3])
-def test_compiled_steps_are_counted_with_the_zeros_that_fill_their_chunks(tangent: int) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_compiled_steps_are_counted_by_their_calls(device: str, tangent: int) -> None:
     eager = problem(4)
     compiled = replace(eager, tangents=replace(eager.tangents, compile="trace", compiled_chunk=3))
     plan, shape = make_plan(eager.space.starts(20), 20, tangent), MeshShape(1, tangent, 1)
-    costs = []
-    for owned in plan.owned:
-        live = [sum(plan.starts[element] <= step for element in owned) for step in range(20)]
-        costs.append(sum(max(1, -(-count // 3)) * (1 + 2 * 3) for count in live))  # without tangents one call, too
-    assert forward_way(compiled, (20,), shape).steps == max(costs) > forward_way(eager, (20,), shape).steps
+    chunks = Chunks(3, filled=device == "cuda")
+    expected = max(plan.cost(rank, chunks) for rank in range(tangent))
+    on_device = replace(compiled, device=torch.device(device))
+    on_device.__dict__["state_bytes"] = eager.state_bytes  # which would be counted on the device
+    assert forward_way(on_device, (20,), shape).steps == expected > forward_way(eager, (20,), shape).steps
 
 
 def test_compiled_steps_may_make_reverse_mode_the_faster_one() -> None:
-    eager = problem(2)
-    compiled = replace(eager, tangents=replace(eager.tangents, compile="trace", compiled_chunk=8))
-    two = MeshShape(1, 2, 1)
+    eager = problem(5)
+    compiled = replace(eager, tangents=replace(eager.tangents, compile="trace", compiled_chunk=1))
+    two = MeshShape(1, 4, 1)
     for each, expected in ((eager, "forward"), (compiled, "reverse")):
         assert choose(forward_way(each, (20,), two), reverse_way(each, (20,), two), 20, PLENTY).estimator == expected
 

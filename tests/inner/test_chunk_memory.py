@@ -144,9 +144,11 @@ CONFIG = {
 def run_rank(folder: Path) -> None:
     """One of two ranks: what it takes at once, what is said of it, and the hypergradients."""
     with launched(CONFIG) as (before, ranks):
+        products = JvpPoint.products
         if ranks.rank == 1:
-            JvpPoint.products = allocating(2, JvpPoint.products, lambda point, tangents, *_: len(tangents))
+            JvpPoint.products = allocating(2, products, lambda point, tangents, *_: len(tangents))
         built = agreed_chunk.with_chunk(before, ranks)
+        JvpPoint.products = products
         values = built.problem.space.initial()
         compiled = replace(built.problem.tangents, compile="trace", compiled_chunk=4)
         notes = list[str]()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +10,8 @@ import torch
 from problems import Buckets, image_task, make_problem, mlp
 
 from fds_dist.inner import compile_choice
-from fds_dist.inner.compile_choice import LONG, chunk_for, with_compile
+from fds_dist.inner.compile_choice import LONG, with_compile
+from fds_dist.inner.plan import Chunks, make_plan
 from fds_dist.inner.problem import Problem
 
 BUCKETS: Buckets = {"lr": [0.2, 0.1], "momentum": [0.6]}
@@ -82,30 +82,25 @@ def test_other_forms_of_a_problem() -> None:
     assert replace(problem).compiled_steps is not problem.compiled_steps is problem.compiled_steps
 
 
-def calls(starts: Sequence[int], horizon: int, chunk: int) -> float:
-    """Plain steps on one rank, counted step by step."""
-    live = [sum(start <= step for start in starts) for step in range(horizon)]
-    return sum(max(1, -(-count // chunk)) * (1 + 2 * chunk) for count in live)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(("live", "expected"), [(0, 1), (1, 1), (9, 9), (40, 16)])
+def test_as_many_tangents_are_taken_at_once_as_there_are(device: str, live: int, expected: int) -> None:
+    problem = replace(make_problem(image_task(mlp), BUCKETS, method="jvp"), device=torch.device(device))
+    assert chosen("trace", problem, starts=[0] * live)[0].tangents.compiled_chunk == expected
+    pairs = replace(problem, tangents=replace(problem.tangents, chunk_size=2))
+    assert chosen("trace", pairs, starts=[0] * live)[0].tangents.compiled_chunk == 2
 
 
 @pytest.mark.parametrize("starts", [PAPER, [0, 0, 0], [100, 200], [0] * 8])
-@pytest.mark.parametrize("chunk", [1, 2, 3, 8])
-def test_the_cost_of_a_chunk_is_that_of_its_calls(starts: list[int], chunk: int) -> None:
-    exact = calls(starts, 300, chunk) / (300 + 2 * sum(300 - start for start in starts))
-    assert compile_choice._share(starts, 300, chunk, 1) == pytest.approx(exact, rel=1e-12)
-
-
-def test_chunks_fit_the_tangents() -> None:
-    cpu = torch.device("cpu")
-    assert chunk_for([0], 300, cpu) == 1
-    assert chunk_for([0] * 8, 300, cpu) == 2  # no padding on 1, 2 and 4 ranks
-    assert chunk_for(PAPER, 300, torch.device("cuda")) == 9
-    assert chunk_for([0] * 40, 300, torch.device("cuda")) == 16
-    assert chunk_for([], 300, cpu) == 1
-
-
-def test_what_becomes_of_chunks_that_are_not_full_is_told() -> None:
-    assert chosen("trace", starts=[0] * 8)[1] == ""
-    pairs = make_problem(image_task(mlp), BUCKETS, method="jvp", chunk_size=2)
-    assert chosen("trace", pairs, starts=[0, 0, 50, 50])[1] == ""
-    assert chosen("trace", pairs, starts=[0, 0, 50])[1].startswith("tangents are taken 2 at a time, fewer in ")
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize("filled", [True, False])
+def test_the_cost_of_chunks_is_that_of_their_calls(starts: list[int], size: int, filled: bool) -> None:
+    exact = 0
+    for step in range(300):
+        left = sum(start <= step for start in starts)
+        while True:  # one call at least, with a tangent at least
+            count = size if filled else max(1, min(size, left))
+            exact, left = exact + 1 + 2 * count, left - size
+            if left <= 0:
+                break
+    assert make_plan(starts, 300, 1).cost(0, Chunks(size, filled)) == exact

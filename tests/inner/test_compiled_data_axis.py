@@ -16,7 +16,7 @@ import torch
 from compiled_runs import BUCKETS, HORIZON
 from launching import start_ranks
 from problems import CPU, ONE_RANK, TensorTask, conv_bn, flat, image_task, images, make_problem, mlp, relative_error
-from torch import Tensor, nn
+from torch import Tensor
 
 from fds_dist.distributed.environment import read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
@@ -73,8 +73,8 @@ def wrong_on_rank_1(rank: int) -> Callable[..., Graph]:
     """The trace, on rank 1 off by a hundredth of one tensor."""
     trace = ways.trace
 
-    def tracing(function: Any, inputs: Any, module: nn.Module) -> Graph:
-        graph = trace(function, inputs, module)
+    def tracing(*arguments: Any) -> Graph:
+        graph = trace(*arguments)
 
         def run(*tensors: Tensor) -> list[Tensor]:
             results = list(graph.run(*tensors))
@@ -104,8 +104,8 @@ def starved_on_rank_1(most: int) -> Callable[[int], Callable[..., Graph]]:
     def starved(rank: int) -> Callable[..., Graph]:
         trace = ways.trace
 
-        def tracing(function: Any, inputs: Any, module: nn.Module) -> Graph:
-            graph, tangents = trace(function, inputs, module), len(inputs.directions)
+        def tracing(function: Any, inputs: Any, *others: Any) -> Graph:
+            graph, tangents = trace(function, inputs, *others), len(inputs.directions)
 
             def run(*tensors: Tensor) -> list[Tensor]:
                 results = list(graph.run(*tensors))

@@ -10,7 +10,6 @@ import pytest
 import torch
 from compiled_runs import ADAM_BUCKETS, BUCKETS, HORIZON, LOSS_BUCKETS, ROUNDING, with_dropout
 from problems import Buckets, TensorTask, flat, image_task, make_problem, mlp, relative_error, smoothed_task
-from torch import nn
 
 from fds_dist.inner.estimate import Estimate
 from fds_dist.inner.estimators import estimate_greedy
@@ -94,9 +93,9 @@ def test_a_number_has_the_same_bits_beside_any_others(discount: float) -> None:
 def test_a_wrong_greedy_step_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = ways.trace
 
-    def forgetful(function: Any, inputs: Any, module: nn.Module) -> Graph:
+    def forgetful(function: Any, *others: Any) -> Graph:
         """Of a step that forgets more than it should."""
-        return trace(replace(function, discount=0.49), inputs, module)
+        return trace(replace(function, discount=0.49), *others)
 
     problem = make_problem(image_task(mlp), BUCKETS)
     exact = estimated(problem, 0.5)[0]

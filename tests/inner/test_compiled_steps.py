@@ -33,9 +33,9 @@ from fds_dist.inner.estimators.reverse import estimate_reverse
 from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun
-from fds_dist.tangents.compiled import CompiledSteps
+from fds_dist.tangents.compiled import steps as steps_module
 from fds_dist.tangents.compiled import ways as ways_module
-from fds_dist.tangents.compiled.graph import Graph, inductor_options
+from fds_dist.tangents.compiled.graph import Graph, inductor_options, trace
 from fds_dist.tangents.optimizers import Adam
 from fds_dist.tangents.optimizers.schedule_free import ScheduleFree
 from fds_dist.tangents.step import Pruning
@@ -112,43 +112,55 @@ def test_a_tangent_has_the_same_bits_beside_any_others(build: Callable[[], nn.Mo
     assert torch.equal(idle.state.weights, training.state.weights)
 
 
-@pytest.mark.parametrize("build", [mlp, conv_bn])
-def test_fewer_tangents_get_a_step_of_their_own_once_zeros_have_cost_as_much(
+def tracing(make_run: Callable[[Graph], Callable[..., list[Tensor]]]) -> Callable[..., Graph]:
+    """`trace`, whose graphs run as `make_run` says."""
+    return lambda *arguments: replace(graph := trace(*arguments), run=make_run(graph))
+
+
+@pytest.mark.parametrize("build", [mlp, conv_bn, with_dropout])
+def test_a_step_takes_as_many_tangents_as_there_are(
     build: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    problem = make_problem(image_task(build), BUCKETS, dtype=torch.float32)
-    estimates = []
-    for seconds in (float("inf"), 0.0):  # never, and at once
-        monkeypatch.setattr(
-            CompiledSteps, "making_seconds", property(lambda _, s=seconds: s, lambda *_: None), raising=False
-        )
-        compiled = traced(problem, chunk=3)  # three tangents in the first half of the run, then four
-        estimates.append(estimated(compiled)[0])
-        sizes = {1: compiled.compiled_steps.size_for(1), 2: compiled.compiled_steps.size_for(2)}
-        assert sizes == {1: 3 if seconds else 1, 2: 3}  # what does not occur is not made
-    assert estimates[0] == estimates[1]  # to the last bit
+    problem, sizes = make_problem(image_task(build), BUCKETS, dtype=torch.float32, method="jvp"), list[int]()
+
+    def noting(graph: Graph) -> Callable[..., list[Tensor]]:
+        def run(*tensors: Tensor) -> list[Tensor]:
+            sizes.append(len(tensors[graph.rows[0]]))
+            return list(graph.run(*tensors))
+
+        return run
+
+    filled = traced(problem, chunk=3)
+    monkeypatch.setattr(steps_module, "has_same_bits", lambda *_: False)
+    expected = estimated(filled)[0]
+    monkeypatch.undo()
+    monkeypatch.setattr(ways_module, "trace", tracing(noting))
+    found = traced(problem, chunk=3)
+    assert estimated(found)[0] == expected  # to the last bit
+    steps = found.compiled_steps
+    assert [steps.size_for(rows) for rows in (1, 2, 3)] == [1, 2, 3]
+    assert [filled.compiled_steps.size_for(rows) for rows in (1, 2, 3)] == [3, 3, 3]
+    # From step 5 on there is a fourth tangent, in a call of its own.
+    assert sizes[-HORIZON - HORIZON // 2 :] == [3] * (HORIZON // 2) + [3, 1] * (HORIZON // 2)
 
 
-def test_a_step_of_fewer_tangents_with_other_bits_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CompiledSteps, "making_seconds", property(lambda _: 0.0, lambda *_: None), raising=False)
-    trace = ways_module.trace
-
-    def by_size(function: Any, inputs: Any, module: nn.Module) -> Graph:
+def test_a_number_of_tangents_that_gives_them_other_bits_is_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def off_alone(graph: Graph) -> Callable[..., list[Tensor]]:
         """Off by a rounding in the state's first number, where there is one tangent."""
-        graph = trace(function, inputs, module)
 
         def run(*tensors: Tensor) -> list[Tensor]:
             first, *others = graph.run(*tensors)
-            return [first * (1 + 2e-16), *others]
+            alone = len(tensors[graph.rows[0]]) == 1
+            return [first * (1 + 2e-16) if alone else first, *others]
 
-        return replace(graph, run=run) if len(inputs.directions) == 1 else graph
+        return run
 
-    problem = traced(make_problem(image_task(mlp), BUCKETS), chunk=3)
-    expected = estimated(problem)[0]
-    monkeypatch.setattr(ways_module, "trace", by_size)
-    other = replace(problem)
+    problem = make_problem(image_task(mlp), BUCKETS)
+    expected = estimated(traced(problem, chunk=3))[0]
+    monkeypatch.setattr(ways_module, "trace", tracing(off_alone))
+    other = traced(problem, chunk=3)
     assert estimated(other)[0] == expected
-    assert other.compiled_steps.smaller == {1: None}
+    assert [other.compiled_steps.size_for(rows) for rows in (1, 2, 3)] == [2, 2, 3]
 
 
 def test_steps_under_autocast_are_compared_as_coarsely_as_they_round() -> None:
@@ -286,17 +298,31 @@ def test_a_failing_compiler_leaves_the_trace(monkeypatch: pytest.MonkeyPatch) ->
     assert notes == ["the step cannot be compiled (RuntimeError: no compiler); steps are taken by trace"]
 
 
-@pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="needs a C++ compiler")
-def test_inductor_compiles_a_step() -> None:
-    def linear() -> nn.Module:
-        return nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
 
-    problem = make_problem(image_task(linear, F.cross_entropy), {"lr": [0.2, 0.1]}, dtype=torch.float32)
-    compiled = traced(problem, chunk=2, way="inductor")
-    estimate, notes = estimated(compiled, {"lr": [0.2, 0.1]})
+
+@pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="needs a C++ compiler")
+@pytest.mark.parametrize("build", [linear, pytest.param(conv_bn, marks=pytest.mark.slow)])  # a minute to compile
+def test_inductor_compiles_a_step_for_any_number_of_tangents(build: Callable[[], nn.Module]) -> None:
+    buckets = {"lr": [0.2, 0.1, 0.2]}
+    problem = make_problem(image_task(build, F.cross_entropy), buckets, dtype=torch.float32)
+    compiled = traced(problem, chunk=3, way="inductor")
+    estimate, notes = estimated(compiled, buckets)
     assert notes == [] and compiled.compiled_steps.way == 2
+    assert [compiled.compiled_steps.size_for(rows) for rows in (1, 2, 3)] == [1, 2, 3]
     # Float32 rounding, in another order of sums.
-    assert relative_error(estimate.hypergradients, estimated(problem, {"lr": [0.2, 0.1]})[0].hypergradients) < 1e-5
+    assert relative_error(estimate.hypergradients, estimated(problem, buckets)[0].hypergradients) < 1e-5
+
+
+def test_steps_are_compared_with_eager_ones_twice_and_not_anew_in_each_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = list[Any]()
+    difference = ways_module.difference
+    monkeypatch.setattr(ways_module, "difference", lambda *args: calls.append(args) or difference(*args))
+    problem = traced(make_problem(image_task(mlp), BUCKETS))
+    for number in range(3):
+        assert estimated(problem, number=number)[1] == []
+    assert len(calls) == 2
 
 
 def test_a_step_that_cannot_be_captured_runs_without_a_cuda_graph() -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from compiled_runs import ADAM_BUCKETS, BUCKETS, HORIZON, LOSS_BUCKETS, ROUNDING, with_dropout
 from problems import Buckets, TensorTask, flat, image_task, make_problem, mlp, relative_error, smoothed_task
-from torch import nn
 
 from fds_dist.inner.estimate import Estimate
 from fds_dist.inner.estimators.forward import estimate_forward
@@ -81,9 +80,9 @@ def test_live_buffers_have_their_adjoints_in_traced_sweeps() -> None:
 def test_a_wrong_pull_back_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     trace = ways.trace
 
-    def wrong(function: Any, inputs: Any, module: nn.Module) -> Graph:
+    def wrong(function: Any, *others: Any) -> Graph:
         """Off by a hundredth in its last result: of a step the loss, of a pull-back the derivatives by h."""
-        graph = trace(function, inputs, module)
+        graph = trace(function, *others)
 
         def run(*tensors: torch.Tensor) -> list[torch.Tensor]:
             *others, last = graph.run(*tensors)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten
 
 from fds_dist.distributed.mesh import MeshShape
 from fds_dist.inner.measurement import StepMeasurement, measure_step
-from fds_dist.inner.plan import Plan, kept_states, make_plan, reverse_cost
+from fds_dist.inner.plan import Chunks, Plan, chunks_of, kept_states, make_plan, reverse_cost
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.training import initial_state
 from fds_dist.outer.progress import OuterSettings
@@ -80,8 +80,8 @@ class CostReport:
     """The estimator that the config asks for."""
     directions: int = 0
     """R of the estimator random_directions."""
-    chunk: int | None = None
-    """C of compiled steps, as `step_cost` has it; None where steps are eager."""
+    chunks: Chunks | None = None
+    """Of compiled steps; None where steps are eager."""
 
     @property
     def costliest(self) -> RankCost:
@@ -101,7 +101,7 @@ class CostReport:
     def speed_up(self, tangent: int) -> float:
         """How many times as fast an outer step becomes with `tangent` ranks on the tangent axis."""
         plan = make_plan(self.plan.starts, self.plan.horizon, tangent)
-        slowest = max(plan.cost(rank, self.chunk) for rank in range(tangent))
+        slowest = max(plan.cost(rank, self.chunks) for rank in range(tangent))
         return self.costliest.plain_steps * self.shape.data / slowest
 
     def measured_speed_up(self, tangent: int) -> float:
@@ -126,7 +126,7 @@ def cost_report(
     """Plans the longest outer step for `shape`, and measures one inner step on this device, without training."""
     horizon = max(settings.horizons)
     plan = make_plan(problem.space.starts(horizon), horizon, shape.tangent)
-    chunk = problem.tangents.filled_chunk
+    chunks = chunks_of(problem)
     measured = measure_step(problem, shape.data, max(map(len, plan.owned)))
     network = problem.network(0)
     weights = network.initial_weights
@@ -140,7 +140,7 @@ def cost_report(
         return RankCost(
             ranks=_ranks_at(place, shape),
             elements=elements,
-            plain_steps=plan.cost(place, chunk) / shape.data,
+            plain_steps=plan.cost(place, chunks) / shape.data,
             memory=Memory(
                 weights=_bytes([weights]),
                 state=_bytes(state, shape.data),
@@ -158,12 +158,12 @@ def cost_report(
         plan=plan,
         ranks=tuple(map(cost_of, range(shape.tangent))),
         measured=measured,
-        one_rank_plain_steps=make_plan(plan.starts, horizon, 1).cost(0, chunk),
+        one_rank_plain_steps=make_plan(plan.starts, horizon, 1).cost(0, chunks),
         reverse=_reverse_cost(problem, weights, state, horizon, shape, measured),
         keeps_every_state=problem.keeps_every_state(horizon),
         estimator=estimator,
         directions=directions,
-        chunk=chunk,
+        chunks=chunks,
     )
 
 

@@ -91,8 +91,8 @@ def _predictions(problem: Problem, report: CostReport) -> list[str]:
     ]
     if problem.tangents.compile != "off":
         lines.append("Times and memory are those of eager steps; the run's own are compiled, and shorter.")
-        if report.chunk and report.chunk > 1:
-            lines.append(f"Plain steps count the zeros that fill up chunks of {counted(report.chunk, 'tangent')}.")
+        if report.chunks and report.chunks.filled and report.chunks.size > 1:
+            lines.append(f"Plain steps count the zeros that fill up chunks of {report.chunks.size} tangents.")
     if report.estimator == "greedy":
         lines.append("The plan is forward mode's; estimator=greedy looks only one step ahead and costs less.")
     if report.estimator == "random_directions":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from fds_dist.common.precision import HALVES
 from fds_dist.distributed.exchanges import in_order
+from fds_dist.tangents.compiled.any_number import NotAlike, generalized, of_any_size, with_opaque_convolutions
+from fds_dist.tangents.compiled.zeros import drop_zeros
 
 Flat = Callable[..., Sequence[Tensor]]
 """(tensors) → tensors"""
@@ -37,6 +39,8 @@ class Graph:
     draws: bool
     """Whether random numbers are drawn."""
     module: GraphModule
+    rows: tuple[int, ...] = ()
+    """Which arguments of `run` have one row per tangent, where there may be any number of them."""
 
     def __call__(self, arguments: Any, module: nn.Module) -> Any:
         """The function's result for `arguments` of the same structure and shapes as those of the trace."""
@@ -51,12 +55,32 @@ class Graph:
         return [*given, *(of_module[name].detach() for name in self.tensors_of_module)]
 
 
-def trace(function: Callable[[Any], Any], arguments: Any, module: nn.Module) -> Graph:
+def trace(
+    function: Callable[[Any], Any],
+    arguments: Any,
+    module: nn.Module,
+    with_tangents: Callable[[int], Any] | None = None,
+) -> Graph:
     """The graph of `function` of one pytree, a pure function of its tensors and of those of `module`.
+
+    Args:
+        with_tangents: the arguments with so many tangents instead; given, the graph takes any number of them, if there
+            is one that does.
 
     Raises:
         Exception: whatever stops the trace, such as a branch on the value of a tensor.
     """
+    if with_tangents is None:
+        return _traced(function, arguments, module)
+    few, many = (_traced(function, with_tangents(count), module) for count in (2, 3))
+    try:
+        merged, rows = generalized(few.module, many.module)
+    except NotAlike:
+        return _traced(function, arguments, module)
+    return replace(many, run=merged, module=merged, rows=rows)
+
+
+def _traced(function: Callable[[Any], Any], arguments: Any, module: nn.Module) -> Graph:
     leaves, spec = tree_flatten(arguments)
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     structure: list[TreeSpec] = []
@@ -72,12 +96,13 @@ def trace(function: Callable[[Any], Any], arguments: Any, module: nn.Module) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch about its own inside
         # Fake tensors have no values: what branches on a value stops here, instead of becoming a constant.
-        examples = [leaves[place].detach().clone() for place in places]  # one tensor may be two arguments
+        examples = [torch.empty_like(leaves[place]) for place in places]  # one tensor may be two arguments
         traced = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
     names = _lift(traced, module)
     _replace_unread(traced)
     in_order(traced.graph.nodes)
     draws = any(_is_random(node.target) for node in traced.graph.nodes)
+    drop_zeros(traced)
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return Graph(traced, names, structure[0], draws, traced)
@@ -91,12 +116,14 @@ def compiled(graph: Graph, arguments: Any, module: nn.Module) -> Graph:
     """
     from torch import _inductor as inductor
 
-    examples: list[Any] = [tensor.clone() for tensor in graph.tensors(arguments, module)]
+    source, examples = graph.module, [tensor.clone() for tensor in graph.tensors(arguments, module)]
     options = inductor_options(graph, examples[0].device)
+    if graph.rows:
+        source, examples = with_opaque_convolutions(source), of_any_size(examples, graph.rows)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        run: Any = inductor.compile(graph.module, examples, options)
-    return Graph(run, graph.tensors_of_module, graph.result, graph.draws, graph.module)
+        run: Any = inductor.compile(source, list[Any](examples), options)
+    return replace(graph, run=run)
 
 
 def inductor_options(graph: Graph, device: torch.device) -> dict[str, Any]:

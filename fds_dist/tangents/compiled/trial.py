@@ -120,18 +120,18 @@ def rows_are_independent(step: Step, inputs: StepInputs) -> bool:
     return all(same)
 
 
-def same_in_fewer(few: Step, full: Step, inputs: StepInputs, rows: int) -> bool:
-    """Whether `few`, a step of `rows` tangents, gives these the bits that `full` gives them among those of `inputs`.
+def has_same_bits(step: Step, whole: StepOutputs, inputs: StepInputs, count: int) -> bool:
+    """Whether the last `count` tangents of `inputs`, alone, get the bits that `whole`, the full step, gave them."""
 
-    Its rows must be independent, too. So it makes no difference which of the two takes a tangent.
-    """
-    first = first_rows(inputs, rows)
-    return _same_bits(full(inputs), few(first), lambda tensor: tensor[:rows]) and rows_are_independent(few, first)
+    def last(tensor: Tensor) -> Tensor:
+        return tensor[-count:]
+
+    return _same_bits(whole, step(_of_rows(inputs, last)), last)
 
 
-def first_rows(inputs: StepInputs, rows: int) -> StepInputs:
-    """The step with the first `rows` of its tangents alone."""
-    return _of_rows(inputs, lambda tensor: tensor[:rows])
+def with_tangents(inputs: StepInputs, count: int) -> StepInputs:
+    """The step with so many tangents, all of them zero."""
+    return _of_rows(inputs, lambda tensor: tensor.new_zeros(count, *tensor.shape[1:]))
 
 
 def _of_rows(inputs: StepInputs, change: Callable[[Tensor], Tensor]) -> StepInputs:

@@ -6,13 +6,13 @@ depends on the config alone, not on what a run has met: a resumed run computes w
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.utils._pytree import TreeSpec, tree_flatten
 
 from fds_dist.common.batch import PLAIN, Batch
@@ -45,6 +45,22 @@ class WaySettings(NamedTuple):
     """Whether products round to fewer bits than the tensors have."""
 
 
+class Attempt(NamedTuple):
+    """What a function is made and compared with."""
+
+    inputs: Callable[[], Any]
+    """Makes the arguments of a call."""
+    network: Network
+    seed: int
+    """Of the random numbers."""
+    together: Together | None = None
+    """None: this process makes calls alone."""
+
+    def by_all(self, here: bool) -> bool:
+        """Whether it holds on all ranks that make calls together."""
+        return here if self.together is None else self.together(here)
+
+
 class CompiledFunction:
     """The graphs of one function of a named tuple with `weights`, whose result is a named tuple, too.
 
@@ -53,15 +69,15 @@ class CompiledFunction:
         way: the place in `WAYS` of how it is run now.
         capture: whether it is captured as a CUDA graph.
         made: whether there are graphs.
+        compared: how many calls were compared with eager ones.
         lack: what memory was lacking at the last attempt to make or to compare them; "" where none was.
-        making_seconds: what it took to make them.
     """
 
     def __init__(self, name: str, settings: WaySettings) -> None:
         way, first_batch, self.capture, self._coarse = settings
         self.name = name
         self.way = self._asked = WAYS.index(way)
-        self.made, self.making_seconds, self.lack = False, 0.0, ""
+        self.made, self.compared, self.lack = False, 0, ""
         self._shape = shape_of(first_batch)
         self._graphs: dict[int, Graph] = {}
         self._captured: dict[int, Graph] = {}
@@ -77,75 +93,61 @@ class CompiledFunction:
         """The traced graph, of functions that are `made` and could be traced."""
         return self._graphs[1]
 
-    def make(
-        self,
-        function: Callable[[Any], Any],
-        inputs: Callable[[], Any],
-        network: Network,
-        seed: int,
-        together: Together | None = None,
-    ) -> tuple[bool, str]:
-        """Traces, and compiles, `function` at `inputs`; sets `way` to how far that goes.
-
-        Args:
-            inputs: makes those of a call.
-            together: None: this process makes calls alone.
+    def make(self, function: Callable[[Any], Any], attempt: Attempt) -> tuple[bool, str]:
+        """Traces, and compiles, `function`; sets `way` to how far that goes.
 
         Returns:
             Whether rows are independent, and why `way` is not what it was, or "".
         """
-        self.way, self.made, self.lack, began = 0, True, "", time.perf_counter()
+        self.way, self.made, self.lack = 0, True, ""
         self._rehearsed = set()
         try:
             while self.way < self._asked:
-                if reason := self._make_next(function, inputs, network, seed, together):
+                if reason := self._make_next(function, attempt):
                     return True, reason
-                independent = partial(self._independent, inputs, network, seed)
-                if lack := self._lack_for(independent, together):
+                if lack := self._lack_for(lambda: self._independent(attempt._replace(together=None)), attempt):
                     return True, lack
-                if not _by_all(together, independent()):
+                if not attempt.by_all(self._independent(attempt)):
                     return False, ""
         except Exception as error:  # whatever the user's network raises
-            if together is not None:  # the others are in the midst of a call
+            if attempt.together is not None:  # the others are in the midst of a call
                 raise
             reason = self._cannot_be("compiled" if self.way else "traced", error)
             self.way = min(self.way, 1)
             return True, reason
-        finally:
-            self.making_seconds = time.perf_counter() - began
         return True, ""
 
-    def _make_next(
-        self,
-        function: Callable[[Any], Any],
-        inputs: Callable[[], Any],
-        network: Network,
-        seed: int,
-        together: Together | None,
-    ) -> str:
+    def _make_next(self, function: Callable[[Any], Any], attempt: Attempt) -> str:
         """Makes the graph of the next way, and takes it where the others could, too; why not, or ""."""
         reason, verb = "", "compiled" if self.way else "traced"
         try:
-            example, made = inputs(), partial(compiled, self._graphs[1]) if self.way else partial(trace, function)
-            graph = made(example, network.module)
-            network.seed(seed)
+            example, module = attempt.inputs(), attempt.network.module
+            graph = compiled(self._graphs[1], example, module) if self.way else self._trace(function, example, module)
+            attempt.network.seed(attempt.seed)
             with rehearsed():
-                graph(example, network.module)  # some faults of a compiler show only here
+                graph(example, module)  # some faults of a compiler show only here
             self._graphs[self.way + 1] = graph
         except Exception as error:  # whatever the user's network, PyTorch's tracer or a compiler raises
             reason = self._cannot_be(verb, error)
-        if not _by_all(together, not reason):
+        if not attempt.by_all(not reason):
             reason = reason or f"on another rank the {self.name} cannot be {verb}"
         self.way += not reason
         return reason
 
-    def _lack_for(self, trial: Callable[[], Any], together: Together | None) -> str:
+    def _trace(self, function: Callable[[Any], Any], example: Any, module: nn.Module) -> Graph:
+        return trace(function, example, module, self._with_tangents(example))
+
+    def _with_tangents(self, example: Any) -> Callable[[int], Any] | None:
+        """See `trace`."""
+        return None
+
+    def _lack_for(self, trial: Callable[[], Any], attempt: Attempt) -> str:
         """Why not all ranks have memory for `trial`, which makes calls together with them, or "".
 
         Each rank makes the calls alone first: one that runs out in the midst of a call together would leave the others
         waiting. A process alone simply tries.
         """
-        if together is None:
+        if attempt.together is None:
             return ""
         self.lack = ""
         try:
@@ -154,7 +156,7 @@ class CompiledFunction:
         except Exception as error:
             if is_out_of_memory(error):  # another error may come of numbers that are not the other ranks'
                 self.lack = request_of(error)
-        if together(not self.lack):
+        if attempt.together(not self.lack):
             return ""
         return self._short_of_memory() if self.lack else "another rank is out of memory"
 
@@ -165,54 +167,36 @@ class CompiledFunction:
         self.lack = request_of(error) if is_out_of_memory(error) else ""
         return f"the {self.name} cannot be {verb} ({type(error).__name__}: {_first_line(error)})"
 
-    def compare(
-        self,
-        reference: Callable[[Any], Any],
-        inputs: Callable[[], Any],
-        network: Network,
-        seed: int,
-        together: Together | None = None,
-    ) -> str:
+    def compare(self, reference: Callable[[Any], Any], attempt: Attempt) -> str:
         """Compares a call with that of `reference`, the eager function; steps back in `WAYS` until they agree.
-
-        Args:
-            inputs: makes those of a call.
-            together: as for `make`.
 
         Returns:
             What disagreed, what could not be captured or what memory was lacking; "" where nothing did.
         """
         try:
-            return self._compared(reference, inputs, network, seed, together)
+            return self._compared(reference, attempt)
         except Exception as error:
-            if together is not None or not is_out_of_memory(error):
+            if attempt.together is not None or not is_out_of_memory(error):
                 raise
             self.way, self.lack = 0, request_of(error)
             return self._short_of_memory()
 
-    def _compared(
-        self,
-        reference: Callable[[Any], Any],
-        inputs: Callable[[], Any],
-        network: Network,
-        seed: int,
-        together: Together | None,
-    ) -> str:
+    def _compared(self, reference: Callable[[Any], Any], attempt: Attempt) -> str:
         """See `compare`."""
         reason = ""
 
         def wrong_by_way() -> str:
-            return difference(partial(self, network=network, seed=seed), reference, inputs(), self._coarse)
+            return difference(self._call_of(attempt), reference, attempt.inputs(), self._coarse)
 
         while self.way:
-            reason = self._captures(inputs, network) or reason
+            reason = self._captures(attempt) or reason
             if self.way not in self._rehearsed:  # of the first call: others of its shape need as much memory
-                if lack := self._lack_for(wrong_by_way, together):
+                if lack := self._lack_for(wrong_by_way, attempt):
                     self.way = 0
                     return lack
                 self._rehearsed.add(self.way)
             wrong = wrong_by_way()
-            if not _by_all(together, not wrong):
+            if not attempt.by_all(not wrong):
                 wrong = wrong or "another rank's is not"
             if not wrong:
                 break
@@ -220,32 +204,32 @@ class CompiledFunction:
             self.way -= 1
         return reason
 
+    def _call_of(self, attempt: Attempt) -> Callable[[Any], Any]:
+        """A call as a function of its arguments alone."""
+        return partial(self, network=attempt.network, seed=attempt.seed)
+
     def __call__(self, inputs: Any, network: Network, seed: int) -> Any:
         """One call, with the random numbers of `seed`."""
         network.seed(seed)
         graph = self._captured[self.way] if self.capture and self.way in self._captured else self._graphs[self.way]
         return graph(inputs, network.module)
 
-    def _independent(self, inputs: Callable[[], Any], network: Network, seed: int) -> bool:
+    def _independent(self, attempt: Attempt) -> bool:
         """Whether rows of the inputs are independent, as far as there are any."""
         return True
 
-    def _captures(self, inputs: Callable[[], Any], network: Network) -> str:
+    def _captures(self, attempt: Attempt) -> str:
         """Captures the present way's step, where that is wanted and not done; why it cannot be, or ""."""
         if not self.capture or self.way in self._captured:
             return ""
         graph = self._graphs[self.way]
         try:
-            captured = Captured(graph.run, graph.tensors(inputs(), network.module))
+            captured = Captured(graph.run, graph.tensors(attempt.inputs(), attempt.network.module))
         except Exception as error:  # whatever the kernels of the user's network do that a capture forbids
             self.capture = False
             return f"the {self.name} cannot be captured as a CUDA graph ({type(error).__name__}: {_first_line(error)})"
         self._captured[self.way] = replace(graph, run=captured)
         return ""
-
-
-def _by_all(together: Together | None, here: bool) -> bool:
-    return here if together is None else together(here)
 
 
 def shape_of(batch: Batch) -> tuple[TreeSpec, tuple[Any, ...]] | None:

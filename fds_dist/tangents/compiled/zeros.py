@@ -1,0 +1,71 @@
+"""Takes the products of a traced graph that are known to be zero out of it.
+
+A batch has no tangent. In a trace it has one of zeros, and its products with the weights of the first layer would cost
+as much as the layer's share of a plain step.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+_aten = torch.ops.aten
+_MADE = {_aten.zeros.default, _aten.zeros_like.default, _aten.new_zeros.default}
+_MOVED = {
+    _aten.alias.default,
+    _aten.detach.default,
+    _aten.expand.default,
+    _aten.permute.default,
+    _aten.t.default,
+    _aten.transpose.int,
+    _aten.unsqueeze.default,
+    _aten.view.default,
+    _aten._unsafe_view.default,
+}
+"""Whose result has the numbers of the first argument, in its memory."""
+_PRODUCTS = {_aten.mm.default, _aten.bmm.default, _aten.convolution.default}
+_GRADIENT, _INPUT, _WEIGHT = range(3)
+"""The arguments of a convolution's backward pass, whose results are the gradients of input, weight and bias."""
+_LINEAR_IN = {0: (_GRADIENT, _WEIGHT), 1: (_GRADIENT, _INPUT), 2: (_GRADIENT,)}
+
+
+def drop_zeros(traced: GraphModule) -> None:
+    """Adds nothing where a product of zeros was added; what then has no reader goes with the graph's dead code."""
+    zeros: set[Node] = set()
+    for node in list(traced.graph.nodes):
+        if _is_zero(node, zeros) and not _is_written(node):
+            zeros.add(node)
+        elif node.target is _aten.add.Tensor and not node.kwargs:
+            for term, other in (node.args, node.args[::-1]):
+                if term in zeros and isinstance(other, Node) and _alike(node, other):
+                    node.replace_all_uses_with(other)
+                    break
+
+
+def _is_zero(node: Node, zeros: set[Node]) -> bool:
+    """Whether its result is, by those of the nodes before it."""
+    arguments: tuple[Any, ...] = (*node.args, None, None)
+    first, second, *others = arguments
+    if node.target in _PRODUCTS:
+        return (first in zeros or second in zeros) and not any(isinstance(bias, Node) for bias in others)
+    if node.target is operator.getitem and getattr(first, "target", None) is _aten.convolution_backward.default:
+        return any(first.args[place] in zeros for place in _LINEAR_IN[second])
+    return node.target in _MADE or (node.target in _MOVED and first in zeros)
+
+
+def _is_written(node: Node) -> bool:
+    """Whether something is written into its memory."""
+    return any(
+        getattr(getattr(user.target, "_schema", None), "is_mutable", False)
+        or (user.target in _MOVED and _is_written(user))
+        for user in node.users
+    )
+
+
+def _alike(node: Node, term: Node) -> bool:
+    """Whether the sum `node` has the shape and the type of this one of its terms."""
+    result, value = node.meta["val"], term.meta["val"]
+    return result.shape == value.shape and result.dtype == value.dtype
