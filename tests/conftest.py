@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from fds_dist.commands.figure_style import STYLE
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; ranks share the cores
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch reads it once, before the first product on a GPU
@@ -26,6 +28,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 LIBRARIES_OWN = ("DS_", "PYTORCH_", "TORCH", "_TORCH", "WANDB_", "HF_", "TOKENIZERS_", "KMP_", "TF_")
 """Beginnings of variables that libraries set, once, for whatever comes after in the process."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _figures_have_outlines_of_letters() -> None:
+    """Fonts of which a PDF gets a part take half of the time that its figure takes; programs that tests start do so."""
+    STYLE["pdf.fonttype"] = 3
 
 
 @pytest.fixture(autouse=True)

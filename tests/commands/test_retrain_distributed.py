@@ -1,6 +1,6 @@
 """Retraining on two ranks (gloo) against one: the same to rounding; killed and resumed: the same bits.
 
-This file is also the script that the ranks run: `torchrun … test_retrain_distributed.py JOB FOLDER`.
+This file is also the script that the ranks run: `test_retrain_distributed.py JOB FOLDER`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from launching import clean_environment, wait_for
+from launching import start_ranks, wait_for
 from problems import CLASSES, CPU, ONE_RANK, conv_bn, images, mlp, relative_error, smoothed_cross_entropy
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -110,22 +109,18 @@ def main(job: str, folder: Path) -> None:
         run(ranks, folder / "cut", [killer])  # in the third of three epochs of 4 steps
 
 
-def launch(job: str, folder: Path) -> int:
-    """The exit status of `job` on two ranks."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
-    environment = clean_environment(OMP_NUM_THREADS="1", TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
-    done = subprocess.run(
-        [*command, job, str(folder)], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    print(done.stdout, done.stderr)  # shown where a test fails
-    return done.returncode
+def launch(job: str, folder: Path) -> list[int]:
+    """The exit statuses of `job` on two ranks."""
+    ended = start_ranks([__file__, job, str(folder)], 2, [folder])
+    print(*ended, sep="\n")  # shown where a test fails
+    return [rank.status for rank in ended]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a retraining on two ranks, `whole`, and of one that was killed in its last epoch, `cut`."""
     path = tmp_path_factory.mktemp("two_ranks")
-    assert launch("first", path) != 0  # since it was killed, and not before its last part
+    assert -signal.SIGKILL in launch("first", path)  # and not before its last part
     assert (path / "notes.json").exists()
     return path
 
@@ -187,7 +182,7 @@ def test_one_rank_goes_on_where_two_were_killed(folder: Path, tmp_path: Path) ->
 
 
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(folder: Path) -> None:
-    assert launch("resume", folder) == 0
+    assert launch("resume", folder) == [0, 0]
     expected, found = weights(folder / "whole"), weights(folder / "cut")
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)

@@ -331,7 +331,8 @@ def test_another_sweep_of_the_same_name_does_not_mix_with_the_first(
     assert len(results()) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+# Slow: CI has SIGINT in the interrupted run of tests/test_cli.py, whose handler is the same.
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interrupted_sweep_ends_its_job_and_keeps_what_is_done(here: Path, number: signal.Signals) -> None:
     written(a_sweep())
     Path("wait").touch()

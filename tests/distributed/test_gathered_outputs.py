@@ -118,7 +118,7 @@ def run_all(folder: Path) -> None:
         torch.save((results, gathered, known, axis.part_sizes(SAMPLES)), folder / f"{environment.rank}.pt")
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])  # 2: parts differ in size, too
 def test_a_loss_of_gathered_outputs_is_that_of_the_whole_batch(size: int, tmp_path: Path) -> None:
     ended = start_ranks([__file__, str(tmp_path)], size, [tmp_path])
     assert [(rank.status, rank.err) for rank in ended] == [(0, "")] * size

@@ -21,7 +21,11 @@ CPU = torch.device("cpu")
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted where Linux lists them")
 @pytest.mark.parametrize(
-    "holder", ["default arguments", "default arguments, the caller's group", "data axis", "cycle", "error"]
+    "holder",
+    [
+        pytest.param("default arguments", marks=pytest.mark.slow),  # as below, with a group of the run's own
+        *("default arguments, the caller's group", "data axis", "cycle", "error"),
+    ],
 )
 def test_no_thread_of_a_process_group_outlives_its_run(holder: str, tmp_path: Path) -> None:
     # A fork has imported the module whose default arguments are meant: a new interpreter has not.

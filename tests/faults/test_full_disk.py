@@ -49,6 +49,11 @@ def search(*overrides: str, resume: str | None = None) -> fds_dist.RunResult:
     return fds_dist.optimize(None if resume else SEARCH, overrides, resume=resume, progress=False)
 
 
+@pytest.fixture(scope="module")
+def without_a_fault(tmp_path_factory: pytest.TempPathFactory) -> fds_dist.RunResult:
+    return search(f"output_dir={tmp_path_factory.mktemp('whole')}")
+
+
 def retrain() -> object:
     return fds_dist.retrain("runs/run", ["epochs=2", "ema=0.9"], progress=False)
 
@@ -79,10 +84,9 @@ def fails_at(pattern: str, call: Callable[[], object], number: int = errno.ENOSP
 
 
 @pytest.mark.parametrize("name", IN_A_SEARCH)
-def test_a_search_ends_in_order_and_goes_on_once_there_is_room(name: str) -> None:
+def test_a_search_ends_in_order_and_goes_on_once_there_is_room(name: str, without_a_fault: fds_dist.RunResult) -> None:
     fails_at(name, search)
-    went_on = search(resume="runs/run")
-    whole = search("name=whole")
+    went_on, whole = search(resume="runs/run"), without_a_fault
     assert went_on.schedule == whole.schedule
     assert [record.val_loss for record in went_on.history] == [record.val_loss for record in whole.history]
     assert went_on.verdict == whole.verdict
@@ -181,7 +185,7 @@ def test_a_benchmark_is_printed_where_its_file_cannot_be_written(capsys: pytest.
     ("line", "unbuffered"),
     [
         *((line, unbuffered) for line in ("config", "--version") for unbuffered in ("", "1")),
-        ("verify run.yaml --steps 2", ""),
+        pytest.param("verify run.yaml --steps 2", "", marks=pytest.mark.slow),  # a report as that of `bench`
         ("bench run.yaml --seconds 0.01 --json", "1"),
     ],
 )

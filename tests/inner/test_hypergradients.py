@@ -25,6 +25,7 @@ from problems import (
     relative_error,
     smoothed_task,
 )
+from selection import slow_unless
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from unrolled import DIFFERENCES, EXACT, Rules, central_differences, errors, unrolled_hypergradients
@@ -108,7 +109,11 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module", params=RUNS)
+COMBINED = ("averaged_adamw", "grouped_nesterov", "grouped_adamw")
+"""Slow: runs of two kinds, each of which CI has in a run of its own."""
+
+
+@pytest.fixture(scope="module", params=slow_unless(lambda name: name not in COMBINED, zip(RUNS)))
 def reference(request: pytest.FixtureRequest) -> tuple[Run, list[float]]:
     run = RUNS[request.param]
     return run, unrolled_hypergradients(image_task(), run.buckets, run.horizon, run.rules)
@@ -214,9 +219,9 @@ LOSSES: dict[str, tuple[TensorTask, Buckets, Rules, InnerOptimizer, float]] = {
 @pytest.mark.parametrize("name", LOSSES)
 def test_hyperparameters_inside_the_loss(name: str, method: str) -> None:
     task, buckets, rules, optimizer, tolerance = LOSSES[name]
-    expected = unrolled_hypergradients(task, buckets, 50, rules)
+    expected = unrolled_hypergradients(task, buckets, 20, rules)
     options = {"optimizer": optimizer, "groups": rules.patterns, **METHODS[method]}
-    found = estimate(task, buckets, 50, **options).hypergradients
+    found = estimate(task, buckets, 20, **options).hypergradients
     assert max(errors(found, expected, buckets).values()) < tolerance
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,6 +17,7 @@ import pytest
 import torch
 from launching import start_ranks
 from problems import CPU, ONE_RANK, conv_bn, flat, go_on, image_task, make_problem, mlp, relative_error
+from selection import slow_unless, wanted
 from torch import Tensor
 
 from fds_dist.distributed.environment import read_environment
@@ -133,11 +135,20 @@ def test_steps_that_were_taken_there_are_not_taken_again_but_for_a_replay(tmp_pa
         steps.clear()
 
 
+def kept(axis: str, name: str) -> bool:
+    """Whether CI has a case on an axis: one on the first and the next on the second, and all states and live buffers,
+    greedy and by reverse mode, on both."""
+    return name in ("every state", "greedy") or list(SHAPES)[list(cases()).index(name) % 2] == axis
+
+
 def two_ranks(folder: Path) -> None:
     environment, told = read_environment(), dict[str, Any]()
+    asked = json.loads((folder / "wanted.json").read_text())
     for axis, shape in SHAPES.items():
         with Ranks(environment, shape, CPU) as ranks:
             for name, case in cases().items():
+                if [axis, name] not in asked:
+                    continue
                 moment = case.moments[-1]
                 place = folder / axis / name
                 cut_off(case, moment, place, ranks)
@@ -150,8 +161,9 @@ def two_ranks(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("estimators")
+    (path / "wanted.json").write_text(json.dumps(wanted(request, "axis", "name")))
     for name, case in cases().items():
         cut_off(case, case.moments[-1], path / "one" / name, ONE_RANK)
     ended = start_ranks([__file__, str(path)], 2, [path])
@@ -164,8 +176,7 @@ def is_of_a_part(name: str, axis: str) -> bool:
     return axis == "data" and (name == "live buffers" or name.startswith("greedy"))
 
 
-@pytest.mark.parametrize("name", cases())
-@pytest.mark.parametrize("axis", SHAPES)
+@pytest.mark.parametrize(("axis", "name"), slow_unless(kept, product(SHAPES, cases())))
 def test_two_ranks_go_on_to_the_bits_of_an_uninterrupted_run(folder: Path, axis: str, name: str) -> None:
     first, second = (json.loads((folder / f"{rank}.json").read_text())[f"{axis} {name}"] for rank in range(2))
     case = cases()[name]

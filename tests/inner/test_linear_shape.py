@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from problems import Buckets, TensorTask, flat, image_task, make_problem, mlp, smoothed_task
+from selection import slow_unless
 from unrolled import (
     DIFFERENCES,
     EXACT,
@@ -62,15 +63,29 @@ def linear_problem(name: str, **options: Any) -> Problem:
     return make_problem(task, knots, shape="linear", **settings, **options)
 
 
-@pytest.fixture(scope="module", params=RUNS)
+WAYS = [
+    ("forward", "jvp"),
+    ("forward", "double_backward"),
+    ("reverse", "double_backward"),
+    ("random_directions", "jvp"),
+]
+
+
+def kept(name: str, estimator: str, method: str) -> bool:
+    """Whether CI has a run by an estimator: those without jvp, which costs most, and the two unlike ones with it."""
+    return method != "jvp" or name in ("sgd", "grouped")
+
+
+@pytest.fixture(scope="module")
 def reference(request: pytest.FixtureRequest) -> tuple[str, list[float]]:
     task, knots, rules, _ = RUNS[request.param]
     return request.param, unrolled_hypergradients(task, knots, HORIZON, replace(rules, shape="linear"))
 
 
 @pytest.mark.parametrize(
-    ("estimator", "method"),
-    [("forward", "jvp"), ("forward", "double_backward"), ("reverse", "double_backward"), ("random_directions", "jvp")],
+    ("reference", "estimator", "method"),
+    slow_unless(kept, [(name, *way) for name in RUNS for way in WAYS]),
+    indirect=["reference"],
 )
 def test_hypergradients_of_knots_equal_reverse_mode_through_the_unrolled_run(
     reference: tuple[str, list[float]], estimator: str, method: str

@@ -134,7 +134,7 @@ def digits_network() -> nn.Module:
 @pytest.mark.parametrize(
     ("build", "method", "chunk_size", "optimizer", "accumulate"),
     [
-        (digits_network, "double_backward", 1, SGD(), 1),
+        pytest.param(digits_network, "double_backward", 1, SGD(), 1, marks=pytest.mark.slow),  # each half is below
         (digits_network, "jvp", 4, SGD(), 1),
         (conv_bn, "double_backward", 1, Adam(), 2),
     ],

@@ -74,7 +74,8 @@ def peaks(method: str) -> Peaks:
     return Peaks(*map(int, done.stdout.split()))
 
 
-@pytest.mark.parametrize("method", ["double_backward", "jvp"])
+# Slow: the horizon is the same loop for both.
+@pytest.mark.parametrize("method", ["double_backward", pytest.param("jvp", marks=pytest.mark.slow)])
 def test_peak_memory_does_not_grow_with_the_horizon(method: str) -> None:
     peak = peaks(method)
     assert peak.long - peak.short < ALLOWED

@@ -180,6 +180,7 @@ def test_wrong_settings_are_one_line(name: str, environment: dict[str, str], lin
 # --- on one node ---
 
 
+@pytest.mark.slow  # the same script starts `optimize` on two processes below
 def test_check_on_two_processes(tmp_path: Path) -> None:
     write_config(tmp_path)
     done = run(tmp_path, LAUNCH / "single_node.sh", "check", "config.yaml", NPROC="2")

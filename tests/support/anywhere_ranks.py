@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ WAYS = {
     "data reverse": ("reverse", "auto", ("augment", "weights", "mix")),
 }
 """By name: estimator, method and tasks."""
+NAMES = [f"{way} {name}" for way, (_, _, names) in WAYS.items() for name in names]
+RETRAINED = "tangent augment"
+"""Whose result a retraining takes."""
 
 
 def config(values: Buckets, name: str, **changes: Any) -> dict[str, Any]:
@@ -35,12 +39,12 @@ def config(values: Buckets, name: str, **changes: Any) -> dict[str, Any]:
     return {**settings, "hyperparameters": hyperparameters, **changes}
 
 
-def main(path: Path, ranks: int) -> None:
-    """Writes all hypergradients, and the losses of a retraining."""
+def main(path: Path, ranks: int, wanted: Sequence[str]) -> None:
+    """Writes the hypergradients of `wanted`, of `NAMES`, and the losses of a retraining."""
     cases: dict[str, Any] = {**tasks(), "augment": augmented_task()}
     results: dict[str, Any] = {}
     for way, (estimator, method, names) in WAYS.items():
-        for name in names:
+        for name in (name for name in names if f"{way} {name}" in {*wanted, RETRAINED}):
             task, values = cases[name]
             changes = {"estimator": estimator, "tangents": {"method": method}, "mesh": {way.split()[0]: ranks}}
             settings = config(values, f"{way}-{name}".replace(" ", "-"), **changes)
@@ -48,7 +52,9 @@ def main(path: Path, ranks: int) -> None:
             numbers = {key: _flat(row) for key, row in record.hypergradients.items()}
             results[f"{way} {name}"] = {**numbers, "loss": [record.val_loss]}
     task = cases["augment"][0]
-    retrained = fds_dist.retrain("runs/tangent-augment", ["epochs=2", "dtype=float64"], task=task, progress=False)
+    retrained = fds_dist.retrain(
+        f"runs/{RETRAINED.replace(' ', '-')}", ["epochs=2", "dtype=float64"], task=task, progress=False
+    )
     results["retrain"] = [epoch.train_loss for epoch in retrained.results[0].epochs]
     path.write_text(json.dumps(results))
 
@@ -58,4 +64,4 @@ def _flat(row: Any) -> list[float]:
 
 
 if __name__ == "__main__":
-    main(Path(f"{sys.argv[1]}.{os.environ.get('RANK', '0')}"), int(sys.argv[2]))
+    main(Path(f"{sys.argv[1]}.{os.environ.get('RANK', '0')}"), int(sys.argv[2]), json.loads(sys.argv[3]))

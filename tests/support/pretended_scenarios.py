@@ -251,7 +251,7 @@ def searches() -> Iterator[tuple[str, Callable[[Watch], Record]]]:
     yield named("hyperparameter of the loss", lambda: images(loss=penalized, val_loss=F.cross_entropy), mlp, own)
     for estimator in ("forward", "reverse"):
         lines = {"estimator": estimator, "hyperparameters": {"lr": {"shape": "linear"}}}
-        yield named(f"linear {estimator}", images, conv_net, lines)
+        yield named(f"{'' if estimator == 'forward' else 'slow '}linear {estimator}", images, conv_net, lines)
     noise = {"hyperparameters": {"noise": {"init": 0.1, "step": 0.1}}}
     yield named("own task with augment", OwnTask, mlp, noise)
     yield named("augmented images", augmented, conv_net)
@@ -260,7 +260,7 @@ def searches() -> Iterator[tuple[str, Callable[[Watch], Record]]]:
     yield named("slow greedy", images, conv_net, {"estimator": "greedy"})
     yield named("greedy, discount 0.9", images, conv_net, {"estimator": "greedy", "greedy": {"discount": 0.9}})
     yield named("reverse", images, conv_net, {"estimator": "reverse"})
-    yield named("reverse, groups", images, conv_net, {"estimator": "reverse"}, GROUPS)
+    yield named("slow reverse, groups", images, conv_net, {"estimator": "reverse"}, GROUPS)
     yield named("random directions", images, mlp, {"estimator": "random_directions", "random_directions": {"count": 2}})
     for name in ("adam", "nadam", "adamw", "rmsprop", "adagrad", "lion", "lamb", "muon", *FREE):
         learned = ADAM if name in ("adam", "adamw", "nadam", "lamb", FREE[1]) else {"lr": ADAM["lr"]}
@@ -316,13 +316,14 @@ def meshes() -> Iterator[tuple[str, Callable[[Watch], Record]]]:
     """Inner runs on several GPUs."""
     for method in ("jvp", "double_backward"):
         slow = "" if method == "jvp" else "slow "
-        yield f"{slow}mesh 1x2x1 {method}", lambda watch, m=method: on_mesh(watch, MeshShape(1, 2, 1), by(m))
+        yield f"slow mesh 1x2x1 {method}", lambda watch, m=method: on_mesh(watch, MeshShape(1, 2, 1), by(m))
         yield f"{slow}mesh 1x1x3 {method}", lambda watch, m=method: on_mesh(watch, MeshShape(1, 1, 3), by(m))
     part = {"mesh": {"batch_norm": "part"}}
     yield "mesh 2x2x2", lambda watch: on_mesh(watch, MeshShape(2, 2, 2), part)
     for estimator in ("reverse", "greedy"):
         chosen = {"estimator": estimator}
-        yield f"mesh 1x1x2 {estimator}", lambda watch, chosen=chosen: on_mesh(watch, MeshShape(1, 1, 2), chosen)
+        slow = "" if estimator == "reverse" else "slow "
+        yield f"{slow}mesh 1x1x2 {estimator}", lambda watch, chosen=chosen: on_mesh(watch, MeshShape(1, 1, 2), chosen)
     yield "slow mesh 1x1x2 groups", lambda watch: on_mesh(watch, MeshShape(1, 1, 2), GROUPS)
 
 
