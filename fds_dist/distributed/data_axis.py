@@ -157,11 +157,11 @@ class DataAxis:
         """The sum of what all ranks have for this rank [...], of their `parts` [P, ...], added in rank order."""
         if self.size == 1:
             return parts[0]
-        return exchanges.exchange(parts, self.rank, self.size).sum(0)
+        return exchanges.received("exchange", parts, self.rank, self.size).sum(0)
 
     def all_parts(self, part: Tensor) -> Tensor:
         """All ranks' `part` [...] in rank order [P, ...]; no derivative."""
-        return exchanges.gather(part, self.rank, self.size)
+        return exchanges.received("gather", part, self.rank, self.size)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of all ranks' tensors, a new one unless this rank is alone; no derivative."""
@@ -171,7 +171,7 @@ class DataAxis:
             if tensor.numel() <= FEW:  # one exchange is faster than two
                 return self.all_parts(tensor).sum(0)
             return self.gather(self.reduce(tensor.detach().flatten()), tensor.numel()).reshape(tensor.shape)
-        return exchanges.add(tensor, self.rank, self.size)
+        return exchanges.received("add", tensor, self.rank, self.size)
 
     def differentiable_sum(self, tensor: Tensor) -> Tensor:
         """`sum`, of which derivatives of any order can be taken, forward and reverse, where all ranks take them."""

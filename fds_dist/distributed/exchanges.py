@@ -120,27 +120,18 @@ for _name in _BEGIN:
 _OPERATORS: Any = torch.ops.fds_dist
 
 
-def gather(part: Tensor, rank: int, size: int) -> Tensor:
-    """All ranks' `part` [...] in rank order [P, ...]; no derivative."""
-    return _OPERATORS.gather(part.detach().contiguous(), rank, size)
+def received(name: str, tensor: Tensor, rank: int, size: int) -> Tensor:
+    """What the operator of this name gives; no derivative.
 
-
-def add(tensor: Tensor, rank: int, size: int) -> Tensor:
-    """The sum of all ranks' tensors, added by the backend; no derivative."""
-    return _OPERATORS.add(tensor.detach(), rank, size)
-
-
-def exchange(parts: Tensor, rank: int, size: int) -> Tensor:
-    """What all ranks have for this one, of their `parts` [P, ...], in rank order; no derivative."""
-    return _OPERATORS.exchange(parts.detach().contiguous(), rank, size)
-
-
-_WAITING = {"gather": gather, "add": add, "exchange": exchange}
+    `gather`: all ranks' tensors [...] in rank order [P, ...]. `add`: their sum, added by the backend. `exchange`: what
+    all ranks have for this one, of their tensors [P, ...], in rank order.
+    """
+    return getattr(_OPERATORS, name)(tensor.detach(), rank, size)
 
 
 def sent(name: str, tensor: Tensor, rank: int, size: int) -> Sent[Tensor]:
-    """What the operator of this name gives."""
-    return arrived(_WAITING[name](tensor, rank, size))
+    """The same, as `send` gives it."""
+    return arrived(received(name, tensor, rank, size))
 
 
 def send(name: str, tensor: Tensor, rank: int, size: int) -> Sent[Tensor]:

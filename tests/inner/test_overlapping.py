@@ -198,7 +198,8 @@ class Network:
 def network(monkeypatch: pytest.MonkeyPatch) -> Network:
     network = Network()
     monkeypatch.setattr(exchanges, "send", network.send)
-    monkeypatch.setattr(exchanges, "gather", lambda part, rank, size: torch.stack([part] * size))  # outputs, in a loss
+    # Outputs, in a loss.
+    monkeypatch.setattr(exchanges, "received", lambda name, part, rank, size: torch.stack([part] * size))
     for method in ("double_backward", "jvp", "difference"):
         monkeypatch.setitem(METHODS, method, network.watched(METHODS[method]))
     begin_step = Training.begin_step
