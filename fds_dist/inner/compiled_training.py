@@ -81,7 +81,7 @@ class CompiledTraining:
         def step(group: Rows) -> StepOutputs:
             """Of the tangents of a group; what it gives beside them does not depend on the group."""
             outputs = self._calls(inputs(group, steps.size_for(max(1, count_of(group)))), seed)
-            store(outputs.tangents, tangents, group)
+            store(outputs.tangents, tangents, group, in_place=bool(training.problem.tangents.pruning.ratio))
             return outputs
 
         if not self._calls.ready(lambda: inputs(NO_ROWS, steps.chunk), seed):
@@ -122,10 +122,16 @@ def chunk_of(tangents: Tangents, directions: Tensor, group: Rows, chunk: int) ->
     return tree_map(rows_of, carried), rows_of(directions)
 
 
-def store(outputs: ChunkTangents, tangents: Tangents, group: Rows) -> None:
-    """Writes the rows of a chunk to their places."""
+def store(outputs: ChunkTangents, tangents: Tangents, group: Rows, in_place: bool) -> None:
+    """Writes the rows of a chunk to their places. Where they are all there are, they become the tangents, uncopied.
 
-    def write(tensor: Tensor, rows: Tensor) -> None:
-        tensor[group] = rows[: count_of(group)]
-
-    tree_map(write, ChunkTangents(tangents.weights, tangents.optimizer, tangents.buffers), outputs)
+    Args:
+        in_place: whether other groups of the rows will be written later. Two results may be one tensor.
+    """
+    count = count_of(group)
+    rows = tree_map(lambda tensor: tensor[:count], outputs)
+    if count == len(tangents.weights) and not in_place:
+        tangents.weights, tangents.optimizer, tangents.buffers = rows
+        return
+    carried = ChunkTangents(tangents.weights, tangents.optimizer, tangents.buffers)
+    tree_map(lambda tensor, part: tensor.__setitem__(group, part), carried, rows)
