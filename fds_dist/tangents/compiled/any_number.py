@@ -46,12 +46,16 @@ def _paired(few: GraphModule, many: GraphModule) -> list[tuple[Node, Node]]:
     is_alike = len(few.graph.nodes) == len(many.graph.nodes) and all(
         (one.op, one.name) == (other.op, other.name)
         and (one.op != "call_function" or one.target == other.target)
-        and (one.op != "get_attr" or torch.equal(getattr(few, one.target), getattr(many, other.target)))
+        and (one.op != "get_attr" or _same(getattr(few, str(one.target)), getattr(many, str(other.target))))
         for one, other in pairs
     )
     if not is_alike:
         raise NotAlike("the operators depend on the number of tangents")
     return pairs
+
+
+def _same(one: object, other: object) -> bool:
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
 
 
 def _shape(node: Node) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ class CompiledSteps(CompiledFunction):
     def _independent(self, attempt: Attempt) -> bool:
         """Whether a row's bits depend on no other row; finds the `_sizes`. On a GPU nothing is promised of last bits.
 
-        Of all numbers of tangents up to C each has every row in other places, beside others.
+        The first and the last so many of C tangents, for all numbers, have each row in other places and beside others.
         """
         example, step, sizes = attempt.inputs(), self._call_of(attempt), list[int]()
         if example.weights.device.type != "cpu":

@@ -121,12 +121,16 @@ def rows_are_independent(step: Step, inputs: StepInputs) -> bool:
 
 
 def has_same_bits(step: Step, whole: StepOutputs, inputs: StepInputs, count: int) -> bool:
-    """Whether the last `count` tangents of `inputs`, alone, get the bits that `whole`, the full step, gave them."""
+    """Whether so many tangents get the bits that `whole`, the full step, gave them: the first ones, and the last."""
+
+    def first(tensor: Tensor) -> Tensor:
+        return tensor[:count]
 
     def last(tensor: Tensor) -> Tensor:
         return tensor[-count:]
 
-    return _same_bits(whole, step(_of_rows(inputs, last)), last)
+    same = [_same_bits(whole, step(_of_rows(inputs, part)), part) for part in (first, last)]
+    return all(same)  # of both trials, as above
 
 
 def with_tangents(inputs: StepInputs, count: int) -> StepInputs:
