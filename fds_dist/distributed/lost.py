@@ -144,7 +144,7 @@ def _name(rank: int, sign: Sign | None) -> str:
 def _last_step(sign: Sign | None) -> str:
     if sign is None:
         return ""
-    return f"; its last step was {sign.place}" if sign.place else "; it had taken no step yet"
+    return f"; its last step was {sign.place}" if sign.place else "; it had told of no step yet"
 
 
 def _silence(sign: Sign, why: str) -> str:

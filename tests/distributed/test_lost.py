@@ -107,7 +107,7 @@ def test_a_rank_of_another_host_is_named_by_its_silence(company: Company) -> Non
 def test_a_stopped_process_of_this_host_is_named_at_once(company: Company, process: Any) -> None:
     os.kill(process.pid, signal.SIGSTOP)
     text, lost, _ = company.lost(rank2=local(process)._replace(place=""))
-    assert "its process is stopped; it had taken no step yet (Timed out)" in text
+    assert "its process is stopped; it had told of no step yet (Timed out)" in text
     assert f"rank 2 (host {local(process).host}, pid {process.pid}) has been silent" in text
     assert lost == [2]
 

@@ -42,7 +42,7 @@ def check(folder: Path, at: Path, engine: str, victim: int, moment: str, whole: 
     assert len(end.lines) == 1, end.lines
     (line,) = end.lines
     named = rf"rank {victim} \(host {re.escape(socket.gethostname())}, pid \d+\) has ended; see its output"
-    place = r"its last step was step \d+ of the retraining with seed 0|it had taken no step yet"
+    place = r"its last step was step \d+ of the retraining with seed 0|it had told of no step yet"
     assert re.match(rf"fds-dist: lost another rank: {named}; ({place}) \(", line), line
     ended = start_ranks(["-m", "fds_dist", *command], 2, [at])
     assert [(rank.status, rank.err) for rank in ended] == [(0, "")] * 2

@@ -24,7 +24,7 @@ SAYS = {
     "SIGKILL": r"has ended; see its output",
     "EXIT": r"has ended; see its output",
 }
-PLACE = r"; (its last step was inner step \d+ of outer step \d|it had taken no step yet)"
+PLACE = r"; (its last step was inner step \d+ of outer step \d|it had told of no step yet)"
 
 
 def judge(left: dict[int, Left], victim: int, how: str) -> None:
