@@ -89,7 +89,10 @@ def job(how: str, by_agent: bool = True, /, **environment: str) -> tuple[int, li
     return done.returncode, done.stderr.splitlines()[-1:]
 
 
-@pytest.mark.parametrize(("how", "exit_code"), [("finished", 0), ("failed", 1), ("interrupted", 1)])
+@pytest.mark.parametrize(
+    ("how", "exit_code"),
+    [("finished", 0), pytest.param("failed", 1, marks=pytest.mark.slow), ("interrupted", 1)],  # slow: told alike
+)
 def test_a_job_is_the_run_that_its_sweep_waits_for(server: WandbServer, how: str, exit_code: int) -> None:
     assert job(how, **server.environment) == (0, [])  # the config asks for no tracking, the sweep does
     (run,) = server.runs.values()
@@ -103,7 +106,8 @@ def test_a_job_is_the_run_that_its_sweep_waits_for(server: WandbServer, how: str
     assert Path("runs/a/wandb_run_id.txt").read_text() == "job-0\n"
 
 
-@pytest.mark.parametrize("by_agent", [False, True])
+# Slow: tests/tracking/test_wandb.py goes on with runs that no agent has started.
+@pytest.mark.parametrize("by_agent", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_what_goes_on_is_the_same_run(server: WandbServer, by_agent: bool) -> None:
     for how in ("interrupted", "finished"):
         assert job(how, by_agent, WANDB_MODE="online", **server.environment) == (0, [])

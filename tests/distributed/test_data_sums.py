@@ -70,24 +70,24 @@ class Collectives(TorchDispatchMode):
 def per_layer(ranks: Ranks, method: str, tangents: int) -> float:
     """Collectives of a batch-norm in a step with so many tangents."""
     counts = Counter()
-    for layers in (1, 3):
-        for steps in (1, 3):
+    for layers in (1, 2):
+        for steps in (1, 2):
             run = InnerRun(normed(layers, method), flat(LIVE), 0, steps, ranks)
             with Collectives() as seen:
                 run_horizon(run, range(tangents))
             counts[layers, steps] = seen.count
-    return (counts[3, 3] - counts[3, 1] - counts[1, 3] + counts[1, 1]) / 4
+    return counts[2, 2] - counts[2, 1] - counts[1, 2] + counts[1, 1]
 
 
 def per_layer_reverse(ranks: Ranks) -> float:
     """Collectives of a batch-norm in a step of a reverse sweep that keeps every state."""
     counts = Counter()
-    for layers in (1, 3):
+    for layers in (1, 2):
         for steps in (2, 4):
             with Collectives() as seen:
                 estimate_reverse(InnerRun(normed(layers), flat(LIVE), 0, steps, ranks))
             counts[layers, steps] = seen.count
-    return (counts[3, 4] - counts[3, 2] - counts[1, 4] + counts[1, 2]) / 4
+    return (counts[2, 4] - counts[2, 2] - counts[1, 4] + counts[1, 2]) / 2
 
 
 def sums(axis: DataAxis) -> dict[str, Any]:
