@@ -109,6 +109,9 @@ class CompiledTraining:
 
 def chunk_of(tangents: Tangents, directions: Tensor, group: Rows, chunk: int) -> tuple[ChunkTangents, Tensor]:
     """The tangents of `group` with their directions [C, H], filled up with zeros."""
+    carried = ChunkTangents(tangents.weights, tangents.optimizer, tangents.buffers)
+    if count_of(group) == len(tangents.weights) == len(directions) == chunk:
+        return carried, directions
 
     def rows_of(tensor: Tensor) -> Tensor:
         rows = tensor[group]
@@ -118,7 +121,6 @@ def chunk_of(tangents: Tangents, directions: Tensor, group: Rows, chunk: int) ->
         filled[: len(rows)] = rows
         return filled
 
-    carried = ChunkTangents(tangents.weights, tangents.optimizer, tangents.buffers)
     return tree_map(rows_of, carried), rows_of(directions)
 
 
@@ -129,7 +131,7 @@ def store(outputs: ChunkTangents, tangents: Tangents, group: Rows, in_place: boo
         in_place: whether other groups of the rows will be written later. Two results may be one tensor.
     """
     count = count_of(group)
-    rows = tree_map(lambda tensor: tensor[:count], outputs)
+    rows = outputs if len(outputs.weights) == count else tree_map(lambda tensor: tensor[:count], outputs)
     if count == len(tangents.weights) and not in_place:
         tangents.weights, tangents.optimizer, tangents.buffers = rows
         return
