@@ -126,7 +126,7 @@ def received(name: str, tensor: Tensor, rank: int, size: int) -> Tensor:
     `gather`: all ranks' tensors [...] in rank order [P, ...]. `add`: their sum, added by the backend. `exchange`: what
     all ranks have for this one, of their tensors [P, ...], in rank order.
     """
-    return getattr(_OPERATORS, name)(tensor.detach(), rank, size)
+    return getattr(_OPERATORS, name)(tensor.detach().contiguous(), rank, size)
 
 
 def sent(name: str, tensor: Tensor, rank: int, size: int) -> Sent[Tensor]:
