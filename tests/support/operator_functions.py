@@ -106,7 +106,9 @@ LOSSES: dict[str, Build] = {
     ),
     "AdaptiveLogSoftmaxWithLoss": layer(lambda: Targeted(nn.AdaptiveLogSoftmaxWithLoss(5, 8, [2, 4])), VECTORS),
 }
-if hasattr(F, "linear_cross_entropy"):  # since torch 2.12 or 2.13
+IS_OLD = not hasattr(F, "linear_cross_entropy")
+"""Whether PyTorch is older than 2.12 or 2.13, and lacks this function and some derivatives."""
+if not IS_OLD:
     LOSSES["linear_cross_entropy"] = of(lambda x, w: F.linear_cross_entropy(x, w, torch.arange(4)), VECTORS, (5, 5))
     LOSSES["linear_cross_entropy_chunked"] = of(
         lambda x, w: F.linear_cross_entropy(
@@ -259,8 +261,9 @@ LINALG: dict[str, Build] = {
 REDUCTIONS_OF_TENSORS: dict[str, Build] = {
     **{
         name: of(partial(getattr(torch, name), dim=-1), VECTORS)
-        for name in ("sum", "mean", "var", "std", "var_mean", "std_mean", "prod", "amax", "amin", "aminmax", "median")
+        for name in ("sum", "mean", "var", "std", "var_mean", "std_mean", "prod", "amax", "amin", "median")
     },
+    **({} if IS_OLD else {"aminmax": of(partial(torch.aminmax, dim=-1), VECTORS)}),  # where it has none at all
     **{
         name: of(partial(getattr(torch, name), dim=-1), VECTORS)
         for name in ("logsumexp", "cumsum", "cumprod", "logcumsumexp", "cummax", "sort", "norm", "nansum", "diff")
