@@ -135,10 +135,22 @@ def written(x: Tensor) -> Tensor:
     return x + zeros
 
 
+def written_in_part(x: Tensor) -> Tensor:
+    zeros = torch.zeros_like(x)
+    zeros[:, :2] = x[:, :2]
+    return x + zeros
+
+
+def written_in_pieces(x: Tensor) -> Tensor:
+    zeros = torch.zeros_like(x)
+    zeros.split([1, 2])[1].add_(1)
+    return x + zeros
+
+
 @pytest.mark.parametrize(
     "function",
     [
-        written,
+        *(written, written_in_part, written_in_pieces),
         lambda x: x.sum(0) + torch.zeros_like(x),  # a sum of another shape
         lambda x: x.float() + torch.zeros_like(x),  # of another type
         lambda x: F.conv2d(torch.zeros(1, 1, 3, 3, dtype=x.dtype), x[None, None], x[0, :1]) + x[:1, :1],

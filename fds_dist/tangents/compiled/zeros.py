@@ -57,12 +57,15 @@ def _is_zero(node: Node, zeros: set[Node]) -> bool:
 
 
 def _is_written(node: Node) -> bool:
-    """Whether something is written into its memory."""
-    return any(
-        getattr(getattr(user.target, "_schema", None), "is_mutable", False)
-        or (user.target in _MOVED and _is_written(user))
-        for user in node.users
-    )
+    """Whether something is written into its memory, by way of any view."""
+    for user in node.users:
+        schema = getattr(user.target, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            return True
+        is_view = schema is None or user.target in _MOVED or any(result.alias_info for result in schema.returns)
+        if is_view and _is_written(user):
+            return True
+    return False
 
 
 def _alike(node: Node, term: Node) -> bool:
