@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fds_dist.common.batch import Batch, Part
 from fds_dist.inner.compiled_calls import CompiledCalls
@@ -81,7 +81,7 @@ class CompiledTraining:
         def step(group: Rows) -> StepOutputs:
             """Of the tangents of a group; what it gives beside them does not depend on the group."""
             outputs = self._calls(inputs(group, steps.size_for(max(1, count_of(group)))), seed)
-            store(outputs.tangents, tangents, group, in_place=bool(training.problem.tangents.pruning.ratio))
+            store(outputs.tangents, tangents, group)
             return outputs
 
         if not self._calls.ready(lambda: inputs(NO_ROWS, steps.chunk), seed):
@@ -124,16 +124,18 @@ def chunk_of(tangents: Tangents, directions: Tensor, group: Rows, chunk: int) ->
     return tree_map(rows_of, carried), rows_of(directions)
 
 
-def store(outputs: ChunkTangents, tangents: Tangents, group: Rows, in_place: bool) -> None:
-    """Writes the rows of a chunk to their places. Where they are all there are, they become the tangents, uncopied.
-
-    Args:
-        in_place: whether other groups of the rows will be written later. Two results may be one tensor.
-    """
+def store(outputs: ChunkTangents, tangents: Tangents, group: Rows) -> None:
+    """Writes the rows of a chunk to their places. Where they are all there are, they become the tangents, uncopied."""
     count = count_of(group)
     rows = outputs if len(outputs.weights) == count else tree_map(lambda tensor: tensor[:count], outputs)
-    if count == len(tangents.weights) and not in_place:
+    if count == len(tangents.weights) and can_be_written(tree_leaves(rows)):
         tangents.weights, tangents.optimizer, tangents.buffers = rows
         return
     carried = ChunkTangents(tangents.weights, tangents.optimizer, tangents.buffers)
     tree_map(lambda tensor, part: tensor.__setitem__(group, part), carried, rows)
+
+
+def can_be_written(tensors: Sequence[Tensor]) -> bool:
+    """Whether each has memory of its own, as tangents that an eager step writes to must: results may share theirs."""
+    places = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    return len(places) == len(tensors) and all(tensor.is_contiguous() for tensor in tensors)

@@ -27,12 +27,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fds_dist.inner.compile_choice import has_compiler
+from fds_dist.inner.compiled_training import store
 from fds_dist.inner.estimate import Estimate
 from fds_dist.inner.estimators import estimate_forward
 from fds_dist.inner.estimators.reverse import estimate_reverse
 from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun
+from fds_dist.inner.run import InnerRun, Tangents
+from fds_dist.tangents.compiled import ChunkTangents
 from fds_dist.tangents.compiled import steps as steps_module
 from fds_dist.tangents.compiled import ways as ways_module
 from fds_dist.tangents.compiled.graph import Graph, inductor_options, trace
@@ -161,6 +163,26 @@ def test_a_number_of_tangents_that_gives_them_other_bits_is_filled_up(monkeypatc
     other = traced(problem, chunk=3)
     assert estimated(other)[0] == expected
     assert [other.compiled_steps.size_for(rows) for rows in (1, 2, 3)] == [2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("make", "is_copied"),
+    [
+        (lambda: [torch.ones(2, 3), torch.ones(2, 3)], False),
+        (lambda: [torch.ones(2, 3)] * 2, True),  # one tensor
+        (lambda: list(torch.ones(4, 3).split(2)), True),  # two pieces of one
+        (lambda: [torch.ones(2, 3), torch.ones(2, 1).expand(2, 3)], True),
+    ],
+)
+def test_results_that_share_memory_do_not_become_the_tangents(
+    make: Callable[[], list[Tensor]], is_copied: bool
+) -> None:
+    weights, velocity = make()
+    tangents = Tangents((0, 1), torch.zeros(2, 3), [torch.zeros(2, 3)])
+    store(ChunkTangents(weights, [velocity], {}), tangents, slice(0, 2))
+    assert (tangents.weights is not weights) == is_copied
+    tangents.weights[:] = 7  # as an eager step does
+    assert torch.equal(tangents.optimizer[0], torch.ones(2, 3))
 
 
 def test_steps_under_autocast_are_compared_as_coarsely_as_they_round() -> None:
