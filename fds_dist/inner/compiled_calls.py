@@ -53,28 +53,27 @@ class CompiledCalls:
 
     def _prepare(self, inputs: Callable[[], Any], seed: int) -> None:
         """Makes the graphs where there are none, and compares them with the eager function; the ranks agree."""
-        compiled, other_chunks = self._compiled, True
+        compiled, again = self._compiled, True
         attempt = Attempt(lambda: self._trial(inputs()), self._network, seed, self._together)
-        while other_chunks:
-            other_chunks = False
+        while again:
             if not compiled.made:
-                independent, reason = compiled.make(self._function, attempt)
-                other_chunks = self._agreed(independent, reason)
-            if not other_chunks and compiled.way:
-                reason = compiled.compare(self._reference(seed), attempt)
-                other_chunks = self._agreed(True, reason)
+                self._agreed(True, compiled.make(self._function, attempt))
+            again = not compiled.made
+            if compiled.made and compiled.way:
+                again = self._agreed(*compiled.compare(self._reference(seed), attempt))
 
     def _by_all_parts(self, here: bool) -> bool:
         """Whether it holds on all ranks of the `data` axis, which make each call together."""
         return all(holds for (holds,) in self._run.ranks.gather_numbers("data", [float(here)]))
 
     def _agreed(self, independent: bool, reason: str) -> bool:
-        """Takes the furthest way that all ranks can go; whether all of them begin anew, with smaller chunks."""
+        """Takes the furthest way that all ranks can go; whether some of them have to try that yet, or all begin anew,
+        with smaller chunks."""
         compiled = self._compiled
-        here = [float(compiled.way), float(independent), float(not compiled.lack)]
+        here = [float(compiled.way), -float(compiled.way), float(independent), float(not compiled.lack)]
         for axis in ("data", "tangent"):
             here = [min(column) for column in zip(*self._run.ranks.gather_numbers(axis, here), strict=True)]
-        way, all_independent, enough_memory = here
+        way, furthest, all_independent, enough_memory = here
         if isinstance(compiled, CompiledSteps) and compiled.chunk > 1:
             on_cpu = self._run.problem.device.type == "cpu"
             if not enough_memory:
@@ -87,11 +86,11 @@ class CompiledCalls:
                 compiled.in_chunks_of(1)
                 self._note("tangents are taken one at a time, as their bits depend on their neighbours'")
                 return True
+        is_held_back, compiled.way = way < compiled.way, int(way)
         self._note(reason)
-        if way < compiled.way and not reason:
+        if is_held_back and not reason:
             self._note(f"another rank cannot take its {compiled.name}s as this one does")
-        compiled.way = int(way)
-        return False
+        return way < -furthest
 
     def _note(self, reason: str) -> None:
         if reason:

@@ -81,8 +81,8 @@ class CompiledFunction:
         self._shape = shape_of(first_batch)
         self._graphs: dict[int, Graph] = {}
         self._captured: dict[int, Graph] = {}
-        self._rehearsed: set[int] = set()
-        """Ways for whose comparison all ranks have memory."""
+        self._tried: set[int] = set()
+        """Ways that were right once, and of which it was tried whether rows are independent."""
 
     def takes(self, batch: Batch) -> bool:
         """Whether calls on this batch are compiled."""
@@ -93,29 +93,17 @@ class CompiledFunction:
         """The traced graph, of functions that are `made` and could be traced."""
         return self._graphs[1]
 
-    def make(self, function: Callable[[Any], Any], attempt: Attempt) -> tuple[bool, str]:
+    def make(self, function: Callable[[Any], Any], attempt: Attempt) -> str:
         """Traces, and compiles, `function`; sets `way` to how far that goes.
 
         Returns:
-            Whether rows are independent, and why `way` is not what it was, or "".
+            Why `way` is not what it was, or "".
         """
         self.way, self.made, self.lack = 0, True, ""
-        self._rehearsed = set()
-        try:
-            while self.way < self._asked:
-                if reason := self._make_next(function, attempt):
-                    return True, reason
-                if lack := self._lack_for(lambda: self._independent(attempt._replace(together=None)), attempt):
-                    return True, lack
-                if not attempt.by_all(self._independent(attempt)):
-                    return False, ""
-        except Exception as error:  # whatever the user's network raises
-            if attempt.together is not None:  # the others are in the midst of a call
-                raise
-            reason = self._cannot_be("compiled" if self.way else "traced", error)
-            self.way = min(self.way, 1)
-            return True, reason
-        return True, ""
+        self._tried, reason = set(), ""
+        while self.way < self._asked and not reason:
+            reason = self._make_next(function, attempt)
+        return reason
 
     def _make_next(self, function: Callable[[Any], Any], attempt: Attempt) -> str:
         """Makes the graph of the next way, and takes it where the others could, too; why not, or ""."""
@@ -167,11 +155,12 @@ class CompiledFunction:
         self.lack = request_of(error) if is_out_of_memory(error) else ""
         return f"the {self.name} cannot be {verb} ({type(error).__name__}: {_first_line(error)})"
 
-    def compare(self, reference: Callable[[Any], Any], attempt: Attempt) -> str:
+    def compare(self, reference: Callable[[Any], Any], attempt: Attempt) -> tuple[bool, str]:
         """Compares a call with that of `reference`, the eager function; steps back in `WAYS` until they agree.
 
         Returns:
-            What disagreed, what could not be captured or what memory was lacking; "" where nothing did.
+            Whether rows are independent, tried once of each way that is right; and what disagreed, what could not be
+            captured or what memory was lacking, or "".
         """
         try:
             return self._compared(reference, attempt)
@@ -179,30 +168,46 @@ class CompiledFunction:
             if attempt.together is not None or not is_out_of_memory(error):
                 raise
             self.way, self.lack = 0, request_of(error)
-            return self._short_of_memory()
+            return True, self._short_of_memory()
 
-    def _compared(self, reference: Callable[[Any], Any], attempt: Attempt) -> str:
+    def _compared(self, reference: Callable[[Any], Any], attempt: Attempt) -> tuple[bool, str]:
         """See `compare`."""
-        reason = ""
+        reason, independent = "", True
 
-        def wrong_by_way() -> str:
-            return difference(self._call_of(attempt), reference, attempt.inputs(), self._coarse)
+        def alone() -> None:
+            """All calls of the first comparison: those of others of its shape need as much memory."""
+            self._fault(reference, attempt)
+            self._independent(attempt._replace(together=None))
 
         while self.way:
             reason = self._captures(attempt) or reason
-            if self.way not in self._rehearsed:  # of the first call: others of its shape need as much memory
-                if lack := self._lack_for(wrong_by_way, attempt):
-                    self.way = 0
-                    return lack
-                self._rehearsed.add(self.way)
-            wrong = wrong_by_way()
-            if not attempt.by_all(not wrong):
-                wrong = wrong or "another rank's is not"
-            if not wrong:
+            is_new = self.way not in self._tried
+            if is_new and (lack := self._lack_for(alone, attempt)):
+                self.way = 0
+                return True, lack
+            fault = self._fault(reference, attempt)
+            if not attempt.by_all(not fault):
+                fault = fault or "another rank's is not"
+            elif is_new:
+                independent, fault = self._rows(attempt)
+                self._tried.add(self.way)
+            if not fault:
                 break
-            reason = f"the {self.name} by {WAYS[self.way]} is not right: {wrong}"
+            reason = f"the {self.name} by {WAYS[self.way]} is not right: {fault}"
             self.way -= 1
-        return reason
+        return independent, reason
+
+    def _fault(self, reference: Callable[[Any], Any], attempt: Attempt) -> str:
+        return difference(self._call_of(attempt), reference, attempt.inputs(), self._coarse)
+
+    def _rows(self, attempt: Attempt) -> tuple[bool, str]:
+        """Whether rows are independent on all ranks, and why calls with fewer rows fail, or ""."""
+        try:
+            return attempt.by_all(self._independent(attempt)), ""
+        except Exception as error:  # of a compiler's code for another number of rows
+            if attempt.together is not None or is_out_of_memory(error):  # the others are in the midst of a call
+                raise
+            return True, f"other numbers of tangents fail ({type(error).__name__}: {_first_line(error)})"
 
     def _call_of(self, attempt: Attempt) -> Callable[[Any], Any]:
         """A call as a function of its arguments alone."""
