@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from forking import meeting_place
 
 from fds_dist.commands.figure_style import STYLE
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; ranks share the cores
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch reads it once, before the first product on a GPU
+meeting_place()  # one for all processes that run tests, which take the variable over
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,11 +1,14 @@
 """Starting programs as forks of a Python that has imported PyTorch, because imports take longer than a small run.
 
 A fork runs as `__main__`, with an environment, a folder and files of its own, and ends as an interpreter does. As a
-program, `python forking.py` is the process that is forked; it ends with the process that has started it.
+program, `python forking.py` is the process that is forked. All processes that run tests of one session fork the same
+ones, which they meet in a folder; it ends with the last of them.
 """
 
 from __future__ import annotations
 
+import atexit
+import fcntl
 import gc
 import importlib
 import json
@@ -34,6 +37,8 @@ IMPORTED = (
     "fds_dist.cli",
     "fds_dist.commands.optimize.command",
 )
+PLACE = "FORKS_MEET_IN"
+"""The variable that names the folder in which parents of forks are met."""
 READ_AT_THE_START = ("PYTHON", "OMP_", "MKL_", "LD_", "LC_", "LANG", "MALLOC_", "TORCH", "CUDA", "CUBLAS", "MPL")
 """Beginnings of the variables that Python, the C library and others read only when they start or are imported."""
 
@@ -95,20 +100,45 @@ class Forked:
 
 
 @cache
+def meeting_place() -> Path:
+    """The folder in which the processes of one session meet the parents of forks; the first one to ask makes it."""
+    if PLACE not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="forks-")
+        atexit.register(folder.cleanup)
+        os.environ[PLACE] = folder.name
+    return Path(os.environ[PLACE])
+
+
+@cache
 def parent(number: int) -> socket.socket:
     """The channel to the parent of forks of this number, which is started where it does not run yet.
 
     Interpreters order their sets differently; programs that must agree although they do are forks of different parents.
     """
-    here, there = socket.socketpair()
+    path = meeting_place() / f"parent-{number}"
+    channel = socket.socket(socket.AF_UNIX)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            channel.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            path.unlink(missing_ok=True)
+            _start_parent(path)
+            channel.connect(str(path))
+    return channel
+
+
+def _start_parent(path: Path) -> None:
+    """Starts a process that serves whoever connects to the socket at `path`."""
     folder = Path(__file__).parent
     # As `python -m fds_dist` sets it before it imports PyTorch.
     environment = {"TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ
     environment["PYTHONPATH"] = os.pathsep.join(map(str, (folder, folder.parents[1])))
-    command = [sys.executable, __file__, str(there.fileno())]
-    subprocess.Popen(command, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL, env=environment)
-    there.close()
-    return here
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(path))
+        door.listen()
+        command = [sys.executable, __file__, str(door.fileno())]
+        subprocess.Popen(command, pass_fds=[door.fileno()], stdin=subprocess.DEVNULL, env=environment)
 
 
 def _text(file: IO[bytes]) -> str:
@@ -120,19 +150,28 @@ def _text(file: IO[bytes]) -> str:
 # --- in the process that is forked ---
 
 
-def serve(channel: socket.socket) -> dict[str, Any]:
-    """Forks for each request; returns in the forks, with their request."""
+def serve(door: socket.socket) -> dict[str, Any]:
+    """Forks for each request of those who come in, until the last of them has left; returns in the forks, with their
+    request."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while True:
-        head, files, _, _ = socket.recv_fds(channel, 4, 3)
-        if not head:
-            os._exit(0)
-        request = json.loads(_exactly(channel, int.from_bytes(head, "big")))
-        if os.fork() == 0:
-            return _guarded(channel, request, *files)
-        for file in files:
-            os.close(file)
+    channels = [door.accept()[0]]
+    while channels:
+        for ready in select.select([door, *channels], [], [])[0]:
+            if ready is door:
+                channels.append(door.accept()[0])
+                continue
+            head, files, _, _ = socket.recv_fds(ready, 4, 3)
+            if not head:
+                channels.remove(ready)
+                ready.close()
+                continue
+            request = json.loads(_exactly(ready, int.from_bytes(head, "big")))
+            if os.fork() == 0:
+                return _guarded([door, *channels], request, *files)
+            for file in files:
+                os.close(file)
+    os._exit(0)
 
 
 def _exactly(channel: socket.socket, size: int) -> bytes:
@@ -142,9 +181,10 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
     return parts
 
 
-def _guarded(channel: socket.socket, request: dict[str, Any], out: int, err: int, status: int) -> dict[str, Any]:
+def _guarded(sockets: list[socket.socket], request: dict[str, Any], out: int, err: int, status: int) -> dict[str, Any]:
     """Forks once more; this process tells number and status of the fork and ends with it."""
-    channel.close()
+    for each in sockets:
+        each.close()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     fork = os.fork()
     if fork:
