@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from forking import meeting_place
@@ -14,6 +15,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; ranks
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch reads it once, before the first product on a GPU
 meeting_place()  # one for all processes that run tests, which take the variable over
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """All that the tests import stays: to look through it for garbage, here and ever again, takes seconds."""
+    gc.disable()
+    collected = yield
+    gc.freeze()
+    gc.enable()
+    return collected
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
