@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy
 import pytest
@@ -222,6 +222,24 @@ def test_the_method_is_one_that_works_on_the_network() -> None:
     (line,) = faults("tangents.method=jvp", model=lambda seed: Checkpointed())
     assert line.startswith("tangents.method: jvp cannot differentiate activation checkpointing")
     assert line.endswith("expected tangents.method=double_backward, which can")
+
+
+def test_a_run_is_tried_on_as_many_threads_as_it_will_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted(Blobs):
+        threads: ClassVar[set[int]] = set()
+
+        def loss(self, output: Tensor, target: Tensor) -> Any:
+            self.threads.add(torch.get_num_threads())
+            return super().loss(output, target)
+
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        built(["estimator=auto"], task=Counted())
+        assert (Counted.threads, torch.get_num_threads()) == ({1}, 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 # --- faults ---

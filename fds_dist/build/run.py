@@ -23,7 +23,7 @@ from fds_dist.common.precision import AUTOCAST, DTYPES
 from fds_dist.common.values import Row
 from fds_dist.config import Config, Draft, Faults, OuterConfig
 from fds_dist.distributed.arithmetic import Arithmetic
-from fds_dist.distributed.devices import set_up
+from fds_dist.distributed.devices import reproducible_threads, set_up
 from fds_dist.distributed.environment import LaunchEnvironment
 from fds_dist.distributed.mesh import MeshShape, Ranks, mesh_shape
 from fds_dist.inner.choice import Choice
@@ -111,7 +111,8 @@ def build(
         raise UserError(faults.all)
     untried = _problem(config, built_task, builder, optimizer, space, chosen.device)
     settings = _outer_settings(config, built_task)
-    problem, remarks, reverse = tried(untried, config, settings, shape, environment)
+    with reproducible_threads(chosen.device):  # as the run itself
+        problem, remarks, reverse = tried(untried, config, settings, shape, environment)
     remarks += (remark_on(optimizer), _unused_groups(config, problem))
     return Build(
         config=config,

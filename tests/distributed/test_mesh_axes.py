@@ -31,7 +31,8 @@ from fds_dist.outer.replicas import mean_over_replicas, run_number
 from fds_dist.tangents.optimizers import SGD, Adam
 from fds_dist.tangents.optimizers.schedule_free import ScheduleFree
 
-HORIZON = 5
+HORIZON = 3
+"""One step more than an epoch has."""
 SGD_BUCKETS = {"lr": [0.2, 0.1, 0.3], "momentum": [0.5, 0.8], "weight_decay": [0.02, 0.01]}
 ADAM_BUCKETS = {"lr": [0.02, 0.01], "beta1": [0.8], "beta2": [0.9], "eps": [1e-3], "weight_decay": [0.1, 0.05]}
 GROUPED_BUCKETS = {"lr.norm": [0.2, 0.1], "lr.rest": [0.1], "momentum": [0.5, 0.8], "weight_decay.norm": [0.01]}
@@ -48,7 +49,7 @@ REPLICATED = ("double backward", "greedy")
 """The cases that run on replicas too: they know nothing of each other before the mean is taken."""
 
 ROUNDING = 1e-12
-"""Sums over parts of a batch round differently: 1e-16 each, through 5 steps whose errors grow a little each."""
+"""Sums over parts of a batch round differently: 1e-16 each, through a few steps whose errors grow a little each."""
 
 
 class VaryingTask(TensorTask):
@@ -64,7 +65,7 @@ class VaryingTask(TensorTask):
 
 def task(build: Any = conv_bn) -> VaryingTask:
     """Batches of 10: parts of 2 and 3 samples on four ranks."""
-    return VaryingTask(build, images(40, "train"), images(16, "val"), batch_size=10)
+    return VaryingTask(build, images(20, "train"), images(16, "val"), batch_size=10)
 
 
 def mlp_with_batch_norm() -> nn.Module:
