@@ -30,14 +30,16 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import _disable_current_modes
 
 import fds_dist
-from fds_dist.build import build
+from fds_dist.build import build, estimators
 from fds_dist.commands.inputs import draft_of
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.commands.retrain.trainer import retrain
 from fds_dist.distributed import groups, mesh
 from fds_dist.distributed.environment import LaunchEnvironment, read_environment
 from fds_dist.distributed.mesh import MeshShape, Ranks
+from fds_dist.inner.dry_run import dry_run
 from fds_dist.inner.horizon import run_horizon
+from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.models import build_model, handed_in
 from fds_dist.schedule.schedule import Schedule
@@ -212,10 +214,20 @@ class Recorder:
         return True
 
 
-def search(watch: Watch, task: Any, model: Any, *parts: Mapping[str, Any]) -> Record:
-    """One inner run with its estimate."""
-    config, environment, recorder = merged(*parts), read_environment(), Recorder(watch)
-    built = build(draft_of(config, (), None, task), environment, task, model)
+def untried(problem: Problem, method: str, *_: Any) -> tuple[Problem, tuple[str, ...]]:
+    """What the dry run gives for these networks; it takes as long as the four steps."""
+    return problem.by("jvp" if method == "auto" else method), ()
+
+
+def built_after(trial: Any, config: dict[str, Any], environment: LaunchEnvironment, task: Any, model: Any) -> Any:
+    with mock.patch.object(estimators, "dry_run", trial):
+        return build(draft_of(config, (), None, task), environment, task, model)
+
+
+def search(watch: Watch, task: Any, model: Any, *parts: Mapping[str, Any], trial: Any = untried) -> Record:
+    """One inner run with its estimate, after `trial` as its dry run."""
+    environment, recorder = read_environment(), Recorder(watch)
+    built = built_after(trial, merged(*parts), environment, task, model)
     with built.ranks(environment) as ranks:
         run = InnerRun(built.problem, built.problem.space.initial(), 0, STEPS, ranks, recorder)
         watch.take()
@@ -235,31 +247,32 @@ def on(optimizer: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
 def searches() -> Iterator[tuple[str, Callable[[Watch], Record]]]:
     """Inner runs on one GPU."""
 
-    def named(name: str, task: Callable[[], Any], model: Any, *parts: Mapping[str, Any]) -> Any:
-        return name, lambda watch: search(watch, task(), model, *parts)
+    def named(name: str, task: Callable[[], Any], model: Any, *parts: Mapping[str, Any], trial: Any = untried) -> Any:
+        return name, lambda watch: search(watch, task(), model, *parts, trial=trial)
 
+    tried = partial(named, trial=dry_run)
     for method in ("jvp", "double_backward", "difference"):
-        yield named(f"forward {method}", images, conv_net, by(method))
+        yield tried(f"forward {method}", images, conv_net, by(method))
     yield named("slow jvp, chunks of 2", images, conv_net, by("jvp", chunk_size=2))
     yield named("pruned", images, conv_net, by("jvp", prune={"ratio": 0.5}, clip_hvp=1.0))
     yield named("groups, clipped", images, conv_net, GROUPS, {"inner": {"nesterov": True, "clip_norm": 1.0}})
-    yield named("accumulate, ema", images, conv_net, {"inner": {"accumulate": 2, "ema": 0.9}})
-    yield named("bf16", images, conv_net, {"inner": {"precision": "bf16"}})
-    yield named("slow running batch-norm", images, conv_net, {"outer": {"val_batch_norm": "running"}})
-    yield named("slow float64", regression, lambda seed: nn.Linear(20, 2), {"dtype": "float64"})
+    yield tried("accumulate, ema", images, conv_net, {"inner": {"accumulate": 2, "ema": 0.9}})
+    yield tried("bf16", images, conv_net, {"inner": {"precision": "bf16"}})
+    yield tried("slow running batch-norm", images, conv_net, {"outer": {"val_batch_norm": "running"}})
+    yield tried("slow float64", regression, lambda seed: nn.Linear(20, 2), {"dtype": "float64"})
     own = {"hyperparameters": {"strength": {"init": 0.1, "step": 0.1, "buckets": 2}}}
-    yield named("hyperparameter of the loss", lambda: images(loss=penalized, val_loss=F.cross_entropy), mlp, own)
+    yield tried("hyperparameter of the loss", lambda: images(loss=penalized, val_loss=F.cross_entropy), mlp, own)
     for estimator in ("forward", "reverse"):
         lines = {"estimator": estimator, "hyperparameters": {"lr": {"shape": "linear"}}}
         yield named(f"{'' if estimator == 'forward' else 'slow '}linear {estimator}", images, conv_net, lines)
     noise = {"hyperparameters": {"noise": {"init": 0.1, "step": 0.1}}}
-    yield named("own task with augment", OwnTask, mlp, noise)
+    yield tried("own task with augment", OwnTask, mlp, noise)
     yield named("augmented images", augmented, conv_net)
-    yield named("stream", stream, conv_net)
-    yield named("slow transformer", tokens, built_in("transformer", (8,), 256, layers=1, width=16, dropout=0.1))
+    yield tried("stream", stream, conv_net)
+    yield tried("slow transformer", tokens, built_in("transformer", (8,), 256, layers=1, width=16, dropout=0.1))
     yield named("slow greedy", images, conv_net, {"estimator": "greedy"})
-    yield named("greedy, discount 0.9", images, conv_net, {"estimator": "greedy", "greedy": {"discount": 0.9}})
-    yield named("reverse", images, conv_net, {"estimator": "reverse"})
+    yield tried("greedy, discount 0.9", images, conv_net, {"estimator": "greedy", "greedy": {"discount": 0.9}})
+    yield tried("reverse", images, conv_net, {"estimator": "reverse"})
     yield named("slow reverse, groups", images, conv_net, {"estimator": "reverse"}, GROUPS)
     yield named("random directions", images, mlp, {"estimator": "random_directions", "random_directions": {"count": 2}})
     for name in ("adam", "nadam", "adamw", "rmsprop", "adagrad", "lion", "lamb", "muon", *FREE):
@@ -377,7 +390,7 @@ def kernels_of(model: str, way: str, count: int) -> Callable[[Watch], Record]:
         learned = {"lr": {"init": 0.05, "step": 0.05}, "momentum": 0.9, "weight_decay": 1e-4}
         with mock.patch.dict(BASE, {"hyperparameters": learned}):
             config, environment, recorder = merged(by(method, **compiled)), read_environment(), Recorder(watch)
-        problem = build(draft_of(config, (), None, task), environment, task, built_in(model, shape, **options)).problem
+        problem = built_after(untried, config, environment, task, built_in(model, shape, **options)).problem
         problem = problem.by("plain") if way == "plain" else problem
         inner = InnerRun(problem, problem.space.initial(), 0, 4 if way == "trace" else 2, on_step=recorder)
         run_horizon(inner, [0] * count)  # tangents of one element: their number is what counts
