@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from compiled_runs import ADAM_BUCKETS, BUCKETS, HORIZON, LOSS_BUCKETS, ROUNDING, with_dropout
+from compiled_runs import ADAM_BUCKETS, BUCKETS, HORIZON, LOSS_BUCKETS, ROUNDING, one_conv_bn, with_dropout
 from problems import Buckets, TensorTask, flat, image_task, make_problem, mlp, relative_error, smoothed_task
 
 from fds_dist.inner.estimate import Estimate
@@ -80,7 +80,7 @@ def test_without_memory_a_traced_step_has_no_hessian_product() -> None:
 
 @pytest.mark.parametrize("discount", [0.0, 0.5])
 def test_a_number_has_the_same_bits_beside_any_others(discount: float) -> None:
-    problem = traced(make_problem(image_task(), BUCKETS, dtype=torch.float32), chunk=2)
+    problem = traced(make_problem(image_task(one_conv_bn), BUCKETS, dtype=torch.float32), chunk=2)
     run = InnerRun(problem, flat(BUCKETS), 0, HORIZON)
     together = estimate_greedy(run, discount).hypergradients
     for elements in ([0, 1, 2], [3]):  # as two ranks would share them out

@@ -5,9 +5,10 @@ from __future__ import annotations
 from problems import Buckets
 from torch import nn
 
-HORIZON = 10
+HORIZON = 6
+"""Steps: an epoch of five and one more; three with three tangents, and three with four."""
 ROUNDING = 1e-11
-"""Float64 rounding through ten steps, there and back; Adam's division by small moments amplifies it."""
+"""Float64 rounding through six steps, there and back; Adam's division by small moments amplifies it."""
 
 BUCKETS: Buckets = {"lr": [0.2, 0.1], "momentum": [0.6], "weight_decay": [0.02]}
 LOSS_BUCKETS: Buckets = {"lr": [0.2, 0.1], "smoothing": [0.1, 0.3, 0.2]}
