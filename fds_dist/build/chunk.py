@@ -10,8 +10,9 @@ from dataclasses import replace
 from fds_dist.build.estimators import first_estimator
 from fds_dist.build.run import Build
 from fds_dist.common.memory import free_bytes
+from fds_dist.common.words import percent
 from fds_dist.distributed.mesh import Ranks
-from fds_dist.inner.chunk_trial import in_chunks, size_that_fits, size_with_memory
+from fds_dist.inner.chunk_trial import COMPILED, in_chunks, size_that_fits, size_with_memory
 from fds_dist.inner.estimators.greedy import tangents_at_once
 from fds_dist.inner.plan import make_plan
 
@@ -19,14 +20,17 @@ from fds_dist.inner.plan import make_plan
 def with_chunk(built: Build, ranks: Ranks) -> Build:
     """The run with chunks that fit into memory; with a remark where they are smaller than asked for.
 
-    Compiled steps have chunks of their own, tried when they are made (`CompiledCalls`).
+    Compiled steps have chunks of their own. On a GPU these are tried when they are made (`CompiledCalls`); on a CPU,
+    where nobody could say afterwards that memory was lacking, they are planned here.
 
     Args:
         ranks: those of the run, which all call this alike; not entered, they are this process alone.
     """
     problem, tangents = built.problem, most_tangents(built)
+    if problem.tangents.compile != "off":
+        return with_compiled_chunk(built, ranks, tangents)
     asked = min(problem.chunk_size, tangents)
-    if asked < 2 or problem.tangents.compile != "off":
+    if asked < 2:
         return built
     size, parts = asked, built.shape.data
     if problem.tangents.chunk_size is None:
@@ -40,6 +44,37 @@ def with_chunk(built: Build, ranks: Ranks) -> Build:
     reason = lacking or "more do not fit into free memory"
     remark = f"tangents are taken {agreed} at a time, not {asked}: {reason}"
     return replace(built, problem=in_chunks(problem, agreed), remarks=(*built.remarks, remark))
+
+
+def with_compiled_chunk(built: Build, ranks: Ranks, tangents: int) -> Build:
+    """The same of a run whose steps are compiled; they are eager where that was not asked for, and two tangents at once
+    take too much.
+
+    The way is written into the config, so that the run goes on as it began whatever memory is free then.
+
+    Args:
+        tangents: of this rank.
+    """
+    problem, config, remark = built.problem, built.config, ""
+    way, asked = problem.tangents.compile, problem.tangents.compiled_chunk
+    is_planned = problem.device.type == "cpu" and asked > 1 and problem.tangents.chunk_size is None and tangents > 0
+    chunk = asked
+    if is_planned:
+        free = free_bytes(problem.device, ranks.environment.local_world_size)
+        chunk = min(ranks.gather_objects(size_that_fits(problem, asked, tangents, built.shape.data, free)))
+    too_much = f"do not fit into {percent(COMPILED, 0)} of free memory"
+    if chunk == 1 < asked and config.tangents.compile == "auto":
+        way, chunk, remark = "off", asked, f"steps are taken eagerly after all: two tangents at once {too_much}"
+    elif chunk < asked:
+        remark = f"tangents are taken {chunk} at a time, not {asked}: more {too_much}"
+    options = replace(problem.tangents, compile=way, compiled_chunk=chunk)
+    written = config.tangents.model_copy(update={"compile": way})
+    return replace(
+        built,
+        problem=replace(problem, tangents=options),
+        config=config.model_copy(update={"tangents": written}),
+        remarks=(*built.remarks, *([remark] if remark else [])),
+    )
 
 
 def most_tangents(built: Build) -> int:

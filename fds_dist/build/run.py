@@ -114,16 +114,8 @@ def build(
     with reproducible_threads(chosen.device):  # as the run itself
         problem, remarks, reverse = tried(untried, config, settings, shape, environment)
     remarks += (remark_on(optimizer), _unused_groups(config, problem))
-    return Build(
-        config=config,
-        problem=problem,
-        settings=settings,
-        rule=outer_rule(config.outer),
-        estimator=estimator_of(config),
-        shape=shape,
-        reverse=reverse,
-        remarks=tuple(filter(None, (*chosen.remarks, *draft.remarks, *(notes or ()), *remarks))),
-    )
+    told = tuple(filter(None, (*chosen.remarks, *draft.remarks, *(notes or ()), *remarks)))
+    return Build(config, problem, settings, outer_rule(config.outer), estimator_of(config), shape, told, reverse)
 
 
 def _outer_settings(config: Config, task: Task) -> OuterSettings:

@@ -32,13 +32,13 @@ class TangentsConfig(Section):
 
     chunk_size: AutoCount = "auto"
     """Tangents per batched Hessian-vector product. auto: one on a CPU; on a GPU up to 16, as many as free memory holds;
-    in compiled steps up to 16. Where a rank runs out of memory before the first step, all ranks take half as many, and
-    say so."""
+    in compiled steps up to 16, on a CPU as many as fit into half of free memory. Where a rank runs out of memory before
+    the first step, all ranks take half as many, and say so."""
 
     compile: Literal["auto", "off", "trace", "inductor"] = "auto"
     """How a step with its tangents is taken: operator by operator (off), as one traced graph (trace), or as that graph
-    compiled (inductor). auto: compiled on a GPU where the search is long enough for it to pay, else off, as along
-    `mesh.data`."""
+    compiled (inductor). auto: compiled where the search is long enough for it to pay (10,000 inner steps in all), a CPU
+    has a C++ compiler and memory for two tangents at once; else off, as along `mesh.data`."""
 
     cuda_graph: Literal["auto", "off"] = "auto"
     """Whether a traced or compiled step on a GPU is captured as a CUDA graph, which starts all its kernels at once;

@@ -1,4 +1,4 @@
-"""How many tangents an eager step takes at once: as many as free memory holds, and as a trial step has memory for.
+"""How many tangents a step takes at once: as many as free memory holds, and as an eager trial step has memory for.
 
 Both depend on the machine. What they say is this rank's alone; the ranks of a run take the least of all.
 """
@@ -9,13 +9,16 @@ from dataclasses import replace
 
 from fds_dist.common.out_of_memory import is_out_of_memory, request_of
 from fds_dist.distributed.exchanges import rehearsed
-from fds_dist.inner.measurement import kept_bytes, step_peak
+from fds_dist.inner.measurement import compiled_peaks, kept_bytes, step_peak
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import first_of
 from fds_dist.inner.stopwatch import run_steps
 
 PLANNED = 0.9
 """The share of free memory that is planned with: peaks are predicted within a tenth."""
+COMPILED = 0.5
+"""The same for compiled steps on a CPU: a compiler takes memory too, and a process that runs out of it ends without a
+word."""
 
 
 def in_chunks(problem: Problem, size: int) -> Problem:
@@ -31,14 +34,22 @@ def size_that_fits(problem: Problem, most: int, tangents: int, parts: int, free:
         parts: ranks that share out each batch and the tangents.
         free: bytes.
     """
-    pair = in_chunks(problem, 2)
+    is_eager = problem.tangents.compile == "off"
+
+    def peaks(count: int) -> tuple[int, ...]:
+        """Of steps with so many tangents, those that lie on lines."""
+        if is_eager:
+            return (step_peak(in_chunks(problem, 2), count, parts),)
+        return compiled_peaks(problem, count, parts)
+
     try:
-        one, two = (step_peak(pair, count, parts) for count in (1, 2))
+        lines = list(zip(peaks(1), peaks(2), strict=True))
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         return 1
-    return fitting(one, two, round(PLANNED * free) - kept_bytes(problem, tangents, parts), most)
+    room = round((PLANNED if is_eager else COMPILED) * free) - kept_bytes(problem, tangents, parts)
+    return min(fitting(one, two, room, most) for one, two in lines)
 
 
 def fitting(one: int, two: int, free: int, most: int) -> int:

@@ -20,10 +20,9 @@ from fds_dist.tangents.methods import TrialPoint, choose_method
 from fds_dist.tasks.augment import augmentation
 
 LONG = 10_000
-"""Inner steps, of all outer steps together, from which on `auto` compiles on a GPU: a compilation takes one to three
-minutes, and saves some 10 ms in the step of a small network and more in that of a large one. On a CPU `auto` stays
-eager: tangents that are taken at once take as many times the memory, and a machine that runs out of it ends the run
-without a word. Along `mesh.data` it does, too: there no GPU has timed it."""
+"""Inner steps, of all outer steps together, from which on `auto` compiles: a compilation takes one to three minutes,
+and saves some 10 ms in the step of a small network and more in that of a large one. Along `mesh.data` `auto` stays
+eager: nobody has timed it there."""
 
 
 def with_compile(
@@ -37,8 +36,9 @@ def with_compile(
         starts: the first step of each tangent over the longest horizon.
         data_ranks: ranks that share out each batch.
     """
-    steps = sum(horizons)
-    unasked = steps < LONG or problem.device.type == "cpu" or data_ranks > 1
+    steps, compiler = sum(horizons), has_compiler(problem.device)
+    # On a CPU only a compiler is sure to be faster than tangents that are taken one by one.
+    unasked = steps < LONG or data_ranks > 1 or (problem.device.type == "cpu" and not compiler)
     if requested == "off" or (requested == "auto" and unasked):
         return problem, ""
     if obstacle := _obstacle(problem):
@@ -46,7 +46,7 @@ def with_compile(
     way, chunk = requested, problem.tangents.chunk_size or max(1, min(AT_ONCE, len(starts)))
     remark = ""
     if requested == "auto":
-        way = "inductor" if has_compiler(problem.device) else "trace"
+        way = "inductor" if compiler else "trace"
         how = "compiled by inductor" if way == "inductor" else "traced (there is no compiler)"
         remark = f"steps are {how}, {counted(chunk, 'tangent')} at a time: with {steps:,} inner steps this pays"
     # What ranks send each other in the midst of a step is no part of a CUDA graph.

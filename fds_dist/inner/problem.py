@@ -197,6 +197,14 @@ class Problem:
         way = "off" if self.tangents.compile == "off" else "trace"
         return replace(self, tangents=replace(self.tangents, compile=way))
 
+    def uncompiled(self) -> Problem:
+        """The same problem with eager steps; they take as many tangents at once as compiled ones, by their method."""
+        if self.tangents.compile == "off":
+            return self
+        eager = self.by("jvp")
+        options = replace(eager.tangents, compile="off", chunk_size=self.tangents.compiled_chunk)
+        return replace(eager, tangents=options)
+
     @property
     def chunk_size(self) -> int:
         """Tangents per Hessian-vector product.

@@ -18,15 +18,19 @@ from launching import start_ranks
 from problems import CPU, flat, image_task, make_problem, mlp, relative_error
 from torch import nn
 
+from fds_dist.build import Build
 from fds_dist.build import chunk as agreed_chunk
 from fds_dist.commands.inputs import launched
-from fds_dist.common.memory import free_bytes
-from fds_dist.inner.chunk_trial import fitting, in_chunks, size_that_fits, size_with_memory
+from fds_dist.common.memory import free_bytes, peak_bytes
+from fds_dist.config import Config
+from fds_dist.inner import compile_choice
+from fds_dist.inner.chunk_trial import COMPILED, fitting, in_chunks, size_that_fits, size_with_memory
 from fds_dist.inner.estimators import estimate_forward
 from fds_dist.inner.horizon import run_horizon
-from fds_dist.inner.measurement import step_peak
+from fds_dist.inner.measurement import compiled_peaks, kept_bytes, step_peak
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun
+from fds_dist.inner.stopwatch import run_steps
 from fds_dist.tangents.compiled import ways
 from fds_dist.tangents.products import JvpPoint
 
@@ -130,6 +134,15 @@ def test_compiled_steps_of_one_tangent_without_memory_are_taken_eagerly(monkeypa
     assert len(notes) == 1 and notes[0].endswith("; steps are taken eagerly")
 
 
+@pytest.mark.parametrize(("size", "build"), [(1, mlp), (3, wide), (6, wide)])
+def test_the_peak_of_compiled_steps_is_predicted(size: int, build: Callable[[], nn.Module]) -> None:
+    problem = problem_of(None, build)
+    options = replace(problem.tangents, compile="trace", compiled_chunk=size)
+    taken = peak_bytes(lambda: run_steps(replace(problem, tangents=options), 8, 3), CPU)
+    predicted = max(compiled_peaks(problem, size)) + kept_bytes(problem, 8)
+    assert predicted == pytest.approx(taken, rel=0.15)  # counted, the same on any machine; see `COMPARED_STATES`
+
+
 CONFIG = {
     "task": {"name": "synthetic", "dimension": 6, "samples": 12, "steps_per_epoch": 8},
     "hyperparameters": {"lr": {"init": 0.1, "buckets": 8, "step": 0.01, "shape": "constant"}},
@@ -139,6 +152,54 @@ CONFIG = {
     "dtype": "float64",
     "tracking": {"wandb": {"mode": "disabled"}},
 }
+
+
+LONG_RUN: dict[str, Any] = {**CONFIG, "tangents": {"method": "jvp"}}
+
+
+def planned(room: float, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any] | Config = LONG_RUN) -> Build:
+    """A run on a CPU, compiled if that is possible, with free memory for `room` tangents at once."""
+    monkeypatch.setattr(compile_choice, "LONG", 1)
+    monkeypatch.setattr(compile_choice, "has_compiler", lambda device: True)
+    with launched(CONFIG) as (built, _):
+        one, two = (max(compiled_peaks(built.problem, size)) for size in (1, 2))
+        free = round((kept_bytes(built.problem, 8) + one + (two - one) * (room - 1)) / COMPILED)
+    monkeypatch.setattr(agreed_chunk, "free_bytes", lambda *_: free)
+    with launched(config) as (built, _):
+        return built
+
+
+def taken_by(built: Build) -> tuple[str, int, str]:
+    """The way of the steps, the tangents at once, and the way that the run's config names."""
+    options = built.problem.tangents
+    return options.compile, options.compiled_chunk, built.config.tangents.compile
+
+
+@pytest.mark.parametrize(
+    ("room", "expected", "remark"),
+    [
+        (20.0, ("inductor", 8, "inductor"), "steps are compiled by inductor, 8 tangents at a time: "),
+        (5.5, ("inductor", 5, "inductor"), "tangents are taken 5 at a time, not 8: more do not fit into 50% of free"),
+        (1.5, ("off", 8, "off"), "steps are taken eagerly after all: two tangents at once do not fit into 50% of "),
+    ],
+)
+def test_a_cpu_compiles_long_runs_as_far_as_memory_goes(
+    room: float, expected: tuple[str, int, str], remark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = planned(room, monkeypatch)
+    assert taken_by(built) == expected
+    assert built.remarks[-1].startswith(remark)
+
+
+def test_a_run_goes_on_in_the_way_in_which_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, eager = planned(20.0, monkeypatch), planned(1.5, monkeypatch)
+    assert taken_by(planned(1.5, monkeypatch, compiled.config)) == ("inductor", 1, "inductor")
+    assert taken_by(planned(20.0, monkeypatch, eager.config))[0] == "off"
+
+
+def test_a_number_of_tangents_that_is_named_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {**CONFIG, "tangents": {"method": "jvp", "chunk_size": 4}}
+    assert taken_by(planned(1.5, monkeypatch, config)) == ("inductor", 4, "inductor")
 
 
 def run_rank(folder: Path) -> None:

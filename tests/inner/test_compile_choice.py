@@ -41,9 +41,14 @@ def test_long_searches_on_a_gpu_are_compiled_where_there_is_a_compiler(
     assert f"with {LONG:,} inner steps this pays" in remark
 
 
-def test_long_searches_on_a_cpu_are_compiled_where_that_is_asked_for() -> None:
+@pytest.mark.parametrize("compiler", [True, False])
+def test_long_searches_on_a_cpu_are_compiled_where_there_is_a_compiler(
+    compiler: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compile_choice, "has_compiler", lambda device: compiler)
     problem, remark = chosen("auto")
-    assert (problem.tangents.compile, remark) == ("off", "")
+    assert problem.tangents.compile == ("inductor" if compiler else "off")
+    assert ("this pays" in remark) == compiler
     assert chosen("trace")[0].tangents.compile == "trace"
 
 

@@ -90,7 +90,11 @@ def _predictions(problem: Problem, report: CostReport) -> list[str]:
         _traffic_line(report),
     ]
     if problem.tangents.compile != "off":
-        lines.append("Times and memory are those of eager steps; the run's own are compiled, and shorter.")
+        together = counted(problem.tangents.compiled_chunk, "tangent")
+        lines.append(
+            "Times are those of eager steps; the run's own are compiled, and shorter. Memory is that of the first, "
+            f"which are compared with eager ones, {together} at once, and is told within a third."
+        )
         if report.chunks and report.chunks.filled and report.chunks.size > 1:
             lines.append(f"Plain steps count the zeros that fill up chunks of {report.chunks.size} tangents.")
     if report.estimator == "greedy":
