@@ -1,14 +1,15 @@
 """Retraining under DeepSpeed: on two ranks against plain PyTorch, resumed, its files, and what is refused.
 
-This file is also the script that the ranks run: `python test_deepspeed.py JOB FOLDER`.
+This file is also the script that the ranks run: `python test_deepspeed.py FOLDER JOBS...`.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from selection import slow_unless, wanted
 from torch import Tensor, nn
 
+from fds_dist.commands.retrain.deepspeed_settings import imported_deepspeed
 from fds_dist.commands.retrain.records import Block
 from fds_dist.commands.retrain.reporting import Reporter
 from fds_dist.commands.retrain.settings import RetrainSettings, read_settings
@@ -38,23 +40,23 @@ needs_deepspeed = pytest.mark.skipif(
     reason='deepspeed is not installed: pip install "fds-dist[deepspeed]"',
 )
 
-EPOCHS = 6
+EPOCHS = 3
 """Of 5 steps."""
 SCHEDULES = {
     "sgd": Schedule(
-        30,
+        5 * EPOCHS,
         {"lr": (0.3, 0.1, 0.2), "momentum": (0.5, 0.9, 0.0), "weight_decay": (1e-3, 0.0, 1e-2)},
         optimizer={"name": "sgd", "nesterov": False},
     ),
     "adamw": Schedule(
-        30,
+        5 * EPOCHS,
         {"lr": (0.01, 0.003), "beta1": (0.9, 0.5, 0.8), "beta2": (0.99, 0.999), "weight_decay": (0.1, 0.0, 0.01)},
         {"eps": 1e-6},
         {"name": "adamw"},
     ),
 }
 GROUPED = Schedule(
-    30,
+    5 * EPOCHS,
     {"lr.bias": (0.05, 0.3), "lr.rest": (0.3, 0.1), "momentum": (0.5, 0.9), "smoothing": (0.0, 0.3)},
     optimizer={"name": "sgd", "nesterov": True, "groups": {"bias": "bias", "rest": ".*"}},
 )
@@ -97,7 +99,7 @@ class Losses(Reporter):
 class Interrupted(TensorTask):
     """Ends on all ranks in the epoch `at`."""
 
-    at = 2
+    at = 1
 
     def train_batches(self, outer_step: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         if epoch == self.at:
@@ -153,7 +155,7 @@ def stages_job(ranks: Ranks, folder: Path) -> None:
 def resume_job(ranks: Ranks, folder: Path) -> None:
     for optimizer, name in RESUMED:
         whole, cut = (folder / f"{optimizer}-{name}-{part}" for part in ("whole", "cut"))
-        settings = settings_of(SECTIONS[name], 4)
+        settings = settings_of(SECTIONS[name], 2)
         trained(peculiar_task(), SCHEDULES[optimizer], settings, ranks, whole)
         try:
             task = peculiar_task()
@@ -165,14 +167,14 @@ def resume_job(ranks: Ranks, folder: Path) -> None:
     def refused(settings: RetrainSettings) -> str:
         return error_of(lambda: trained(peculiar_task(), SCHEDULES["sgd"], settings, ranks, again))
 
-    errors = [refused(RetrainSettings(epochs=4)), refused(settings_of(SECTIONS["2"], 4))]
+    errors = [refused(RetrainSettings(epochs=2)), refused(settings_of(SECTIONS["2"], 2))]
     if ranks.is_first:
         (changed,) = (again / "0").glob("deepspeed-*/zero_pp_rank_1_*optim_states.pt")
         content = bytearray(changed.read_bytes())
         content[len(content) // 2] ^= 1
         changed.write_bytes(content)
     torch.distributed.barrier()
-    errors.append(refused(settings_of(SECTIONS["3"], 4)))
+    errors.append(refused(settings_of(SECTIONS["3"], 2)))
     if ranks.is_first:
         (folder / "errors.json").write_text(json.dumps(errors))
 
@@ -229,35 +231,37 @@ def memory_job(ranks: Ranks, folder: Path) -> None:
     (folder / f"memory-{ranks.rank}.json").write_text(json.dumps(task.peak))
 
 
-def main(job: str, folder: Path) -> None:
+def main(folder: Path, *jobs: str) -> None:
     environment = read_environment()
     with Ranks(environment, MeshShape(1, environment.world_size, 1), CPU) as ranks:
-        {"stages": stages_job, "resume": resume_job, "memory": memory_job}[job](ranks, folder)
+        imported_deepspeed()
+        gc.freeze()  # or each engine looks through all that is imported
+        for job in jobs:
+            {"stages": stages_job, "resume": resume_job, "memory": memory_job}[job](ranks, folder)
 
 
 # The tests
 
 
-def launched(job: str, folder: Path, world_size: int = 2, **environment: str) -> None:
+def launched(jobs: Sequence[str], folder: Path, world_size: int = 2, **environment: str) -> None:
     folder.mkdir(exist_ok=True)
     environment = clean_environment(OMP_NUM_THREADS="1", **environment)
-    ended = start_ranks([__file__, job, str(folder)], world_size, [folder], environment)
+    ended = start_ranks([__file__, str(folder), *jobs], world_size, [folder], environment)
     assert [(rank.status, rank.out, rank.err) for rank in ended] == [(0, "", "")] * world_size
 
 
 @pytest.fixture(scope="module")
 def stages(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("stages")
+    """What two ranks have written in both jobs: they import DeepSpeed once."""
+    path = tmp_path_factory.mktemp("two")
     (path / "wanted.json").write_text(json.dumps(wanted(request, "name", "optimizer")))
-    launched("stages", path)
+    launched(["stages", "resume"], path)
     return path
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("resumed")
-    launched("resume", path)
-    return path
+def resumed(stages: Path) -> Path:
+    return stages
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -312,12 +316,12 @@ def largest_difference(found: list[float], expected: list[float]) -> float:
 @needs_deepspeed
 @pytest.mark.parametrize(("name", "optimizer"), slow_unless(kept, product(SECTIONS, SCHEDULES)))
 def test_every_stage_trains_as_plain_torch_does(stages: Path, optimizer: str, name: str) -> None:
-    """Largest difference of the losses over 30 steps. float32: measured 4e-7 for every stage, sums over samples in
+    """Largest difference of the losses over 15 steps. float32: measured 4e-7 for every stage, sums over samples in
     another order. bfloat16: 8 bits of mantissa, measured below .02. An optimizer that missed one change of one
-    hyperparameter differs by 2e-4 (the last change of AdamW's decay) to .12."""
+    hyperparameter differs by 1e-4 (the last change of AdamW's decay) to .3."""
     expected, module = plain_torch(SCHEDULES[optimizer], peculiar_task())
     found = losses(stages / f"{optimizer}-{name}")
-    assert len(found) == 30
+    assert len(found) == 5 * EPOCHS
     low = name.endswith("bf16")
     assert largest_difference(found, expected) < (0.03 if low else 2e-6)
     kept = weights(stages / f"{optimizer}-{name}")
@@ -358,7 +362,7 @@ def test_parameter_groups_and_the_loss_s_own_hyperparameter(stages: Path, stage:
 @needs_deepspeed
 @pytest.mark.parametrize("name", ["2", "3", "3-bf16"])
 def test_batch_norm_trains_as_with_ddp(stages: Path, name: str) -> None:
-    """Whose statistics are those of each rank's part too. float32 rounding, which 30 steps with batch-norm amplify."""
+    """Whose statistics are those of each rank's part too. float32 rounding, which 15 steps with batch-norm amplify."""
     expected = losses(stages / "norm-ddp")
     assert largest_difference(losses(stages / f"norm-{name}"), expected) < (0.1 if "bf16" in name else 1e-4)
     kept, reference = weights(stages / f"norm-{name}"), weights(stages / "norm-ddp")
@@ -369,10 +373,10 @@ def test_batch_norm_trains_as_with_ddp(stages: Path, name: str) -> None:
 
 
 @needs_deepspeed
-@pytest.mark.parametrize(("optimizer", "name"), RESUMED)
-def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(resumed: Path, optimizer: str, name: str) -> None:
-    whole, cut = (resumed / f"{optimizer}-{name}-{part}" for part in ("whole", "cut"))
-    assert len(losses(cut)) == 10 and losses(cut) == losses(whole)[10:]
+@pytest.mark.parametrize(("optimizer", "section"), RESUMED)
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(resumed: Path, optimizer: str, section: str) -> None:
+    whole, cut = (resumed / f"{optimizer}-{section}-{part}" for part in ("whole", "cut"))
+    assert len(losses(cut)) == 5 and losses(cut) == losses(whole)[5:]
     expected, found = weights(whole), weights(cut)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
@@ -389,8 +393,8 @@ def test_what_a_checkpoint_cannot_go_on_with(resumed: Path) -> None:
 
 @needs_deepspeed
 def test_one_process_trains_and_other_world_sizes_are_refused(resumed: Path, tmp_path: Path) -> None:
-    """1e-5: sums over whole batches instead of halves, float32, 20 steps."""
-    settings, task = settings_of(SECTIONS["2"], 4), peculiar_task()
+    """1e-5: sums over whole batches instead of halves, float32, 10 steps."""
+    settings, task = settings_of(SECTIONS["2"], 2), peculiar_task()
     error = error_of(lambda: trained(task, SCHEDULES["sgd"], settings, ONE_RANK, resumed / "sgd-2-whole"))
     assert "was written by 2 ranks, and there are 1 now" in error and "restart=true" in error
     trained(task, SCHEDULES["sgd"], settings, ONE_RANK, tmp_path)
@@ -435,7 +439,7 @@ def test_memory_per_rank_is_below_ddp_s(tmp_path: Path) -> None:
     peaks = {}
     for name in MEMORY_RUNS:
         # Above 1 MiB memory is given back when a tensor goes; glibc would keep holes of up to 32 MiB.
-        launched("memory", tmp_path / name, MALLOC_MMAP_THRESHOLD_=str(2**20))
+        launched(["memory"], tmp_path / name, MALLOC_MMAP_THRESHOLD_=str(2**20))
         peaks[name] = [json.loads((tmp_path / name / f"memory-{rank}.json").read_text()) for rank in (0, 1)]
     assert max(peaks["zero3"]) < min(peaks["ddp"])
     assert largest_difference(losses(tmp_path / "zero3"), losses(tmp_path / "ddp")) < 1e-3  # four float32 steps
@@ -560,4 +564,4 @@ def test_deepspeed_launcher_starts_commands(command: str, tmp_path: Path) -> Non
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
