@@ -13,9 +13,9 @@ from unittest import mock
 
 import pytest
 import torch
-from compiled_runs import BUCKETS, linear, one_conv_bn
+from compiled_runs import BUCKETS, linear
 from launching import start_ranks
-from problems import CPU, ONE_RANK, TensorTask, flat, image_task, images, make_problem, mlp, relative_error
+from problems import CPU, ONE_RANK, TensorTask, flat, image_task, images, make_problem, mlp, one_conv_bn, relative_error
 from torch import Tensor
 
 from fds_dist.distributed.environment import read_environment

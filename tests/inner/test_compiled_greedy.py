@@ -8,8 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from compiled_runs import ADAM_BUCKETS, BUCKETS, HORIZON, LOSS_BUCKETS, ROUNDING, one_conv_bn, with_dropout
-from problems import Buckets, TensorTask, flat, image_task, make_problem, mlp, relative_error, smoothed_task
+from compiled_runs import ADAM_BUCKETS, BUCKETS, HORIZON, LOSS_BUCKETS, ROUNDING, with_dropout
+from problems import (
+    Buckets,
+    TensorTask,
+    flat,
+    image_task,
+    make_problem,
+    mlp,
+    one_conv_bn,
+    relative_error,
+    smoothed_task,
+)
 
 from fds_dist.inner.estimate import Estimate
 from fds_dist.inner.estimators import estimate_greedy

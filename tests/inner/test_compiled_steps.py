@@ -16,7 +16,6 @@ from compiled_runs import (
     LOSS_BUCKETS,
     ROUNDING,
     linear,
-    one_conv_bn,
     with_dropout,
 )
 from problems import (
@@ -28,6 +27,7 @@ from problems import (
     images,
     make_problem,
     mlp,
+    one_conv_bn,
     regression_task,
     relative_error,
     smoothed_task,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from launching import start_ranks
-from problems import CPU, ONE_RANK, conv_bn, flat, go_on, image_task, make_problem, mlp, relative_error
+from problems import CPU, ONE_RANK, flat, go_on, image_task, make_problem, mlp, one_conv_bn, relative_error
 from selection import slow_unless, wanted
 from torch import Tensor
 
@@ -39,7 +39,7 @@ ROUNDING = 1e-12
 
 def cases() -> dict[str, tuple[Problem, list[float]]]:
     """Running statistics that the validation reads, and an optimizer whose state has a single number."""
-    norm = make_problem(image_task(conv_bn), SGD_BUCKETS, val_batch_norm="running")
+    norm = make_problem(image_task(one_conv_bn), SGD_BUCKETS, val_batch_norm="running")
     adam = make_problem(image_task(mlp), ADAM_BUCKETS, optimizer=Adam(decoupled=True))
     averaged = replace(adam, ema=0.9)
     return {

@@ -15,11 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 
-SHORT, LONG = 2, 100
+SHORT, LONG = 2, 70
 
 # Growth in kB, not a ratio: what PyTorch itself takes (300 MB on a CPU build, three times as much with CUDA) says
 # nothing of a run. 123,000 weights in float32 and 3 tangents with their velocities, all live at the end of either
-# horizon, take 3 MB; weights and velocity kept at each step would add 1 MB × 98.
+# horizon, take 3 MB; weights and velocity kept at each step would add 1 MB × 68.
 ALLOWED, SEEN = 6_000, 50_000
 RUN = """
 import sys

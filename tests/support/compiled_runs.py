@@ -23,9 +23,3 @@ def with_dropout() -> nn.Module:
 def linear() -> nn.Module:
     """The network whose steps have the fewest operators, on images [B, 1, 6, 6]; 4 classes."""
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
-
-
-def one_conv_bn() -> nn.Module:
-    """Half of `conv_bn`: one convolution with batch-norm, in half the time that a trace takes."""
-    layers = (nn.Conv2d(1, 2, 3, bias=False), nn.BatchNorm2d(2), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten())
-    return nn.Sequential(*layers, nn.Linear(8, 4))
