@@ -20,7 +20,7 @@ from fds_dist.common.flat import FlatLayout
 from fds_dist.common.optimizers import BUILT_IN
 from fds_dist.tangents.optimizers import INNER_OPTIMIZERS, InnerOptimizer, bound
 
-STEPS = 1000
+STEPS = 300
 EPS = torch.finfo(torch.float64).eps
 Values = dict[str, float]
 Parameters = list[Tensor]
@@ -175,7 +175,7 @@ def as_tensors(values: Values) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("setting", [defaults, changing])
 @pytest.mark.parametrize("case", CASES)
-def test_each_step_equals_the_reference_to_rounding_over_1000_steps(
+def test_each_step_equals_the_reference_to_rounding_over_300_steps(
     case: str, setting: Callable[[InnerOptimizer], Iterator[Values]]
 ) -> None:
     """From the same point, step after step; each keeps a state of its own."""
