@@ -69,7 +69,7 @@ def curved_loss(output: Tensor, target: Tensor) -> Tensor:
 
 def built(build: Build) -> Operator:
     """The same operator each time, at the same point, in training mode where it is no entry's own choice."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return build().double()
 
 
@@ -88,7 +88,7 @@ def plain_gradient(build: Build, weights: Tensor, layout: Layout = as_it_is) -> 
     operator.layout = layout
     parameters = trained(operator)
     nn.utils.vector_to_parameters(weights.clone(), parameters)
-    torch.manual_seed(SEED)
+    torch.default_generator.manual_seed(SEED)
     loss = curved_loss(operator(NO_BATCH.inputs), NO_BATCH.targets)
     return flat(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
 
@@ -106,7 +106,7 @@ class Point:
 
     def __post_init__(self) -> None:
         self.weights = flat(trained(built(self.build)))
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         self.direction = torch.randn_like(self.weights)
         self.gradient = plain_gradient(self.build, self.weights, self.layout)
         h = 1e-6
