@@ -204,9 +204,9 @@ class InnerCheckpoints:
 
 
 CAME_LATER = {"accumulate": 1, "size": 1, "shape": "constant", "precision": "ieee"}
-CAME_LATER |= {"compile": "auto", "cuda_graph": "auto"}
-"""Keys of the config that earlier checkpoints do not have → the value that their runs had, or one that computes the
-same (to rounding, where steps are compiled from there on)."""
+"""Keys of the config that earlier checkpoints do not have → the value that their runs had."""
+SAME = ("compile", "cuda_graph")
+"""Keys that change how a run is computed and not what, but for rounding."""
 
 
 def _is_same(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -219,8 +219,8 @@ def _orders(run: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _set_keys(values: Any) -> Any:
-    """JSON values without the keys that are null or have the value of `CAME_LATER`, at any depth."""
+    """JSON values without the keys of `SAME`, those that are null and those that have the value of `CAME_LATER`."""
     if isinstance(values, dict):
-        is_set = {key: value for key, value in values.items() if value is not None and CAME_LATER.get(key) != value}
-        return {key: _set_keys(value) for key, value in is_set.items()}
+        told = {key: value for key, value in values.items() if value is not None and key not in SAME}
+        return {key: _set_keys(value) for key, value in told.items() if CAME_LATER.get(key) != value}
     return [_set_keys(value) for value in values] if isinstance(values, list) else values

@@ -13,7 +13,6 @@ from math import ceil
 from typing import Any
 
 from fds_dist.common.batch import Batch, common_rows, first_samples
-from fds_dist.common.faults import UserError
 from fds_dist.common.memory import peak_bytes
 from fds_dist.distributed.exchanges import rehearsed
 from fds_dist.inner.estimate import validate
@@ -83,6 +82,9 @@ def measure_step(problem: Problem, parts: int = 1, most: int = 1) -> StepMeasure
 
     Args:
         most: the most tangents that a rank owns.
+
+    Raises:
+        UserError: the network's batches cannot be split into so many parts.
     """
     measured = _measured_eager(replace(problem, tangents=replace(problem.tangents, compile="off")), parts, most)
     is_eager = problem.tangents.compile == "off"
@@ -139,10 +141,7 @@ def _peaks_by_shapes(problem: Problem, parts: int, tangents: int) -> tuple[int, 
 def _peaks(peak: Callable[[Problem, int], int], problem: Problem, parts: int) -> tuple[int, int]:
     """`PEAKS`, of a function of the problem and the ranks of the `data` axis."""
     of_part = peak(part_of(problem, parts), 1)
-    try:
-        return of_part, of_part if parts == 1 else peak(problem, parts)
-    except UserError:  # the network cannot be split, and a run that would is refused
-        return of_part, of_part
+    return of_part, of_part if parts == 1 else peak(problem, parts)
 
 
 def _affordable(problem: Problem, samples: int) -> int:

@@ -107,10 +107,15 @@ def test_a_lazy_network_learns_its_shapes_from_a_structured_batch(tmp_path: Path
     assert all(record.hypergradients["lr"])
 
 
-@pytest.mark.parametrize("name", ["mapping with its own loss", "nested"])
-def test_a_step_is_measured_on_few_samples_of_any_structure(name: str) -> None:
-    measured = measure_step(problem_of(name), parts=2)
+@pytest.mark.parametrize(("name", "parts"), [("mapping with its own loss", 1), ("nested", 2)])
+def test_a_step_is_measured_on_few_samples_of_any_structure(name: str, parts: int) -> None:
+    measured = measure_step(problem_of(name), parts)
     assert measured.plain_seconds > 0 and not measured.extrapolated
+
+
+def test_a_step_on_parts_that_the_network_cannot_take_is_refused_as_in_a_run() -> None:
+    with pytest.raises(UserError, match="the network gives a single number, such as a loss, and sees a part"):
+        measure_step(problem_of("mapping with its own loss"), parts=2)
 
 
 # ---- two ranks ---------------------------------------------------------------------------------------------------

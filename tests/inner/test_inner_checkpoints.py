@@ -140,6 +140,9 @@ def test_what_is_damaged_half_written_or_of_another_run_is_passed_over(tmp_path:
     assert gone_on("sgd", tmp_path / "none", ONE_RANK) == (expected, [], HORIZON)
 
     assert gone_on("sgd", tmp_path, ONE_RANK, {"seed": 1}) == (expected, [], HORIZON)
+    assert (
+        gone_on("sgd", tmp_path, ONE_RANK, {**RUN, "compile": "inductor"})[2] == HORIZON - CUT + 1
+    )  # not of another one
     (tmp_path / "inner-9").mkdir()  # without a manifest
     file = tmp_path / f"inner-{CUT - 1}" / "rank-0.safetensors"
     content = bytearray(file.read_bytes())
