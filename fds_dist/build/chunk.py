@@ -21,28 +21,40 @@ def with_chunk(built: Build, ranks: Ranks) -> Build:
     """The run with chunks that fit into memory; with a remark where they are smaller than asked for.
 
     Compiled steps have chunks of their own. On a GPU these are tried when they are made (`CompiledCalls`); on a CPU,
-    where nobody could say afterwards that memory was lacking, they are planned here.
+    where nobody could say afterwards that memory was lacking, they are planned here. So are those of the eager steps
+    that a compiled run falls back on.
 
     Args:
         ranks: those of the run, which all call this alike; not entered, they are this process alone.
     """
-    problem, tangents = built.problem, most_tangents(built)
-    if problem.tangents.compile != "off":
-        return with_compiled_chunk(built, ranks, tangents)
-    asked = min(problem.chunk_size, tangents)
+    tangents = most_tangents(built)
+    if built.problem.tangents.compile != "off":
+        built = with_compiled_chunk(built, ranks, tangents)
+    return with_eager_chunk(built, ranks, tangents)
+
+
+def with_eager_chunk(built: Build, ranks: Ranks, tangents: int) -> Build:
+    """The same of the run's eager steps.
+
+    Args:
+        tangents: of this rank.
+    """
+    problem, parts = built.problem, built.shape.data
+    asked = size = min(problem.chunk_size, tangents)
     if asked < 2:
         return built
-    size, parts = asked, built.shape.data
+    eager = replace(problem, tangents=replace(problem.tangents, compile="off"))
     if problem.tangents.chunk_size is None:
         free = free_bytes(problem.device, ranks.environment.local_world_size)
-        size = size_that_fits(problem, asked, tangents, parts, free)
-    told = ranks.gather_objects(size_with_memory(problem, size, tangents, parts))
+        size = size_that_fits(eager, asked, tangents, parts, free)
+    told = ranks.gather_objects(size_with_memory(eager, size, tangents, parts))
     agreed = min(size for size, _ in told)
     if agreed == asked:
         return built
     lacking = next((f"rank {rank} is {lack} with more" for rank, (_, lack) in enumerate(told) if lack), "")
     reason = lacking or "more do not fit into free memory"
-    remark = f"tangents are taken {agreed} at a time, not {asked}: {reason}"
+    where = "" if problem.tangents.compile == "off" else "in eager steps "
+    remark = f"{where}tangents are taken {agreed} at a time, not {asked}: {reason}"
     return replace(built, problem=in_chunks(problem, agreed), remarks=(*built.remarks, remark))
 
 

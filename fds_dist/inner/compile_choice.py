@@ -48,7 +48,8 @@ def with_compile(
     if requested == "auto":
         way = "inductor" if compiler else "trace"
         how = "compiled by inductor" if way == "inductor" else "traced (there is no compiler)"
-        remark = f"steps are {how}, {counted(chunk, 'tangent')} at a time: with {steps:,} inner steps this pays"
+        wait = "; the first one waits for the compiler, a minute or some" if way == "inductor" else ""
+        remark = f"steps are {how}, {counted(chunk, 'tangent')} at a time: with {steps:,} inner steps this pays{wait}"
     # What ranks send each other in the midst of a step is no part of a CUDA graph.
     cuda_graph = problem.tangents.cuda_graph and data_ranks == 1
     options = replace(problem.tangents, compile=way, compiled_chunk=chunk, cuda_graph=cuda_graph)

@@ -202,6 +202,14 @@ def test_a_number_of_tangents_that_is_named_is_taken(monkeypatch: pytest.MonkeyP
     assert taken_by(planned(1.5, monkeypatch, config)) == ("inductor", 4, "inductor")
 
 
+def test_eager_steps_that_a_compiled_run_may_fall_back_on_are_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit(monkeypatch, 2)
+    config = {**CONFIG, "tangents": {"method": "jvp", "chunk_size": 4, "compile": "trace"}}
+    with launched(config) as (built, _):
+        assert (taken_by(built), built.problem.chunk_size) == (("trace", 4, "trace"), 2)
+    assert built.remarks[-1].startswith("in eager steps tangents are taken 2 at a time, not 4: rank 0 is out of memory")
+
+
 def run_rank(folder: Path) -> None:
     """One of two ranks: what it takes at once, what is said of it, and the hypergradients."""
     with launched(CONFIG) as (before, ranks):
