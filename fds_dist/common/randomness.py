@@ -45,8 +45,21 @@ def seeded(seed: int) -> Iterator[None]:
     # Listed by hand, as fork_rng warns where it has to find several GPUs; those not yet in use have no state to keep.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices), _GlobalStreams(seed):
-        torch.manual_seed(seed)  # of the GPUs too
+        torch.default_generator.manual_seed(seed)
+        if torch.backends.cuda.is_built():
+            torch.cuda.manual_seed_all(seed)
         yield
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seeds the global generators that a network on `device` draws from.
+
+    `torch.manual_seed` would also visit the devices that are not in use, and write down the stack for each kind of
+    them: 0.3 ms a call, and more from deep within a program.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def random_state(device: torch.device) -> torch.Tensor:

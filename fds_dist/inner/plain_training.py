@@ -32,7 +32,7 @@ from fds_dist.common.batch import (
 from fds_dist.common.flat import FlatLayout, trainable_parameters
 from fds_dist.common.modules import Modes, averaged_model, convert, independent_copy
 from fds_dist.common.precision import default_dtype, in_dtype
-from fds_dist.common.randomness import random_state
+from fds_dist.common.randomness import random_state, seed_generators
 from fds_dist.common.timing import seconds_of
 from fds_dist.common.values import Value
 from fds_dist.inner.culprits import Call, calls_within
@@ -140,7 +140,7 @@ class PlainTraining:
     def loss(self, module: nn.Module, batch: Batch, extra: Mapping[str, Value | Tensor], seed: int) -> Tensor:
         """The training loss of `batch`; `extra` are the hyperparameters of the loss."""
         problem = self.problem
-        torch.manual_seed(seed)
+        seed_generators(seed, problem.device)
         batch = self.cast(batch)
         values = {name: torch.as_tensor(value, dtype=problem.dtype) for name, value in extra.items()}
         loss_of, augment, inputs = OnBatch(problem.task.loss), augmentation(problem.task), inputs_of(batch)
@@ -174,7 +174,7 @@ class PlainTraining:
         """Whether the forward pass draws from PyTorch's generators."""
         module, device = self.module(), self.problem.device
         with torch.no_grad():
-            torch.manual_seed(0)
+            seed_generators(0, self.problem.device)
             before = random_state(device)
             call(module, inputs_of(self.cast(self.train[0])))
         return not torch.equal(before, random_state(device))
@@ -203,7 +203,7 @@ class PlainTraining:
         module, inputs = self.module(), inputs_of(self.cast(self.train[0]))
 
         def run() -> None:
-            torch.manual_seed(0)
+            seed_generators(0, self.problem.device)
             with self.autocast():
                 call(module, inputs)
 

@@ -62,7 +62,7 @@ class TensorTask:
 
     def build_model(self, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=()):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             return self.build()
 
 

@@ -14,7 +14,7 @@ from fds_dist.commands.retrain.optimizers import inner_optimizer
 from fds_dist.commands.retrain.settings import RetrainSettings
 from fds_dist.common.batch import Batch, micro_batches
 from fds_dist.common.precision import DTYPES
-from fds_dist.common.randomness import derive_seed
+from fds_dist.common.randomness import derive_seed, seed_generators
 from fds_dist.common.transfer import to_device
 from fds_dist.distributed.mesh import Ranks
 from fds_dist.schedule.driver import ScheduleDriver
@@ -70,6 +70,4 @@ class StepTerms:
         """Random numbers of this step (dropout) are keyed by (seed, step), and by the rank and the micro-batch beyond
         the first: parts of a batch must not share their masks."""
         seed = self._seed_of(micro_batch, *([self._ranks.rank] if self._ranks.rank else []))
-        torch.default_generator.manual_seed(seed)
-        if self._ranks.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        seed_generators(seed, self._ranks.device)
