@@ -90,9 +90,12 @@ def wide(hidden: int = 300) -> nn.Module:
 
 def predicted_and_taken(problem: Problem, steps: int) -> tuple[int, int]:
     """Peak memory of an inner run in bytes, as `check` predicts it and as it is."""
-    report = cost_report(problem, OuterSettings((steps,)), MeshShape(1, 1, 1))
     run = InnerRun(problem, problem.space.initial(), 0, steps)
-    return report.ranks[0].memory.total, peak_bytes(lambda: estimate_forward(run), CPU)
+    return predicted_by_check(problem, steps), peak_bytes(lambda: estimate_forward(run), CPU)
+
+
+def predicted_by_check(problem: Problem, steps: int) -> int:
+    return cost_report(problem, OuterSettings((steps,)), MeshShape(1, 1, 1)).ranks[0].memory.total
 
 
 CASES = [
@@ -119,11 +122,14 @@ def test_peak_memory_is_predicted_within_a_tenth(
     assert predicted == pytest.approx(taken, rel=0.1)
 
 
+LONG_STEPS = 6
+
+
 def long_step(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     """As `predicted_and_taken`, of a step that would take so long that eight samples are measured."""
     monkeypatch.setattr(measurement, "_median", lambda *_, **__: 1.0)
     monkeypatch.setattr(measurement, "_affordable", lambda *_: 8)
-    return predicted_and_taken(problem, 6)
+    return predicted_and_taken(problem, LONG_STEPS)
 
 
 def digits_network() -> nn.Module:
@@ -158,7 +164,7 @@ def test_the_peak_of_a_long_step_is_told_by_shapes(
     assert predicted == pytest.approx(taken, rel=0.1)
     if build is digits_network:  # or nothing would be shown
         monkeypatch.setattr(measurement, "_peaks_by_shapes", lambda *_: "")
-        assert long_step(problem, monkeypatch)[0] < 0.9 * taken
+        assert predicted_by_check(problem, LONG_STEPS) < 0.9 * taken
 
 
 class ReadsValues(nn.Module):

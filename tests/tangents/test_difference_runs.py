@@ -15,7 +15,7 @@ from torch import nn
 from fds_dist.inner.estimators import estimate_forward, estimate_reverse
 from fds_dist.inner.run import InnerRun
 
-HORIZON = 10
+HORIZON = 6
 FLOAT64, FLOAT32 = 1e-7, 1e-2
 """Errors of a product (see `test_difference`: 1e-8 and 2e-3 at most), amplified some times over the steps."""
 
