@@ -41,7 +41,7 @@ from fds_dist.inner.witness import Witness
 from fds_dist.tangents import parts as parts_module
 
 EXACT = 1e-12
-"""Between exact methods: float64 rounding (1e-16), amplified some ten times in 20 steps."""
+"""Between exact methods: float64 rounding (1e-16), amplified some ten times in 10 steps."""
 
 DIFFERENCES = 1e-6
 """Central differences of a smooth loss at h = 1e-5 of the value: see `test_hypergradients`."""
@@ -49,7 +49,7 @@ DIFFERENCES = 1e-6
 BUCKETS = {"lr": [0.1, 0.05], "momentum": [0.5], "weight_decay": [0.01, 0.02]}
 SLICES = {3: [slice(0, 3), slice(3, 6), slice(6, 8)], 4: [slice(i, i + 2) for i in (0, 2, 4, 6)]}
 """Of batches of 8 samples, by the number of micro-batches."""
-HORIZON = 20
+HORIZON = 10
 
 
 def unrolled(task: TensorTask, values: Mapping[str, Tensor], count: int, graph: bool) -> Tensor:

@@ -24,7 +24,7 @@ from fds_dist.tangents import METHODS
 from fds_dist.tangents.products import DoubleBackwardPoint, PlainPoint
 
 BUCKETS = {"lr": [0.05, 0.04], "momentum": [0.5], "weight_decay": [0.01]}
-HORIZON = 20
+HORIZON = 10
 
 ROUGH = 2e-2
 """Of hypergradients by autocast: bfloat16 has 8 bits, 4e-3, averaged over the entries of some products. Met: 2e-3."""

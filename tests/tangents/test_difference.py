@@ -181,7 +181,7 @@ def relu_network() -> nn.Module:
     ids=["batch_norm", "kinks", "loss_hyperparameters"],
 )
 def test_hypergradients_equal_reverse_mode(task: Callable[[], Any], buckets: Any, options: dict[str, Any]) -> None:
-    horizon = 40
+    horizon = 20
 
     def run(method: str, dtype: torch.dtype = torch.float64) -> InnerRun:
         problem = make_problem(task(), buckets, dtype=dtype, **options).by(method)
