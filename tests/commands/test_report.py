@@ -12,7 +12,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from reported_runs import CONFIG, HOSTILE, Page, record, run_folder
+from reported_runs import CONFIG, HOSTILE, Page, page_of, record, run_folder
 
 from fds_dist.cli import main
 from fds_dist.commands import DONE, WRONG_INPUT
@@ -74,7 +74,7 @@ def test_a_long_search_over_many_numbers_is_small_too(tmp_path: Path) -> None:
         record(step, hyperparameters=numbers(), hypergradients=numbers(), step_sizes=numbers()) for step in range(60)
     ]
     path = run_folder(tmp_path / "run", records)
-    assert write_report([read_run(path)], path / "report", endings=()).stat().st_size < 3e6
+    assert page_of(path).stat().st_size < 3e6
 
 
 def test_the_page_is_told_to_all(folder: Path) -> None:
@@ -145,7 +145,7 @@ def test_what_each_rank_did_is_shown_where_it_was_recorded(tmp_path: Path) -> No
     measured = {"rank_seconds": [2.0, 1.5, 1.0, 0.5], "rank_peak_bytes": [3 * 2**20, 2**20, 2**20, 7 * 2**20]}
     new = run_folder(tmp_path / "new", [record(0, **measured)])
     old = run_folder(tmp_path / "old", [record(0)])
-    pages = [Page(write_report([read_run(path)], path / "report", endings=())) for path in (new, old)]
+    pages = [Page(page_of(path)) for path in (new, old)]
     shown = {"time that each rank worked and waited for the others", "peak memory of each rank"}
     assert shown <= set(pages[0].figures) and not shown & set(pages[1].figures)
     assert "7.0 MiB" in pages[0].words and "7.0 MiB" not in pages[1].words
@@ -174,7 +174,7 @@ def test_hypergradients_within_the_noise_of_the_replicas_are_hollow() -> None:
 )
 def test_a_run_that_has_not_come_far_has_a_page_too(records: list[OuterRecord], tmp_path: Path) -> None:
     path = run_folder(tmp_path / "run", records, f"{CONFIG}outer: {{steps: 5}}\n")
-    page = Page(write_report([read_run(path)], path / "report", endings=()))
+    page = Page(page_of(path))
     assert bool(page.figures) == bool(records)
     assert ("No outer step is done yet" in page.words) == (not records)
     assert f"{len(records)} of 5" in page.words
@@ -187,7 +187,7 @@ def test_a_folder_that_a_crash_left_is_told_as_far_as_it_goes(tmp_path: Path) ->
         history.write('{"outer_step": 1, "hor')
     (path / "retrain" / "0").mkdir(parents=True)
     (path / "retrain" / "0" / "history.jsonl").write_text('{"epoch": 0, "test_loss": 0.125}\n{"epoch": 1, "te}')
-    page = Page(write_report([read_run(path)], path / "report", endings=()))
+    page = Page(page_of(path))
     assert "test loss of each retraining over its epochs" in page.figures
     assert "test accuracy (%) of each retraining over its epochs" not in page.figures
 
@@ -217,7 +217,7 @@ def test_what_a_config_edited_by_hand_does_not_tell_is_left_out(tmp_path: Path) 
     epochs = [{"epoch": 0, "test_loss": "low"}, {"epoch": -1}, {"epoch": 1, "test_loss": None}, {"epoch": 2}, 7]
     (seed / "history.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
     assert [epoch["epoch"] for epoch in read_run(path).retrained["0"]] == [1, 2]
-    assert main(["report", str(path)]) == DONE
+    assert Page(page_of(path)).figures
 
 
 def test_several_runs_stand_side_by_side(

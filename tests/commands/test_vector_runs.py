@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from reported_runs import page_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -86,7 +87,7 @@ def test_exports_have_a_column_per_number_and_a_snippet_that_runs(run: fds_dist.
 
 
 def test_the_report_check_and_retrain_take_vectors(run: fds_dist.RunResult) -> None:
-    assert "class_weights[1][2]" in fds_dist.report(run.run_dir).read_text()
+    assert "class_weights[1][2]" in page_of(run.run_dir).read_text()
     (result,) = fds_dist.retrain(run.run_dir, ["epochs=1"], task=task(), model=model).results
     assert result.epochs[-1].hyperparameters["class_weights"] == run.schedule.at(9)["class_weights"]
     checked = fds_dist.check(config(run.run_dir), task=task(), model=model)

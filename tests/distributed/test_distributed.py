@@ -79,7 +79,9 @@ def run_folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     names_on[1] = [name for name in CASES if name in names_on[2] or name in names_on[4]]
     found = {}
     for world_size, names in names_on.items():
-        jobs = [{"config": CASES[name], "overrides": [f"name={name}"]} for name in names]
+        # Each rank compares by itself what it runs with plain PyTorch, as one process does: nothing that ranks share.
+        witness = f"consistency.witness={'on' if world_size == 1 else 'off'}"
+        jobs = [{"config": CASES[name], "overrides": [f"name={name}", witness]} for name in names]
         folder = tmp_path_factory.mktemp("ranks") / str(world_size)
         ends = run_jobs(folder, world_size, jobs, many_threads if world_size == 1 else None)
         assert all(rank == ends[0] for rank in ends)  # every rank returns the same

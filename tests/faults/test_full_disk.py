@@ -27,6 +27,7 @@ from full_disk import (
     full_disk,
 )
 from launching import SUPPORT, clean_environment, start_ranks
+from reported_runs import page_of
 
 import fds_dist
 from fds_dist.cli import main
@@ -146,7 +147,7 @@ def test_a_study_of_noise_goes_on_once_there_is_room(name: str) -> None:
 def test_there_is_no_other_file_that_a_command_writes() -> None:
     for call in (lambda: search("checkpoint.every_seconds=1e-9", "outer.steps=1"), retrain, compare, noise):
         call()
-    fds_dist.report("runs/run")
+    page_of(Path("runs/run"))
     files = [path for path in Path().rglob("*") if path.is_file()]
     names = {path.name for path in files if path.parent.name != "report" or path.suffix not in (".pdf", ".png")}
     in_a_search = (*AT_ITS_START, *IN_A_SEARCH, *BESIDE_A_SEARCH)
@@ -162,7 +163,7 @@ def test_what_a_line_names_is_written_whole_or_keeps_its_content(capsys: pytest.
     assert capsys.readouterr().err == "fds-dist: cannot write table.csv: No space left on device\n"
     assert Path("table.csv").read_text() == "before"
     fails_at("mine.json", lambda: fds_dist.load_schedule("runs/run").save("mine.json"))
-    fails_at("index.html", lambda: fds_dist.report("runs/run"))
+    fails_at("index.html", lambda: page_of(Path("runs/run")))
     fails_at("paths.p[dn][fg]", lambda: fds_dist.report("runs/run"))
     if Path("/dev/full").exists():
         with pytest.raises(WriteFailed, match=r"^cannot write /dev/full: No space left on device$"):

@@ -7,6 +7,8 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+from fds_dist.commands.report.page import write_report
+from fds_dist.commands.report.reading import read_run
 from fds_dist.common.records import to_line
 from fds_dist.schedule.schedule import Schedule
 from fds_dist.tracking.curves import Curve
@@ -47,6 +49,11 @@ def run_folder(path: Path, records: list[OuterRecord], config: str = CONFIG) -> 
     (path / "environment.json").write_text(json.dumps({"weights": 1000, "device": "cpu", "hostname": HOSTILE}))
     (path / "history.jsonl").write_text("".join(each.to_json() + "\n" for each in records))
     return path
+
+
+def page_of(path: Path) -> Path:
+    """The page of a run's report without its figures as files, which take twice as long as the page."""
+    return write_report([read_run(path)], path / "report", endings=())
 
 
 class Page(HTMLParser):
