@@ -47,7 +47,7 @@ def main(path: Path, ranks: int, wanted: Sequence[str]) -> None:
         for name in (name for name in names if f"{way} {name}" in {*wanted, RETRAINED}):
             task, values = cases[name]
             changes = {"estimator": estimator, "tangents": {"method": method}, "mesh": {way.split()[0]: ranks}}
-            # Each rank compares by itself what it runs with plain PyTorch, as one process does; they share nothing there.
+            # Each rank compares by itself what it runs with plain PyTorch, as one process does.
             changes["consistency"] = {"witness": "on" if ranks == 1 else "off"}
             settings = config(values, f"{way}-{name}".replace(" ", "-"), **changes)
             (record,) = fds_dist.optimize(settings, task=task, progress=False).history
