@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -157,13 +158,19 @@ CONFIG = {
 LONG_RUN: dict[str, Any] = {**CONFIG, "tangents": {"method": "jvp"}}
 
 
-def planned(room: float, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any] | Config = LONG_RUN) -> Build:
-    """A run on a CPU, compiled if that is possible, with free memory for `room` tangents at once."""
-    monkeypatch.setattr(compile_choice, "LONG", 1)
-    monkeypatch.setattr(compile_choice, "has_compiler", lambda device: True)
+@cache
+def free_for(room: float) -> int:
+    """Free bytes that hold `room` tangents at once."""
     with launched(CONFIG) as (built, _):
         one, two = (max(compiled_peaks(built.problem, size)) for size in (1, 2))
-        free = round((kept_bytes(built.problem, 8) + one + (two - one) * (room - 1)) / COMPILED)
+        return round((kept_bytes(built.problem, 8) + one + (two - one) * (room - 1)) / COMPILED)
+
+
+def planned(room: float, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any] | Config = LONG_RUN) -> Build:
+    """A run on a CPU, compiled if that is possible, with free memory for `room` tangents at once."""
+    free = free_for(room)
+    monkeypatch.setattr(compile_choice, "LONG", 1)
+    monkeypatch.setattr(compile_choice, "has_compiler", lambda device: True)
     monkeypatch.setattr(agreed_chunk, "free_bytes", lambda *_: free)
     with launched(config) as (built, _):
         return built
