@@ -117,6 +117,7 @@ def parent(number: int) -> socket.socket:
     """
     path = meeting_place() / f"parent-{number}"
     channel = socket.socket(socket.AF_UNIX)
+    atexit.register(channel.close)
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
