@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import StringIO
 
 import pytest
 from problems import CPU, TensorTask, image_task, images, make_problem, mlp
+from rich.console import Console
 from torch import nn
 
 from fds_dist.commands.check.cost import CostReport, cost_report
+from fds_dist.commands.check.plan_text import print_plan
 from fds_dist.common.memory import peak_bytes
 from fds_dist.distributed.mesh import MeshShape
 from fds_dist.inner import measurement as step_measurement
@@ -51,6 +54,23 @@ def test_plan_owns_each_tangent_once_and_costs_what_its_windows_say(ranks: int) 
     assert found.one_rank_plain_steps == 20 + 2 * (20 + 15 + 10 + 5 + 20 + 20)
     assert found.reverse.plain_steps == 4 * 20
     assert found.costliest.plain_steps == max(rank.plain_steps for rank in found.ranks)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "said"),
+    [("forward", "compared with eager ones, 4 tangents at once"), ("reverse", "Times and memory")],
+)
+def test_it_is_said_whose_memory_a_compiled_plan_has(estimator: str, said: str) -> None:
+    eager = make_problem(image_task(mlp), BUCKETS)
+    compiled = replace(eager, tangents=replace(eager.tangents, compile="trace", compiled_chunk=4))
+    reports = [
+        cost_report(problem, OuterSettings((20,)), MeshShape(1, 1, 1), estimator) for problem in (eager, compiled)
+    ]
+    text = StringIO()
+    print_plan(compiled, reports[1], (), Console(file=text, width=1000))
+    assert said in text.getvalue()
+    taken = [report.reverse if estimator == "reverse" else report.costliest for report in reports]
+    assert (taken[0].memory == taken[1].memory) == (estimator == "reverse")
 
 
 def test_a_compiled_plan_costs_what_the_choice_of_an_estimator_counts() -> None:

@@ -90,11 +90,7 @@ def _predictions(problem: Problem, report: CostReport) -> list[str]:
         _traffic_line(report),
     ]
     if problem.tangents.compile != "off":
-        together = counted(problem.tangents.compiled_chunk, "tangent")
-        lines.append(
-            "Times are those of eager steps; the run's own are compiled, and shorter. Memory is that of the first, "
-            f"which are compared with eager ones, {together} at once, and is told within a third."
-        )
+        lines.append(_compiled_line(problem, is_of_compiled=not reverse and not measured.untold))
         if report.chunks and report.chunks.filled and report.chunks.size > 1:
             lines.append(f"Plain steps count the zeros that fill up chunks of {report.chunks.size} tangents.")
     if report.estimator == "greedy":
@@ -106,6 +102,17 @@ def _predictions(problem: Problem, report: CostReport) -> list[str]:
         ranks = report.shape.data if reverse else report.shape.tangent * report.shape.data
         lines.append(f"{ranks} ranks are {speed:.2f} times as fast as one.")
     return [*lines, *(_reverse_advice(report) if reverse else _forward_advice(report)), _cheaper(report)]
+
+
+def _compiled_line(problem: Problem, is_of_compiled: bool) -> str:
+    """A sentence on what was measured in the place of compiled steps; whether their memory was told."""
+    if not is_of_compiled:
+        return "Times and memory are those of eager steps; the run's own are compiled, and shorter."
+    together = counted(problem.tangents.compiled_chunk, "tangent")
+    return (
+        "Times are those of eager steps; the run's own are compiled, and shorter. Memory is that of the first, "
+        f"which are compared with eager ones, {together} at once, and is told within a third."
+    )
 
 
 def _directions_line(report: CostReport) -> str:
