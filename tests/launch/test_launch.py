@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from forked_python import forked_python
 from launch_scripts import (
     LAUNCH,
     let_go,
@@ -200,7 +201,8 @@ def test_wrong_input_ends_with_its_own_status_and_line(tmp_path: Path) -> None:
 def test_a_killed_rank(restarts: int, tmp_path: Path) -> None:
     """With MAX_RESTARTS all start again and go on in the same folder; without, they say what happened and how to."""
     write_config(tmp_path)
-    environment = script_environment(NPROC="2", MAX_RESTARTS=str(restarts))
+    ranks = str(forked_python(tmp_path / "bin"))
+    environment = script_environment(NPROC="2", MAX_RESTARTS=str(restarts), PYTHON_EXEC=ranks)
     log = tmp_path / "log"
     command = [str(LAUNCH / "single_node.sh"), "optimize", "config.yaml", "name=run"]
     with started(command, tmp_path, log, environment) as launcher:

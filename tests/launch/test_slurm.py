@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked_python import forked_python
 from launch_scripts import (
     LAUNCH,
     let_go,
@@ -83,7 +83,17 @@ def calls(folder: Path) -> list[str]:
 
 def test_srun_alone_starts_the_ranks(slurm: dict[str, str], tmp_path: Path) -> None:
     let_go(tmp_path)
-    line = ["srun", "--ntasks", "2", sys.executable, "-m", "fds_dist", "optimize", "config.yaml", "name=run"]
+    line = [
+        "srun",
+        "--ntasks",
+        "2",
+        str(forked_python(tmp_path / "bin")),
+        "-m",
+        "fds_dist",
+        "optimize",
+        "config.yaml",
+        "name=run",
+    ]
     environment = {**slurm, "MASTER_PORT": slurm["PORT"]}
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, "")

@@ -50,15 +50,30 @@ def forkable(environment: Mapping[str, str]) -> bool:
 
 
 class Forked:
-    """A running fork, with what tests use of `subprocess.Popen`; both outputs go to files."""
+    """A running fork, with what tests use of `subprocess.Popen`; both outputs go to files that `communicate` reads.
 
-    def __init__(self, parent: socket.socket, command: Sequence[str], folder: Path, env: Mapping[str, str]) -> None:
+    Args:
+        outputs: descriptors of other files that they go to, pipes perhaps.
+        ppid: the process that the fork takes for its parent; without it, the true one.
+    """
+
+    def __init__(
+        self,
+        parent: socket.socket,
+        command: Sequence[str],
+        folder: Path,
+        env: Mapping[str, str],
+        outputs: Sequence[int] = (),
+        ppid: int | None = None,
+    ) -> None:
         self.returncode: int | None = None
         self._said: tuple[str, str] | None = None
-        self._outputs = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115 (open until they are read)
+        own = () if outputs else range(2)
+        self._outputs = [tempfile.TemporaryFile() for _ in own]  # noqa: SIM115 (open until they are read)
         self._status, status = os.pipe()
-        request = json.dumps({"command": list(command), "folder": str(folder), "environment": dict(env)}).encode()
-        files = [*(file.fileno() for file in self._outputs), status]
+        asked = {"command": list(command), "folder": str(folder), "environment": dict(env), "ppid": ppid}
+        request = json.dumps(asked).encode()
+        files = [*(outputs or (file.fileno() for file in self._outputs)), status]
         socket.send_fds(parent, [len(request).to_bytes(4, "big")], files)
         parent.sendall(request)
         os.close(status)
@@ -201,7 +216,16 @@ def _guarded(sockets: list[socket.socket], request: dict[str, Any], out: int, er
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    _look_around_again(request["ppid"])
     return request
+
+
+def _look_around_again(ppid: int | None) -> None:
+    """Python asks once whether its outputs are files or pipes."""
+    sys.stdout = sys.__stdout__ = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 (open to the end)
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
+    if ppid is not None:
+        os.getppid = lambda: ppid
 
 
 def run(command: list[str]) -> None:
