@@ -79,7 +79,7 @@ def measured(problem: Problem, tangents: int, exact: torch.Tensor, plain: float)
         "kernels": kernels_per_step(lambda count: run_steps(problem, tangents, count), problem.device),
         "way": WAYS[problem.compiled_steps.way] if compiled else "off",
         "cuda_graph": compiled and problem.compiled_steps.capture,
-        "chunk": problem.compiled_steps.chunk if compiled else problem.chunk_size,
+        "calls": problem.compiled_steps.calls_for(tangents) if compiled else problem.chunk_size,
     }
 
 

@@ -7,6 +7,7 @@ this rank, C = tangents in a chunk, H = numbers in use at a step.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 from torch import Tensor
@@ -71,7 +72,7 @@ def advance(
     once, and the updates follow chunk by chunk. Along the `data` axis a chunk's update follows the next chunk's
     products, and the last one's the update of the weights: so the ranks compute while their sums are under way.
     """
-    chunks = list(training.row_groups(rows, training.problem.chunk_size))
+    chunks = list(training.row_groups(rows, repeat(training.problem.chunk_size)))
     step = _Advance(training, point, h, discount, tangents, directions)
     for end in ahead(step.begun(chunks), training.axis.ahead):
         end()

@@ -1,8 +1,9 @@
 """The steps of an inner run as one compiled call per chunk of tangents, where that can be and is right.
 
-Tangents come in chunks, whose last has as many as are left where that gives the same bits, and is else filled up with
-zeros. So nothing is compiled anew because a bucket begins, and the bits of a row depend neither on its place nor on
-its neighbours, and are the same on any number of ranks.
+Tangents come in chunks of as many as fit into memory, or of fewer where that is faster. The last one has as many as
+are left where that gives the same bits, and is else filled up with zeros. So nothing is compiled anew because a bucket
+begins, and the bits of a row depend neither on its place nor on its neighbours, and are the same on any number of
+ranks.
 
 Shapes: R = tangents of this rank, C = tangents in a chunk, H = numbers in use at a step.
 """
@@ -78,19 +79,20 @@ class CompiledTraining:
         def inputs(group: Rows, size: int) -> StepInputs:
             return StepInputs(*place, *chunk_of(tangents, directions, group, size))
 
-        def step(group: Rows) -> StepOutputs:
+        def step(group: Rows, size: int) -> StepOutputs:
             """Of the tangents of a group; what it gives beside them does not depend on the group."""
-            outputs = self._calls(inputs(group, steps.size_for(max(1, count_of(group)))), seed)
+            outputs = self._calls(inputs(group, size), seed)
             store(outputs.tangents, tangents, group)
             return outputs
 
         if not self._calls.ready(lambda: inputs(NO_ROWS, steps.chunk), seed):
             return None
+        sizes = steps.calls_for(max(1, len(rows)))
         # Without tangents, the step of no tangent.
-        *others, last = training.row_groups(rows, steps.chunk) if rows else [NO_ROWS]
-        for group in others:
-            step(group)  # whose outputs are gone before the next one's are made
-        outputs = step(last)
+        *others, last = zip(training.row_groups(rows, sizes) if rows else [NO_ROWS], sizes, strict=True)
+        for call in others:
+            step(*call)  # whose outputs are gone before the next one's are made
+        outputs = step(*last)
         training.state = InnerState(state.step + 1, outputs.weights, outputs.optimizer, outputs.buffers)
         return outputs.loss
 

@@ -44,7 +44,8 @@ def step_cost(live: int, chunks: Chunks | None = None) -> float:
 
     Args:
         chunks: None: the step is eager, 1 + 2k. A compiled one takes the plain step in each of its ⌈k/C⌉ calls, one
-            at least: ⌈k/C⌉ + 2k, and with filled ones ⌈k/C⌉·(1 + 2C).
+            at least: ⌈k/C⌉ + 2k, and with filled ones ⌈k/C⌉·(1 + 2C). Smaller calls, where they are faster, are not
+            charged.
     """
     if chunks is None:
         return PLAIN_STEP_COST + TANGENT_STEP_COST * live

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -27,10 +27,11 @@ class RowGroups:
         self._device = device
         self._sent: dict[tuple[int, ...], Tensor] = {}
 
-    def __call__(self, rows: Sequence[int], size: int) -> Iterator[Rows]:
-        """`rows` in groups of at most `size`."""
-        for first in range(0, len(rows), size):
-            group = tuple(rows[first : first + size])
+    def __call__(self, rows: Sequence[int], sizes: Iterable[int]) -> Iterator[Rows]:
+        """`rows` in groups of such sizes; the last one has what is left."""
+        first, size = 0, iter(sizes)
+        while first < len(rows):
+            group = tuple(rows[first : (first := first + next(size))])
             yield slice(group[0], group[-1] + 1) if group[-1] - group[0] + 1 == len(group) else self._numbers(group)
 
     def _numbers(self, group: tuple[int, ...]) -> Tensor:

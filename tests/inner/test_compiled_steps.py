@@ -15,6 +15,7 @@ from compiled_runs import (
     HORIZON,
     LOSS_BUCKETS,
     ROUNDING,
+    as_if_timed,
     linear,
     with_dropout,
 )
@@ -50,6 +51,11 @@ from fds_dist.tangents.compiled.graph import Graph, inductor_options, trace
 from fds_dist.tangents.optimizers import Adam
 from fds_dist.tangents.optimizers.schedule_free import ScheduleFree
 from fds_dist.tangents.step import Pruning
+
+
+@pytest.fixture(autouse=True)
+def _as_few_calls_as_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_if_timed(monkeypatch, {})
 
 
 def traced(problem: Problem, chunk: int = 4, way: str = "trace") -> Problem:
@@ -142,17 +148,23 @@ def test_a_step_takes_as_many_tangents_as_there_are(
         return run
 
     filled = traced(problem, chunk=3)
-    monkeypatch.setattr(steps_module, "has_same_bits", lambda *_: False)
-    expected = estimated(filled)[0]
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(steps_module, "has_same_bits", lambda *_: False)
+        expected = estimated(filled)[0]
     monkeypatch.setattr(ways_module, "trace", tracing(noting))
     found = traced(problem, chunk=3)
     assert estimated(found)[0] == expected  # to the last bit
     steps = found.compiled_steps
-    assert [steps.size_for(rows) for rows in (1, 2, 3)] == [1, 2, 3]
-    assert [filled.compiled_steps.size_for(rows) for rows in (1, 2, 3)] == [3, 3, 3]
+    assert [steps.calls_for(rows) for rows in (1, 2, 3)] == [(1,), (2,), (3,)]
+    assert [filled.compiled_steps.calls_for(rows) for rows in (1, 2, 3)] == [(3,), (3,), (3,)]
     # In the second half there is a fourth tangent, in a call of its own.
     assert sizes[-HORIZON - HORIZON // 2 :] == [3] * (HORIZON // 2) + [3, 1] * (HORIZON // 2)
+
+    as_if_timed(monkeypatch, {1: 0.4, 2: 0.5, 3: 2.0})
+    fast, known = traced(problem, chunk=3), len(sizes)
+    assert estimated(fast)[0] == expected  # however they are split
+    assert [fast.compiled_steps.calls_for(rows) for rows in (1, 2, 3)] == [(1,), (2,), (2, 1)]
+    assert sizes[known:][-2 - HORIZON :] == [2, 1, *[2, 2] * (HORIZON // 2)]
 
 
 def test_a_number_of_tangents_that_gives_them_other_bits_is_filled_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +183,7 @@ def test_a_number_of_tangents_that_gives_them_other_bits_is_filled_up(monkeypatc
     monkeypatch.setattr(ways_module, "trace", tracing(off_alone))
     other = traced(problem, chunk=3)
     assert estimated(other)[0] == expected
-    assert [other.compiled_steps.size_for(rows) for rows in (1, 2, 3)] == [2, 2, 3]
+    assert [other.compiled_steps.calls_for(rows) for rows in (1, 2, 3)] == [(2,), (2,), (3,)]
 
 
 @pytest.mark.parametrize(
@@ -340,7 +352,7 @@ def test_inductor_compiles_a_step_for_any_number_of_tangents(build: Callable[[],
     compiled = traced(problem, chunk=3, way="inductor")
     estimate, notes = estimated(compiled, buckets)
     assert notes == [] and compiled.compiled_steps.way == 2
-    assert [compiled.compiled_steps.size_for(rows) for rows in (1, 2, 3)] == [1, 2, 3]
+    assert [compiled.compiled_steps.calls_for(rows) for rows in (1, 2, 3)] == [(1,), (2,), (3,)]
     # Float32 rounding, in another order of sums.
     assert relative_error(estimate.hypergradients, estimated(problem, buckets)[0].hypergradients) < 1e-5
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from compiled_runs import BUCKETS, HORIZON
+from compiled_runs import BUCKETS, HORIZON, as_if_timed
 from problems import ONE_RANK, flat, image_task, make_problem, mlp
 from torch import Tensor, nn
 
@@ -20,6 +20,11 @@ from fds_dist.inner.run import InnerRun
 from fds_dist.tangents.compiled import steps as steps_module
 from fds_dist.tangents.compiled import ways as ways_module
 from fds_dist.tangents.compiled.graph import Graph
+
+
+@pytest.fixture(autouse=True)
+def _as_few_calls_as_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_if_timed(monkeypatch, {})
 
 
 def by(way: str) -> Problem:
@@ -66,7 +71,7 @@ def test_rows_are_tried_of_the_way_that_is_taken(
     monkeypatch.setattr(steps_module, "has_same_bits", noting)
     assert estimated(problem)[0] == estimated(by("trace"))[0]
     assert found[:2] == tried * 2 and set(found[:2]) == {problem.compiled_steps.way}  # 1 and 2 of three tangents
-    assert [problem.compiled_steps.size_for(rows) for rows in (1, 2, 3)] == [1, 2, 3]
+    assert [problem.compiled_steps.calls_for(rows) for rows in (1, 2, 3)] == [(1,), (2,), (3,)]
 
 
 def test_code_that_fails_with_fewer_tangents_leaves_the_trace(compiler: Any) -> None:
@@ -83,7 +88,7 @@ def test_code_that_fails_with_fewer_tangents_leaves_the_trace(compiler: Any) -> 
         "steps are taken by trace"
     ]
     assert estimate == estimated(by("trace"))[0]
-    assert [problem.compiled_steps.size_for(rows) for rows in (1, 2, 3)] == [1, 2, 3]
+    assert [problem.compiled_steps.calls_for(rows) for rows in (1, 2, 3)] == [(1,), (2,), (3,)]
 
 
 class BesideAnother(Ranks):
@@ -128,4 +133,4 @@ def test_the_way_that_another_rank_holds_this_one_back_to_is_tried(
     assert notes == ["another rank cannot take its steps as this one does; steps are taken by trace"]
     assert compared == compared_by
     assert estimate == estimated(by("trace"))[0]
-    assert [problem.compiled_steps.size_for(rows) for rows in (1, 2, 3)] == [1, 2, 3]
+    assert [problem.compiled_steps.calls_for(rows) for rows in (1, 2, 3)] == [(1,), (2,), (3,)]

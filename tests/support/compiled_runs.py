@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
 from problems import Buckets
 from torch import nn
+
+from fds_dist.tangents.compiled import steps
+from fds_dist.tangents.compiled.calls import Timed
 
 HORIZON = 6
 """Steps: an epoch of five and one more; three with three tangents, and three with four."""
@@ -23,3 +30,19 @@ def with_dropout() -> nn.Module:
 def linear() -> nn.Module:
     """The network whose steps have the fewest operators, on images [B, 1, 6, 6]; 4 classes."""
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+
+
+def as_if_timed(monkeypatch: pytest.MonkeyPatch, seconds: Mapping[int, float]) -> None:
+    """Compiled calls with so many tangents take so long, by all that is seen; with other numbers of them one second.
+
+    So tangents are split as here on any machine. With a mapping of nothing in as few calls as can be.
+    """
+
+    class Told(Timed):
+        def __call__(self, inputs: Any) -> Any:
+            outputs = super().__call__(inputs)
+            rows = len(inputs.directions)
+            self.seconds[rows] = seconds.get(rows, 1.0)
+            return outputs
+
+    monkeypatch.setattr(steps, "Timed", Told)
