@@ -1,12 +1,14 @@
 """Steps of an inner run with tangents, eager and compiled, beside a plain step: one JSON line per figure.
 
-    python launch/compiled_steps.py [--networks mlp lenet wrn-16-1] [--tangents 1 4 9 16] [--ways off trace inductor]
+    python launch/compiled_steps.py [--networks mlp lenet wrn-16-1] [--tangents 1 4 9 16]
+                                    [--ways off trace inductor fewer-kernels]
                                     [--chunk 16] [--batch 64] [--seconds 240] [--no-cuda-graph]
 
 Networks are measured on random images, on a GPU where there is one. Each network is compiled once, for chunks of
 `--chunk` tangents, whatever the number of live ones. Every way is compared with the eager one: `error` is the relative
 difference of the tangents after three steps, and `way` is the one that was taken in the end. What does not fit into
-`--seconds` is left out.
+`--seconds` is left out. The way `fewer-kernels` is inductor with options for a GPU that no run takes before one has
+timed them beside it.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch._inductor import config as inductor_config
 
 from fds_dist.build import build
 from fds_dist.commands.bench.by_hand import PlainStep
@@ -44,6 +48,9 @@ HYPERPARAMETERS = {
     "weight_decay": {"init": 1e-4, "step": 1e-4},
 }
 
+FEWER_KERNELS = {"split_reductions": False, "force_pointwise_cat": True}
+"""Each reduction is one kernel, whose few blocks then read much; so is what puts tensors together."""
+
 
 def problem_of(name: str, batch: int, chunk: int) -> Problem:
     """A problem on random images, with batched tangents."""
@@ -63,8 +70,14 @@ def problem_of(name: str, batch: int, chunk: int) -> Problem:
 
 def by_way(problem: Problem, way: str, chunk: int, cuda_graph: bool) -> Problem:
     """The problem with its steps taken so."""
-    tangents = replace(problem.tangents, compile=way, compiled_chunk=chunk, cuda_graph=cuda_graph)
+    compiled = "inductor" if way == "fewer-kernels" else way
+    tangents = replace(problem.tangents, compile=compiled, compiled_chunk=chunk, cuda_graph=cuda_graph)
     return replace(problem, tangents=tangents)
+
+
+def told(way: str) -> AbstractContextManager[object]:
+    """Within it the compiler has the options of the way."""
+    return inductor_config.patch(FEWER_KERNELS) if way == "fewer-kernels" else nullcontext()
 
 
 def measured(problem: Problem, tangents: int, exact: torch.Tensor, plain: float) -> dict[str, Any]:
@@ -107,7 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=["mlp", "lenet", "wrn-16-1"], choices=SHAPES)
     parser.add_argument("--tangents", nargs="+", type=int, default=[1, 4, 9, 16])
-    parser.add_argument("--ways", nargs="+", default=["off", "trace", "inductor"], choices=WAYS)
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=(*WAYS, "fewer-kernels"))
     parser.add_argument("--chunk", type=int, default=16)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=240.0)
@@ -127,7 +140,8 @@ def main() -> None:
                     if time.monotonic() > ends:
                         print(json.dumps({"network": name, "asked": way, "k": k, "left_out": "no time left"}))
                         continue
-                    row = measured(chosen, k, exact[k], plain)
+                    with told(way):
+                        row = measured(chosen, k, exact[k], plain)
                     made = {"with_compilation_s": time.monotonic() - began} if k == options.tangents[0] else {}
                     print(json.dumps({"network": name, "asked": way, "k": k, **row, **made}), flush=True)
 

@@ -69,6 +69,11 @@ def compiled_steps(seconds: float, file: Path) -> list[str]:
     return [str(ROOT / "launch/compiled_steps.py"), "--seconds", f"{seconds:.0f}"]
 
 
+def fewer_kernels(seconds: float, file: Path) -> list[str]:
+    of = ["--networks", "wrn-16-1", "--tangents", "9", "1", "--ways", "inductor", "fewer-kernels"]
+    return [*compiled_steps(seconds, file), *of, "--chunk", "9"]
+
+
 def search(seconds: float, file: Path) -> list[str]:
     return [str(Path(__file__)), "search", str(file), "--seconds", f"{seconds:.0f}"]
 
@@ -87,7 +92,10 @@ PARTS = {
     "search": Part(0.17, search, from_file),
     "bench": Part(0.2, bench, from_file),
     "steps": Part(0.3, compiled_steps, from_lines),
+    "kernels": Part(0.3, fewer_kernels, from_lines),
 }
+ON_REQUEST = ("kernels",)
+"""Parts that compare what no run does yet."""
 
 
 def run_part(part: Part, seconds: float, folder: Path) -> dict[str, Any]:
@@ -185,7 +193,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.add_argument("part")
     parser.add_argument("file", nargs="?", type=Path, default=Path("gpu_report.json"))
     parser.add_argument("--seconds", type=float, default=540.0)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[name for name in PARTS if name not in ON_REQUEST])
     options = parser.parse_args(arguments)
     if "part" in options:
         return run_search(options.file, options.seconds)
