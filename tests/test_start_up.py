@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from launching import clean_environment
-from sklearn.datasets import load_digits
 
 from fds_dist.cli import LEFT_OUT, main
 from fds_dist.commands import FAILED, WRONG_INPUT
@@ -62,6 +61,8 @@ def test_a_device_without_memory_is_one_line_that_names_the_way_out(
 
 
 def test_digits_are_read_without_scikit_learn_and_are_its_own(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits  # here, since its import takes a second
+
     code = "import sys; from fds_dist.tasks.digits import digits; digits(); sys.exit('sklearn' in sys.modules)"
     assert python(code, tmp_path).returncode == 0
     for ours, theirs in zip(read_digits(), load_digits(return_X_y=True), strict=True):

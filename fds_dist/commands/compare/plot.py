@@ -12,7 +12,7 @@ import numpy as np
 
 from fds_dist.commands.compare.results import REFERENCE, Comparison
 from fds_dist.commands.compare.rivals import RIVALS
-from fds_dist.commands.figure_style import BLUE, GREEN, ORANGE, PURPLE, SKY, STYLE, VERMILION, save_figure
+from fds_dist.commands.figure_style import BLUE, GREEN, ORANGE, PURPLE, SKY, STYLE, VERMILION, lay_out, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,6 +82,7 @@ def plot_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
             axes.set_xlim(left=0.8 * min(_appears(curve, limits[1]) for curve in drawn.values()))
         _compute_axes(axes, comparison.horizon)
         paths = [Path(folder) / f"compare.{suffix}" for suffix in ("pdf", "png")]
+        lay_out(figure)
         for path in paths:
             save_figure(figure, path, dpi=300)
     return paths

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fds_dist.commands.figure_style import BLUE, STYLE, VERMILION, save_figure
+from fds_dist.commands.figure_style import BLUE, STYLE, VERMILION, lay_out, save_figure
 from fds_dist.commands.noise.estimates import NoiseEstimate
 from fds_dist.commands.noise.report import NoiseReport
 
@@ -45,6 +45,7 @@ def plot_noise(report: NoiseReport, path: Path) -> None:
                 draw_profile(profile, estimate)
             finish_errors(errors, report.of(name))
         add_legend(figure, report)
+        lay_out(figure)
         for ending in (".pdf", ".png"):
             save_figure(figure, path.with_suffix(ending), dpi=200)
 

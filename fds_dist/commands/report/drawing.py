@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fds_dist.commands.figure_style import save_figure
+from fds_dist.commands.figure_style import lay_out, save_figure
 from fds_dist.commands.report.panels import INK, RAMP, Panel, compose
 from fds_dist.commands.report.pointer import readings
 
@@ -30,9 +30,13 @@ class Drawing(NamedTuple):
 
 def drawing(panel: Panel, key: str) -> Drawing:
     """The panel as inline SVG in the colors of the page's text; its ids begin with `key`."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     wide = panel.keeps_size
     figure = compose([panel], (1.0, 1.0) if wide else ZOOM)
     figure.set_dpi(POINTS_PER_INCH)
+    FigureCanvasSVG(figure)  # measures the text as it will be drawn
+    lay_out(figure)
     buffer = io.StringIO()
     figure.savefig(
         buffer, format="svg", transparent=True, dpi=POINTS_PER_INCH, metadata={"Date": None, "Creator": None}
@@ -63,7 +67,6 @@ def write_files(panels: Sequence[Panel], folder: Path, name: str, endings: Seque
     if not endings:
         return
     figure = compose(panels)
-    figure.draw_without_rendering()  # computes the layout once for all files
-    figure.set_layout_engine("none")
+    lay_out(figure)
     for ending in endings:
         save_figure(figure, folder / f"{name}.{ending}", dpi=300, facecolor="white")
