@@ -13,6 +13,7 @@ from typing import Any
 
 import own_tasks
 import pytest
+from forked_python import forked_python
 from launching import PATIENCE, clean_environment
 
 from fds_dist.cli import main
@@ -341,8 +342,8 @@ def test_a_run_that_diverges_ends_with_status_1_and_advice(run: Run) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "config.yaml").write_text(CONFIG)
-    command = [sys.executable, "-m", "fds_dist", "optimize", "config.yaml", "inner.epochs=5000", "name=run"]
-    command += ["tangents.compile=off"]  # such a long search would be compiled first
+    command = [str(forked_python(tmp_path / "bin")), "-m", "fds_dist", "optimize", "config.yaml", "inner.epochs=5000"]
+    command += ["name=run", "tangents.compile=off"]  # such a long search would be compiled first
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=tmp_path, env=clean_environment(), **pipes)
     try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from forked_python import forked_python
 from launching import PATIENCE, clean_environment, wait_for
 
 from fds_dist.cli import main
@@ -336,7 +337,16 @@ def test_another_sweep_of_the_same_name_does_not_mix_with_the_first(
 def test_an_interrupted_sweep_ends_its_job_and_keeps_what_is_done(here: Path, number: signal.Signals) -> None:
     written(a_sweep())
     Path("wait").touch()
-    command = [sys.executable, "-m", "fds_dist", "sweep", "sweep.yaml", "--local", "--output-dir", "results"]
+    command = [
+        str(forked_python(here / "bin")),
+        "-m",
+        "fds_dist",
+        "sweep",
+        "sweep.yaml",
+        "--local",
+        "--output-dir",
+        "results",
+    ]
     runner = subprocess.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for(lambda: Path("started").exists() and Path("started").read_text())
     runner.send_signal(number)
@@ -354,7 +364,7 @@ def test_a_real_search_runs_and_its_results_are_those_of_its_history(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "support"))
-    command = [sys.executable, "-m", "fds_dist", "optimize", "config.yaml", "${args_no_hyphens}"]
+    command = [str(forked_python(here / "bin")), "-m", "fds_dist", "optimize", "config.yaml", "${args_no_hyphens}"]
     written(a_sweep(command=command, parameters={"hyperparameters.lr.buckets": {"value": 4}}))
     assert run_local() == 0
     (result,) = results()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from forked_python import forked_python
 from launching import PATIENCE, clean_environment, wait_for
 from wandb_file import logged
 from wandb_server import ENTITY, PROJECT, SWEEP, WandbServer
@@ -45,7 +46,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
-        env=clean_environment(NPROC="2", PYTHON=sys.executable, **environment),
+        env=clean_environment(**{"NPROC": "2", "PYTHON": sys.executable, **environment}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -149,7 +150,7 @@ def write_sweep(**specs: Any) -> None:
 
 def test_a_wrong_file_creates_nothing(server: WandbServer) -> None:
     write_sweep(task__trun={"values": [0]}, seeed={"values": [0]})
-    done = run([f"{LAUNCH}/sweep.sh", "sweep.yaml"], **server.environment)
+    done = run([f"{LAUNCH}/sweep.sh", "sweep.yaml"], **server.environment, PYTHON=str(forked_python(Path("bin"))))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
         "fds-dist: parameters.seeed: unknown key; did you mean seed?",
@@ -163,7 +164,9 @@ def test_what_is_created_is_what_the_file_says(server: WandbServer) -> None:
         f"method: grid\ncommand: {json.dumps(COMMAND)}\n"
         "parameters: {hyperparameters.lr.step: {values: [1e-3, 2.5e-5]}, inner.clip_gradient: {value: 'null'}}\n"
     )
-    done = run([sys.executable, "-m", "fds_dist", "sweep", "--create", "sweep.yaml"], **server.environment)
+    done = run(
+        [str(forked_python(Path("bin"))), "-m", "fds_dist", "sweep", "--create", "sweep.yaml"], **server.environment
+    )
     assert (done.returncode, done.stdout) == (0, f"{ENTITY}/{PROJECT}/{SWEEP}\n")
     assert server.sweep == {
         "name": "sweep",
@@ -180,7 +183,8 @@ def test_what_is_created_is_what_the_file_says(server: WandbServer) -> None:
 def test_without_an_account_there_is_one_line(here: Path) -> None:
     write_sweep(task__turn={"values": [0]})
     done = run(
-        [sys.executable, "-m", "fds_dist", "sweep", "--create", "sweep.yaml"], WANDB_BASE_URL="http://127.0.0.1:9"
+        [str(forked_python(Path("bin"))), "-m", "fds_dist", "sweep", "--create", "sweep.yaml"],
+        WANDB_BASE_URL="http://127.0.0.1:9",
     )
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forked_python import forked_python
 from secret_task import OVERRIDE, SECRETS, VARIABLE
 from wandb_file import logged
 
@@ -110,7 +111,15 @@ def test_a_sweep_and_its_jobs(here: Path, monkeypatch: pytest.MonkeyPatch, capfd
     """The last of the 11: the secret is a value that the sweep varies, and stands in the command of its jobs."""
     sweep = {
         "method": "grid",
-        "command": ["python", "-m", "fds_dist", "optimize", "config.yaml", OVERRIDE, "${args_no_hyphens}"],
+        "command": [
+            str(forked_python(here / "bin")),
+            "-m",
+            "fds_dist",
+            "optimize",
+            "config.yaml",
+            OVERRIDE,
+            "${args_no_hyphens}",
+        ],
         "parameters": {"task.api_key": {"values": [SECRETS["api_key"]]}, "seed": {"values": [0]}},
     }
     (here / "sweep.yaml").write_text(yaml.safe_dump(sweep))

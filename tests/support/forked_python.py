@@ -22,7 +22,7 @@ def forked_python(folder: Path) -> Path:
     for number in range(2):  # a parent that is started here has no launcher's environment
         parent(number)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "python"
+    path = folder.absolute() / "python"
     path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "{__file__}" "$@"\n')
     path.chmod(0o755)
     return path
@@ -44,7 +44,7 @@ def run(command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    status = run([word for word in sys.argv[1:] if word != "-u"])
+    status = run(sys.argv[1:])
     if status < 0:
         if -status != signal.SIGKILL:
             signal.signal(-status, signal.SIG_DFL)

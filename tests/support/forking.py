@@ -222,7 +222,7 @@ def _guarded(sockets: list[socket.socket], request: dict[str, Any], out: int, er
 
 def _look_around_again(ppid: int | None) -> None:
     """Python asks once whether its outputs are files or pipes."""
-    sys.stdout = sys.__stdout__ = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 (open to the end)
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115 (open to the end)
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
     if ppid is not None:
         os.getppid = lambda: ppid
@@ -231,6 +231,9 @@ def _look_around_again(ppid: int | None) -> None:
 def run(command: list[str]) -> None:
     """As `python command...` does."""
     first, *rest = command
+    if first == "-u":
+        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+        first, *rest = command = rest
     if first == "-m":
         sys.argv, sys.path[0] = rest, str(Path.cwd())
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
