@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fds_dist.common.batch import Batch
@@ -34,7 +34,7 @@ class CompiledCalls:
     ) -> None:
         self._run, self._compiled, self._network = run, compiled, network
         self._function, self._reference, self._trial = function, reference, trial
-        self._together = None if run.ranks.data.size == 1 else self._by_all_parts
+        self._together = None if run.ranks.data.size == 1 else self._least_of_all_parts
 
     def takes(self, batch: Batch) -> bool:
         """Whether calls on this batch can be compiled."""
@@ -62,18 +62,19 @@ class CompiledCalls:
             if compiled.made and compiled.way:
                 again = self._agreed(*compiled.compare(self._reference(seed), attempt))
 
-    def _by_all_parts(self, here: bool) -> bool:
-        """Whether it holds on all ranks of the `data` axis, which make each call together."""
-        return all(holds for (holds,) in self._run.ranks.gather_numbers("data", [float(here)]))
+    def _least_of_all_parts(self, numbers: Sequence[float]) -> list[float]:
+        """Of each number, over the ranks of the `data` axis, which make each call together."""
+        return self._least("data", numbers)
+
+    def _least(self, axis: str, numbers: Sequence[float]) -> list[float]:
+        return [min(column) for column in zip(*self._run.ranks.gather_numbers(axis, numbers), strict=True)]
 
     def _agreed(self, independent: bool, reason: str) -> bool:
         """Takes the furthest way that all ranks can go; whether some of them have to try that yet, or all begin anew,
         with smaller chunks."""
         compiled = self._compiled
         here = [float(compiled.way), -float(compiled.way), float(independent), float(not compiled.lack)]
-        for axis in ("data", "tangent"):
-            here = [min(column) for column in zip(*self._run.ranks.gather_numbers(axis, here), strict=True)]
-        way, furthest, all_independent, enough_memory = here
+        way, furthest, all_independent, enough_memory = self._least("tangent", self._least("data", here))
         if isinstance(compiled, CompiledSteps) and compiled.chunk > 1:
             on_cpu = self._run.problem.device.type == "cpu"
             if not enough_memory:

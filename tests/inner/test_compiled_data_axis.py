@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 import torch
-from compiled_runs import BUCKETS, linear
+from compiled_runs import BUCKETS, linear, told
 from launching import start_ranks
 from problems import CPU, ONE_RANK, TensorTask, flat, image_task, images, make_problem, mlp, one_conv_bn, relative_error
 from torch import Tensor
@@ -25,7 +25,7 @@ from fds_dist.inner.estimators import Estimator, estimate_forward, estimate_reve
 from fds_dist.inner.estimators.greedy import greedy_estimator
 from fds_dist.inner.problem import Problem
 from fds_dist.inner.run import InnerRun
-from fds_dist.tangents.compiled import ways
+from fds_dist.tangents.compiled import steps, ways
 from fds_dist.tangents.compiled.graph import Graph
 
 SHAPE = MeshShape(1, 1, 2)
@@ -63,8 +63,7 @@ def eager_cases() -> dict[str, tuple[Problem, Estimator]]:
     }
 
 
-IN_PAIRS = ("forward", "batch-norm")
-"""Cases that take two tangents at a time, whose graphs are made of two traces each."""
+IN_PAIRS = ("forward", "batch-norm")  # cases that take two tangents at a time
 
 
 def traced(problem: Problem, chunk: int = 2) -> Problem:
@@ -175,14 +174,16 @@ def run_all(folder: Path) -> None:
         found, made = dict[str, Any](), dict[str, Problem]()
         for name, (each, estimator) in cases().items():
             made[name] = traced(each, 2 if name in IN_PAIRS else 1)
-            found[name] = got(made[name], estimator, ranks)
+            with mock.patch.object(steps, "Timed", told({1: 0.4, 2: (1.0, 0.5)[environment.rank]})):
+                found[name] = got(made[name], estimator, ranks)
+        found["calls"] = made["forward"].compiled_steps.calls_for(2)
         found |= {name: got(*case, ranks) for name, case in eager_cases().items()}
         eager, estimator = eager_cases()["eager"]
         for name, (place, function, fault) in FAULTS.items():
             with mock.patch.object(place, function, fault(environment.rank)):
                 found[name] = got(traced(eager), estimator, ranks)
-        eager, estimator = eager_cases()["eager reverse"]
         with mock.patch.object(ways, "difference", starved_beside_the_eager_step(environment.rank)):
+            eager, estimator = eager_cases()["eager reverse"]
             found["starved reverse"] = got(traced(eager), estimator, ranks)
         kept = made["forward"]
         sent = [node for node in kept.compiled_steps.graph.module.graph.nodes if "fds_dist" in str(node.target)]
@@ -212,6 +213,10 @@ def test_ranks_that_share_out_a_batch_trace_their_steps(name: str, by_rank: list
     assert all("one at a time" in note for note in here["notes"])  # where bits of rows depend on their neighbours
     assert relative_error(here["hypergradients"], exact["hypergradients"]) < ROUNDING
     assert here["val_loss"] == pytest.approx(exact["val_loss"], rel=ROUNDING)
+
+
+def test_ranks_that_share_out_a_batch_split_tangents_alike(by_rank: list[dict[str, Any]]) -> None:
+    assert [rank["calls"] for rank in by_rank] == [[1, 1]] * 2  # by the longest times; rank 1 alone would not split
 
 
 @pytest.mark.parametrize(

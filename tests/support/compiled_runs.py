@@ -32,10 +32,10 @@ def linear() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
 
 
-def as_if_timed(monkeypatch: pytest.MonkeyPatch, seconds: Mapping[int, float]) -> None:
-    """Compiled calls with so many tangents take so long, by all that is seen; with other numbers of them one second.
+def told(seconds: Mapping[int, float]) -> type[Timed]:
+    """What times calls, and finds that those with so many tangents take so long; with other numbers of them a second.
 
-    So tangents are split as here on any machine. With a mapping of nothing in as few calls as can be.
+    So tangents are split alike on any machine.
     """
 
     class Told(Timed):
@@ -45,4 +45,9 @@ def as_if_timed(monkeypatch: pytest.MonkeyPatch, seconds: Mapping[int, float]) -
             self.seconds[rows] = seconds.get(rows, 1.0)
             return outputs
 
-    monkeypatch.setattr(steps, "Timed", Told)
+    return Told
+
+
+def as_if_timed(monkeypatch: pytest.MonkeyPatch, seconds: Mapping[int, float]) -> None:
+    """See `told`. With a mapping of nothing, tangents are split into as few calls as can be."""
+    monkeypatch.setattr(steps, "Timed", told(seconds))

@@ -66,16 +66,20 @@ class CompiledSteps(CompiledFunction):
             sizes = [n for n in range(1, self.chunk) if attempt.by_all(has_same_bits(step, whole, example, n))]
         self._sizes[self.way] = (*sizes, self.chunk)
         self._calls.pop(self.way, None)
-        if sizes and attempt.together is None:  # ranks that make each call together must split tangents alike
-            self._calls[self.way] = FastestCalls(self._timed(step, example))
+        if sizes:
+            self._calls[self.way] = FastestCalls(self._timed(step, example, attempt))
         return len(sizes) == self.chunk - 1 or rows_are_independent(step, example)
 
-    def _timed(self, step: Timed, example: StepInputs) -> dict[int, float]:
-        """Seconds of a call by its size, of those that can be taken."""
+    def _timed(self, step: Timed, example: StepInputs, attempt: Attempt) -> dict[int, float]:
+        """Seconds of a call by its size, of those that can be taken: the same on all ranks that make it together."""
         sizes = self._sizes[self.way]
+
+        def seconds() -> list[float]:
+            return attempt.longest([step.seconds[size] for size in sizes])
+
         step(example)  # the full one, which others were compared with before they were tried twice each
         for _ in range(TIMED_AGAIN):
-            if sum(step.seconds[size] for size in sizes) < SHORT:
+            if sum(seconds()) < SHORT:
                 for size in sizes:
                     step(with_tangents(example, size))
-        return {size: step.seconds[size] for size in sizes}
+        return dict(zip(sizes, seconds(), strict=True))

@@ -6,7 +6,7 @@ depends on the config alone, not on what a run has met: a resumed run computes w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,8 +27,8 @@ WAYS = ("off", "trace", "inductor")
 """How a function is run: eagerly, as one graph of elementary operators, or as that graph compiled."""
 
 
-Together = Callable[[bool], bool]
-"""Whether it holds on this rank → whether it does on all that make calls with this one, sending each other tensors in
+Together = Callable[[Sequence[float]], list[float]]
+"""Numbers of this rank → of each the least of all ranks that make calls with this one, sending each other tensors in
 the midst of them. All of these call it alike."""
 
 
@@ -58,7 +58,11 @@ class Attempt(NamedTuple):
 
     def by_all(self, here: bool) -> bool:
         """Whether it holds on all ranks that make calls together."""
-        return here if self.together is None else self.together(here)
+        return here if self.together is None else self.together([float(here)]) == [1.0]
+
+    def longest(self, seconds: Sequence[float]) -> list[float]:
+        """The longest of each of these on any of these ranks."""
+        return list(seconds) if self.together is None else [-least for least in self.together([-s for s in seconds])]
 
 
 class CompiledFunction:
@@ -144,7 +148,7 @@ class CompiledFunction:
         except Exception as error:
             if is_out_of_memory(error):  # another error may come of numbers that are not the other ranks'
                 self.lack = request_of(error)
-        if attempt.together(not self.lack):
+        if attempt.by_all(not self.lack):
             return ""
         return self._short_of_memory() if self.lack else "another rank is out of memory"
 
