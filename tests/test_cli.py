@@ -15,6 +15,7 @@ import own_tasks
 import pytest
 from forked_python import forked_python
 from launching import PATIENCE, clean_environment
+from reported_runs import without_files
 
 from fds_dist.cli import main
 
@@ -164,6 +165,7 @@ def test_home_and_variables_are_filled_in_wherever_a_path_stands(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("ELSEWHERE", str(tmp_path / "elsewhere"))
+    without_files(monkeypatch)
     Path("elsewhere").mkdir()
     Path("config.yaml").rename("elsewhere/config.yaml")
     made = ("optimize", "$ELSEWHERE/config.yaml", "output_dir=~/runs", "name=a", "outer.steps=1")

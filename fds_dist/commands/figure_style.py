@@ -39,14 +39,6 @@ STYLE: dict[Any, Any] = {
 """For `matplotlib.rc_context`; a figure may add to it."""
 
 
-def lay_out(figure: Figure) -> None:
-    """Computes the layout once for all files; each of them would do so twice, and draw once more."""
-    engine = figure.get_layout_engine()
-    assert engine is not None, "the figure has none"
-    engine.execute(figure)
-    figure.set_layout_engine(None)
-
-
 def save_figure(figure: Figure, path: Path, **options: Any) -> None:
     """Writes the figure in the format of the path's ending, whole or not at all; `options` are those of `savefig`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 
+from fds_dist.common.figures import lay_out
 from fds_dist.common.values import Row, numbers_of
 
 PICTURES = 100
@@ -55,6 +56,7 @@ def schedule_png(schedule: Mapping[str, Row], places: Places) -> bytes:
         axes.set(title=name, xlabel="part of the inner run", xlim=(0, 1))
     for axes in figure.axes[len(names) :]:
         axes.set_axis_off()
+    lay_out(figure)
     png = BytesIO()
     figure.savefig(png, format="png", dpi=80)
     return png.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from reported_runs import CONFIG, record, run_folder
+from reported_runs import CONFIG, record, run_folder, without_files
 
 import fds_dist
 from fds_dist.cli import main
@@ -80,6 +80,7 @@ def test_watching_ends_with_control_c(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = run_folder(tmp_path / "run", [record(0)], CONFIG + NOT_JUDGED)
+    without_files(monkeypatch)
 
     def interrupt(paths: object, folder: Path) -> Path:
         def press(seconds: float) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from blob_searches import CONFIG, optimize
 from own_tasks import Blobs
+from reported_runs import without_files
 from torch import nn
 
 import fds_dist
@@ -87,7 +88,8 @@ def test_a_run_made_in_python_is_named_after_its_objects(model: Any, name: str) 
     assert result.run_dir.name.startswith(name)
 
 
-def test_a_run_made_in_python_is_taken_further_by_its_result() -> None:
+def test_a_run_made_in_python_is_taken_further_by_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_files(monkeypatch)
     model = Net()
     config = {key: value for key, value in CONFIG.items() if key not in ("task", "name")}
     result = fds_dist.optimize(config, ["outer.steps=1"], task=Blobs(), model=model, progress=False)

@@ -7,6 +7,8 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
+
 from fds_dist.commands.report.page import write_report
 from fds_dist.commands.report.reading import read_run
 from fds_dist.common.records import to_line
@@ -54,6 +56,11 @@ def run_folder(path: Path, records: list[OuterRecord], config: str = CONFIG) -> 
 def page_of(path: Path) -> Path:
     """The page of a run's report without its figures as files, which take twice as long as the page."""
     return write_report([read_run(path)], path / "report", endings=())
+
+
+def without_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on reports are pages alone: see `page_of`."""
+    monkeypatch.setattr("fds_dist.commands.report.page.write_files", lambda *_: None)
 
 
 class Page(HTMLParser):

@@ -163,7 +163,7 @@ def bench(
 
     Example:
         >>> overrides = ["model={name: mlp, hidden: [8]}", "task.batch_size=32"]
-        >>> report = fds_dist.bench(overrides=overrides, seconds=5)
+        >>> report = fds_dist.bench(overrides=overrides, seconds=1)
         >>> report.tangents, report.world_size
         (7, 1)
     """

@@ -12,7 +12,8 @@ import numpy as np
 
 from fds_dist.commands.compare.results import REFERENCE, Comparison
 from fds_dist.commands.compare.rivals import RIVALS
-from fds_dist.commands.figure_style import BLUE, GREEN, ORANGE, PURPLE, SKY, STYLE, VERMILION, lay_out, save_figure
+from fds_dist.commands.figure_style import BLUE, GREEN, ORANGE, PURPLE, SKY, STYLE, VERMILION, save_figure
+from fds_dist.common.figures import lay_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fds_dist.commands.figure_style import BLUE, STYLE, VERMILION, lay_out, save_figure
+from fds_dist.commands.figure_style import BLUE, STYLE, VERMILION, save_figure
 from fds_dist.commands.noise.estimates import NoiseEstimate
 from fds_dist.commands.noise.report import NoiseReport
+from fds_dist.common.figures import lay_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,10 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fds_dist.commands.figure_style import lay_out, save_figure
+from fds_dist.commands.figure_style import save_figure
 from fds_dist.commands.report.panels import INK, RAMP, Panel, compose
 from fds_dist.commands.report.pointer import readings
+from fds_dist.common.figures import lay_out
 
 ZOOM = (1.3, 1.02)
 """How much larger panels are on the page than in print: their letters then have the size of the page's text."""
