@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -33,14 +32,21 @@ class _LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._see((args, kwargs), counts=False)  # what is not known yet was there before
         result = func(*args, **(kwargs or {}))
-        self._see(result, counts=True)
+        self._see((result,), counts=True)
         return result
 
-    def _see(self, values: object, counts: bool) -> None:
-        for leaf in tree_leaves(values):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self._alive:
-                has_memory = self._shapes or leaf.untyped_storage().device.type != "meta"  # as in a trace
-                self._add(leaf.untyped_storage(), counts and has_memory)
+    def _see(self, values: Iterable[object], counts: bool) -> None:
+        """Of arguments or results of an operation; `tree_leaves` would take as long as the operation."""
+        for value in values:
+            if isinstance(value, Tensor):
+                storage = value.untyped_storage()
+                if storage._cdata not in self._alive:
+                    has_memory = self._shapes or storage.device.type != "meta"  # as in a trace
+                    self._add(storage, counts and has_memory)
+            elif isinstance(value, tuple | list):
+                self._see(value, counts)
+            elif isinstance(value, dict):
+                self._see(value.values(), counts)
 
     def _add(self, storage: torch.UntypedStorage, counts: bool) -> None:
         key, size = storage._cdata, storage.nbytes() if counts else 0
