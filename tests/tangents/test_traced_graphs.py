@@ -129,6 +129,23 @@ def test_products_of_zeros_are_dropped(loss: Any, weight: tuple[int, ...], produ
     torch.testing.assert_close(graph(*examples), function(*examples))
 
 
+def with_bias(weight: Tensor, x: Tensor) -> Tensor:
+    return F.linear(x, weight[:, :12], weight[:, 12]).tanh().square().sum()
+
+
+def test_zeros_that_are_spread_over_tangents_are_not_multiplied() -> None:
+    """The first layer's tangent is that of its bias, one row per tangent, and the batch's, zero, which has one row."""
+    examples = random(5, 13), random(3, 5, 13) + 1, random(8, 12)
+    function = vmap(tangent(with_bias), in_dims=(None, 0, None))
+    graph = graph_of(function, *examples)
+    drop_zeros(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    # Back to the weight; forward it is one with the bias, and those of the tangents are batches.
+    assert [node.target for node in graph.graph.nodes].count(aten.mm.default) == 1
+    torch.testing.assert_close(graph(*examples), function(*examples))
+
+
 def written(x: Tensor) -> Tensor:
     zeros = torch.zeros_like(x)
     zeros.t().add_(x.t())

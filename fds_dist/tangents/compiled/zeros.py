@@ -33,11 +33,14 @@ _LINEAR_IN = {0: (_GRADIENT, _WEIGHT), 1: (_GRADIENT, _INPUT), 2: (_GRADIENT,)}
 
 
 def drop_zeros(traced: GraphModule) -> None:
-    """Adds nothing where a product of zeros was added; what then has no reader goes with the graph's dead code."""
+    """Adds nothing where a product of zeros was added, and puts zeros in the place of one that is spread over others.
+
+    What then has no reader goes with the graph's dead code.
+    """
     zeros: set[Node] = set()
     for node in list(traced.graph.nodes):
         if _is_zero(node, zeros) and not _is_written(node):
-            zeros.add(node)
+            zeros.add(_cheap(node))
         elif node.target is _aten.add.Tensor and not node.kwargs:
             for term, other in (node.args, node.args[::-1]):
                 if term in zeros and isinstance(other, Node) and _alike(node, other):
@@ -54,6 +57,20 @@ def _is_zero(node: Node, zeros: set[Node]) -> bool:
     if node.target is operator.getitem and getattr(first, "target", None) is _aten.convolution_backward.default:
         return any(first.args[place] in zeros for place in _LINEAR_IN[second])
     return node.target in _MADE or (node.target in _MOVED and first in zeros)
+
+
+def _cheap(node: Node) -> Node:
+    """Zeros of the node's shape that no product makes; the node itself where its shape depends on numbers of rows."""
+    result = node.meta["val"]
+    if node.target not in _PRODUCTS or not all(isinstance(size, int) for size in result.shape):
+        return node
+    graph = node.graph
+    with graph.inserting_before(node):
+        zero = graph.call_function(_aten.zeros.default, ([],), {"dtype": result.dtype, "device": result.device})
+        spread = graph.call_function(_aten.expand.default, (zero, list(result.shape)))
+    zero.meta, spread.meta = {**node.meta, "val": result.new_zeros(())}, dict(node.meta)
+    node.replace_all_uses_with(spread)
+    return spread
 
 
 def _is_written(node: Node) -> bool:
