@@ -25,7 +25,7 @@ from fds_dist.distributed.mesh import MeshShape, Ranks
 from fds_dist.inner.estimators import estimate_forward, estimate_reverse
 from fds_dist.inner.horizon import run_horizon
 from fds_dist.inner.problem import Problem
-from fds_dist.inner.run import InnerRun
+from fds_dist.inner.run import InnerRun, InnerState
 from fds_dist.tangents.running_statistics import _whole_moments
 
 RANKS = 3
@@ -71,11 +71,13 @@ def per_layer(ranks: Ranks, method: str, tangents: int) -> float:
     """Collectives of a batch-norm in a step with so many tangents."""
     counts = Counter()
     for layers in (1, 2):
-        for steps in (1, 2):
-            run = InnerRun(normed(layers, method), flat(LIVE), 0, steps, ranks)
-            with Collectives() as seen:
-                run_horizon(run, range(tangents))
-            counts[layers, steps] = seen.count
+        with Collectives() as seen:
+
+            def note(state: InnerState, loss: Tensor, layers: int = layers, seen: Collectives = seen) -> bool:
+                counts[layers, state.step] = seen.count
+                return True
+
+            run_horizon(InnerRun(normed(layers, method), flat(LIVE), 0, 2, ranks, on_step=note), range(tangents))
     return counts[2, 2] - counts[2, 1] - counts[1, 2] + counts[1, 1]
 
 
