@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from launching import PATIENCE, clean_environment, wait_for
 from wandb_file import logged
 from wandb_server import ENTITY, PROJECT, SWEEP, WandbServer
 
-pytest.importorskip("wandb")
+pytestmark = pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")  # which takes a while
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 RANKS = ["--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=${envvar:NPROC}"]
