@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from forked_python import forked_python
 from launching import PATIENCE, clean_environment
 from problems import conv_bn, image_task
 from torch import Tensor, nn
@@ -236,8 +235,8 @@ def test_all_forms_can_be_asked_for() -> None:
     assert list(COMMANDS["export"].options["--format"]["choices"]) == list(FORMS)
 
 
-def test_a_snippet_from_a_pipe_runs_where_fds_dist_is_not_installed(folder: Path, tmp_path: Path) -> None:
-    command = [str(forked_python(tmp_path / "bin")), "-m", "fds_dist", "export", "digits", "--horizon", "4"]
+def test_a_snippet_from_a_pipe_runs_where_fds_dist_is_not_installed(folder: Path) -> None:
+    command = [sys.executable, "-m", "fds_dist", "export", "digits", "--horizon", "4"]
     with Path("taken.py").open("w") as file:
         subprocess.run(command, stdout=file, check=True, timeout=PATIENCE, env=clean_environment())
     script = (
@@ -253,18 +252,8 @@ def test_a_snippet_from_a_pipe_runs_where_fds_dist_is_not_installed(folder: Path
     assert [float(line) for line in done.stdout.splitlines()] == [SGD.stretch(4).at(step)["lr"] for step in range(4)]
 
 
-def test_a_reader_that_has_enough_is_no_failure(folder: Path, tmp_path: Path) -> None:
-    command = [
-        str(forked_python(tmp_path / "bin")),
-        "-m",
-        "fds_dist",
-        "export",
-        "digits",
-        "--format",
-        "csv",
-        "--horizon",
-        "200000",
-    ]
+def test_a_reader_that_has_enough_is_no_failure(folder: Path) -> None:
+    command = [sys.executable, "-m", "fds_dist", "export", "digits", "--format", "csv", "--horizon", "200000"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=clean_environment(), **pipes) as process:
         assert process.stdout is not None and process.stderr is not None
