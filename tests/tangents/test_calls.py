@@ -50,6 +50,34 @@ def test_a_small_gain_is_not_worth_another_call() -> None:
     assert FastestCalls({1: 1.0, 2: 2.0 + 0.12})(2) == (1, 1)
 
 
+def after(calls: FastestCalls, seconds: dict[int, float], steps: int, rows: int) -> list[tuple[int, ...]]:
+    """The splits of some steps, whose calls take so long."""
+    splits = []
+    for _ in range(steps):
+        splits.append(calls(rows))
+        for size in splits[-1]:
+            calls.took(size, seconds[size])
+    return splits
+
+
+def test_times_follow_those_of_the_calls_that_are_made() -> None:
+    trial = {1: 1.0, 2: 1.5, 3: 1.9, 4: 2.4}
+    calls = FastestCalls(trial, learns=True)
+    assert calls(4) == (4,)
+    splits = after(calls, trial | {4: 3.5}, 60, 4)
+    assert splits[0] == (4,) and splits[-1] in {(2, 2), (3, 1)}
+    stays = FastestCalls(trial)
+    assert set(after(stays, trial | {4: 3.5}, 60, 4)) == {(4,)}
+
+
+def test_what_was_slow_in_the_trial_is_tried_again_one_day() -> None:
+    calls, real = FastestCalls({1: 1.0, 2: 1.25, 3: 3.0, 4: 2.4}, learns=True), {1: 1.0, 2: 1.1, 3: 3.0, 4: 2.4}
+    splits = after(calls, real, 3000, 4)
+    assert splits[0] == (4,) and splits.count((2, 2)) > 1500  # 2.2 seconds, not 2.4, however rarely that is tried
+    known = after(FastestCalls(real, learns=True), real, 1000, 4)
+    assert known[0] == (2, 2) and known.count((2, 2)) > 800
+
+
 def test_the_least_time_of_each_size_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0, 5.0, 10.0, 13.0, 20.0, 24.0, 30.0, 37.0])
     monkeypatch.setattr("fds_dist.tangents.compiled.calls.perf_counter", lambda: next(times))

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from time import perf_counter
 
 from fds_dist.tangents.compiled.calls import FastestCalls, Timed, fewest_calls
-from fds_dist.tangents.compiled.function import StepInputs
+from fds_dist.tangents.compiled.function import StepInputs, StepOutputs
 from fds_dist.tangents.compiled.trial import has_same_bits, rows_are_independent, with_tangents
 from fds_dist.tangents.compiled.ways import Attempt, CompiledFunction, WaySettings
+from fds_dist.tangents.network import Network
 
 TIMED_AGAIN = 4
 """How often calls of all sizes are timed again, in turns, where that takes no longer than `SHORT` each time."""
@@ -49,6 +51,13 @@ class CompiledSteps(CompiledFunction):
         calls = self._calls.get(self.way)
         return fewest_calls(rows, sizes) if calls is None else calls(rows)
 
+    def __call__(self, inputs: StepInputs, network: Network, seed: int) -> StepOutputs:
+        began = perf_counter()
+        outputs: StepOutputs = super().__call__(inputs, network, seed)
+        if calls := self._calls.get(self.way):
+            calls.took(len(inputs.directions), perf_counter() - began)
+        return outputs
+
     def _with_tangents(self, example: StepInputs) -> Callable[[int], StepInputs] | None:
         is_fixed = self.chunk == 1 or example.weights.device.type != "cpu"
         return None if is_fixed else partial(with_tangents, example)
@@ -67,7 +76,8 @@ class CompiledSteps(CompiledFunction):
         self._sizes[self.way] = (*sizes, self.chunk)
         self._calls.pop(self.way, None)
         if sizes:
-            self._calls[self.way] = FastestCalls(self._timed(step, example, attempt))
+            # Ranks that make each call together must split tangents alike, whatever each of them sees.
+            self._calls[self.way] = FastestCalls(self._timed(step, example, attempt), learns=attempt.together is None)
         return len(sizes) == self.chunk - 1 or rows_are_independent(step, example)
 
     def _timed(self, step: Timed, example: StepInputs, attempt: Attempt) -> dict[int, float]:
