@@ -40,8 +40,6 @@ from fds_dist.tasks.datasets import TensorTask
 SHAPES = {"mlp": (1, 28, 28), "lenet": (1, 28, 28), "wrn-16-1": (3, 32, 32), "wrn-10-1": (3, 8, 8)}
 BATCHES = 32
 """Of an epoch, whose permutation is drawn at its first step."""
-SHORT = 0.05
-"""Seconds of a step that is timed again."""
 HYPERPARAMETERS = {
     "lr": {"init": 0.05, "step": 0.05},
     "momentum": {"init": 0.5, "step": 0.1},
@@ -111,9 +109,9 @@ def plain_seconds(problem: Problem) -> float:
 
 
 def settled(timed: Callable[[], Stopwatch]) -> float:
-    """The median of some steps; of short ones again, since in the first of them the process takes its memory."""
-    median = statistics.median(timed().seconds)
-    return median if median > SHORT else statistics.median(timed().seconds)
+    """The median of some steps after others, in which the process takes its memory and learns which calls are fast."""
+    timed()
+    return statistics.median(timed().seconds)
 
 
 def main() -> None:

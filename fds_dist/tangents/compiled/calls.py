@@ -18,8 +18,8 @@ WEIGHT = 0.25
 HOPE = 1e-4
 """The share by which, with each call, the times of all other sizes fall: so that each is tried again one day, after
 another 500 calls if it was 5 % slower."""
-REVIEW = 16
-"""Calls after which splits are made anew."""
+REVIEW = 0.05
+"""Seconds of calls after which splits are made anew."""
 
 
 def fewest_calls(rows: int, sizes: Sequence[int]) -> tuple[int, ...]:
@@ -45,7 +45,6 @@ class FastestCalls:
 
     def __init__(self, seconds: Mapping[int, float], learns: bool = False) -> None:
         self._seconds, self._learns = dict(sorted(seconds.items())), learns
-        self._calls = 0
         self._forget()
 
     def __call__(self, rows: int) -> tuple[int, ...]:
@@ -61,11 +60,12 @@ class FastestCalls:
         for other in self._seconds:
             self._seconds[other] *= 1 - HOPE
         self._seconds[size] += WEIGHT * (seconds - self._seconds[size])
-        self._calls += 1
-        if self._calls % REVIEW == 0:
+        self._since += seconds
+        if self._since >= REVIEW:
             self._forget()
 
     def _forget(self) -> None:
+        self._since = 0.0
         self._splits: dict[int, tuple[int, ...]] = {}
         self._least = [0.0]
         """By the number of tangents: the least time they take, and in `_first` the size of the first call then."""
