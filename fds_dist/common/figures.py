@@ -13,4 +13,4 @@ def lay_out(figure: Figure) -> None:
     engine = figure.get_layout_engine()
     assert engine is not None, "the figure has none"
     engine.execute(figure)
-    figure.set_layout_engine(None)
+    figure.set_layout_engine("none")
