@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from fds_dist.common.batch import Batch
@@ -34,7 +35,8 @@ class CompiledCalls:
     ) -> None:
         self._run, self._compiled, self._network = run, compiled, network
         self._function, self._reference, self._trial = function, reference, trial
-        self._together = None if run.ranks.data.size == 1 else self._least_of_all_parts
+        # Ranks of the `data` axis make each call together.
+        self._together = None if run.ranks.data.size == 1 else partial(self._least, "data")
 
     def takes(self, batch: Batch) -> bool:
         """Whether calls on this batch can be compiled."""
@@ -62,11 +64,8 @@ class CompiledCalls:
             if compiled.made and compiled.way:
                 again = self._agreed(*compiled.compare(self._reference(seed), attempt))
 
-    def _least_of_all_parts(self, numbers: Sequence[float]) -> list[float]:
-        """Of each number, over the ranks of the `data` axis, which make each call together."""
-        return self._least("data", numbers)
-
     def _least(self, axis: str, numbers: Sequence[float]) -> list[float]:
+        """Of each number, over the ranks of an axis."""
         return [min(column) for column in zip(*self._run.ranks.gather_numbers(axis, numbers), strict=True)]
 
     def _agreed(self, independent: bool, reason: str) -> bool:
